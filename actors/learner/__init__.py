@@ -1,0 +1,1 @@
+"""Learning: advantage rules, objectives, the optimizer, and the actor that runs them."""

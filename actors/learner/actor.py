@@ -1,0 +1,70 @@
+"""The learner as a Ray actor."""
+
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.learner.settings import LearnerSettings, ObjectiveSettings
+from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.weights import Weights
+from actors.trajectory import Decisions
+from services.logs import log_to
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class LearnerActor:
+    """A `Learner` in a process of its own. Never retried by Ray: a restarted learner would answer with version 0."""
+
+    def __init__(
+        self,
+        policy: PolicySettings,
+        kernel: FlowSDESettings,
+        objective: ObjectiveSettings,
+        settings: LearnerSettings,
+        trained_steps: list[int],
+        seed: int,
+        log_file: str,
+    ) -> None:
+        log_to(log_file)
+        import torch
+
+        from actors.learner.learner import Learner
+        from actors.policy.policy import Policy
+
+        torch.set_num_threads(settings.threads)
+        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trained_steps)
+
+    def describe(self) -> dict[str, list[float]]:
+        """The noise level s_i and the loss weight w_i of each sampling step."""
+        return {
+            "noise_level": self.learner.kernel.std_T.tolist(),
+            "noise_weight": self.learner.weight_T.tolist(),
+        }
+
+    def update(self, advantages: list[np.ndarray], *decisions: Decisions):
+        """One training step on all tasks, in index order."""
+        return self.learner.update(list(zip(decisions, advantages, strict=True)))
+
+    def export(self, version: int) -> Weights:
+        """The weights of `version`.
+
+        Raises:
+            RuntimeError: this learner holds another version.
+        """
+        if version != self.learner.version:
+            raise RuntimeError(f"asked for policy version {version}, holding {self.learner.version}")
+        return self.learner.export()
+
+    def evaluated(self) -> Weights:
+        return self.learner.evaluated()
+
+    def save(self, folder: str) -> None:
+        self.learner.save(Path(folder))
+
+    def restore(self, folder: str, version: int) -> None:
+        self.learner.restore(Path(folder), version)
+
+    def save_lora(self, folder: str) -> None:
+        """Write the evaluated weights in diffusers' LoRA layout."""
+        self.learner.policy.save_adapter(Path(folder), self.learner.evaluated().arrays)

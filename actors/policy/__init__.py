@@ -1,0 +1,1 @@
+"""The policy: model families, schedule, SDE kernels, LoRA. Plain PyTorch, no Ray."""

@@ -1,0 +1,53 @@
+"""Settings of the policy and of the SDE kernel."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.settings import Settings
+
+
+class LoraSettings(Settings):
+    """The trained adapter. Defaults are those of Flow-GRPO for SD3.5-Medium."""
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    targets: tuple[str, ...] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+    """Suffixes of the module names that get an adapter."""
+
+
+class FlowSDESettings(Settings):
+    """The Flow-SDE kernel of Flow-GRPO and TempFlow-GRPO."""
+
+    name: Literal["flow_sde"] = "flow_sde"
+    noise_level: float = Field(0.7, gt=0)
+    """a: SD3.5-M 0.7, FLUX.1-dev 0.9, Qwen-Image 1.2."""
+
+
+class PolicySettings(Settings):
+    """Which model is trained, and how it samples."""
+
+    model: str
+    """A folder in diffusers' layout, a hub id, or `package:NAME/PATH` for a folder inside a package."""
+    height: int = Field(512, gt=0, multiple_of=8)
+    width: int = Field(512, gt=0, multiple_of=8)
+    num_steps: int = Field(10, ge=2)
+    """T, the sampling steps of training."""
+    guidance: float = Field(4.5, ge=0)
+    """Classifier-free guidance in sampling and training; at most 1 means off."""
+    max_sequence_length: int = Field(256, ge=1)
+    """Text tokens of the T5 (or its zero block where the folder has no T5)."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Compute type of the frozen base. The adapter, its optimizer and the sampler's arithmetic are fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()

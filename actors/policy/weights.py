@@ -1,0 +1,33 @@
+"""Weights on their way from the learner to the workers: named arrays with a version and a checksum."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The trained parameters of one policy version, fp32 on the CPU."""
+
+    version: int
+    """Optimizer updates (training steps) that made them; 0 is the initial adapter."""
+    checksum: str
+    arrays: Arrays
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """A digest of names, shapes, types and bytes, independent of the order of the mapping."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

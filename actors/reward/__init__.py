@@ -1,0 +1,1 @@
+"""The reward pool as the training loop sees it."""

@@ -1,0 +1,1 @@
+"""Generation: plans, the wavefront sampler, and the actor that runs them."""

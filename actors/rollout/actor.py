@@ -1,0 +1,46 @@
+"""The rollout worker as a Ray actor."""
+
+import numpy as np
+import ray
+
+from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.weights import Weights
+from actors.rollout.plans import Plan
+from actors.rollout.settings import RolloutSettings
+from actors.trajectory import Cost, Decisions, Task, Tree
+from services.logs import log_to
+
+
+@ray.remote
+class RolloutWorker:
+    """A `Generator` in a process of its own."""
+
+    def __init__(
+        self, policy: PolicySettings, kernel: FlowSDESettings, settings: RolloutSettings, seed: int, log_file: str
+    ) -> None:
+        log_to(log_file)
+        import torch
+
+        from actors.rollout.worker import Generator
+
+        torch.set_num_threads(settings.threads)
+        self.generator = Generator(policy, kernel, settings, seed)
+
+    def ready(self) -> tuple[int, ...]:
+        """The latent shape, once the model is loaded."""
+        return self.generator.policy.family.latent_shape
+
+    def load(self, weights: Weights) -> tuple[int, str]:
+        return self.generator.load(weights)
+
+    @ray.method(num_returns=3)
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
+        """Decisions for the learner, images for the reward pool, and what the driver reads."""
+        decisions, images_MHWC, tree, cost = self.generator.generate(task, plan)
+        return decisions, images_MHWC, (tree, cost)
+
+    @ray.method(num_returns=2)
+    def sample(
+        self, prompts: list[str], addresses: list[tuple[int, ...]], base: bool
+    ) -> tuple[np.ndarray, Cost]:
+        return self.generator.sample(prompts, addresses, base)

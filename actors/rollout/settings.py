@@ -1,0 +1,46 @@
+"""Settings of generation: the plan and the workers that run it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from services.settings import Settings
+
+
+class TrunkSettings(Settings):
+    """TempFlow-GRPO: a deterministic trunk a seed, and at each step K stochastic branches completed by ODE."""
+
+    name: Literal["trunk"] = "trunk"
+    seeds: int = Field(4, ge=1)
+    """Initial noises a prompt, each with a trunk of its own."""
+    explorations: int = Field(6, ge=1)
+    """K, the branches drawn at one step of one trunk."""
+
+
+class ChainSettings(Settings):
+    """Flow-GRPO: every step is stochastic, and all but the last are trained on the final image's reward."""
+
+    name: Literal["chain"] = "chain"
+    seeds: int = Field(24, ge=2)
+    """Trajectories a prompt (the group size)."""
+
+
+PlanSettings = Annotated[TrunkSettings | ChainSettings, Field(discriminator="name")]
+
+
+class RolloutSettings(Settings):
+    """The rollout workers."""
+
+    workers: int = Field(1, ge=1)
+    micro_batch: int = Field(24, ge=1)
+    """Rows of one transformer forward; the halves of classifier-free guidance count as rows."""
+    decode_batch: int = Field(24, ge=1)
+    """Latents decoded at once."""
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    """CPU threads of one worker. Part of the arithmetic: another count gives other last bits."""
+    max_bytes_in_flight: int = Field(2**30, ge=1)
+    """Generation pauses while this many bytes of images wait for their scores."""
+    task_timeout_s: float = Field(1800, gt=0)
+    """A task that takes longer counts as lost."""

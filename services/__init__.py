@@ -1,0 +1,1 @@
+"""What runs beside a training job and is called by it."""

@@ -1,0 +1,8 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one sentence that names the thing and the mend.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,26 @@
+"""Where a model or data file named in a recipe lies."""
+
+import importlib.util
+from pathlib import Path
+
+from services.errors import UserError
+
+PACKAGE_PREFIX = "package:"
+
+
+def resolve_model(name: str) -> str:
+    """`package:NAME/PATH` to the folder inside that installed package; anything else as it is (a path or a hub id).
+
+    Raises:
+        UserError: the package or the path inside it does not exist.
+    """
+    if not name.startswith(PACKAGE_PREFIX):
+        return name
+    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"`{name}`: no package `{package}` is installed")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        raise UserError(f"`{name}`: the package `{package}` has no `{inside}`")
+    return str(path)

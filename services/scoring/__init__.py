@@ -1,0 +1,1 @@
+"""The scoring service: reward models behind Ray Serve."""

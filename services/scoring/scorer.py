@@ -1,0 +1,70 @@
+"""What a reward model is to this system, and how one is found by name.
+
+A scorer of your own is a class like this, named in the recipe as `my_package.my_module:Brightness`:
+
+    class Brightness:
+        def __init__(self, scale: float = 1.0) -> None:
+            self.scale = scale
+
+        def __call__(self, images_NHWC, prompts):
+            return self.scale * images_NHWC.mean(axis=(1, 2, 3)) / 255
+"""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from services.errors import UserError
+from services.scoring.settings import ScorerSettings
+
+BUILT_IN = {
+    "pickscore": "services.scoring.pickscore:PickScore",
+    "jpeg_size": "services.scoring.jpeg_size:JpegSize",
+}
+
+
+class Scorer(Protocol):
+    """A reward model: images and their prompts in, one number each out."""
+
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Score N images.
+
+        Args:
+            images_NHWC: (N, H, W, 3) uint8.
+            prompts: N texts.
+
+        Returns:
+            (N,) floats; NaN where an image has no score. A score must not depend on the other images.
+        """
+        ...
+
+
+def scorer_class(settings: ScorerSettings) -> type:
+    """The class a recipe names, with its options checked against the constructor.
+
+    Raises:
+        UserError: it cannot be imported, or does not take these options.
+    """
+    path = BUILT_IN.get(settings.scorer, settings.scorer)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        known = ", ".join(BUILT_IN)
+        raise UserError(f"scorer `{settings.scorer}`: neither built in ({known}) nor of the form package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"scorer `{settings.scorer}`: {error}; check the import path") from error
+    try:
+        inspect.signature(found).bind(**settings.options)
+    except TypeError as error:
+        raise UserError(f"scorer `{settings.scorer}`: options {settings.options}: {error}") from error
+    return found
+
+
+def load_scorer(settings: ScorerSettings) -> Scorer:
+    """Build the scorer of a recipe (loads its model)."""
+    options: dict[str, Any] = settings.options
+    return scorer_class(settings)(**options)

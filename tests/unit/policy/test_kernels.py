@@ -1,0 +1,92 @@
+"""The Flow-SDE kernel and the noise weights against hand formulas and the published constants."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from actors.policy.kernels import FlowSDE, noise_weights, ode_step
+from actors.policy.settings import FlowSDESettings
+
+
+def schedule(num_steps: int, shift: float = 3.0) -> torch.Tensor:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(num_steps)
+    return scheduler.sigmas
+
+
+def by_hand(x: float, v: float, sigmas: list[float], i: int, a: float) -> tuple[float, float]:
+    sigma, dt = sigmas[i], sigmas[i + 1] - sigmas[i]
+    g = a * math.sqrt(sigma / (1 - (sigmas[1] if sigma == 1 else sigma)))
+    mean = x * (1 + g**2 / (2 * sigma) * dt) + v * (1 + g**2 * (1 - sigma) / (2 * sigma)) * dt
+    return mean, g * math.sqrt(-dt)
+
+
+@pytest.mark.parametrize("a", [0.3, 0.7, 1.2])
+def test_mean_std_and_log_prob_follow_the_formulas(a):
+    sigmas = schedule(10)
+    kernel = FlowSDE(FlowSDESettings(noise_level=a), sigmas)
+    torch.manual_seed(0)
+    x, v, action = torch.randn(9, 2, 3), torch.randn(9, 2, 3), torch.randn(9, 4, 2, 3)
+    step = torch.arange(9)
+    mean, log_prob = kernel.mean(x, v, step), kernel.log_prob(action, kernel.mean(x, v, step), step)
+    grid = sigmas.double().tolist()
+    for i in range(9):
+        for c in range(2):
+            for w in range(3):
+                expected, std = by_hand(float(x[i, c, w]), float(v[i, c, w]), grid, i, a)
+                assert float(mean[i, c, w]) == pytest.approx(expected, abs=2e-6)
+        assert float(kernel.std_T[i]) == pytest.approx(std, rel=1e-6)
+        normal = torch.distributions.Normal(mean[i].double(), std)
+        for k in range(4):
+            assert float(log_prob[i, k]) == pytest.approx(float(normal.log_prob(action[i, k].double()).mean()), rel=1e-4)
+
+
+def test_the_sde_keeps_the_marginal_of_a_straight_flow():
+    """For x₀ = 0 the marginal at σ is N(0, σ²) and v = x/σ: one fine SDE step must keep it."""
+    sigmas = torch.linspace(1, 0, 1001, dtype=torch.float64)
+    kernel = FlowSDE(FlowSDESettings(noise_level=0.7), sigmas)
+    i = 400
+    x = torch.randn(200_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * sigmas[i]
+    step = torch.full((len(x),), i)
+    noise = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    after = kernel.mean(x, x / sigmas[i], step) + kernel.std_T[i] * noise
+    assert float(after.std()) == pytest.approx(float(sigmas[i + 1]), rel=5e-3)
+
+
+def test_ode_step_is_diffusers_own():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    torch.manual_seed(0)
+    x = ours = torch.randn(2, 4, 8, 8)
+    for i, t in enumerate(scheduler.timesteps):
+        v = torch.randn(2, 4, 8, 8)
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+        ours = ode_step(ours, v, scheduler.sigmas, i)
+    assert torch.equal(x, ours)
+
+
+def flux_sigmas(num_steps: int, mu: float) -> torch.Tensor:
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+    return scheduler.sigmas
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "a", "constant", "weights"),
+    [
+        (schedule(10), 0.7, 2.2522, [1.577, 1.673, 1.208, 1.004, 0.882, 0.795, 0.719, 0.635, 0.508]),
+        (flux_sigmas(10, 1.15), 0.9, 1.7260, [1.553, 1.643, 1.186, 0.987, 0.870, 0.788, 0.723, 0.661, 0.588]),
+    ],
+    ids=["sd3.5", "flux-1024px"],
+)
+def test_noise_weights_reproduce_the_published_constants(sigmas, a, constant, weights):
+    std = FlowSDE(FlowSDESettings(noise_level=a), sigmas).std_T
+    trained = list(range(9))
+    assert 1 / float(std[trained].mean()) == pytest.approx(constant, abs=2e-4)
+    ours = noise_weights(std, trained)
+    assert ours[:9].tolist() == pytest.approx(weights, abs=1e-3)
+    assert float(ours[9]) == 0
+    assert float(ours[:9].mean()) == pytest.approx(1)

@@ -1,0 +1,155 @@
+"""The wavefront sampler against the plain way: one trajectory at a time."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from actors.policy.kernels import FlowSDE, ode_step
+from actors.policy.policy import Policy
+from actors.policy.settings import FlowSDESettings
+from actors.rollout.noise import noise
+from actors.rollout.plans import Fork, Plan, make_plan, ode_plan
+from actors.rollout.sampler import Sampler
+from actors.rollout.settings import ChainSettings, TrunkSettings
+from services.errors import UserError
+from tests.tiny import sd3_settings
+
+ROOT = (7, 3, 11)
+
+
+def sampler_of(policy: Policy, micro_batch: int = 8) -> Sampler:
+    kernel = FlowSDE(FlowSDESettings(), policy.sigmas)
+    return Sampler(policy.family, policy.sigmas, kernel, micro_batch)
+
+
+@pytest.fixture(scope="module")
+def policy(sd3_folder) -> Policy:
+    return Policy(sd3_settings(sd3_folder), seed=0)
+
+
+def one_by_one(policy, plan, conditioning):
+    """Every trunk and every branch alone, batch size 1, recomputing whatever it needs."""
+    kernel = FlowSDE(FlowSDESettings(), policy.sigmas)
+    shape = policy.family.latent_shape
+
+    def velocity(x, i):
+        return policy.family.velocity(x, policy.sigmas[i].expand(1), conditioning)
+
+    def finish(x, start):
+        for i in range(start, policy.settings.num_steps):
+            x = ode_step(x, velocity(x, i), policy.sigmas, i)
+        return x
+
+    leaves = {}
+    for b in range(plan.seeds):
+        trunk = noise([(*ROOT, b)], shape)
+        for i, fork in enumerate(plan.forks):
+            for k in range(fork.width):
+                step = torch.tensor([i])
+                mean = kernel.mean(trunk, velocity(trunk, i), step)
+                action = mean + kernel.std_T[i] * noise([(*ROOT, b, i, k)], shape)
+                leaves[b, i, k] = (trunk, action, finish(action, i + 1))
+            trunk = ode_step(trunk, velocity(trunk, i), policy.sigmas, i)
+    return leaves
+
+
+@torch.no_grad()
+def test_wavefront_equals_one_trajectory_at_a_time(policy):
+    plan = make_plan(TrunkSettings(seeds=2, explorations=3), policy.settings.num_steps)
+    conditioning = policy.family.encode(["a cat"])
+    front = sampler_of(policy)(plan, [(*ROOT, b) for b in range(2)], [0, 0], conditioning)
+    expected = one_by_one(policy, plan, conditioning)
+    assert len(expected) == front.tree.num_leaves == plan.leaves == 2 * 3 * 4
+    for n, (step, seed) in enumerate(zip(front.tree.step_N, front.tree.seed_N, strict=True)):
+        for k in range(3):
+            state, action, leaf = expected[int(seed), int(step), k]
+            m = front.tree.leaf_NKL[n, k, 0]
+            np.testing.assert_allclose(front.decisions.state_NZ[n], state[0], atol=1e-5)
+            np.testing.assert_allclose(front.decisions.action_NKZ[n, k], action[0], atol=1e-5)
+            np.testing.assert_allclose(front.leaf_MZ[m], leaf[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_nfe_is_the_published_cost(sd3_folder, guidance):
+    policy = Policy(sd3_settings(sd3_folder, num_steps=10, guidance=guidance), seed=0)
+    plan = make_plan(TrunkSettings(seeds=4, explorations=6), 10)
+    front = sampler_of(policy, 64)(plan, [(*ROOT, b) for b in range(4)], [0] * 4, policy.family.encode(["x"]))
+    assert plan.nfe == 4 * (9 + 6 * 45) == 1116
+    assert front.cost.nfe == 1116 * policy.family.forwards_per_row
+    assert plan.decisions == len(front.tree.step_N) == 36
+    assert plan.actions == plan.leaves == 216
+
+
+def test_a_task_gives_the_same_bits_whatever_its_neighbours(policy):
+    plan = make_plan(TrunkSettings(seeds=2, explorations=2), policy.settings.num_steps)
+    sampler = sampler_of(policy)
+    both = policy.family.encode(["a cat", "a dog"])
+    one = {name: rows[1:] for name, rows in both.items()}
+    roots = [(*ROOT, b) for b in range(2)]
+    alone = sampler(plan, roots, [0, 0], one)
+    others = [(1, 2, 3, b) for b in range(2)]
+    crowd = sampler(plan, others + roots, [0, 0, 1, 1], both)
+    mine = np.isin(crowd.tree.seed_N, [2, 3])
+    np.testing.assert_array_equal(crowd.decisions.action_NKZ[mine], alone.decisions.action_NKZ)
+    for n_crowd, n_alone in zip(np.flatnonzero(mine), range(len(alone.tree.step_N)), strict=True):
+        for k in range(2):
+            ours = crowd.leaf_MZ[crowd.tree.leaf_NKL[n_crowd, k, 0]]
+            assert torch.equal(ours, alone.leaf_MZ[alone.tree.leaf_NKL[n_alone, k, 0]])
+
+
+def test_chain_owns_its_one_image_at_every_step(policy):
+    plan = make_plan(ChainSettings(seeds=3), policy.settings.num_steps)
+    front = sampler_of(policy)(plan, [(*ROOT, b) for b in range(3)], [0] * 3, policy.family.encode(["x"]))
+    assert front.tree.num_leaves == 3
+    assert sorted(set(front.tree.step_N)) == [0, 1, 2, 3]
+    for n, seed in enumerate(front.tree.seed_N):
+        assert front.tree.leaf_NKL[n].tolist() == [[seed]]
+    assert front.cost.nfe == plan.nfe == 15
+    first, second = front.decisions.action_NKZ[:3, 0], front.decisions.state_NZ[3:6]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_tree_owns_all_leaves_below(policy):
+    split = Fork(width=2, keep_trunk=False)
+    plan = Plan(1, (split, Fork(), split, Fork(), Fork()))
+    front = sampler_of(policy)(plan, [(*ROOT, 0)], [0], policy.family.encode(["x"]))
+    assert front.tree.num_leaves == plan.leaves == 4
+    assert front.tree.leaf_NKL[0].tolist() == [[0, 1], [2, 3]]
+    assert front.tree.leaf_NKL[1:].tolist() == [[[0, -1], [1, -1]], [[2, -1], [3, -1]]]
+    reward = front.tree.reduce(np.array([1.0, 3.0, np.nan, 5.0]))
+    assert reward[0, 0] == 2 and np.isnan(reward[0, 1])
+    assert reward[1:].tolist()[0] == [1, 3] and np.isnan(reward[2, 0]) and reward[2, 1] == 5
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_ode_plan_equals_diffusers_pipeline(sd3_folder, guidance):
+    policy = Policy(sd3_settings(sd3_folder, guidance=guidance, num_steps=7), seed=0)
+    front = sampler_of(policy, 4)(ode_plan(7), [(*ROOT, 0)], [0], policy.family.encode(["a red cat"]))
+    pipe = StableDiffusion3Pipeline.from_pretrained(sd3_folder, text_encoder_3=None, tokenizer_3=None)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {
+        "prompt": "a red cat",
+        "num_inference_steps": 7,
+        "guidance_scale": guidance,
+        "latents": noise([(*ROOT, 0)], policy.family.latent_shape),
+        "height": 16,
+        "width": 16,
+        "max_sequence_length": 1,
+    }
+    latent = pipe(**arguments, output_type="latent").images
+    np.testing.assert_allclose(front.leaf_MZ, latent, atol=1e-5)
+    image = np.asarray(pipe(**arguments).images[0])
+    assert np.abs(policy.family.decode(front.leaf_MZ)[0].numpy().astype(int) - image).max() <= 1
+
+
+def test_noise_depends_on_the_address_alone():
+    a, b = noise([(1, 2, 3, 0), (1, 2, 3, 1)], (4,))
+    assert torch.equal(noise([(1, 2, 3, 1)], (4,))[0], b)
+    assert not torch.equal(a, b)
+    assert not torch.equal(noise([(1, 2, 3)], (4,)), noise([(1, 2, 3, 0)], (4,)))
+
+
+def test_a_schedule_of_one_step_leaves_nothing_to_train():
+    with pytest.raises(UserError, match="num_steps"):
+        make_plan(TrunkSettings(), 1)
