@@ -1,10 +1,8 @@
-"""What rollout and learner need of a model family. A new family is one file beside this one and a line in FAMILIES.
+"""What rollout and learner need of a model family. A new family is one file beside this one and a line in families.py.
 
 Shape legend: N rows, P distinct prompts, Z latent dimensions.
 """
 
-import importlib
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,11 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from actors.policy.settings import PolicySettings
-from services.errors import UserError
-from services.paths import resolve_model
-
-FAMILIES = {"StableDiffusion3Pipeline": "actors.policy.sd3:SD3"}
-"""Pipeline class in model_index.json to the class that drives it."""
 
 Conditioning = dict[str, Tensor]
 """Text embeddings by name, each (P, …), in the compute dtype."""
@@ -33,7 +26,6 @@ class Family(ABC):
         latent_shape: Z of one image of the configured size.
     """
 
-    lora_prefix: ClassVar[str] = "transformer"
     pipeline_class: ClassVar[type]
     transformer: nn.Module
     latent_shape: tuple[int, ...]
@@ -69,39 +61,3 @@ class Family(ABC):
     def forwards_per_row(self) -> int:
         """Transformer forwards (NFE) that one velocity costs: 2 with classifier-free guidance."""
         return 1
-
-
-def pipeline_name(folder: Path | str) -> str:
-    """The pipeline class a model folder or hub id names in its model_index.json.
-
-    Raises:
-        UserError: no such folder, or not a diffusers pipeline.
-    """
-    path = Path(folder) / "model_index.json"
-    if not path.exists() and not Path(folder).exists():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = Path(hf_hub_download(str(folder), "model_index.json"))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(
-                f"policy.model: no folder `{folder}` here and no such model on the hub ({type(error).__name__}); "
-                "give a diffusers folder, or set HF_TOKEN for a gated model"
-            ) from error
-    if not path.exists():
-        raise UserError(f"policy.model: `{folder}` has no model_index.json; give a folder in diffusers' layout")
-    return json.loads(path.read_text())["_class_name"]
-
-
-def family_class(settings: PolicySettings) -> type[Family]:
-    """The class that drives `settings.model`.
-
-    Raises:
-        UserError: the model is missing, or of a family that is not known.
-    """
-    name = pipeline_name(resolve_model(settings.model))
-    if name not in FAMILIES:
-        raise UserError(f"policy.model: `{settings.model}` is a {name}; supported are {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)

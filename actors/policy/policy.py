@@ -11,7 +11,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file
 from torch import nn
 
-from actors.policy.family import Parts, family_class
+from actors.policy.families import family_class
+from actors.policy.family import Parts
 from actors.policy.settings import PolicySettings
 from actors.policy.weights import Arrays, Weights, checksum
 from services.errors import UserError
@@ -97,21 +98,19 @@ class Policy:
         return checksum(self.arrays())
 
     def save_adapter(self, folder: Path, arrays: Arrays | None = None) -> None:
-        """Write the adapter so that diffusers' own `load_lora_weights` reads it.
+        """Write the adapter so that diffusers' own `load_lora_weights` reads it, rank and alpha included.
 
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
         """
-        from diffusers.loaders.lora_base import _collate_lora_metadata
-
         state = get_peft_model_state_dict(self.transformer)
         if arrays is not None:
             state = {name.replace(".default.", "."): torch.from_numpy(np.array(a)) for name, a in arrays.items()}
         self.family.pipeline_class.save_lora_weights(
             folder,
             transformer_lora_layers={name: value.contiguous() for name, value in state.items()},
-            **_collate_lora_metadata({self.family.lora_prefix: self.transformer}),
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
 
 

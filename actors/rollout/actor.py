@@ -30,6 +30,9 @@ class RolloutWorker:
         """The latent shape, once the model is loaded."""
         return self.generator.policy.family.latent_shape
 
+    def parameter_names(self) -> list[str]:
+        return list(self.generator.policy.parameters)
+
     def load(self, weights: Weights) -> tuple[int, str]:
         return self.generator.load(weights)
 

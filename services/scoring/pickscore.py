@@ -1,12 +1,13 @@
-"""PickScore: a CLIP trained on human preferences (arXiv 2305.01569)."""
+"""PickScore: a CLIP trained on human preferences (arXiv 2305.01569).
+
+Torch and transformers are imported when a scorer is built: the driver imports this file to check a recipe.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from services.errors import UserError
 from services.paths import resolve_model
@@ -32,9 +33,14 @@ class PickScore:
         batch_size: int = 16,
         device: str = "auto",
     ) -> None:
+        import torch
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
         folder = resolve_model(model)
         beside = folder if processor is None else resolve_model(processor)
-        self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.torch, self.device = torch, device
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
         self.image_processor = CLIPImageProcessor.from_pretrained(beside)
         self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
@@ -53,12 +59,11 @@ class PickScore:
         if looks_local and not (Path(folder) / "config.json").exists():
             raise UserError(f"scorer pickscore: no model at `{folder}`; give a folder with config.json or a hub id")
 
-    @torch.no_grad()
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            scores.append(self._batch(images_NHWC[rows], list(prompts[rows])))
+        starts = range(0, len(prompts), self.batch_size)
+        with self.torch.no_grad():
+            chunks = [slice(start, start + self.batch_size) for start in starts]
+            scores = [self._batch(images_NHWC[rows], list(prompts[rows])) for rows in chunks]
         return np.concatenate(scores) if scores else np.zeros(0)
 
     def _batch(self, images_NHWC: np.ndarray, prompts: list[str]) -> np.ndarray:

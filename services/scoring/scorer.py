@@ -64,6 +64,17 @@ def scorer_class(settings: ScorerSettings) -> type:
     return found
 
 
+def check_scorer(settings: ScorerSettings) -> None:
+    """Refuse what can be known to fail before the scorer is built; a class may have a `check` of its own options.
+
+    Raises:
+        UserError: as `scorer_class`, or as the scorer's own check.
+    """
+    check = getattr(scorer_class(settings), "check", None)
+    if check is not None:
+        check(**settings.options)
+
+
 def load_scorer(settings: ScorerSettings) -> Scorer:
     """Build the scorer of a recipe (loads its model)."""
     options: dict[str, Any] = settings.options

@@ -1,0 +1,127 @@
+"""The command line: `tempflow train`, `eval`, `sample`, `report`, `config`, `recipes`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.errors import UserError
+from system import __version__
+from system.launch_env import listen_on_loopback
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
+    "Reinforcement learning of text-to-image flow models: TempFlow-GRPO and its neighbours on Ray."
+))
+console = Console()
+
+Recipe = Annotated[str, typer.Argument(help="A recipe: its name (see `tempflow recipes`) or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as learner.lr=1e-4.", show_default=False)]
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run of this name from its latest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check the recipe and print what a step costs; start nothing.")] = False,
+) -> None:
+    """Train by a recipe; writes a run folder with checkpoints, metrics, an adapter and a report."""
+    from system.config import dump_config, load_config
+    from system.train import check, train_run
+
+    config = load_config(recipe, overrides or [])
+    if dry_run:
+        from system.estimate import estimate_table
+
+        check(config)
+        console.print(dump_config(config), highlight=False)
+        console.print(estimate_table(config))
+        return
+    raise typer.Exit(train_run(config, resume, console))
+
+
+@app.command("eval")
+def evaluate_command(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    prompts: Annotated[str | None, typer.Option(help="A prompt file; the recipe's held-out prompts if not given.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="The lora/ folder of a run, compared with the base.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write a row an image to this Parquet file.")] = None,
+) -> None:
+    """Score a prompt file with all scorers of a recipe: the base model, and an adapter beside it."""
+    from system.config import load_config
+    from system.eval_command import run_eval
+
+    console.print(run_eval(load_config(recipe, overrides or []), prompts, adapter, output, console))
+
+
+@app.command()
+def sample(
+    recipe: Recipe,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; repeat for more.")],
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="The lora/ folder of a run; the base model if not given.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
+    output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
+) -> None:
+    """Generate images in this process, without Ray."""
+    from system.config import load_config
+    from system.sample_command import run_sample
+
+    for path in run_sample(load_config(recipe, overrides or []), prompt, adapter, count, output):
+        console.print(path, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write a run's report.html again."""
+    from system.report.build import build_report
+
+    console.print(build_report(run), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def config(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe with every default filled in."""
+    from system.config import dump_config, load_config
+
+    typer.echo(dump_config(load_config(recipe, overrides or [])), nl=False)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with tempflow."""
+    from system.config import recipe_names
+
+    for name in recipe_names():
+        typer.echo(name)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    listen_on_loopback()
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except UserError as error:
+        print(f"tempflow: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Recipes: YAML files, overrides, and the one model that all of it must fit."""
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from actors.learner.settings import AdvantageSettings, LearnerSettings, ObjectiveSettings
+from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.reward.settings import RewardSettings
+from actors.rollout.settings import PlanSettings, RolloutSettings, TrunkSettings
+from services.errors import UserError
+from services.scoring.settings import ScorerSettings
+from services.settings import Settings
+
+
+class DataSettings(Settings):
+    """Where the prompts come from: Parquet, .txt (a prompt a line) or .jsonl."""
+
+    train: str
+    heldout: str | None = None
+    prompt_column: str = "prompt"
+    category_column: str = "category"
+    """Held-out scores are also reported by the values of this column, where the file has it."""
+    prompts_per_step: int = Field(48, ge=1)
+
+
+class EvalSettings(Settings):
+    """Scores on held-out prompts: deterministic images, the same noise each time."""
+
+    every: int = Field(10, ge=1)
+    """Steps between evaluations; the first and the last state are always evaluated."""
+    prompts: int = Field(512, ge=1)
+    """Held-out prompts, from the top of the file."""
+    batch: int = Field(24, ge=1)
+    """Prompts of one request to a rollout worker."""
+    grid: int = Field(16, ge=0)
+    """Images kept as a picture."""
+
+
+class CheckpointSettings(Settings):
+    """When the run's state is written, and how many are kept."""
+
+    every: int = Field(10, ge=1)
+    keep: int = Field(3, ge=1)
+
+
+class RaySettings(Settings):
+    """The Ray cluster that runs the roles."""
+
+    start_timeout_s: float = Field(900, gt=0)
+    """Until the cluster can place every role and the models are loaded."""
+
+
+class RunConfig(Settings):
+    """A recipe with every default filled in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The run folder's name."""
+    output: str = "runs"
+    """The folder that holds run folders."""
+    seed: int = Field(0, ge=0)
+    steps: int = Field(ge=1)
+    """Training steps: generate, score, update, broadcast."""
+    policy: PolicySettings
+    kernel: FlowSDESettings = FlowSDESettings()
+    plan: PlanSettings = TrunkSettings()
+    advantage: AdvantageSettings = AdvantageSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    learner: LearnerSettings = LearnerSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    reward: RewardSettings = RewardSettings()
+    data: DataSettings
+    eval: EvalSettings = EvalSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    ray: RaySettings = RaySettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        siblings = self.plan.explorations if isinstance(self.plan, TrunkSettings) else 1
+        if self.advantage.group == "seed" and siblings < 2:
+            raise ValueError(
+                f"advantage.group = seed compares the K branches of one state, and K is {siblings}; "
+                "set plan.explorations to at least 2 or advantage.group to prompt"
+            )
+        names = [scorer.name for scorer in self.scorers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
+        if not any(scorer.weight for scorer in self.scorers):
+            raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
+        if self.policy.num_steps < 2:
+            raise ValueError("policy.num_steps: no step is left to train")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each scorer that enters the training reward."""
+        return {scorer.name: scorer.weight for scorer in self.scorers if scorer.weight}
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by name among those that come with tempflow.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise UserError(f"no recipe at `{name}`; `tempflow recipes` lists those that come with tempflow")
+    shipped = Path(str(resources.files("configs"))) / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    near = difflib.get_close_matches(name, recipe_names(), 1)
+    raise UserError(f"no recipe `{name}`; {f'did you mean `{near[0]}`?' if near else f'there are {recipe_names()}'}")
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with tempflow."""
+    return sorted(path.stem for path in Path(str(resources.files("configs"))).glob("*.yaml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `key=value` overrides, validate.
+
+    Raises:
+        UserError: names the file or override, the key, the value and the nearest valid key.
+    """
+    path = find_recipe(recipe)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    raw.setdefault("name", path.stem)
+    sources = dict.fromkeys(overrides, "")
+    for override in overrides:
+        sources[_apply(raw, override)] = override
+    return parse_config(raw, str(path), sources)
+
+
+def parse_config(raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None) -> RunConfig:
+    """Validate a resolved mapping; errors name `source`, or the override that set the key."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(error, source, overrides or {})) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> str:
+    """Set one dotted key; returns the key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"`{override}`: an override has the form key=value, such as learner.lr=1e-4")
+    node: Any = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise UserError(f"`{override}`: `{part}` is not a group of settings")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = yaml.safe_load(text)
+    elif isinstance(node, dict):
+        node[last] = yaml.safe_load(text)
+    else:
+        raise UserError(f"`{override}`: `{last}` cannot be set there")
+    return key
+
+
+def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> str:
+    """The first problem as one sentence."""
+    problem = error.errors()[0]
+    place = [part for part in problem["loc"] if part not in {"trunk", "chain"}]
+    key = ".".join(str(part) for part in place)
+    origin = next((text for known, text in overrides.items() if text and key.startswith(known)), source)
+    if problem["type"] == "value_error" and not key:
+        return f"{origin}: {problem['ctx']['error']}"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), _keys_beside(place[:-1], problem), 1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(place[:-1], problem))}"
+        return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
+    if problem["type"] == "missing":
+        return f"{origin}: `{key}` is missing"
+    if problem["type"].startswith("union_tag"):
+        return f"{origin}: `{key}.name`: {problem['msg']}"
+    return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _keys_beside(place: Sequence[Any], problem: Any) -> list[str]:
+    """Valid keys of the settings at a place."""
+    model: Any = RunConfig
+    for part in problem["loc"][: len(problem["loc"]) - 1]:
+        model = _descend(model, part)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _descend(model: Any, part: Any) -> Any:
+    """The model class below `model` at a key, an index or a union's tag."""
+    from typing import get_args
+
+    if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+        return model.model_fields[part].annotation
+    options = [option for option in get_args(model) if isinstance(option, type) and issubclass(option, BaseModel)]
+    if isinstance(part, int):
+        return options[0] if options else None
+    for option in options:
+        if "name" in option.model_fields and option.model_fields["name"].default == part:
+            return option
+        if part in option.model_fields:
+            return option.model_fields[part].annotation
+    return model
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,84 @@
+"""What a recipe costs, by role and step, before anything starts."""
+
+import json
+import math
+from pathlib import Path
+
+from rich.table import Table
+
+from actors.rollout.plans import make_plan
+from services.paths import resolve_model
+from system.config import RunConfig
+
+FP32_BYTES = 4
+MB = 1e6
+
+
+def estimate_table(config: RunConfig) -> Table:
+    """NFE, images, MB moved and estimated memory of one training step, by role.
+
+    Memory counts weights, the adapter with its gradient and AdamW moments, and one micro-batch of decisions;
+    activations are not in it.
+    """
+    table = Table(title="one training step")
+    for column in ("role", "processes", "NFE", "images", "MB moved", "MB of weights a process"):
+        table.add_column(column, justify="left" if column == "role" else "right")
+    for row in estimate(config):
+        table.add_row(*row)
+    return table
+
+
+def estimate(config: RunConfig) -> list[tuple[str, ...]]:
+    """Rows of the table, as text; a figure that needs the model's files says `?` where they are not on this machine."""
+    plan = make_plan(config.plan, config.policy.num_steps)
+    prompts, guided = config.data.prompts_per_step, 2 if config.policy.guidance > 1 else 1
+    folder = Path(resolve_model(config.policy.model))
+    base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
+    transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
+    latent = _latent_bytes(config, folder)
+    decisions = prompts * (plan.decisions + plan.actions) * latent
+    images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
+    passes = 3 + (1 if config.objective.kl else 0)
+    later = (config.objective.optimizer_steps - 1) / config.objective.optimizer_steps
+    learn = prompts * plan.decisions * guided * (passes + later)
+    training = [scorer for scorer in config.scorers if scorer.weight]
+    return [
+        (
+            "rollout",
+            str(config.rollout.workers),
+            f"{prompts * plan.nfe * guided:,}",
+            f"{prompts * plan.leaves:,}",
+            _mb(images + decisions),
+            _mb(base),
+        ),
+        (
+            "reward",
+            str(sum(scorer.replicas for scorer in training)),
+            "0",
+            f"{prompts * plan.leaves * len(training):,}",
+            _mb(images * len(training)),
+            ", ".join(_mb(_weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
+        ),
+        ("learner", "1", f"{round(learn):,}", "0", _mb(decisions), _mb(transformer)),
+    ]
+
+
+def _mb(count: float) -> str:
+    return "?" if math.isnan(count) or not count else f"{count / MB:,.1f}"
+
+
+def _weight_bytes(folder: Path) -> float:
+    """Bytes of the safetensors below a folder; NaN where it is not on this machine."""
+    if not str(folder) or not folder.is_dir():
+        return math.nan
+    return float(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+
+
+def _latent_bytes(config: RunConfig, folder: Path) -> float:
+    """Bytes of one fp32 latent, from the model's own configuration files."""
+    vae, transformer = folder / "vae" / "config.json", folder / "transformer" / "config.json"
+    if not (vae.is_file() and transformer.is_file()):
+        return math.nan
+    scale = 2 ** (len(json.loads(vae.read_text())["block_out_channels"]) - 1)
+    channels = json.loads(transformer.read_text())["in_channels"]
+    return float(channels * (config.policy.height // scale) * (config.policy.width // scale) * FP32_BYTES)

@@ -1,0 +1,87 @@
+"""`tempflow eval`: a prompt file, every scorer, the base model and an adapter beside it."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from actors.policy.weights import Weights, checksum
+from system.config import RunConfig
+from system.evaluate import Evaluation, evaluate
+from system.prompts import read_prompts
+from system.stop import StopFlag
+from system.train import check
+
+
+def run_eval(
+    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, console: Console
+) -> Table:
+    """Evaluate and return the table to show.
+
+    Raises:
+        UserError: no prompts, or the adapter does not fit the model.
+    """
+    from actors.policy.policy import read_adapter
+    from services.errors import UserError
+    from system.launch import Roles, connect
+
+    _, heldout = check(config)
+    if prompts:
+        heldout = read_prompts(prompts, config.data.prompt_column, config.data.category_column)
+    if heldout is None:
+        raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
+    scorers = [scorer.name for scorer in config.scorers]
+    results: dict[str, Evaluation] = {}
+    with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop:
+        connect()
+        try:
+            with Roles(config, [], Path(logs), stop.check, with_learner=False) as roles:
+                arguments = (roles.fleet, roles.pool, heldout, scorers, config.eval, config.seed)
+                results["base"] = evaluate(*arguments, base=True)
+                if adapter:
+                    names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
+                    arrays = read_adapter(adapter, names)
+                    weights = Weights(0, checksum(arrays), arrays)
+                    roles.fleet.broadcast(ray.put(weights), weights.version, weights.checksum)
+                    results["adapter"] = evaluate(*arguments)
+        finally:
+            ray.shutdown()
+    if output:
+        named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
+        pq.write_table(pa.concat_tables(named), output)
+    return comparison(results, scorers)
+
+
+def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
+    """Mean score by scorer and category, and with an adapter the paired difference with its 95% interval."""
+    table = Table(title=f"{len(results['base'].table)} prompts, one image each")
+    for column in ("score", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    summaries = {name: result.summary(scorers) for name, result in results.items()}
+    for key in summaries["base"]:
+        cells = [f"{summary[key]:.4f}" for summary in summaries.values()]
+        if len(results) == 2:
+            cells += paired(*(_column(result, key) for result in results.values()))
+        table.add_row(key.removeprefix("eval/"), *cells)
+    return table
+
+
+def _column(result: Evaluation, key: str) -> np.ndarray:
+    _, name, *category = key.split("/", 2)
+    scores = result.table[name].to_numpy()
+    return scores[np.array(result.table["category"].to_pylist()) == category[0]] if category else scores
+
+
+def paired(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
+    """Mean of the paired differences and its normal 95% interval; pairs with a hole are left out."""
+    difference = after - before
+    difference = difference[~np.isnan(difference)]
+    if len(difference) < 2:
+        return "", ""
+    mean, half = difference.mean(), 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    return f"{mean:+.4f}", f"{mean - half:+.4f} … {mean + half:+.4f}"

@@ -1,0 +1,91 @@
+"""Scores on held-out prompts: the same prompts and the same noise each time, so that states can be compared in pairs."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from actors.reward.pool import RewardPool, Scores
+from actors.rollout.fleet import Fleet
+from actors.trajectory import Cost
+from system.config import EvalSettings
+from system.prompts import Prompts
+
+EVAL_STREAM = -1
+"""Takes the place of the training step in the noise's address."""
+IMAGES_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of each held-out image, in the order of the file."""
+
+    table: pa.Table
+    """row, prompt, category, and a column a scorer (NaN is a hole)."""
+    grid_NHWC: np.ndarray
+    """The first images, uint8."""
+    cost: Cost
+    scored: int
+
+    def summary(self, scorers: list[str]) -> dict[str, float]:
+        """Mean score, overall as `eval/NAME` and a category as `eval/NAME/CATEGORY`; holes are left out."""
+        categories = self.table["category"].to_pylist()
+        summary = {}
+        for name in scorers:
+            scores = self.table[name].to_numpy()
+            summary[f"eval/{name}"] = _mean(scores)
+            for category in sorted({c for c in categories if c is not None}):
+                chosen = np.array([c == category for c in categories])
+                summary[f"eval/{name}/{category}"] = _mean(scores[chosen])
+        return summary
+
+
+def _mean(scores: np.ndarray) -> float:
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def evaluate(
+    fleet: Fleet,
+    pool: RewardPool,
+    prompts: Prompts,
+    scorers: list[str],
+    settings: EvalSettings,
+    seed: int,
+    base: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Evaluation:
+    """Generate one deterministic image a prompt with the fleet's weights and score them all.
+
+    Args:
+        base: sample from the model without its adapter.
+        progress: told (batches done, batches).
+    """
+    rows = range(min(settings.prompts, len(prompts)))
+    chunks = [list(rows[start : start + settings.batch]) for start in range(0, len(rows), settings.batch)]
+    batches = [([prompts[row] for row in chunk], [(seed, EVAL_STREAM, row, 0) for row in chunk]) for chunk in chunks]
+    cost = Cost()
+    scored: dict[int, Future[Scores]] = {}
+    grid: dict[int, np.ndarray] = {}
+    with ThreadPoolExecutor(len(fleet) + 1, "evaluate") as threads:
+        for done, (index, images, spent) in enumerate(fleet.sample(batches, base), 1):
+            cost += spent
+            if chunks[index][0] < settings.grid:
+                grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
+            scored[index] = threads.submit(pool.score, images, batches[index][0], scorers)
+            progress(done, len(batches))
+        scores = [scored[index].result() for index in range(len(chunks))]
+    columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
+    table = pa.table(
+        {
+            "row": pa.array(rows, pa.int64()),
+            "prompt": pa.array([prompts[row] for row in rows], pa.string()),
+            "category": pa.array([prompts.category(row) for row in rows], pa.string()),
+            **columns,
+        }
+    )
+    pictures = np.concatenate([grid[index] for index in sorted(grid)])[: settings.grid] if grid else np.zeros((0, 1, 1, 3))
+    return Evaluation(table, pictures, cost, len(rows) * len(scorers))

@@ -1,0 +1,171 @@
+"""Starting the roles on Ray: attach or start, reserve, place, clean up."""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.learner.actor import LearnerActor
+from actors.reward.pool import RewardPool
+from actors.rollout.actor import RolloutWorker
+from actors.rollout.fleet import Fleet
+from services.errors import UserError
+from services.scoring.app import build_app, deployment_name
+from system.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+STOP_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A driver's tie to a Ray cluster."""
+
+    dashboard: str | None
+    started_here: bool
+
+
+def connect() -> Connection:
+    """Attach to the Ray cluster that RAY_ADDRESS or this machine offers, or start one that listens on loopback only."""
+    try:
+        context = ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+        return Connection(context.dashboard_url, False)
+    except ConnectionError:
+        if os.environ.get("RAY_ADDRESS"):
+            raise
+    context = ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    return Connection(context.dashboard_url, True)
+
+
+class Roles:
+    """The live roles of one run: rollout workers, learner, reward pool. Use as a context manager.
+
+    Args:
+        config: the run.
+        trained_steps: the sampling steps that the plan trains.
+        logs: folder of a log file a process.
+        check_stop: called while waiting for workers.
+        with_learner: False for evaluation alone.
+    """
+
+    fleet: Fleet
+    learner: ActorHandle
+    pool: RewardPool
+
+    def __init__(
+        self,
+        config: RunConfig,
+        trained_steps: list[int],
+        logs: Path,
+        check_stop: Callable[[], None],
+        with_learner: bool = True,
+    ) -> None:
+        self.config, self.trained_steps, self.logs = config, trained_steps, logs
+        self.check_stop, self.with_learner = check_stop, with_learner
+        self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
+        self.group: PlacementGroup | None = None
+
+    def __enter__(self) -> "Roles":
+        try:
+            self._reserve()
+            self._start_policy_roles()
+            self._start_pool()
+            self.fleet.wait_ready(self.config.ray.start_timeout_s)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what this run started, and nothing else on the cluster."""
+        if hasattr(self, "pool"):
+            self.pool.close()
+        if hasattr(self, "app_started"):
+            serve.delete(self.app)
+        if hasattr(self, "fleet"):
+            self.fleet.close()
+        if hasattr(self, "learner"):
+            ray.kill(self.learner)
+        if self.group is not None:
+            remove_placement_group(self.group)
+
+    def _reserve(self) -> None:
+        """Take the placement group of rollout and learner before the pool's replicas spread over the cluster."""
+        rollout, learner = self.config.rollout, self.config.learner
+        worker = {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus}
+        bundles = [worker] * rollout.workers
+        if self.with_learner:
+            bundles = [*bundles, {"CPU": learner.num_cpus, "GPU": learner.num_gpus}]
+        bundles = [{kind: count for kind, count in bundle.items() if count} or {"CPU": 0.001} for bundle in bundles]
+        self.group = placement_group(bundles, strategy="PACK")
+        try:
+            ray.get(self.group.ready(), timeout=self.config.ray.start_timeout_s if self._may_grow() else STOP_TIMEOUT_S)
+        except GetTimeoutError as error:
+            asked = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
+            free = ray.available_resources()
+            raise UserError(
+                f"the Ray cluster cannot place {rollout.workers} rollout workers and the learner: they ask for "
+                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
+                "free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use a larger cluster"
+            ) from error
+
+    def _may_grow(self) -> bool:
+        """Whether waiting can help: on a cluster of more than this machine."""
+        return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
+
+    def _placed(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        assert self.group is not None
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+
+    def _start_policy_roles(self) -> None:
+        config = self.config
+        self.fleet = Fleet(
+            self._start_worker, config.rollout.workers, config.rollout.task_timeout_s, self.check_stop
+        )
+        if self.with_learner:
+            self.learner = LearnerActor.options(
+                num_cpus=config.learner.num_cpus,
+                num_gpus=config.learner.num_gpus,
+                scheduling_strategy=self._placed(config.rollout.workers),
+            ).remote(
+                config.policy,
+                config.kernel,
+                config.objective,
+                config.learner,
+                self.trained_steps,
+                config.seed,
+                str(self.logs / "learner.log"),
+            )
+
+    def _start_worker(self, slot: int) -> ActorHandle:
+        rollout = self.config.rollout
+        return RolloutWorker.options(
+            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, scheduling_strategy=self._placed(slot)
+        ).remote(self.config.policy, self.config.kernel, rollout, self.config.seed, str(self.logs / f"rollout-{slot}.log"))
+
+    def _start_pool(self) -> None:
+        serve.start(proxy_location="Disabled")
+        self.app_started = True
+        serve.run(build_app(self.config.scorers, str(self.logs)), name=self.app, route_prefix=None)
+        handles = {
+            scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), self.app)
+            for scorer in self.config.scorers
+        }
+        self.pool = RewardPool(handles, self.config.scorers)

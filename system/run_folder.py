@@ -1,0 +1,187 @@
+"""The folder a run leaves behind.
+
+    config.yaml     the resolved recipe, with tempflow's version and git commit
+    metrics.jsonl   a line a step
+    experience/     Parquet, a file a step: every leaf with its rewards and advantage
+    eval/           Parquet, a file an evaluation: every held-out image with its scores
+    samples/        a folder an evaluation: pictures of the first held-out prompts
+    checkpoints/    what a resumed run needs
+    lora/           the adapter, for diffusers' load_lora_weights
+    logs/           a file a process
+    report.html
+"""
+
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from services.errors import UserError
+from system import __version__
+from system.config import RunConfig, parse_config
+
+MAY_CHANGE = {"steps", "output", "eval", "checkpoint", "ray", "reward"}
+"""Settings that a resumed run may change: none of them enters the arithmetic of a step."""
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with a mark where it was changed; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+class RunFolder:
+    """Writes and reads one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @classmethod
+    def open(cls, config: RunConfig, resume: bool) -> "RunFolder":
+        """A new folder for a new run, or the existing one on `resume`.
+
+        Raises:
+            UserError: the run exists and `resume` is off, or was made by another recipe.
+        """
+        run = cls(Path(config.output) / config.name)
+        if not run.config_file.exists():
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_config(config)
+        elif not resume:
+            raise UserError(f"the run `{run.path}` exists; add --resume to go on with it, or name=… for another")
+        else:
+            run.check_same(config)
+            run.write_config(config)
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def lora(self) -> Path:
+        return self.path / "lora"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def write_config(self, config: RunConfig) -> None:
+        made_by = {"tempflow": {"version": __version__, "commit": git_commit()}}
+        text = yaml.safe_dump(config.model_dump(mode="json") | made_by, sort_keys=False, allow_unicode=True)
+        write_atomically(self.config_file, text.encode())
+
+    def read_config(self) -> RunConfig:
+        """The recipe of this run.
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        if not self.config_file.is_file():
+            raise UserError(f"`{self.path}` is not a run: it has no config.yaml")
+        raw = yaml.safe_load(self.config_file.read_text())
+        raw.pop("tempflow", None)
+        return parse_config(raw, str(self.config_file))
+
+    def check_same(self, config: RunConfig) -> None:
+        """Refuse to go on with another recipe than the run began with."""
+        before, now = self.read_config().model_dump(), config.model_dump()
+        changed = [key for key in now if key not in MAY_CHANGE and now[key] != before[key]]
+        if changed:
+            raise UserError(
+                f"the run `{self.path}` began with other settings of {', '.join(changed)}; "
+                "resume with the same recipe and overrides, or give the new run a name"
+            )
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(_plain(line)) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def amend_metrics(self, extra: dict[str, Any]) -> None:
+        """Add keys to the last line."""
+        *before, last = self.read_metrics()
+        lines = [*before, last | _plain(extra)]
+        write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def has_eval(self, step: int) -> bool:
+        return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was recorded after `step`, so that a resumed run records it again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for folder in ("experience", "eval"):
+            for file in (self.path / folder).glob("step_*.parquet"):
+                if int(file.stem.removeprefix("step_")) > step:
+                    file.unlink()
+
+    def write_experience(self, step: int, table: pa.Table) -> None:
+        self._write_table("experience", step, table)
+
+    def write_eval(self, step: int, table: pa.Table) -> None:
+        self._write_table("eval", step, table)
+
+    def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
+        path = self.path / folder / f"step_{step:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        pq.write_table(table, aside, compression="zstd")
+        aside.rename(path)
+
+    def write_samples(self, step: int, images_NHWC: np.ndarray) -> None:
+        folder = self.path / "samples" / f"step_{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images_NHWC):
+            Image.fromarray(image).save(folder / f"{i:03d}.png")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one move: a reader sees the old bytes or the new, never a part."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: holes become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

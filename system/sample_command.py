@@ -1,0 +1,35 @@
+"""`tempflow sample`: images from a recipe's model, in this process."""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from actors.policy.weights import Weights, checksum
+from system.config import RunConfig
+from system.evaluate import EVAL_STREAM
+
+
+def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
+    """Write `count` images a prompt as PNG; equal arguments give equal images.
+
+    Raises:
+        UserError: the model or the adapter is missing.
+    """
+    from actors.policy.policy import read_adapter
+    from actors.rollout.worker import Generator
+
+    generator = Generator(config.policy, config.kernel, config.rollout, config.seed)
+    if adapter:
+        arrays = read_adapter(adapter, list(generator.policy.parameters))
+        generator.load(Weights(0, checksum(arrays), arrays))
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]
+    images_NHWC, _ = generator.sample(repeated, addresses, base=adapter is None)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
+        path = output / f"{i:03d}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:60].strip('-')}.png"
+        Image.fromarray(image).save(path)
+        paths.append(path)
+    return paths

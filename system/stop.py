@@ -1,0 +1,35 @@
+"""Stopping a run from outside: Ctrl-C, or SIGTERM from a job's stop."""
+
+import signal
+from types import FrameType
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is that of the last whole step."""
+
+
+class StopFlag:
+    """Turns the first SIGINT or SIGTERM into a flag that is checked between pieces of work; the second interrupts."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> "StopFlag":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raises Stopped once a signal has come."""
+        if self.signal is not None:
+            raise Stopped(self.signal)

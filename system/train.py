@@ -1,0 +1,88 @@
+"""`tempflow train`: check what can be checked, start the roles, train, leave a readable run folder."""
+
+import logging
+
+import ray
+from rich.console import Console
+
+from actors.policy.families import family_path
+from actors.rollout.plans import make_plan
+from services.errors import UserError
+from services.logs import log_to
+from services.scoring.scorer import check_scorer
+from system.config import RunConfig
+from system.progress import Progress
+from system.prompts import Prompts, read_prompts, rows_of_step
+from system.run_folder import RunFolder
+from system.stop import StopFlag, Stopped
+
+log = logging.getLogger(__name__)
+
+STOPPED_EXIT_CODE = 130
+
+
+def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
+    """Everything that can be known to fail before an actor starts; returns train and held-out prompts.
+
+    Raises:
+        UserError: one sentence that names the thing and the mend.
+    """
+    make_plan(config.plan, config.policy.num_steps)
+    family_path(config.policy)
+    for scorer in config.scorers:
+        check_scorer(scorer)
+    data = config.data
+    train = read_prompts(data.train, data.prompt_column, data.category_column)
+    rows_of_step(len(train), data.prompts_per_step, 0, config.seed)
+    heldout = read_prompts(data.heldout, data.prompt_column, data.category_column) if data.heldout else None
+    return train, heldout
+
+
+def train_run(config: RunConfig, resume: bool, console: Console) -> int:
+    """Run a recipe to its end or to a stop; returns the exit code."""
+    train, heldout = check(config)
+    run = RunFolder.open(config, resume)
+    log_to(run.logs / "driver.log")
+    with StopFlag() as stop:
+        try:
+            _train(config, run, train, heldout, console, stop)
+        except Stopped as stopped:
+            _report(run, console)
+            console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
+            return STOPPED_EXIT_CODE
+    _report(run, console)
+    return 0
+
+
+def _train(
+    config: RunConfig, run: RunFolder, train: Prompts, heldout: Prompts | None, console: Console, stop: StopFlag
+) -> None:
+    from system.launch import Roles, connect
+    from system.trainer import Trainer
+
+    connection = connect()
+    try:
+        console.print(f"run folder   {run.path}", highlight=False, soft_wrap=True)
+        console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
+        if connection.dashboard:
+            console.print(f"dashboard    http://{connection.dashboard.removeprefix('http://')}", highlight=False)
+        plan = make_plan(config.plan, config.policy.num_steps)
+        with (
+            Progress(config.steps, console) as progress,
+            Roles(config, plan.trained_steps, run.logs, stop.check) as roles,
+        ):
+            Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _report(run: RunFolder, console: Console) -> None:
+    from system.report.build import build_report
+
+    if run.read_metrics():
+        console.print(f"adapter      {run.lora}", highlight=False, soft_wrap=True)
+        console.print(f"report       {build_report(run.path)}", highlight=False, soft_wrap=True)

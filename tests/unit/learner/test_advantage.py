@@ -1,0 +1,84 @@
+"""Advantage rules against values worked out by hand."""
+
+import numpy as np
+import pytest
+
+from actors.learner.advantage import advantages, group_keys, normalise
+from actors.learner.settings import AdvantageSettings
+from actors.trajectory import Tree
+
+
+def trunk_tree(steps: int, seeds: int, width: int) -> Tree:
+    n = steps * seeds
+    return Tree(
+        np.repeat(np.arange(steps), seeds),
+        np.tile(np.arange(seeds), steps),
+        np.arange(n * width).reshape(n, width, 1),
+        n * width,
+    )
+
+
+def test_siblings_are_compared_with_siblings():
+    tree = trunk_tree(1, 2, 3)
+    result = advantages(AdvantageSettings(), [tree], [np.array([1.0, 2.0, 3.0, 10.0, 10.0, 40.0])])
+    std = np.sqrt(2 / 3)
+    assert result.by_task[0][0].tolist() == pytest.approx([-1 / (std + 1e-4), 0, 1 / (std + 1e-4)])
+    std = np.sqrt(200)
+    assert result.by_task[0][1].tolist() == pytest.approx([-10 / (std + 1e-4), -10 / (std + 1e-4), 20 / (std + 1e-4)])
+
+
+def test_prompt_step_group_spans_the_seeds_of_a_step_but_not_steps_or_tasks():
+    tree = trunk_tree(2, 2, 2)
+    rewards = [np.arange(8.0), np.arange(8.0) * 100]
+    result = advantages(AdvantageSettings(group="prompt_step"), [tree, tree], rewards)
+    centred = np.array([[-1.5, -0.5], [0.5, 1.5]]) / (np.std([0, 1, 2, 3]) + 1e-4)
+    for rows in (slice(0, 2), slice(2, 4)):
+        np.testing.assert_allclose(result.by_task[0][rows], centred)
+    np.testing.assert_allclose(result.by_task[1], result.by_task[0], rtol=1e-3)
+
+
+def test_flow_grpo_takes_the_groups_mean_and_the_batch_std():
+    chain = Tree(np.repeat([0, 1], 3), np.tile([0, 1, 2], 2), np.tile([[[0]], [[1]], [[2]]], (2, 1, 1)), 3)
+    rewards = [np.array([0.0, 1.0, 2.0]), np.array([10.0, 10.0, 16.0])]
+    result = advantages(AdvantageSettings(group="prompt", std="batch"), [chain, chain], rewards)
+    scale = np.std([0, 1, 2, 10, 10, 16]) + 1e-4
+    np.testing.assert_allclose(result.by_task[0][:, 0], np.tile([-1, 0, 1], 2) / scale)
+    np.testing.assert_allclose(result.by_task[1][:, 0], np.tile([-2, -2, 4], 2) / scale)
+
+
+def test_ties_and_groups_of_one_get_zero_exactly():
+    tied = np.full(6, 0.1 + 0.2)
+    result = advantages(AdvantageSettings(), [trunk_tree(1, 2, 3)], [tied])
+    assert (result.by_task[0] == 0).all()
+    assert result.flat_groups == 1
+    alone, _ = normalise(np.array([5.0]), np.array([0]), AdvantageSettings())
+    assert alone.tolist() == [0]
+
+
+def test_holes_get_zero_and_leave_their_siblings_alone():
+    rewards = np.array([1.0, np.nan, 3.0, np.nan, np.nan, np.nan])
+    result = advantages(AdvantageSettings(), [trunk_tree(1, 2, 3)], [rewards])
+    assert result.by_task[0][0].tolist() == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001])
+    assert result.by_task[0][1].tolist() == [0, 0, 0]
+    assert result.holes == 4
+    assert result.flat_groups == 0.5
+
+
+def test_advantages_are_clipped():
+    rewards = np.zeros(100)
+    rewards[0] = 1.0
+    clipped, _ = normalise(rewards, np.zeros(100, int), AdvantageSettings())
+    assert clipped[0] == 5.0
+
+
+def test_a_leaf_shared_by_several_actions_counts_for_each_and_a_trees_action_takes_its_mean():
+    tree = Tree(np.array([0, 1, 1]), np.zeros(3, int), np.array([[[0, 1], [2, 3]], [[0, -1], [1, -1]], [[2, -1], [3, -1]]]), 4)
+    reward = tree.reduce(np.array([1.0, 3.0, 5.0, 9.0]))
+    assert reward.tolist() == [[2, 7], [1, 3], [5, 9]]
+
+
+def test_seed_groups_of_a_tree_are_its_states():
+    tree = Tree(np.array([0, 1, 1]), np.zeros(3, int), np.zeros((3, 2, 1), int), 1)
+    assert group_keys(AdvantageSettings(), [tree]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert group_keys(AdvantageSettings(group="prompt_step"), [tree]).tolist() == [0, 0, 1, 1, 1, 1]
+    assert group_keys(AdvantageSettings(group="prompt"), [tree, tree]).tolist() == [0] * 6 + [1] * 6

@@ -1,0 +1,200 @@
+"""The learner: exact ratios, the gradient of K separate forwards, resume, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner.learner import Learner
+from actors.learner.objective import grpo
+from actors.learner.settings import EmaSettings, LearnerSettings, ObjectiveSettings
+from actors.policy.kernels import FlowSDE
+from actors.policy.policy import Policy
+from actors.policy.settings import FlowSDESettings
+from actors.rollout.plans import make_plan
+from actors.rollout.settings import RolloutSettings, TrunkSettings
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
+from services.errors import UserError
+from tests.tiny import sd3_settings
+
+KERNEL = FlowSDESettings()
+PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
+
+
+def tasks_of(folder, count=2, version=0, **changes):
+    """Real decisions of a tiny policy with made-up advantages."""
+    generator = Generator(sd3_settings(folder, **changes), KERNEL, RolloutSettings(micro_batch=8), seed=0)
+    generator.load(generator.policy.export(version))
+    rng = np.random.default_rng(0)
+    batch = []
+    for i in range(count):
+        decisions, *_ = generator.generate(Task(i, f"prompt {i}", (0, 0, i), version), PLAN)
+        batch.append((decisions, rng.normal(size=decisions.log_prob_NK.shape)))
+    return batch
+
+
+def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
+    policy = Policy(sd3_settings(folder, **changes), seed=0, parts="transformer")
+    settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
+    return Learner(policy, KERNEL, objective or ObjectiveSettings(), settings, PLAN.trained_steps)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 64])
+@pytest.mark.parametrize("optimizer_steps", [1, 2])
+def test_ratio_is_exactly_one_before_the_first_optimizer_step(sd3_folder, dtype, guidance, micro_batch, optimizer_steps):
+    changes = {"dtype": dtype, "guidance": guidance}
+    batch = tasks_of(sd3_folder, **changes)
+    learner = learner_of(
+        sd3_folder,
+        ObjectiveSettings(optimizer_steps=optimizer_steps),
+        LearnerSettings(lr=1e-2, micro_batch=micro_batch, max_drift=1),
+        **changes,
+    )
+    stats = learner.update(batch)
+    assert stats.first_ratio_deviation == 0.0
+    assert (stats.ratio_max_deviation == 0.0) == (optimizer_steps == 1)
+    assert stats.grad_norm > 0
+
+
+def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_folder):
+    """With two optimizer steps, the second minibatch's old log-probs are those of the untouched policy."""
+    batch = tasks_of(sd3_folder)
+    learner = learner_of(sd3_folder, ObjectiveSettings(optimizer_steps=2))
+    untouched = [learner._log_prob(micro)[0].detach() for micro in learner._micro_batches(*batch[1])]
+    seen = []
+
+    def spy(log_prob_NK, old_NK, *rest):
+        seen.append(old_NK.clone())
+        return grpo(log_prob_NK, old_NK, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.learner.learner.grpo", spy)
+        learner.update(batch)
+    half = len(seen) // 2
+    assert all(torch.equal(a, b) for a, b in zip(seen[half:], untouched, strict=True))
+
+
+def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folder):
+    """∂L of one shared forward against autograd through one row an action, as the references compute it."""
+    batch = tasks_of(sd3_folder, count=1)
+    decisions, advantage_NK = batch[0]
+    objective = ObjectiveSettings(clip_range=1e-4, kl=0.03)
+    learner = learner_of(sd3_folder, objective)
+    policy = learner.policy
+    policy.transformer.double()
+    policy.family.dtype = torch.float64
+    policy.sigmas = policy.sigmas.double()
+    learner.kernel = FlowSDE(KERNEL, policy.sigmas)
+    learner.weight_T = learner.weight_T.double()
+    velocity = policy.family.velocity
+    # velocity() returns fp32 for the sampler; the oracle wants every bit
+    policy.family.velocity = lambda x, sigma, cond: policy.transformer(
+        hidden_states=x.double(),
+        timestep=sigma * 1000,
+        encoder_hidden_states=cond["prompt"],
+        pooled_projections=cond["pooled"],
+        return_dict=False,
+    )[0]
+    assert velocity is not policy.family.velocity
+    with torch.no_grad():
+        for parameter in policy.parameters.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    gradients = {}
+
+    def capture():
+        gradients.update({name: p.grad.clone() for name, p in policy.parameters.items()})
+        return 0.0
+
+    learner._step = capture
+    learner.update([(decisions, advantage_NK)])
+
+    for parameter in policy.parameters.values():
+        parameter.grad = None
+    n, k = decisions.log_prob_NK.shape
+    cond = {name: torch.from_numpy(rows).double() for name, rows in decisions.conditioning.items()}
+    total = 0.0
+    for row in range(n):
+        for j in range(k):
+            x = torch.from_numpy(decisions.state_NZ[row : row + 1]).double()
+            step = torch.tensor([decisions.step_N[row]])
+            mean = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
+            with torch.no_grad(), policy.reference():
+                reference = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
+            std = learner.kernel.std_T[step]
+            action = torch.from_numpy(decisions.action_NKZ[row : row + 1, j]).double()
+            log_prob = torch.distributions.Normal(mean, std).log_prob(action).mean()
+            ratio = (log_prob - log_prob.detach()).exp()
+            advantage = float(np.float32(advantage_NK[row, j]))
+            weight = learner.weight_T[step][0]
+            loss = -weight * advantage * ratio + 0.03 * ((mean - reference) ** 2 / (2 * std**2)).mean()
+            total = total + loss / (n * k)
+    total.backward()
+    for name, parameter in policy.parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-15)
+
+
+def test_micro_batch_size_does_not_change_the_update(sd3_folder):
+    batch = tasks_of(sd3_folder)
+    results = []
+    for size in (1, 5, 16):
+        learner = learner_of(sd3_folder, ObjectiveSettings(kl=0.1), LearnerSettings(lr=1e-2, micro_batch=size))
+        learner.update(batch)
+        results.append(learner.policy.arrays())
+    for name in results[0]:
+        np.testing.assert_allclose(results[1][name], results[0][name], atol=2e-5)
+        np.testing.assert_allclose(results[2][name], results[0][name], atol=2e-5)
+
+
+def test_clipped_surrogate_by_hand():
+    log_prob = torch.tensor([[0.3, -0.3, 0.3, -0.3]], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([[2.0, 2.0, -2.0, -2.0]], dtype=torch.float64)
+    terms = grpo(log_prob, torch.zeros(1, 4, dtype=torch.float64), advantage, torch.tensor([1.5]).double(), 0.2)
+    up, down = np.exp(0.3), np.exp(-0.3)
+    assert terms.policy_NK[0].tolist() == pytest.approx([-3 * 1.2, -3 * down, 3 * up, 3 * 0.8])
+    assert terms.clipped_NK[0].tolist() == [True, False, False, True]
+    terms.policy_NK.sum().backward()
+    assert log_prob.grad[0].tolist() == pytest.approx([0, -3 * down, 3 * up, 0])
+
+
+def test_advantage_zero_leaves_the_policy_where_it_is(sd3_folder):
+    batch = [(decisions, np.zeros_like(advantage)) for decisions, advantage in tasks_of(sd3_folder)]
+    learner = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, weight_decay=0))
+    before = learner.export().checksum
+    learner.update(batch)
+    assert learner.export().checksum == before
+    assert learner.version == 1
+
+
+@pytest.mark.parametrize("ema", [None, EmaSettings(every=1)])
+def test_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
+    batch = tasks_of(sd3_folder)
+    settings = LearnerSettings(lr=1e-2, ema=ema, max_drift=10)
+    learner = learner_of(sd3_folder, settings=settings)
+    learner.update(batch)
+    learner.save(tmp_path)
+    learner.update(batch)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(tmp_path, 1)
+    assert again.version == 1
+    again.update(batch)
+    assert again.export().checksum == learner.export().checksum
+    assert again.evaluated().checksum == learner.evaluated().checksum
+    assert (again.evaluated().checksum == again.export().checksum) == (ema is None)
+
+
+def test_drift_above_the_bound_stops_the_run(sd3_folder):
+    (decisions, advantage), *_ = tasks_of(sd3_folder)
+    decisions.log_prob_NK[:] += 0.2
+    with pytest.raises(UserError, match="max_drift"):
+        learner_of(sd3_folder).update([(decisions, advantage)])
+
+
+def test_drift_is_reported_by_step(sd3_folder):
+    batch = tasks_of(sd3_folder)
+    stats = learner_of(sd3_folder).update(batch)
+    assert len(stats.drift_mean) == 5
+    assert np.isnan(stats.drift_mean[4])
+    assert max(stats.drift_mean[:4]) < 1e-4
+    assert stats.nfe == 3 * 2 * PLAN.decisions
