@@ -12,9 +12,12 @@ from services.errors import UserError
 from system import __version__
 from system.launch_env import listen_on_loopback
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
-    "Reinforcement learning of text-to-image flow models: TempFlow-GRPO and its neighbours on Ray."
-))
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=("Reinforcement learning of text-to-image flow models: TempFlow-GRPO and its neighbours on Ray."),
+)
 console = Console()
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: its name (see `tempflow recipes`) or a YAML file.")]
@@ -47,7 +50,9 @@ def train(
 def evaluate_command(
     recipe: Recipe,
     overrides: Overrides = None,
-    prompts: Annotated[str | None, typer.Option(help="A prompt file; the recipe's held-out prompts if not given.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A prompt file; the recipe's held-out prompts if not given.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="The lora/ folder of a run, compared with the base.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write a row an image to this Parquet file.")] = None,
 ) -> None:
@@ -63,7 +68,9 @@ def sample(
     recipe: Recipe,
     prompt: Annotated[list[str], typer.Option(help="A prompt; repeat for more.")],
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="The lora/ folder of a run; the base model if not given.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="The lora/ folder of a run; the base model if not given.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
     output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
 ) -> None:
@@ -108,7 +115,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     listen_on_loopback()
 

@@ -87,5 +87,7 @@ def evaluate(
             **columns,
         }
     )
-    pictures = np.concatenate([grid[index] for index in sorted(grid)])[: settings.grid] if grid else np.zeros((0, 1, 1, 3))
+    pictures = (
+        np.concatenate([grid[index] for index in sorted(grid)])[: settings.grid] if grid else np.zeros((0, 1, 1, 3))
+    )
     return Evaluation(table, pictures, cost, len(rows) * len(scorers))

@@ -136,11 +136,9 @@ class Roles:
 
     def _start_policy_roles(self) -> None:
         config = self.config
-        self.fleet = Fleet(
-            self._start_worker, config.rollout.workers, config.rollout.task_timeout_s, self.check_stop
-        )
+        self.fleet = Fleet(self._start_worker, config.rollout.workers, config.rollout.task_timeout_s, self.check_stop)
         if self.with_learner:
-            self.learner = LearnerActor.options(
+            self.learner = LearnerActor.options(  # type: ignore[attr-defined]
                 num_cpus=config.learner.num_cpus,
                 num_gpus=config.learner.num_gpus,
                 scheduling_strategy=self._placed(config.rollout.workers),
@@ -156,9 +154,11 @@ class Roles:
 
     def _start_worker(self, slot: int) -> ActorHandle:
         rollout = self.config.rollout
-        return RolloutWorker.options(
+        return RolloutWorker.options(  # type: ignore[attr-defined]
             num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, scheduling_strategy=self._placed(slot)
-        ).remote(self.config.policy, self.config.kernel, rollout, self.config.seed, str(self.logs / f"rollout-{slot}.log"))
+        ).remote(
+            self.config.policy, self.config.kernel, rollout, self.config.seed, str(self.logs / f"rollout-{slot}.log")
+        )
 
     def _start_pool(self) -> None:
         serve.start(proxy_location="Disabled")

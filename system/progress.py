@@ -34,7 +34,9 @@ class Progress:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.update(self._view())
             self.live.stop()
@@ -93,7 +95,11 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 def rewards(line: dict[str, Any]) -> dict[str, float]:
     """Mean training reward by scorer."""
-    return {key.split("/")[1]: line[key] for key in line if key.startswith("reward/") and key.count("/") == 2 and key.endswith("/mean")}
+    return {
+        key.split("/")[1]: line[key]
+        for key in line
+        if key.startswith("reward/") and key.count("/") == 2 and key.endswith("/mean")
+    }
 
 
 def heldout(line: dict[str, Any]) -> dict[str, float]:

@@ -46,7 +46,9 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
         lines = [line.strip() for line in path.read_text().splitlines()]
         table = pa.table({prompt_column: pa.array([line for line in lines if line], pa.string())})
     if prompt_column not in table.column_names:
-        raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {table.column_names}")
+        raise UserError(
+            f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {table.column_names}"
+        )
     texts = table[prompt_column]
     if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
         raise UserError(f"`{name}`: column `{prompt_column}` holds {texts.type}, not text")

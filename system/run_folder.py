@@ -1,14 +1,14 @@
 """The folder a run leaves behind.
 
-    config.yaml     the resolved recipe, with tempflow's version and git commit
-    metrics.jsonl   a line a step
-    experience/     Parquet, a file a step: every leaf with its rewards and advantage
-    eval/           Parquet, a file an evaluation: every held-out image with its scores
-    samples/        a folder an evaluation: pictures of the first held-out prompts
-    checkpoints/    what a resumed run needs
-    lora/           the adapter, for diffusers' load_lora_weights
-    logs/           a file a process
-    report.html
+config.yaml     the resolved recipe, with tempflow's version and git commit
+metrics.jsonl   a line a step
+experience/     Parquet, a file a step: every leaf with its rewards and advantage
+eval/           Parquet, a file an evaluation: every held-out image with its scores
+samples/        a folder an evaluation: pictures of the first held-out prompts
+checkpoints/    what a resumed run needs
+lora/           the adapter, for diffusers' load_lora_weights
+logs/           a file a process
+report.html
 """
 
 import json

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from actors.learner.advantage import Advantages, advantages
+from actors.learner.stats import UpdateStats
 from actors.reward.pool import Scores
 from actors.rollout.fleet import Generated
 from actors.rollout.in_flight import InFlight
@@ -195,7 +196,7 @@ class Trainer:
                 f"({why or 'the scorers returned NaN'}); mend the scorer, or raise reward.max_hole_share"
             )
 
-    def _update(self, experience: Experience):
+    def _update(self, experience: Experience) -> UpdateStats:
         self.progress.stage(self.state.step + 1, "update")
         answer = self.roles.learner.update.remote(
             experience.advantages.by_task, *[task.decisions for task in experience.generated]
@@ -243,7 +244,10 @@ class Trainer:
             return
         learner = self.roles.learner
         save_checkpoint(
-            self.run.checkpoints, self.state, lambda folder: self._ask(learner.save, folder), self.config.checkpoint.keep
+            self.run.checkpoints,
+            self.state,
+            lambda folder: self._ask(learner.save, folder),
+            self.config.checkpoint.keep,
         )
         self._ask(learner.save_lora, str(self.run.lora))
         self.saved_step = self.state.step
@@ -274,13 +278,16 @@ class Trainer:
             experience.advantages.by_task,
         )
 
-    def _describe(self, experience: Experience, stats: Any, clock: Clock, weights_bytes: int) -> dict[str, Any]:
+    def _describe(self, experience: Experience, stats: UpdateStats, clock: Clock, weights_bytes: int) -> dict[str, Any]:
         """The metrics of one step; docs/metrics.md explains each key."""
         config, cost = self.config, experience.cost
         line: dict[str, Any] = {"version": self.state.step}
         for name in config.weights:
             values = np.concatenate([score.by_scorer[name] for score in experience.scores])
-            line[f"reward/{name}/mean"], line[f"reward/{name}/std"] = float(np.nanmean(values)), float(np.nanstd(values))
+            line[f"reward/{name}/mean"], line[f"reward/{name}/std"] = (
+                float(np.nanmean(values)),
+                float(np.nanstd(values)),
+            )
         line["reward/mean"] = float(np.nanmean(np.concatenate(experience.rewards)))
         line |= {
             "advantage/flat_groups": experience.advantages.flat_groups,

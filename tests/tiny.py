@@ -18,7 +18,7 @@ def clip_tokenizer(max_length: int = 16) -> CLIPTokenizer:
 
 
 def build_sd3(folder: Path, seed: int = 0) -> Path:
-    """Save a random SD3 pipeline of 16×16 images and 8×8×4 latents; the weights are scaled up so that nothing is flat."""
+    """Save a random SD3 pipeline of 16×16 images and 8×8×4 latents, its weights large enough that nothing is flat."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=514,

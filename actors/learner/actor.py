@@ -6,6 +6,7 @@ import numpy as np
 import ray
 
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
+from actors.learner.stats import UpdateStats
 from actors.policy.settings import FlowSDESettings, PolicySettings
 from actors.policy.weights import Weights
 from actors.trajectory import Decisions
@@ -42,7 +43,7 @@ class LearnerActor:
             "noise_weight": self.learner.weight_T.tolist(),
         }
 
-    def update(self, advantages: list[np.ndarray], *decisions: Decisions):
+    def update(self, advantages: list[np.ndarray], *decisions: Decisions) -> UpdateStats:
         """One training step on all tasks, in index order."""
         return self.learner.update(list(zip(decisions, advantages, strict=True)))
 

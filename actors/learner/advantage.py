@@ -64,7 +64,11 @@ def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings
     np.minimum.at(low_G, group_A[known_A], reward_A[known_A])
     np.maximum.at(high_G, group_A[known_A], reward_A[known_A])
     spread_A = known_A & (high_G > low_G)[group_A]
-    scale_A = std_G[group_A] if rule.std == "group" else np.full_like(reward_A, reward_A[known_A].std() if known_A.any() else 0.0)
+    scale_A = (
+        std_G[group_A]
+        if rule.std == "group"
+        else np.full_like(reward_A, reward_A[known_A].std() if known_A.any() else 0.0)
+    )
     advantage_A = np.zeros_like(reward_A)
     advantage_A[spread_A] = centred_A[spread_A] / (scale_A[spread_A] + rule.epsilon)
     return advantage_A.clip(-rule.clip, rule.clip), std_G
@@ -81,7 +85,5 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
     reward_A = np.concatenate([reward.reshape(-1) for reward in action_NK])
     advantage_A, std_G = normalise(reward_A, group_keys(rule, trees), rule)
     ends = np.cumsum([reward.size for reward in action_NK])[:-1]
-    by_task = [
-        part.reshape(reward.shape) for part, reward in zip(np.split(advantage_A, ends), action_NK, strict=True)
-    ]
+    by_task = [part.reshape(reward.shape) for part, reward in zip(np.split(advantage_A, ends), action_NK, strict=True)]
     return Advantages(by_task, int(np.isnan(reward_A).sum()), float(np.mean(~(std_G > 0))))

@@ -32,7 +32,10 @@ class Ema:
         return {name: shadow.cpu().numpy().copy() for name, shadow in self.shadow.items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {**{name: shadow.contiguous() for name, shadow in self.shadow.items()}, "steps": torch.tensor(self.steps)}
+        return {
+            **{name: shadow.contiguous() for name, shadow in self.shadow.items()},
+            "steps": torch.tensor(self.steps),
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.steps = int(state["steps"])

@@ -6,7 +6,7 @@ One forward and one backward serve all K siblings of a decision: they share the 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from actors.learner.ema import Ema
 from actors.learner.objective import grpo
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
+from actors.learner.stats import Monitor, UpdateStats
 from actors.policy.kernels import FlowSDE, noise_weights
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
@@ -25,28 +26,6 @@ from actors.trajectory import Decisions
 from services.errors import UserError
 
 ADAPTER_FILE, EMA_FILE, OPTIMIZER_FILE = "adapter.safetensors", "ema.safetensors", "optimizer.safetensors"
-
-
-@dataclass
-class UpdateStats:
-    """What one update did. Lists are by sampling step (T), NaN where a step had no decision."""
-
-    loss: float = 0.0
-    kl: float = 0.0
-    grad_norm: float = 0.0
-    """Mean over the optimizer steps, before clipping."""
-    ratio_mean: float = 0.0
-    ratio_max_deviation: float = 0.0
-    """max |ρ − 1| over the update; exactly 0 where the update is one optimizer step."""
-    first_ratio_deviation: float = 0.0
-    """max |ρ − 1| before the first optimizer step: 0, or the learner is wrong."""
-    clip_fraction: float = 0.0
-    drift_mean: list[float] = field(default_factory=list)
-    """Mean |log p(rollout) − log p(learner)| before the update."""
-    drift_max: list[float] = field(default_factory=list)
-    nfe: int = 0
-    """Forwards and backwards (a backward counts 2), reference and old passes included."""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,31 +84,27 @@ class Learner:
             UserError: rollout and learner disagree by more than `max_drift`, or a gradient is not finite.
         """
         started = time.perf_counter()
-        stats = UpdateStats()
+        monitor = Monitor(len(self.weight_T), self.policy.device)
         parts = [part for part in np.array_split(np.arange(len(batch)), self.objective.optimizer_steps) if len(part)]
-        minibatches = [[b for i in part for b in self._micro_batches(*batch[i])] for part in parts]
-        old: list[list[Tensor] | None] = [None] * len(minibatches)
-        for m in range(1, len(minibatches)):
-            old[m] = [self._log_prob(micro)[0].detach() for micro in minibatches[m]]
-            stats.nfe += sum(micro.real for micro in minibatches[m]) * self.policy.family.forwards_per_row
-        drift = _Drift(len(self.weight_T))
-        totals = _Totals()
+        minibatches = [[micro for i in part for micro in self._micro_batches(*batch[i])] for part in parts]
+        old = [self._old_log_probs(minibatch, monitor) if m else None for m, minibatch in enumerate(minibatches)]
+        norms = []
         for m, minibatch in enumerate(minibatches):
             planned = sum(batch[i][1].size for i in parts[m])
             for j, micro in enumerate(minibatch):
-                old_NK = old[m]
-                self._accumulate(micro, old_NK[j] if old_NK else None, planned, stats, totals, drift)
+                old_m = old[m]
+                self._accumulate(micro, None if old_m is None else old_m[j], planned, monitor)
             if m == 0:
-                stats.first_ratio_deviation = totals.max_deviation
-            drift.check(self.settings.max_drift)
-            stats.grad_norm += self._step() / len(minibatches)
+                first_deviation = float(monitor.max_deviation)
+                monitor.check_drift(self.settings.max_drift)
+            norms.append(self._step())
         self.version += 1
-        stats.loss, stats.kl = totals.loss / len(parts), totals.kl / len(parts)
-        stats.ratio_mean, stats.clip_fraction = totals.ratio / totals.count, totals.clipped / totals.count
-        stats.ratio_max_deviation = totals.max_deviation
-        stats.drift_mean, stats.drift_max = drift.mean(), drift.max()
-        stats.seconds = time.perf_counter() - started
-        return stats
+        return monitor.stats(len(parts), first_deviation, float(np.mean(norms)), time.perf_counter() - started)
+
+    def _old_log_probs(self, minibatch: list[_MicroBatch], monitor: Monitor) -> list[Tensor]:
+        """log p under the policy before the update, by the same graph that the update itself will run."""
+        monitor.nfe += sum(micro.real for micro in minibatch) * self.policy.family.forwards_per_row
+        return [self._log_prob(micro)[0].detach() for micro in minibatch]
 
     def _micro_batches(self, decisions: Decisions, advantage_NK: np.ndarray) -> list[_MicroBatch]:
         device, size = self.policy.device, self.settings.micro_batch
@@ -165,37 +140,27 @@ class Learner:
         mean_NZ = self._mean(micro)
         return self.kernel.log_prob(micro.action_NKZ, mean_NZ, micro.step_N), mean_NZ
 
-    def _accumulate(
-        self,
-        micro: _MicroBatch,
-        old_NK: Tensor | None,
-        planned: int,
-        stats: UpdateStats,
-        totals: "_Totals",
-        drift: "_Drift",
-    ) -> None:
+    def _accumulate(self, micro: _MicroBatch, old_NK: Tensor | None, planned: int, monitor: Monitor) -> None:
         """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number."""
-        forwards = self.policy.family.forwards_per_row
         log_prob_NK, mean_NZ = self._log_prob(micro)
         if old_NK is None:
             old_NK = log_prob_NK.detach()
         weight_N = self.weight_T[micro.step_N]
         terms = grpo(log_prob_NK, old_NK, micro.advantage_NK, weight_N, self.objective.clip_range)
         loss = terms.policy_NK.sum() / planned
-        totals.loss += float(loss.detach())
+        kl = torch.zeros_like(loss)
         if self.objective.kl:
             with torch.no_grad(), self.policy.reference():
                 reference_NZ = self._mean(micro)
             kl_N = self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N)[: micro.real]
             kl = kl_N.sum() * log_prob_NK.shape[1] / planned
-            loss = loss + self.objective.kl * kl
-            totals.kl += float(kl.detach())
-            stats.nfe += micro.real * forwards
-        loss.backward()
-        stats.nfe += 3 * micro.real * forwards
-        real = slice(None, micro.real)
-        totals.add(terms.ratio_NK[real], terms.clipped_NK[real])
-        drift.add(micro.step_N[real], (old_NK - micro.behaviour_NK)[real])
+        (loss + self.objective.kl * kl).backward()
+        forwards = 4 if self.objective.kl else 3
+        monitor.nfe += forwards * micro.real * self.policy.family.forwards_per_row
+        rows = slice(None, micro.real)
+        monitor.add_loss(loss.detach(), kl.detach())
+        monitor.add_ratio(terms.ratio_NK[rows], terms.clipped_NK[rows])
+        monitor.add_drift(micro.step_N[rows], (old_NK - micro.behaviour_NK)[rows])
 
     def _step(self) -> float:
         """Clip, step, zero; returns the gradient's norm before clipping."""
@@ -236,52 +201,10 @@ class Learner:
             self.ema.restore(load_file(folder / EMA_FILE))
         moments = load_file(folder / OPTIMIZER_FILE, device=str(self.policy.device))
         for name, parameter in self.policy.parameters.items():
-            state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments}
+            state = {
+                key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments
+            }
             if state:
                 state["step"] = state["step"].cpu()
                 self.optimizer.state[parameter] = state
         self.version = version
-
-
-class _Totals:
-    """Sums over the real rows of an update."""
-
-    def __init__(self) -> None:
-        self.loss = self.kl = self.ratio = self.clipped = self.max_deviation = 0.0
-        self.count = 0
-
-    def add(self, ratio_NK: Tensor, clipped_NK: Tensor) -> None:
-        self.ratio += float(ratio_NK.sum())
-        self.clipped += float(clipped_NK.sum())
-        self.max_deviation = max(self.max_deviation, float((ratio_NK - 1).abs().max()))
-        self.count += ratio_NK.numel()
-
-
-class _Drift:
-    """|Δ log p| between rollout and learner, by sampling step."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.sum_T, self.max_T = np.zeros(num_steps), np.full(num_steps, np.nan)
-        self.count_T = np.zeros(num_steps, np.int64)
-
-    def add(self, step_N: Tensor, delta_NK: Tensor) -> None:
-        step_A = step_N.cpu().numpy().repeat(delta_NK.shape[1])
-        delta_A = delta_NK.abs().flatten().cpu().numpy()
-        np.add.at(self.sum_T, step_A, delta_A)
-        np.add.at(self.count_T, step_A, 1)
-        np.fmax.at(self.max_T, step_A, delta_A)
-
-    def mean(self) -> list[float]:
-        with np.errstate(invalid="ignore"):
-            return (self.sum_T / self.count_T).tolist()
-
-    def max(self) -> list[float]:
-        return self.max_T.tolist()
-
-    def check(self, bound: float) -> None:
-        worst = np.nanmax(self.mean())
-        if worst > bound:
-            raise UserError(
-                f"rollout and learner disagree: mean |Δ log p| is {worst:.2g}, above learner.max_drift = {bound:g}; "
-                "use the same dtype and device for both, or raise the bound"
-            )

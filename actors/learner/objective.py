@@ -20,9 +20,7 @@ class Surrogate:
     """Whether the clip cuts the gradient."""
 
 
-def grpo(
-    log_prob_NK: Tensor, old_NK: Tensor, advantage_NK: Tensor, weight_N: Tensor, clip_range: float
-) -> Surrogate:
+def grpo(log_prob_NK: Tensor, old_NK: Tensor, advantage_NK: Tensor, weight_N: Tensor, clip_range: float) -> Surrogate:
     """w_i · max(−A·ρ, −A·clip(ρ, 1 ± c)) with ρ = exp(log p − log p_old).
 
     PPO's clipped surrogate as used by Flow-GRPO (arXiv 2505.05470) and, with w_i = s_i / mean(s), TempFlow-GRPO

@@ -5,10 +5,10 @@ Shape legend: N rows, P distinct prompts, Z latent dimensions.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.policy.settings import PolicySettings
 
@@ -22,12 +22,12 @@ class Family(ABC):
     """One model family: text encoding, schedule, velocity and decoding, built from diffusers' own pieces.
 
     Attributes:
-        transformer: the velocity network, frozen, in the compute dtype.
+        transformer: the velocity network (a diffusers model), frozen, in the compute dtype.
         latent_shape: Z of one image of the configured size.
     """
 
-    pipeline_class: ClassVar[type]
-    transformer: nn.Module
+    pipeline_class: ClassVar[Any]
+    transformer: Any
     latent_shape: tuple[int, ...]
 
     def __init__(self, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> None:

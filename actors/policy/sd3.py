@@ -10,7 +10,7 @@ from actors.policy.family import Conditioning, Family, Parts
 
 
 class SD3(Family):
-    """Drives a `StableDiffusion3Pipeline`; conditioning rows hold the negative prompt's embeddings beside the prompt's."""
+    """Drives a `StableDiffusion3Pipeline`; conditioning holds the negative prompt's embeddings beside the prompt's."""
 
     pipeline_class = StableDiffusion3Pipeline
 

@@ -76,7 +76,9 @@ class RewardPool:
             scores.by_scorer[name], scores.busy_s[name] = response.result(timeout_s=self.scorers[name].timeout_s)
         except (RayError, RayServeException, TimeoutError) as error:
             reason = getattr(error, "cause", None) or error
-            scores.errors[name] = f"{type(reason).__name__}: {str(reason).strip().splitlines()[-1] if str(reason) else ''}"
+            scores.errors[name] = (
+                f"{type(reason).__name__}: {str(reason).strip().splitlines()[-1] if str(reason) else ''}"
+            )
             log.warning("scorer %s failed after %.1f s: %s", name, time.perf_counter() - started, scores.errors[name])
             return False
         scores.errors.pop(name, None)

@@ -1,5 +1,7 @@
 """The rollout worker as a Ray actor."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import ray
 
@@ -43,7 +45,5 @@ class RolloutWorker:
         return decisions, images_MHWC, (tree, cost)
 
     @ray.method(num_returns=2)
-    def sample(
-        self, prompts: list[str], addresses: list[tuple[int, ...]], base: bool
-    ) -> tuple[np.ndarray, Cost]:
+    def sample(self, prompts: list[str], addresses: Sequence[tuple[int, ...]], base: bool) -> tuple[np.ndarray, Cost]:
         return self.generator.sample(prompts, addresses, base)

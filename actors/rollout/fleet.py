@@ -11,7 +11,6 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from actors.policy.weights import Weights
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import Plan
 from actors.trajectory import Cost, Task, Tree
@@ -114,7 +113,7 @@ class Fleet:
             yield Generated(tasks[job], decisions, images, tree, cost)
 
     def sample(
-        self, batches: Sequence[tuple[list[str], list[tuple[int, ...]]]], base: bool = False
+        self, batches: Sequence[tuple[list[str], Sequence[tuple[int, ...]]]], base: bool = False
     ) -> Iterator[tuple[int, ray.ObjectRef, Cost]]:
         """Deterministic images of (prompts, addresses) batches: (index of the batch, images, cost) as they finish."""
         jobs = [

@@ -58,7 +58,9 @@ class Plan:
     @property
     def decisions(self) -> int:
         """Trained states of one task."""
-        return sum(trunks for (trunks, _), fork in zip(self.alive(), self.forks, strict=True) if fork.width and fork.trained)
+        return sum(
+            trunks for (trunks, _), fork in zip(self.alive(), self.forks, strict=True) if fork.width and fork.trained
+        )
 
     @property
     def actions(self) -> int:

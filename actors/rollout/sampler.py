@@ -4,6 +4,7 @@ T rounds instead of T(T−1)/2, each in full micro-batches of one shape, so that
 neighbours. Shape legend: B trunks, R live rows, N decisions, K actions, Z latent dimensions, M leaves, P prompts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from actors.policy.kernels import FlowSDE, ode_step
 from actors.rollout.noise import Address, noise
 from actors.rollout.plans import Plan
 from actors.trajectory import Cost, Decisions, Tree
-
 
 Owners = tuple[tuple[int, int], ...]
 """(decision, action) pairs above a row, from the root down."""
@@ -63,7 +63,9 @@ class Sampler:
         self.rows = max(1, micro_batch // family.forwards_per_row)
 
     @torch.no_grad()
-    def __call__(self, plan: Plan, roots: list[Address], prompts: list[int], conditioning: Conditioning) -> Wavefront:
+    def __call__(
+        self, plan: Plan, roots: Sequence[Address], prompts: Sequence[int], conditioning: Conditioning
+    ) -> Wavefront:
         """Generate one trunk a root and the branches that the plan asks for.
 
         Args:
@@ -121,9 +123,7 @@ class Sampler:
     def _noise(self, addresses: list[Address]) -> Tensor:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device)
 
-    def _velocity(
-        self, trunks: _Rows, branches: _Rows, i: int, conditioning: Conditioning
-    ) -> tuple[Tensor, int]:
+    def _velocity(self, trunks: _Rows, branches: _Rows, i: int, conditioning: Conditioning) -> tuple[Tensor, int]:
         """(R, Z) velocities of trunks then branches at step i, and the rows of padding they took."""
         x_RZ = torch.cat([trunks.x_RZ, branches.x_RZ])
         prompt_R = torch.tensor(trunks.prompt + branches.prompt, device=x_RZ.device)
@@ -154,9 +154,7 @@ class Sampler:
         )
         return action_BKZ, self.kernel.log_prob(action_BKZ, mean_BZ, step_B), children
 
-    def _decisions(
-        self, tree: Tree, states: list[Tensor], actions: list[Tensor], log_probs: list[Tensor]
-    ) -> Decisions:
+    def _decisions(self, tree: Tree, states: list[Tensor], actions: list[Tensor], log_probs: list[Tensor]) -> Decisions:
         if not states:
             empty = np.zeros((0, *self.family.latent_shape), np.float32)
             return Decisions(tree.step_N, empty, empty[:, None], np.zeros((0, 0), np.float32))

@@ -60,7 +60,7 @@ def deployment_name(scorer: str) -> str:
 def build_app(scorers: Sequence[ScorerSettings], log_folder: str | None = None) -> serve.Application:
     """The Serve application that scores with all of `scorers`."""
     bound = {
-        scorer.name: ScorerDeployment.options(
+        scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
             name=deployment_name(scorer.name),
             num_replicas=scorer.replicas,
             ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus},
@@ -68,4 +68,4 @@ def build_app(scorers: Sequence[ScorerSettings], log_folder: str | None = None) 
         ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
         for scorer in scorers
     }
-    return Gateway.bind(**bound)
+    return Gateway.bind(**bound)  # type: ignore[attr-defined]

@@ -72,7 +72,9 @@ def test_advantages_are_clipped():
 
 
 def test_a_leaf_shared_by_several_actions_counts_for_each_and_a_trees_action_takes_its_mean():
-    tree = Tree(np.array([0, 1, 1]), np.zeros(3, int), np.array([[[0, 1], [2, 3]], [[0, -1], [1, -1]], [[2, -1], [3, -1]]]), 4)
+    tree = Tree(
+        np.array([0, 1, 1]), np.zeros(3, int), np.array([[[0, 1], [2, 3]], [[0, -1], [1, -1]], [[2, -1], [3, -1]]]), 4
+    )
     reward = tree.reduce(np.array([1.0, 3.0, 5.0, 9.0]))
     assert reward.tolist() == [[2, 7], [1, 3], [5, 9]]
 

@@ -43,7 +43,9 @@ def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 64])
 @pytest.mark.parametrize("optimizer_steps", [1, 2])
-def test_ratio_is_exactly_one_before_the_first_optimizer_step(sd3_folder, dtype, guidance, micro_batch, optimizer_steps):
+def test_ratio_is_exactly_one_before_the_first_optimizer_step(
+    sd3_folder, dtype, guidance, micro_batch, optimizer_steps
+):
     changes = {"dtype": dtype, "guidance": guidance}
     batch = tasks_of(sd3_folder, **changes)
     learner = learner_of(

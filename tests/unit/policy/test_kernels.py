@@ -41,7 +41,9 @@ def test_mean_std_and_log_prob_follow_the_formulas(a):
         assert float(kernel.std_T[i]) == pytest.approx(std, rel=1e-6)
         normal = torch.distributions.Normal(mean[i].double(), std)
         for k in range(4):
-            assert float(log_prob[i, k]) == pytest.approx(float(normal.log_prob(action[i, k].double()).mean()), rel=1e-4)
+            assert float(log_prob[i, k]) == pytest.approx(
+                float(normal.log_prob(action[i, k].double()).mean()), rel=1e-4
+            )
 
 
 def test_the_sde_keeps_the_marginal_of_a_straight_flow():

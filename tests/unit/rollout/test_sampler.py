@@ -118,8 +118,11 @@ def test_a_tree_owns_all_leaves_below(policy):
     assert front.tree.leaf_NKL[0].tolist() == [[0, 1], [2, 3]]
     assert front.tree.leaf_NKL[1:].tolist() == [[[0, -1], [1, -1]], [[2, -1], [3, -1]]]
     reward = front.tree.reduce(np.array([1.0, 3.0, np.nan, 5.0]))
-    assert reward[0, 0] == 2 and np.isnan(reward[0, 1])
-    assert reward[1:].tolist()[0] == [1, 3] and np.isnan(reward[2, 0]) and reward[2, 1] == 5
+    assert reward[0, 0] == 2
+    assert np.isnan(reward[0, 1])
+    assert reward[1:].tolist()[0] == [1, 3]
+    assert np.isnan(reward[2, 0])
+    assert reward[2, 1] == 5
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])

@@ -1,0 +1,46 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+# Where pip finds the CPU build of PyTorch; empty takes the registry's default build.
+TORCH_INDEX ?=
+
+.PHONY: help quickstart test test-all lint format assets clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/installed ## Install into .venv and train the embedded miniature with TempFlow-GRPO on Ray
+	$(BIN)/tempflow train shapes name=quickstart-$$(date +%Y%m%d-%H%M%S)
+
+test: $(VENV)/installed-dev lint ## Lint, types and the test suite
+	$(BIN)/pytest
+
+test-all: $(VENV)/installed-dev lint ## Also the slow and the chaos tests
+	$(BIN)/pytest -m "not gpu"
+
+lint: $(VENV)/installed-dev ## Style, format and types, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+assets: $(VENV)/installed ## Rebuild the miniature's weights from a seed (about an hour on two cores)
+	$(BIN)/python -m system.miniature.build
+
+clean: ## Remove the environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,97 @@
+"""A real local Ray that several runs attach to, and a tiny recipe."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RUN_TIMEOUT_S = 240
+
+HEAD = """
+import sys
+from system.launch_env import listen_on_loopback
+listen_on_loopback()
+import ray
+context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0)
+print(context.address_info["gcs_address"], context.dashboard_url, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[tuple[str, str]]:
+    """(GCS address, dashboard address) of a Ray in a process of its own."""
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address, dashboard = head.stdout.readline().split()
+    yield address, dashboard
+    head.stdin.close()
+    head.wait(60)
+
+
+@pytest.fixture
+def recipe(sd3_folder, tmp_path) -> Path:
+    """A recipe of four tiny steps; the run folder is beside it."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"prompt number {i}\n" for i in range(12)))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "steps": 4,
+                "output": str(tmp_path / "runs"),
+                "policy": {
+                    "model": str(sd3_folder),
+                    "height": 16,
+                    "width": 16,
+                    "num_steps": 4,
+                    "guidance": 1.0,
+                    "max_sequence_length": 1,
+                    "dtype": "fp32",
+                    "device": "cpu",
+                    "lora": {"rank": 4, "alpha": 8},
+                },
+                "plan": {"name": "trunk", "seeds": 2, "explorations": 3},
+                "learner": {"lr": 1e-2, "num_cpus": 0.2, "ema": {"every": 1}},
+                "rollout": {"workers": 2, "num_cpus": 0.2, "micro_batch": 8, "decode_batch": 8},
+                "scorers": [{"name": "size", "scorer": "jpeg_size", "num_cpus": 0.1}],
+                "data": {"train": str(prompts), "heldout": str(prompts), "prompts_per_step": 3},
+                "eval": {"every": 2, "prompts": 6, "batch": 4, "grid": 2},
+                "checkpoint": {"every": 2},
+            }
+        )
+    )
+    return path
+
+
+def environment(address: str | None = None) -> dict[str, str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    return env | ({"RAY_ADDRESS": address} if address else {}) | {"PYTHONPATH": str(ROOT)}
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def tempflow(tmp_path) -> Cli:
+    """Run the command line in an empty folder; with `address`, on that Ray."""
+
+    def run(*arguments: str | Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "system", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(address), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
+        )
+
+    return run

@@ -1,0 +1,185 @@
+"""Training on a real local Ray: bits, resume, the run folder, Ctrl-C, and what the user sees when it goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
+
+
+def adapter(run: Path, step: int = 4) -> bytes:
+    return (run / "checkpoints" / f"step_{step:06d}" / "adapter.safetensors").read_bytes()
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = ("time", "elapsed_s", "seconds/", "idle/", "bytes/images_peak")
+
+
+def figures(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in metrics(run)]
+
+
+def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tempflow, ray_head, tmp_path):
+    address, _ = ray_head
+    for arguments in (["name=one"], ["name=two"], ["name=halves", "steps=2"], ["name=halves", "--resume"]):
+        done = tempflow("train", recipe, *arguments, address=address)
+        assert done.returncode == 0, done.stderr
+    one, two, halves = (tmp_path / "runs" / name for name in ("one", "two", "halves"))
+    assert adapter(one) == adapter(two) == adapter(halves)
+    assert figures(one) == figures(two)
+    assert [line["step"] for line in metrics(halves)] == [0, 1, 2, 3, 4]
+    assert figures(halves) == figures(one)
+    other = tempflow("train", recipe, "name=other", "seed=1", address=address)
+    assert other.returncode == 0
+    assert adapter(tmp_path / "runs" / "other") != adapter(one)
+
+    check_run_folder(one)
+    again = tempflow("train", recipe, "name=one", address=address)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    changed = tempflow("train", recipe, "name=one", "learner.lr=1e-3", "--resume", address=address)
+    assert changed.returncode == 2
+    assert "other settings of learner" in changed.stderr
+
+
+def check_run_folder(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["tempflow"]["version"]
+    assert config["learner"]["betas"] == [0.9, 0.999]
+    lines = metrics(run)
+    assert {"eval/size", "nfe"} <= lines[0].keys()
+    for line in lines[1:]:
+        assert line["ratio/first_deviation"] == 0
+        assert line["drift/mean"] < 1e-4
+        assert line["holes"] == 0
+    assert lines[-1]["nfe"] == sum(line["nfe/generate"] + line["nfe/learn"] for line in lines[1:])
+    experience = pq.read_table(run / "experience" / "step_000001.parquet")
+    assert len(experience) == 3 * 2 * 3 * 3
+    assert set(experience["branch_step"].to_pylist()) == {0, 1, 2}
+    assert set(experience["policy_version"].to_pylist()) == {0}
+    groups = experience.group_by(["prompt_row", "seed", "branch_step"]).aggregate([("advantage", "sum")])
+    assert all(abs(total) < 1e-9 for total in groups["advantage_sum"].to_pylist())
+    assert (run / "samples" / "step_000004" / "001.png").exists()
+    assert len(pq.read_table(run / "eval" / "step_000004.parquet")) == 6
+    assert load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    assert "<svg" in (run / "report.html").read_text()
+    assert not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.chaos
+def test_ctrl_c_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the_same_bits(recipe, tempflow, tmp_path):
+    command = [sys.executable, "-m", "system", "train", str(recipe), "name=stopped", "steps=400"]
+    run = tmp_path / "runs" / "stopped"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 4:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) > 5
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    stopped_at = metrics(run)[-1]["step"]
+    assert (run / "checkpoints" / f"step_{stopped_at:06d}").is_dir()
+    assert (run / "report.html").exists()
+
+    steps = f"steps={stopped_at + 2}"
+    assert tempflow("train", recipe, "name=stopped", steps, "--resume").returncode == 0
+    assert tempflow("train", recipe, "name=whole", steps).returncode == 0
+    assert adapter(run, stopped_at + 2) == adapter(tmp_path / "runs" / "whole", stopped_at + 2)
+
+
+BROKEN_SCORERS = """
+import numpy as np
+
+class Raises:
+    def __call__(self, images_NHWC, prompts):
+        raise OSError("the model file is gone")
+
+class SomeNaN:
+    def __call__(self, images_NHWC, prompts):
+        scores = images_NHWC.mean(axis=(1, 2, 3)) / 255
+        scores[0] = np.nan
+        return scores
+"""
+
+
+def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray_head, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN_SCORERS)
+    address, _ = ray_head
+    environment_path = os.pathsep.join([str(ROOT), str(tmp_path)])
+
+    def train(*arguments):
+        command = [sys.executable, "-m", "system", "train", str(recipe), *arguments]
+        env = environment(address) | {"PYTHONPATH": environment_path}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+
+    raises = train("name=raises", "scorers.0.scorer=broken:Raises", "scorers.0.attempts=1")
+    assert raises.returncode == 2, raises.stderr
+    assert "scorer `size`: OSError: the model file is gone" in raises.stderr
+    assert "Traceback" not in raises.stderr
+
+    holes = train("name=holes", "scorers.0.scorer=broken:SomeNaN", "steps=1")
+    assert holes.returncode == 0, holes.stderr
+    run = tmp_path / "runs" / "holes"
+    assert metrics(run)[-1]["holes"] == 3
+    table = pq.read_table(run / "experience" / "step_000001.parquet").to_pydict()
+    nan_rows = [i for i, leaf in enumerate(table["leaf"]) if leaf == 0]
+    assert all(table["advantage"][i] == 0 and table["reward"][i] != table["reward"][i] for i in nan_rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.model=./nowhere"], "policy.model"),
+        (["data.train=gone.parquet"], "no prompt file"),
+        (["data.prompt_column=text", "data.train={parquet}"], "no column `text`"),
+        (["data.train={broken}"], "not a readable Parquet"),
+        (["policy.num_steps=1"], "policy.num_steps"),
+        (["plan.explorations=1"], "at least 2"),
+        (["learner.lrr=1"], "did you mean `lr`?"),
+        (["steps=many"], "`steps` = 'many'"),
+        (["scorers.0.scorer=pickscorer"], "neither built in"),
+        (["scorers.0.scorer=nowhere:Scorer"], "check the import path"),
+        (["scorers.0.options={speed: 3}"], "options"),
+        (["data.prompts_per_step=13"], "only 12 prompts"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2_before_anything_starts(
+    recipe, tempflow, tmp_path, overrides, message
+):
+    import pyarrow as pa
+
+    good, broken = tmp_path / "good.parquet", tmp_path / "broken.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), good)
+    broken.write_bytes(b"PAR1 is not enough")
+    overrides = [
+        text.format(parquet=good, broken=broken) if "{p" in text or "{b" in text else text for text in overrides
+    ]
+    done = tempflow("train", recipe, *overrides, "name=never")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
