@@ -1,7 +1,7 @@
 """What moves between the roles: decisions, and the leaves that score them. NumPy only, no Torch, no Ray.
 
-Shape legend: N trained decisions of a task, K actions a decision, L leaves an action owns, M leaves (images) of the task,
-Z latent dimensions, S scorers.
+Shape legend: N trained decisions of a task, K actions a decision, L leaves an action owns, M leaves (images) of the
+task, Z latent dimensions.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Scores on held-out prompts: the same prompts and the same noise each time, so that states can be compared in pairs."""
+"""Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -122,8 +122,8 @@ class Roles:
             free = ray.available_resources()
             raise UserError(
                 f"the Ray cluster cannot place {rollout.workers} rollout workers and the learner: they ask for "
-                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
-                "free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use a larger cluster"
+                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, {free.get('CPU', 0):g} and {free.get('GPU', 0):g} "
+                "are free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use a larger cluster"
             ) from error
 
     def _may_grow(self) -> bool:

@@ -120,7 +120,7 @@ class Sampler:
             Cost(nfe * self.family.forwards_per_row, padding * self.family.forwards_per_row),
         )
 
-    def _noise(self, addresses: list[Address]) -> Tensor:
+    def _noise(self, addresses: Sequence[Address]) -> Tensor:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device)
 
     def _velocity(self, trunks: _Rows, branches: _Rows, i: int, conditioning: Conditioning) -> tuple[Tensor, int]:

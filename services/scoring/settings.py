@@ -16,7 +16,7 @@ class ScorerSettings(Settings):
     """A built-in scorer (pickscore, jpeg_size) or the import path `package.module:Class` of your own."""
     weight: float = 1.0
     """Its share of the training reward; 0 scores held-out images only."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the scorer."""
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)
