@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -140,10 +140,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
     raw.setdefault("name", path.stem)
-    sources = dict.fromkeys(overrides, "")
-    for override in overrides:
-        sources[_apply(raw, override)] = override
-    return parse_config(raw, str(path), sources)
+    return parse_config(raw, str(path), {_apply(raw, override): override for override in overrides})
 
 
 def parse_config(raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None) -> RunConfig:
@@ -161,20 +158,20 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         raise UserError(f"`{override}`: an override has the form key=value, such as learner.lr=1e-4")
     node: Any = raw
     *parents, last = key.split(".")
-    for part in parents:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            node = node.setdefault(part, {})
-        else:
-            raise UserError(f"`{override}`: `{part}` is not a group of settings")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = yaml.safe_load(text)
-    elif isinstance(node, dict):
-        node[last] = yaml.safe_load(text)
-    else:
-        raise UserError(f"`{override}`: `{last}` cannot be set there")
+    for place, part in enumerate(parents):
+        slot = _slot(node, part, override, parents[:place])
+        node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
+    node[_slot(node, last, override, parents)] = yaml.safe_load(text)
     return key
+
+
+def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | int:
+    """The key or index that a part of a dotted key names."""
+    if isinstance(node, dict):
+        return part
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
 
 
 def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> str:
@@ -182,7 +179,7 @@ def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> 
     problem = error.errors()[0]
     place = [part for part in problem["loc"] if part not in {"trunk", "chain"}]
     key = ".".join(str(part) for part in place)
-    origin = next((text for known, text in overrides.items() if text and key.startswith(known)), source)
+    origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
@@ -206,19 +203,13 @@ def _keys_beside(place: Sequence[Any], problem: Any) -> list[str]:
 
 def _descend(model: Any, part: Any) -> Any:
     """The model class below `model` at a key, an index or a union's tag."""
-    from typing import get_args
-
     if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
         return model.model_fields[part].annotation
-    options = [option for option in get_args(model) if isinstance(option, type) and issubclass(option, BaseModel)]
+    options = [get_args(option)[0] if get_origin(option) is Annotated else option for option in get_args(model)]
+    options = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     if isinstance(part, int):
         return options[0] if options else None
-    for option in options:
-        if "name" in option.model_fields and option.model_fields["name"].default == part:
-            return option
-        if part in option.model_fields:
-            return option.model_fields[part].annotation
-    return model
+    return next((option for option in options if option.model_fields["name"].default == part), model)
 
 
 def dump_config(config: RunConfig) -> str:

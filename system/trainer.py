@@ -324,7 +324,7 @@ class Trainer:
         return line | {f"idle/{role}": max(0.0, 1 - seconds / working) for role, seconds in busy.items()}
 
     def _branch_std(self, experience: Experience) -> list[float]:
-        """Mean over decisions of the siblings' reward std, by sampling step; where K = 1, over all seeds of the step."""
+        """Mean over decisions of the siblings' reward std, by sampling step; with K = 1, over all seeds."""
         spread: list[list[float]] = [[] for _ in range(self.config.policy.num_steps)]
         for task, reward_M in zip(experience.generated, experience.rewards, strict=True):
             reward_NK = task.tree.reduce(reward_M)

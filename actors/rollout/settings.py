@@ -1,8 +1,8 @@
 """Settings of generation: the plan and the workers that run it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from services.settings import Settings
 
@@ -25,7 +25,14 @@ class ChainSettings(Settings):
     """Trajectories a prompt (the group size)."""
 
 
-PlanSettings = Annotated[TrunkSettings | ChainSettings, Field(discriminator="name")]
+def _plan_name(value: Any) -> str:
+    """Which plan a mapping describes; TempFlow-GRPO's where it does not say."""
+    return value.get("name", "trunk") if isinstance(value, dict) else value.name
+
+
+PlanSettings = Annotated[
+    Annotated[TrunkSettings, Tag("trunk")] | Annotated[ChainSettings, Tag("chain")], Discriminator(_plan_name)
+]
 
 
 class RolloutSettings(Settings):

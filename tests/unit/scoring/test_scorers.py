@@ -1,0 +1,94 @@
+"""Scorers against plain transformers, and how a scorer is found."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from services.errors import UserError
+from services.scoring.jpeg_size import JpegSize
+from services.scoring.pickscore import PickScore
+from services.scoring.scorer import check_scorer, load_scorer
+from services.scoring.settings import ScorerSettings
+from tests.tiny import clip_tokenizer
+
+
+class Brightness:
+    """A user's scorer."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, images_NHWC, prompts):
+        return self.scale * images_NHWC.mean(axis=(1, 2, 3)) / 255
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 514, "max_position_embeddings": 16, "bos_token_id": 512, "eos_token_id": 513}
+    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 24, 24, 3), np.uint8)
+
+
+@torch.no_grad()
+def test_pickscore_equals_plain_transformers(clip_folder):
+    scorer = PickScore(str(clip_folder), batch_size=4, device="cpu")
+    pictures, prompts = images(7), [f"prompt {i}" for i in range(7)]
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    tokenizer, processor = AutoTokenizer.from_pretrained(clip_folder), CLIPImageProcessor.from_pretrained(clip_folder)
+    expected = []
+    for image, prompt in zip(pictures, prompts, strict=True):
+        inputs = processor([Image.fromarray(image)], return_tensors="pt") | tokenizer(prompt, return_tensors="pt")
+        expected.append(float(model(**inputs).logits_per_image) / 26)
+    np.testing.assert_allclose(scorer(pictures, prompts), expected, atol=1e-6)
+
+
+def test_a_score_does_not_depend_on_its_neighbours(clip_folder):
+    scorer = PickScore(str(clip_folder), batch_size=4, device="cpu")
+    pictures = images(6)
+    together = scorer(pictures, ["x"] * 6)
+    alone = [scorer(pictures[i : i + 1], ["x"])[0] for i in range(6)]
+    assert together.tolist() == alone
+    assert scorer(pictures[:0], []).shape == (0,)
+
+
+def test_jpeg_size_rewards_detail_or_its_absence():
+    flat, noisy = np.full((1, 64, 64, 3), 128, np.uint8), np.repeat(np.repeat(images(1), 2, 1), 2, 2)
+    both = np.concatenate([flat, noisy[:, :48, :48][:, :1].repeat(64, 1)[:, :, :1].repeat(64, 2)])
+    assert JpegSize()(both, ["", ""]).shape == (2,)
+    assert JpegSize()(noisy, [""])[0] > JpegSize()(flat, [""])[0] > 0
+    assert JpegSize(sign=-1)(flat, [""])[0] == -JpegSize()(flat, [""])[0]
+
+
+def test_a_users_scorer_by_import_path():
+    settings = ScorerSettings(name="bright", scorer=f"{__name__}:Brightness", options={"scale": 2})
+    check_scorer(settings)
+    assert load_scorer(settings)(np.full((1, 2, 2, 3), 255, np.uint8), ["x"]).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "options", "message"),
+    [
+        ("pickscor", {}, "neither built in"),
+        ("no.such.module:Scorer", {}, "check the import path"),
+        (f"{__name__}:Nothing", {}, "check the import path"),
+        (f"{__name__}:Brightness", {"speed": 1}, "speed"),
+        ("pickscore", {"model": "./nowhere/at/all"}, "no model at"),
+        ("pickscore", {"model": "package:nowhere/x"}, "no package"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_built(scorer, options, message):
+    with pytest.raises(UserError, match=message):
+        check_scorer(ScorerSettings(name="x", scorer=scorer, options=options))

@@ -1,0 +1,95 @@
+"""Recipes: defaults, overrides, and errors that name file, key, value and the nearest key."""
+
+import pytest
+import yaml
+
+from services.errors import UserError
+from system.config import dump_config, load_config, parse_config, recipe_names
+
+MINIMAL = {
+    "steps": 2,
+    "policy": {"model": "somewhere"},
+    "scorers": [{"name": "size", "scorer": "jpeg_size"}],
+    "data": {"train": "prompts.txt"},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**changes):
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(MINIMAL | changes))
+        return str(path)
+
+    return write
+
+
+def test_every_default_is_printed_and_reads_back_equal(recipe):
+    config = load_config(recipe())
+    assert config.name == "mine"
+    assert config.learner.lr == 3e-4
+    assert parse_config(yaml.safe_load(dump_config(config)), "printed") == config
+
+
+def test_overrides_reach_into_groups_and_lists(recipe):
+    config = load_config(recipe(), ["learner.lr=1e-5", "scorers.0.weight=2", "plan.explorations=8", "name=other"])
+    assert (config.learner.lr, config.scorers[0].weight, config.plan.explorations) == (1e-5, 2, 8)
+    assert config.name == "other"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid(name):
+    assert load_config(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learnr": {"lr": 1}}, r"mine\.yaml: unknown key `learnr` .*did you mean `learner`"),
+        ({"learner": {"lrr": 0.5}}, r"mine\.yaml: unknown key `learner\.lrr` \(value 0\.5\); did you mean `lr`"),
+        ({"learner": {"lr": "fast"}}, r"mine\.yaml: `learner\.lr` = 'fast'"),
+        ({"learner": {"lr": -1}}, r"`learner\.lr` = -1: .*greater than 0"),
+        ({"plan": {"name": "trunk", "exploration": 6}}, r"`plan\.exploration` .*did you mean `explorations`"),
+        ({"plan": {"name": "tree"}}, r"plan"),
+        ({"plan": {"name": "trunk", "explorations": 1}}, r"at least 2"),
+        ({"plan": {"name": "chain"}}, r"advantage\.group"),
+        ({"scorers": []}, r"`scorers`"),
+        ({"scorers": [{"name": "a", "scorer": "jpeg_size", "weight": 0}]}, r"none has a weight"),
+        ({"scorers": [{"name": "a", "scorer": "jpeg_size"}] * 2}, r"two are named a"),
+        ({"scorers": [{"name": "a", "scorer": "jpeg_size", "wait": 1}]}, r"`scorers\.0\.wait` .*did you mean `weight`"),
+        ({"steps": None}, r"`steps`"),
+        ({"policy": {}}, r"`policy\.model` is missing"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(recipe, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_config(recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.lr", "key=value"),
+        ("learner.lrr=3", r"learner\.lrr=3: unknown key .*did you mean `lr`"),
+        ("steps=many", r"steps=many: `steps` = 'many'"),
+        ("steps.more=1", "`steps` has no `more`"),
+        ("scorers.7.weight=1", "`scorers` has no `7`"),
+    ],
+)
+def test_a_wrong_override_is_named(recipe, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(recipe(), [override])
+
+
+def test_unknown_recipes_and_broken_files(tmp_path):
+    with pytest.raises(UserError, match="did you mean `shapes`"):
+        load_config("shape")
+    with pytest.raises(UserError, match="no recipe at"):
+        load_config(str(tmp_path / "gone.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(str(broken))
+    broken.write_text("- 1")
+    with pytest.raises(UserError, match="mapping"):
+        load_config(str(broken))
