@@ -21,10 +21,10 @@ from actors.rollout.fleet import Fleet
 from services.errors import UserError
 from services.scoring.app import build_app, deployment_name
 from system.config import RunConfig
+from system.launch_env import LOOPBACK, running_ray
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 STOP_TIMEOUT_S = 30
 
 
@@ -37,13 +37,17 @@ class Connection:
 
 
 def connect() -> Connection:
-    """Attach to the Ray cluster that RAY_ADDRESS or this machine offers, or start one that listens on loopback only."""
-    try:
-        context = ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only."""
+    address = running_ray()
+    if address is not None:
+        try:
+            context = ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise UserError(
+                f"cannot attach to the Ray cluster at {address}: check RAY_ADDRESS, and if the cluster asks for a token, "
+                "set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from error
         return Connection(context.dashboard_url, False)
-    except ConnectionError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise
     context = ray.init(
         address="local",
         include_dashboard=True,

@@ -77,8 +77,10 @@ def recipe(sd3_folder, tmp_path) -> Path:
 
 
 def environment(address: str | None = None) -> dict[str, str]:
+    """Of a process that attaches to the Ray at `address` (a Ray of our own asks for its token), or starts its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
-    return env | ({"RAY_ADDRESS": address} if address else {}) | {"PYTHONPATH": str(ROOT)}
+    attach = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"} if address else {}
+    return env | attach | {"PYTHONPATH": str(ROOT)}
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
