@@ -44,7 +44,7 @@ def connect() -> Connection:
             context = ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise UserError(
-                f"cannot attach to the Ray cluster at {address}: check RAY_ADDRESS, and if the cluster asks for a token, "
+                f"cannot attach to the Ray cluster at {address}: check RAY_ADDRESS; if the cluster asks for a token, "
                 "set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
         return Connection(context.dashboard_url, False)

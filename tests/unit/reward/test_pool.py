@@ -1,0 +1,102 @@
+"""The reward pool against handles that fail in every way."""
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from actors.reward import pool as pool_module
+from actors.reward.pool import RewardPool, Scores
+from services.scoring.settings import ScorerSettings
+
+
+class Handle:
+    """A Serve handle that answers from a script: an exception is raised, anything else returned."""
+
+    def __init__(self, *answers) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+        self.score = self
+
+    def remote(self, images, prompts):
+        self.calls += 1
+        return Response(self.answers.pop(0))
+
+
+class Response:
+    def __init__(self, answer) -> None:
+        self.answer = answer
+
+    def result(self, timeout_s):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(pool_module, "BACKOFF_S", 0.0)
+
+
+def pool_of(attempts: int = 3, **handles) -> RewardPool:
+    settings = [ScorerSettings(name=name, scorer="jpeg_size", attempts=attempts) for name in handles]
+    return RewardPool(handles, settings)
+
+
+def good(*values: float):
+    return np.array(values), 0.5
+
+
+def test_all_scorers_are_asked_before_any_answer_is_awaited():
+    order = []
+
+    class Watching(Handle):
+        def remote(self, images, prompts):
+            order.append("asked")
+            return super().remote(images, prompts)
+
+    class Slow(Response):
+        def result(self, timeout_s):
+            order.append("awaited")
+            return super().result(timeout_s)
+
+    handles = {name: Watching(good(1.0)) for name in ("a", "b")}
+    for handle in handles.values():
+        handle.remote = lambda images, prompts, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
+    scores = pool_of(**handles).score(None, ["x"], ["a", "b"])
+    assert order == ["asked", "asked", "awaited", "awaited"]
+    assert scores.by_scorer["b"].tolist() == [1.0]
+
+
+def test_a_failed_request_goes_out_again_alone():
+    a, b = Handle(good(1.0, 2.0)), Handle(TimeoutError("slow"), ActorDiedError(), good(3.0, 4.0))
+    scores = pool_of(a=a, b=b).score(None, ["x", "y"], ["a", "b"])
+    assert (a.calls, b.calls, scores.retries) == (1, 3, 2)
+    assert scores.by_scorer["b"].tolist() == [3.0, 4.0]
+    assert scores.errors == {}
+    assert scores.busy_s == {"a": 0.5, "b": 0.5}
+
+
+def test_a_scorer_that_fails_every_attempt_leaves_holes_and_says_why():
+    cause = OSError("the model file is gone")
+    error = RayTaskError("score", "traceback", cause)
+    scores = pool_of(attempts=2, a=Handle(error, error)).score(None, ["x", "y"], ["a"])
+    assert np.isnan(scores.by_scorer["a"]).all()
+    assert scores.errors["a"] == "OSError: the model file is gone"
+
+
+def test_our_own_mistakes_are_not_swallowed():
+    with pytest.raises(KeyError):
+        pool_of(a=Handle(KeyError("a bug"))).score(None, ["x"], ["a"])
+
+
+def test_a_closed_pool_returns_holes_at_once():
+    pool = pool_of(a=Handle())
+    pool.close()
+    assert np.isnan(pool.score(None, ["x"], ["a"]).by_scorer["a"]).all()
+
+
+def test_weighted_sum_keeps_holes():
+    scores = Scores({"a": np.array([1.0, np.nan, 3.0]), "b": np.array([10.0, 20.0, 30.0]), "judge": np.full(3, np.nan)})
+    combined = scores.combined({"a": 2.0, "b": 0.1})
+    assert combined[[0, 2]].tolist() == [3.0, 9.0]
+    assert np.isnan(combined[1])
