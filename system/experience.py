@@ -1,27 +1,29 @@
 """The experience log: every leaf of a training step with its rewards and advantage, as one Parquet table."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
 from actors.reward.pool import Scores
 from actors.trajectory import Task, Tree
+from system.collect import Experience
 
 
-def experience_table(
-    tasks: Sequence[Task],
-    trees: Sequence[Tree],
-    scores: Sequence[Scores],
-    rewards: Sequence[np.ndarray],
-    advantages: Sequence[np.ndarray],
-) -> pa.Table:
+def experience_table(experience: Experience) -> pa.Table:
     """One row for each (action, leaf) pair.
 
     Columns: step, policy_version, prompt_row, prompt, seed, branch_step, exploration, leaf, reward/SCORER…, reward,
     advantage. A leaf that several actions own (a chain) stands once for each.
     """
-    parts = [_task_columns(*row) for row in zip(tasks, trees, scores, rewards, advantages, strict=True)]
+    parts = [
+        _task_columns(done.task, done.tree, scores, reward_M, advantage_NK)
+        for done, scores, reward_M, advantage_NK in zip(
+            experience.generated,
+            experience.scores,
+            experience.rewards,
+            experience.advantages.by_task,
+            strict=True,
+        )
+    ]
     return pa.table({name: pa.concat_arrays([pa.array(part[name]) for part in parts]) for name in parts[0]})
 
 

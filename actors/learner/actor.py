@@ -37,10 +37,10 @@ class LearnerActor:
         self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trained_steps)
 
     def describe(self) -> dict[str, list[float]]:
-        """The noise level s_i and the loss weight w_i of each sampling step."""
+        """The noise level (s_i) and the loss weight (w_i) of each sampling step."""
         return {
             "noise_level": self.learner.kernel.std_T.tolist(),
-            "noise_weight": self.learner.weight_T.tolist(),
+            "weight": self.learner.weight_T.tolist(),
         }
 
     def update(self, advantages: list[np.ndarray], *decisions: Decisions) -> UpdateStats:

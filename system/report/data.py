@@ -100,7 +100,8 @@ def _paired(name: str, category: str | None, before: np.ndarray, after: np.ndarr
     known = ~np.isnan(before) & ~np.isnan(after)
     before, after = before[known], after[known]
     if len(before) == 0:
-        return Paired(name, category, *[float("nan")] * 4, 0)
+        nan = float("nan")
+        return Paired(name, category, nan, nan, nan, nan, 0)
     difference = after - before
     half = Z_95 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
     return Paired(
