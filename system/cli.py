@@ -124,7 +124,10 @@ def _root(
 
 def main() -> None:
     """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    on_screen = logging.StreamHandler()
+    on_screen.setLevel(logging.WARNING)
+    on_screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(on_screen)
     try:
         app()
     except UserError as error:

@@ -165,6 +165,7 @@ class Roles:
         )
 
     def _start_pool(self) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
         self.app_started = True
         serve.run(build_app(self.config.scorers, str(self.logs)), name=self.app, route_prefix=None)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from actors.policy.families import family_class
 from actors.policy.family import Parts
@@ -38,6 +40,8 @@ class Policy:
     """
 
     def __init__(self, settings: PolicySettings, seed: int, parts: Parts = "all") -> None:
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         self.settings = settings
         self.device = device_of(settings)
         self.family = family_class(settings)(settings, resolve_model(settings.model), self.device, parts)

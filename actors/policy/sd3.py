@@ -23,12 +23,12 @@ class SD3(Family):
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
         self.pipe = StableDiffusion3Pipeline.from_pretrained(
-            folder, torch_dtype=self.dtype, use_safetensors=True, **absent
+            folder, dtype={"default": self.dtype, "vae": torch.float32}, use_safetensors=True, **absent
         ).to(self.device)
         self.transformer = self.pipe.transformer
         self.guided = self.settings.guidance > 1
         if parts == "all":
-            self.pipe.vae.to(torch.float32).requires_grad_(False)
+            self.pipe.vae.requires_grad_(False)
             scale = self.pipe.vae_scale_factor
             channels = self.transformer.config.in_channels
             self.latent_shape = (channels, self.settings.height // scale, self.settings.width // scale)

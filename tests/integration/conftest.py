@@ -27,9 +27,11 @@ ray.shutdown()
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[tuple[str, str]]:
     """(GCS address, dashboard address) of a Ray in a process of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD],
         cwd=ROOT,
+        env=environment() | {"PATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

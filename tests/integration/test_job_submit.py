@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
 
@@ -24,6 +25,7 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
         for room in ("system", "actors", "services", "configs"):
             ignore = shutil.ignore_patterns("assets", "__pycache__")
             shutil.copytree(ROOT / room, working / room, ignore=ignore)
+        (working / "system" / "__init__.py").write_text('__version__ = "the checkout"\n')
     binaries = Path(sys.executable).parent
     env = environment() | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
     submit = [binaries / "ray", "job", "submit", "--address", f"http://{dashboard}", "--working-dir", working, "--"]
@@ -38,6 +40,8 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
     assert "succeeded" in done.stdout
     lines = (tmp_path / "runs" / "job" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    made_by = yaml.safe_load((tmp_path / "runs" / "job" / "config.yaml").read_text())["tempflow"]
+    assert (made_by["version"] == "the checkout") == (entrypoint != ["tempflow"])
 
 
 def test_a_job_needs_the_token(ray_head, tmp_path):
