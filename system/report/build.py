@@ -1,88 +1,171 @@
 """Writes a run's report.html: one file, no network."""
 
-import base64
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from system.report.data import Run, comparisons, read_run
-from system.report.figures import branch_spread, curves, health, time_use
+from system.report.data import Paired, Run, comparisons, read_run, scores
+from system.report.figures import branches, curves, health, time_use
+from system.report.pictures import pairs
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One prompt's image before and after, as data URIs, with its scores."""
+class Headline:
+    """A held-out score of the whole run, as the page shows it."""
 
-    prompt: str
-    before: str
-    after: str
-    scores: list[tuple[str, float, float]]
+    name: str
+    role: str
+    score: str
+    change: str
+    verdict: str
+    """`up` or `down` where the interval excludes 0, else empty."""
+    note: str
 
 
 def build_report(run: Path) -> Path:
     """Write `run/report.html` from what the folder holds, however little; returns its path.
 
     Raises:
-        UserError: the folder is not a run, or nothing is recorded in it.
+        UserError: the folder has no metrics.jsonl, or no readable line in it.
     """
     read = read_run(run)
-    environment = Environment(loader=PackageLoader("system.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("system.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
+    compared = comparisons(read)
     page = environment.get_template("report.html.j2").render(
         run=read,
-        name=read.config.get("name", run.name),
-        comparisons=comparisons(read),
+        name=read.config.get("name") or run.resolve().name,
+        summary=summary(read),
+        headlines=headlines(read, compared),
+        comparisons=compared,
         facts=facts(read),
         pairs=pairs(read),
-        figures={
-            name: Markup(svg) if svg else None
-            for name, svg in (
-                ("curves", curves(read)),
-                ("branch", branch_spread(read)),
-                ("health", health(read)),
-                ("time", time_use(read)),
-            )
-        },
+        curves=curves(read),
+        branches=branches(read),
+        health=health(read) if read.steps else [],
+        time=time_use(read) if read.steps else [],
     )
     target = run / "report.html"
     target.write_text(page, encoding="utf-8")
     return target
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """Cost so far and how the run was made, as (label, value)."""
-    last = run.lines[-1]
-    made_by: dict[str, Any] = run.config.get("tempflow", {})
-    values = [
-        ("training steps", f"{last['step']} of {run.config.get('steps', '?')}"),
-        ("NFE", f"{last['nfe']:,}" if "nfe" in last else ""),
-        ("images", f"{last['decodes']:,}" if "decodes" in last else ""),
-        ("scores", f"{last['scores']:,}" if "scores" in last else ""),
-        ("time in steps", f"{last['elapsed_s'] / 60:.1f} min" if "elapsed_s" in last else ""),
-        ("seed", str(run.config.get("seed", ""))),
-        ("tempflow", " ".join(str(part)[:12] for part in made_by.values() if part)),
+def summary(run: Run) -> str:
+    """The run in one line, from what its recipe says."""
+    policy, plan, kernel = run.section("policy"), run.section("plan"), run.section("kernel")
+    settings = [f"{plan[key]} {key}" for key in ("seeds", "explorations") if key in plan]
+    if "prompts_per_step" in run.section("data"):
+        settings.append(f"{run.section('data')['prompts_per_step']} prompts a step")
+    if "num_steps" in policy:
+        settings.append(f"{policy['num_steps']} sampling steps")
+    if "noise_level" in kernel:
+        settings.append(f"noise level {kernel['noise_level']}")
+    trained = [name for name, weight in run.weights.items() if weight]
+    parts = [
+        f"{plan['name']} plan" if "name" in plan else "",
+        f"on {policy['model']}" if "model" in policy else "",
+        f"for the reward {' + '.join(trained)}" if trained else "",
+        f"with {', '.join(settings)}" if settings else "",
     ]
-    return [(label, value) for label, value in values if value]
+    text = " ".join(part for part in parts if part) or "a run without a readable recipe"
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def pairs(run: Run) -> list[Pair]:
-    """The kept pictures of the first and the last evaluation."""
-    if not run.evals:
-        return []
-    first, last = min(run.evals), max(run.evals)
-    found = []
-    for index in range(len(run.evals[first])):
-        before, after = run.picture(first, index), run.picture(last, index)
-        if not (before.exists() and after.exists()):
-            break
-        scores = [
-            (name, run.evals[first][name][index].as_py(), run.evals[last][name][index].as_py()) for name in run.scorers
+def headlines(run: Run, compared: list[Paired]) -> list[Headline]:
+    """Each held-out scorer before and after; the first score alone while there is no second evaluation."""
+    roles = {name: "training reward" if weight else "not trained on" for name, weight in run.weights.items()}
+    if compared:
+        return [
+            Headline(
+                pair.name,
+                roles.get(pair.name, ""),
+                f"{score(pair.before, decimals(pair))} → {score(pair.after, decimals(pair))}",
+                change(pair),
+                verdict(pair),
+                f"{pair.pairs:,} prompts, paired",
+            )
+            for pair in compared
+            if pair.category is None
         ]
-        found.append(Pair(run.evals[first]["prompt"][index].as_py(), _uri(before), _uri(after), scores))
+    found = []
+    for step, table in run.evals.items():
+        for name in run.scorers:
+            known = scores(table, name)[~np.isnan(scores(table, name))]
+            mean = score(float(known.mean()) if len(known) else math.nan, 3)
+            found.append(Headline(name, roles.get(name, ""), mean, f"at step {step}", "", f"{len(known):,} prompts"))
     return found
 
 
-def _uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def verdict(pair: Paired) -> str:
+    """Which way the whole interval lies from 0."""
+    if pair.difference - pair.half_interval > 0:
+        return "up"
+    return "down" if pair.difference + pair.half_interval < 0 else ""
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Cost so far and how the run was made, as (label, value)."""
+    made_by, planned = run.section("tempflow"), run.config.get("steps")
+    done, elapsed = run.lines[-1]["step"], run.last("elapsed_s")
+    counts = {"NFE": "nfe", "images": "decodes", "scores": "scores"}
+    values: list[tuple[str, Any]] = [
+        ("training steps", f"{done:,} of {planned:,}" if isinstance(planned, int) else f"{done:,}"),
+        *((label, f"{run.last(key):,.0f}" if run.last(key) is not None else "") for label, key in counts.items()),
+        ("wall time of the steps", "" if elapsed is None else duration(elapsed)),
+        ("seed", run.config.get("seed", "")),
+        ("tempflow", " ".join(str(part)[:12] for part in made_by.values() if part)),
+    ]
+    return [(label, str(value)) for label, value in values if value != ""]
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 8.2 s, 12 min 30 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def decimals(pair: Paired) -> int:
+    """Decimals that show two digits of the interval, three at least and six at most."""
+    if not pair.half_interval > 0:
+        return 3
+    return min(6, max(3, 1 - math.floor(math.log10(pair.half_interval))))
+
+
+def score(value: float, places: int, sign: str = "") -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:{sign}.{places}f}".replace("-", "−")
+
+
+def brief(value: float | None) -> str:
+    """Four significant digits; a dash for a hole."""
+    return "–" if value is None else f"{value:.4g}".replace("-", "−")
+
+
+def difference(pair: Paired) -> str:
+    """The mean paired difference, signed."""
+    return score(pair.difference, decimals(pair), "+")
+
+
+def change(pair: Paired) -> str:
+    """The mean paired difference and half its interval."""
+    return f"{difference(pair)} ± {score(pair.half_interval, decimals(pair))}"
+
+
+def interval(pair: Paired) -> str:
+    """Both ends of the 95% interval."""
+    if math.isnan(pair.half_interval):
+        return "–"
+    ends = (pair.difference - pair.half_interval, pair.difference + pair.half_interval)
+    return " to ".join(score(end, decimals(pair), "+") for end in ends)

@@ -1,6 +1,8 @@
 """What the report reads from a run folder."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from services.errors import UserError
 
 Z_95 = 1.96
+NOT_SCORES = {"row", "prompt", "category"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Paired:
     after: float
     difference: float
     half_interval: float
-    """Half of the normal 95% interval of the mean difference."""
+    """Half of the normal 95% interval of the mean difference; NaN for fewer than two pairs."""
     pairs: int
 
 
@@ -37,6 +40,7 @@ class Run:
     config: dict[str, Any]
     config_text: str
     lines: list[dict[str, Any]]
+    """The lines of metrics.jsonl in the order of their steps, one a step."""
     evals: dict[int, pa.Table]
 
     @property
@@ -45,73 +49,120 @@ class Run:
         return [line for line in self.lines if line["step"] > 0]
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each scorer of the recipe in the training reward; 0 is a scorer that is only watched."""
+        listed = self.config.get("scorers")
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        return {str(entry["name"]): number(entry.get("weight")) or 0.0 for entry in entries if "name" in entry}
+
+    @property
     def scorers(self) -> list[str]:
-        """Scorers of the held-out evaluation, training rewards first."""
-        known = next(iter(self.evals.values())).column_names if self.evals else []
-        return [scorer["name"] for scorer in self.config.get("scorers", []) if scorer["name"] in known]
+        """Scorers of the held-out evaluation: those of the recipe in its order, then any others."""
+        if self.evals:
+            columns = [set(table.column_names) for table in self.evals.values()]
+            known = set.intersection(*columns) - NOT_SCORES
+        else:
+            keys = {key for line in self.lines for key in line}
+            known = {key.split("/")[1] for key in keys if key.startswith("eval/")}
+        return [name for name in self.weights if name in known] + sorted(known - set(self.weights))
+
+    def section(self, key: str) -> dict[str, Any]:
+        """A part of the recipe; empty where it is missing."""
+        part = self.config.get(key)
+        return part if isinstance(part, dict) else {}
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a scalar key, where it is there."""
-        points = [(line["step"], line[key]) for line in self.lines if line.get(key) is not None]
-        return [step for step, _ in points], [value for _, value in points]
+        """Steps and values of a scalar key, where it is a finite number."""
+        points = [(line["step"], number(line.get(key))) for line in self.lines]
+        known = [(step, value) for step, value in points if value is not None]
+        return [step for step, _ in known], [value for _, value in known]
 
-    def picture(self, step: int, index: int) -> Path:
-        return self.path / "samples" / f"step_{step:06d}" / f"{index:03d}.png"
+    def last(self, key: str) -> float | None:
+        """The latest value of a scalar key."""
+        values = self.series(key)[1]
+        return values[-1] if values else None
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def read_run(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: it is not one, or nothing is recorded in it.
+        UserError: it has no metrics.jsonl, or no readable line in it.
     """
-    config_file, metrics_file = path / "config.yaml", path / "metrics.jsonl"
-    if not config_file.is_file() or not metrics_file.is_file():
-        raise UserError(
-            f"`{path}` is not a run: it has no {'metrics.jsonl' if config_file.is_file() else 'config.yaml'}"
-        )
-    text = config_file.read_text()
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines() if line.strip()]
+    metrics_file, config_file = path / "metrics.jsonl", path / "config.yaml"
+    if not metrics_file.is_file():
+        raise UserError(f"`{path}` is not a run: it has no metrics.jsonl")
+    lines = _read_lines(metrics_file)
     if not lines:
-        raise UserError(f"nothing is recorded in `{metrics_file}` yet")
+        raise UserError(f"nothing is recorded in `{metrics_file}` yet: it has no line with a step")
+    text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
     files = sorted((path / "eval").glob("step_*.parquet"))
     evals = {int(file.stem.removeprefix("step_")): pq.read_table(file) for file in files}
-    return Run(path, yaml.safe_load(text), text, lines, evals)
+    return Run(path, config if isinstance(config, dict) else {}, text, lines, evals)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Lines with a step, the latest of each; a line cut short by a kill is left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            by_step[line["step"]] = line
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def comparisons(run: Run) -> list[Paired]:
-    """First against last evaluation, for each scorer overall and by category."""
+    """First against last evaluation, for each scorer overall and by category; empty with fewer than two."""
     if len(run.evals) < 2:
         return []
     first, last = run.evals[min(run.evals)], run.evals[max(run.evals)]
-    shared = min(len(first), len(last))
-    first, last = first.slice(0, shared), last.slice(0, shared)
+    at = {row: i for i, row in enumerate(last["row"].to_pylist())}
+    shared = [(i, at[row]) for i, row in enumerate(first["row"].to_pylist()) if row in at]
+    first, last = first.take([i for i, _ in shared]), last.take([i for _, i in shared])
     categories = np.array(first["category"].to_pylist(), dtype=object)
-    names = sorted({c for c in categories if c is not None})
+    names = sorted({category for category in categories if category is not None})
     results = []
     for scorer in run.scorers:
-        before, after = first[scorer].to_numpy(), last[scorer].to_numpy()
+        before, after = scores(first, scorer), scores(last, scorer)
         results.append(_paired(scorer, None, before, after))
-        results += [_paired(scorer, c, before[categories == c], after[categories == c]) for c in names]
+        results += [_paired(scorer, name, before[categories == name], after[categories == name]) for name in names]
     return results
+
+
+def scores(table: pa.Table, scorer: str) -> np.ndarray:
+    """A scorer's column, (N,); NaN is a hole."""
+    return np.array([math.nan if value is None else value for value in table[scorer].to_pylist()], dtype=float)
 
 
 def _paired(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> Paired:
     known = ~np.isnan(before) & ~np.isnan(after)
     before, after = before[known], after[known]
     if len(before) == 0:
-        nan = float("nan")
-        return Paired(name, category, nan, nan, nan, nan, 0)
+        return Paired(name, category, math.nan, math.nan, math.nan, math.nan, 0)
     difference = after - before
-    half = Z_95 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else float("nan")
+    half = Z_95 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else math.nan
     return Paired(
         name, category, float(before.mean()), float(after.mean()), float(difference.mean()), float(half), len(before)
     )
 
 
-def by_sampling_step(lines: list[dict[str, Any]], key: str) -> np.ndarray:
-    """Mean over training steps of a list by sampling step, (T,); NaN where nothing was drawn."""
-    rows = np.array([line[key] for line in lines if line.get(key)], dtype=float)
-    known = ~np.isnan(rows)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, rows, 0).sum(0) / known.sum(0)
+def by_sampling_step(lines: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Mean over training steps of a list by sampling step, (T,); NaN where nothing was drawn, empty if unrecorded."""
+    rows = [[number(value) for value in line[key]] for line in lines if isinstance(line.get(key), list)]
+    columns = max((len(row) for row in rows), default=0)
+    known = [[value for row in rows for value in row[i : i + 1] if value is not None] for i in range(columns)]
+    return np.array([np.mean(values) if values else math.nan for values in known], dtype=float)

@@ -1,165 +1,339 @@
-"""The report's figures, as inline SVG. Colours are mid-tones on a transparent ground: legible on light and dark."""
+"""The report's figures: each reads a run and gives panels, an SVG with its words or what is missing."""
 
-import io
-import re
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from system.report.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SERIES,
+    Panel,
+    cost_axis,
+    draw,
+    line,
+    log_axis,
+    second_axis,
+    training_axis,
+)
 from system.report.data import Run, by_sampling_step
 
-INK, GRID = "#8a8f98", "#8a8f9840"
-COLOURS = ("#3b82c4", "#d97a2b", "#3f9c6d", "#a45bb5", "#c0504d", "#7a7f87")
-STAGES = ("generate", "update", "broadcast", "eval")
-ROLES = ("rollout", "reward", "learner")
+SMOOTHING_STEPS = 5
+FEWEST_STEPS_TO_SMOOTH = 10
+STAGES = {"generate": BLUE, "update": ORANGE, "broadcast": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
+"""Stages that follow one another within a step, bottom up; scoring runs within `generate`."""
+ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
 
 
-def _figure(panels: int = 1, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.6 * panels if panels > 1 else 7.2, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = list(np.atleast_1d(figure.subplots(1, panels)))
-    for axis in axes:
-        _style(axis)
-    return figure, axes
+def curves(run: Run) -> list[Panel]:
+    """Training reward and held-out scores over training steps, a panel a scorer."""
+    keys = {key for recorded in run.lines for key in recorded}
+    parts = [key.split("/") for key in keys]
+    trained = sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
+    known = set(trained) | set(run.scorers)
+    names = [name for name in run.weights if name in known] + sorted(known - set(run.weights))
+    panels = [panel for i, name in enumerate(names) if (panel := _score_curve(run, name, i))]
+    steps, values = run.series("reward/mean")
+    if len(trained) > 1 and steps:
+        panels.insert(0, _combined_curve(run, steps, values))
+    return panels
 
 
-def _style(axis: Axes) -> None:
-    axis.patch.set_alpha(0)
-    axis.tick_params(colors=INK, labelsize=8)
-    axis.grid(color=GRID, linewidth=0.6)
-    axis.set_axisbelow(True)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(INK)
-    for label in (axis.xaxis.label, axis.yaxis.label, axis.title):
-        label.set_color(INK)
-        label.set_fontsize(9)
+def _score_curve(run: Run, name: str, index: int) -> Panel | None:
+    train, held = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}")
+    if not train[0] and not held[0]:
+        return None
+    prefix = f"eval/{name}/"
+    keys = sorted({key for recorded in run.lines for key in recorded if key.startswith(prefix)})
+    categories = [(key.removeprefix(prefix), run.series(key)) for key in keys]
+
+    def plot(axis: Axes) -> None:
+        if train[0]:
+            _smoothed(axis, *train, BLUE, "training")
+        if held[0]:
+            axis.plot(*held, "o-", color=ORANGE, linewidth=1.5, ms=4, label="held out", zorder=3)
+        for (category, points), colour in zip(categories, (GREEN, PURPLE, GREY), strict=False):
+            if points[0]:
+                axis.plot(*points, "s--", color=colour, linewidth=1, ms=2.8, label=category)
+        training_axis(axis, f"mean score of {name}")
+        cost_axis(axis, *run.series("nfe"))
+
+    parts = []
+    if train[0]:
+        parts.append("of each step's training images, drawn with noise" + _smoothing_note(train[0]))
+    if held[0]:
+        parts.append("of the held-out prompts, drawn without noise" + (", with their categories" if categories else ""))
+    alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
+    title = f"{name}, {'training reward' if train[0] or run.weights.get(name) else 'not trained on'}"
+    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))
 
 
-def _labels(axis: Axes, x: str, y: str, legend: bool = True) -> None:
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    if legend and axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+def _combined_curve(run: Run, steps: list[int], values: list[float]) -> Panel:
+    def plot(axis: Axes) -> None:
+        _smoothed(axis, steps, values, BLUE, "training")
+        training_axis(axis, "weighted sum of scores")
+        cost_axis(axis, *run.series("nfe"))
+
+    caption = f"Weighted sum of the training scorers, mean over each step's images{_smoothing_note(steps)}."
+    return Panel("Combined reward", caption, _ends("Combined reward:", steps, values), draw("combined", plot))
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+def branches(run: Run) -> list[Panel]:
+    """Reward spread of siblings by branch step with the injected noise over it, and the loss weights."""
+    lines = [recorded for recorded in run.steps if isinstance(recorded.get("branch/std"), list)]
+    spread, noise = by_sampling_step(lines, "branch/std"), by_sampling_step(lines, "branch/noise_level")
+    drawn = np.flatnonzero(~np.isnan(spread))
+    panels = [_spread(lines, spread, noise, drawn)] if len(drawn) else []
+    weight = by_sampling_step(run.steps, "branch/weight")
+    if np.isfinite(weight).any():
+        panels.append(_weights(weight))
+    return panels
 
 
-def _smooth(values: Sequence[float], window: int) -> np.ndarray:
+def _spread(lines: list[dict], spread: np.ndarray, noise: np.ndarray, drawn: np.ndarray) -> Panel:
+    third = len(lines) // 3
+
+    def plot(axis: Axes) -> None:
+        axis.bar(drawn, spread[drawn], color=BLUE, alpha=0.4, width=0.72, label="reward std, all steps")
+        for chosen, colour, label in ((lines[:third], GREEN, "first third"), (lines[-third:], PURPLE, "last third")):
+            part = by_sampling_step(chosen, "branch/std") if third else np.array([])
+            shown = np.flatnonzero(~np.isnan(part))
+            if len(shown):
+                axis.plot(shown, part[shown], "o-", color=colour, ms=3, linewidth=1.2, label=label)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("sampling step i (0 starts from pure noise)")
+        axis.set_ylabel("reward std within a group")
+        if np.isfinite(noise).any():
+            twin = second_axis(axis, "noise level s (std in the latent)")
+            twin.plot(np.arange(len(noise)), noise, "D--", color=ORANGE, ms=3.5, linewidth=1.2, label="noise level s")
+            twin.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+
+    caption = (
+        "Mean standard deviation of the rewards within a group, by the step at which its branches leave the trunk, "
+        f"and the noise s injected there{_correlation(spread, noise, drawn)}."
+    )
+    top = int(drawn[np.argmax(spread[drawn])])
+    alt = f"Reward std by sampling step: largest at step {top} with {spread[top]:.3g}; {_list(spread)}."
+    return Panel("Reward spread by branch step", caption, alt, draw("spread", plot))
+
+
+def _correlation(spread: np.ndarray, noise: np.ndarray, drawn: np.ndarray) -> str:
+    both = [i for i in drawn if i < len(noise) and not math.isnan(noise[i])]
+    if len(both) < 3 or np.std(spread[both]) == 0 or np.std(noise[both]) == 0:
+        return ""
+    return f" (correlation over the steps: {np.corrcoef(spread[both], noise[both])[0, 1]:.2f})".replace("-", "−")
+
+
+def _weights(weight: np.ndarray) -> Panel:
+    def plot(axis: Axes) -> None:
+        axis.bar(np.arange(len(weight)), np.nan_to_num(weight), color=ORANGE, alpha=0.65, width=0.72)
+        axis.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("sampling step i (0 starts from pure noise)")
+        axis.set_ylabel("loss weight w (factor)")
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+
+    caption = (
+        "Weight of each sampling step's decisions in the loss; the dotted line is the weight 1 of an unweighted loss."
+    )
+    return Panel("Loss weight by step", caption, f"Loss weights: {_list(weight)}.", draw("weight", plot))
+
+
+def health(run: Run) -> list[Panel]:
+    """Drift, ratio, gradient norm, shares and holes over training steps."""
+    clip, limit = run.section("objective").get("clip_range"), run.section("learner").get("max_grad_norm")
+    drift = {"mean of the worst sampling step": "drift/mean", "maximum": "drift/max"}
+    shares = {"groups without spread": "advantage/flat_groups", "actions clipped": "ratio/clip_fraction"}
+    return [
+        _log_panel(
+            run,
+            "Drift",
+            drift,
+            "|Δ log p| (nats per dimension)",
+            "Distance between the rollout's and the learner's log-probability of the same action, before each update",
+        ),
+        _log_panel(
+            run,
+            "Ratio",
+            {"max |ρ − 1|": "ratio/max_deviation"},
+            "|ρ − 1|",
+            "Largest deviation of the policy ratio ρ from 1 within each update",
+            clip if isinstance(clip, int | float) and clip > 0 else None,
+        ),
+        _gradient(run, limit if isinstance(limit, int | float) else None),
+        _shares(run, shares, "What teaches nothing", "share", "shares",
+                "Share of the groups whose rewards do not differ, and of the actions whose gradient the clip cuts."),
+        _holes(run),
+    ]  # fmt: skip
+
+
+def _log_panel(run: Run, title: str, keys: dict[str, str], y: str, caption: str, clip: float | None = None) -> Panel:
+    series = {label: run.series(key) for label, key in keys.items()}
+    recorded = [value for _, values in series.values() for value in values]
+    positive = [value for value in recorded if value > 0]
+    if not recorded:
+        return Panel(title, "Not recorded in this run.")
+    if not positive:
+        return Panel(title, f"{caption}: exactly 0 in every step.")
+
+    def plot(axis: Axes) -> None:
+        for (label, (steps, values)), colour in zip(series.items(), (BLUE, ORANGE), strict=False):
+            if any(value > 0 for value in values):
+                line(axis, steps, [value if value > 0 else math.nan for value in values], colour, label)
+        shown = positive
+        if clip is not None:
+            axis.axhline(clip, color=INK, linewidth=0.9, linestyle=":", label=f"clip range {clip:g}")
+            shown = [*positive, clip]
+        log_axis(axis, shown)
+        training_axis(axis, y)
+
+    zeros = len(recorded) - len(positive)
+    note = f"; a logarithmic axis has no place for the {zeros} values that are 0" if zeros else ""
+    alt = " ".join(_ends(f"{label}:", *points) for label, points in series.items() if points[0])
+    return Panel(title, f"{caption}{note}.", alt, draw(title.lower(), plot))
+
+
+def _gradient(run: Run, limit: float | None) -> Panel:
+    steps, values = run.series("grad_norm")
+    if not steps:
+        return Panel("Gradient norm", "Not recorded in this run.")
+    shown = limit if limit is not None and limit < 2 * max(values) else None
+
+    def plot(axis: Axes) -> None:
+        line(axis, steps, values, BLUE, "gradient norm")
+        if shown is not None:
+            axis.axhline(shown, color=INK, linewidth=0.9, linestyle=":", label=f"clipped to {shown:g}")
+        axis.set_ylim(bottom=0)
+        training_axis(axis, "L2 norm")
+
+    far = f"; it is clipped at {limit:g}, which it stays well below" if limit is not None and shown is None else ""
+    caption = f"Norm of the gradient before clipping, mean over the optimizer steps of each update{far}."
+    return Panel("Gradient norm", caption, _ends("Gradient norm:", steps, values), draw("gradient", plot))
+
+
+def _holes(run: Run) -> Panel:
+    steps, values = run.series("holes")
+    if not steps:
+        return Panel("Holes", "Not recorded in this run.")
+    if not any(values):
+        return Panel("Holes", "No score failed: every action of every step has a reward.")
+
+    def plot(axis: Axes) -> None:
+        axis.bar(steps, values, color=BLUE, alpha=0.7, width=0.9)
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        training_axis(axis, "actions without a reward")
+
+    caption = (
+        f"Actions of each step whose score failed, {sum(values):,.0f} in all; they are left out, never set to a number."
+    )
+    return Panel("Holes", caption, f"Holes: {sum(values):.0f} over {len(steps)} steps.", draw("holes", plot))
+
+
+def time_use(run: Run) -> list[Panel]:
+    """Seconds a stage, stacked, and the idle share of each role."""
+    roles = {role: f"idle/{role}" for role in ROLES}
+    idle = "Share of each step, evaluation left out, in which the processes of a role wait; dashes mark the mean."
+    return [
+        _stages(run),
+        _shares(run, roles, "Idle share", "share of the step", "idle", idle, tuple(ROLES.values()), True),
+    ]
+
+
+def _stages(run: Run) -> Panel:
+    seconds = {stage: dict(zip(*run.series(f"seconds/{stage}"), strict=True)) for stage in (*STAGES, "score", "step")}
+    for step, whole in seconds["step"].items():
+        rest = whole - sum(seconds[stage].get(step, 0.0) for stage in STAGES if stage not in {"other", "checkpoint"})
+        seconds["other"][step] = max(0.0, rest)
+    recorded = sorted({step for stage in STAGES for step in seconds[stage] if step > 0})
+    if not recorded:
+        return Panel("Seconds a step", "Not recorded in this run.")
+    along = range(recorded[0], recorded[-1] + 1)
+    values = {stage: np.array([seconds[stage].get(step, 0.0) for step in along]) for stage in STAGES}
+    total = sum(float(part.sum()) for part in values.values()) or 1.0
+    shown = {stage: part for stage, part in values.items() if part.sum() >= 0.001 * total}
+
+    def plot(axis: Axes) -> None:
+        bottom = np.zeros(len(along))
+        edges = np.arange(along.start, along.stop + 1) - 0.5
+        for stage, part in shown.items():
+            axis.stairs(
+                bottom + part, edges, baseline=bottom, fill=True, color=STAGES[stage], alpha=0.75, lw=0, label=stage
+            )
+            bottom = bottom + part
+        if seconds["score"]:
+            line(axis, *run.series("seconds/score"), INK, "scoring", dashed=True)
+        axis.set_ylim(bottom=0)
+        training_axis(axis, "time (s)")
+
+    parts = ", ".join(f"{stage} {part.sum() / total:.0%}" for stage, part in shown.items())
+    scoring = "; the dashed line is the replicas' scoring work, which overlaps generation" if seconds["score"] else ""
+    alt = f"Time by stage: {parts}; {total:.0f} s in all."
+    return Panel("Seconds a step", f"Wall time of each step by stage ({parts}){scoring}.", alt, draw("stages", plot))
+
+
+def _shares(
+    run: Run,
+    keys: dict[str, str],
+    title: str,
+    y: str,
+    name: str,
+    caption: str,
+    colours: Sequence[str] = SERIES,
+    means: bool = False,
+) -> Panel:
+    """Lines of shares in percent; with `means` each line's mean is in the legend and drawn across."""
+    series = {label: run.series(key) for label, key in keys.items()}
+    if not any(steps for steps, _ in series.values()):
+        return Panel(title, "Not recorded in this run.")
+
+    def plot(axis: Axes) -> None:
+        for (label, (steps, values)), colour in zip(series.items(), colours, strict=False):
+            if steps:
+                line(axis, steps, values, colour, f"{label}, mean {np.mean(values):.0%}" if means else label)
+                if means:
+                    axis.axhline(float(np.mean(values)), color=colour, linewidth=0.9, linestyle="--", alpha=0.6)
+        axis.set_ylim(-0.02, 1.02)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        training_axis(axis, y)
+
+    alt = " ".join(f"{label}: mean {np.mean(points[1]):.0%}." for label, points in series.items() if points[0])
+    return Panel(title, caption, alt, draw(name, plot))
+
+
+def _smoothed(axis: Axes, steps: list[int], values: list[float], colour: str, label: str) -> None:
+    """A line with its running mean, or the plain line where there are few points."""
+    if len(steps) < FEWEST_STEPS_TO_SMOOTH:
+        line(axis, steps, values, colour, label)
+        return
+    axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.9)
+    axis.plot(steps, running_mean(values, SMOOTHING_STEPS), color=colour, linewidth=1.6, label=label)
+
+
+def _smoothing_note(steps: list[int]) -> str:
+    return (
+        f" (thin; bold is a running mean over {SMOOTHING_STEPS} steps)" if len(steps) >= FEWEST_STEPS_TO_SMOOTH else ""
+    )
+
+
+def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Centred running mean; the window shrinks at both ends."""
     half = window // 2
     return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
-def curves(run: Run) -> str | None:
-    """Training reward of each scorer, and held-out scores, over training steps."""
-    rewards = [s["name"] for s in run.config.get("scorers", []) if run.series(f"reward/{s['name']}/mean")[0]]
-    held = [name for name in run.scorers if run.series(f"eval/{name}")[0]]
-    if not rewards and not held:
-        return None
-    names = rewards[:1] + [name for name in held if name not in rewards[:1]]
-    figure, axes = _figure(len(names))
-    for axis, name in zip(axes, names, strict=True):
-        steps, values = run.series(f"reward/{name}/mean")
-        if steps:
-            axis.plot(steps, values, color=COLOURS[0], alpha=0.35, linewidth=1)
-            axis.plot(steps, _smooth(values, 5), color=COLOURS[0], linewidth=1.8, label="training prompts")
-        steps, values = run.series(f"eval/{name}")
-        axis.plot(steps, values, "o-", color=COLOURS[1], markersize=4, label="held-out prompts")
-        for i, key in enumerate(sorted({k for line in run.lines for k in line if k.startswith(f"eval/{name}/")})):
-            steps, values = run.series(key)
-            label = key.split("/", 2)[2]
-            axis.plot(steps, values, "o--", color=COLOURS[2 + i % 4], markersize=3, linewidth=1, label=label)
-        axis.set_title(name)
-        _labels(axis, "training step", "mean score")
-    return _svg(figure)
+def _ends(label: str, steps: Sequence[int], values: Sequence[float]) -> str:
+    first, last = f"{values[0]:.3g} at step {steps[0]}", f"{values[-1]:.3g} at step {steps[-1]}"
+    return f"{label} {first}, {last}." if len(steps) > 1 else f"{label} {first}."
 
 
-def branch_spread(run: Run) -> str | None:
-    """Reward spread of siblings by branch step, with the injected noise over it."""
-    lines = [line for line in run.steps if line.get("branch/std")]
-    if not lines:
-        return None
-    figure, (axis,) = _figure()
-    third = max(1, len(lines) // 3)
-    noise = by_sampling_step(lines, "branch/noise_level")
-    whole = by_sampling_step(lines, "branch/std")
-    drawn = np.flatnonzero(~np.isnan(whole))
-    axis.bar(drawn, whole[drawn], color=COLOURS[0], alpha=0.45, width=0.7, label="reward std, all steps")
-    if len(lines) >= 3:
-        for chosen, colour, label in (
-            (lines[:third], COLOURS[2], "first third"),
-            (lines[-third:], COLOURS[3], "last third"),
-        ):
-            axis.plot(
-                drawn, by_sampling_step(chosen, "branch/std")[drawn], "o-", color=colour, markersize=3, label=label
-            )
-    twin = axis.twinx()
-    _style(twin)
-    twin.grid(visible=False)
-    twin.spines["right"].set_visible(True)
-    twin.plot(drawn, noise[drawn], "s--", color=COLOURS[1], markersize=4, label="noise level s")
-    twin.set_ylabel("injected noise s (latent std)")
-    twin.set_ylim(bottom=0)
-    axis.set_xticks(drawn)
-    axis.set_xlabel("branch step i")
-    axis.set_ylabel("reward std within a group")
-    handles = [a.get_legend_handles_labels() for a in (axis, twin)]
-    axis.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], frameon=False, fontsize=8, labelcolor=INK)
-    return _svg(figure)
-
-
-def health(run: Run) -> str | None:
-    """Drift, ratio, clip fraction, gradient norm, flat groups and holes."""
-    if not run.steps:
-        return None
-    figure, (left, middle, right) = _figure(3, 2.7)
-    floor = 1e-9
-    for key, label, colour in (
-        ("drift/mean", "drift, mean of worst step", COLOURS[0]),
-        ("drift/max", "drift, max", COLOURS[1]),
-        ("ratio/max_deviation", "max |ρ − 1|", COLOURS[3]),
-    ):
-        steps, values = run.series(key)
-        if any(value > 0 for value in values):
-            left.plot(steps, np.maximum(values, floor), color=colour, linewidth=1.2, label=label)
-    left.set_yscale("log")
-    left.set_title("rollout against learner")
-    _labels(left, "training step", "|Δ log p|, |ρ − 1|")
-    middle.plot(*run.series("grad_norm"), color=COLOURS[0], linewidth=1.2)
-    middle.set_title("gradient norm before clipping")
-    middle.set_ylim(bottom=0)
-    _labels(middle, "training step", "L2 norm", legend=False)
-    right.plot(*run.series("advantage/flat_groups"), color=COLOURS[0], linewidth=1.2, label="groups without spread")
-    right.plot(*run.series("ratio/clip_fraction"), color=COLOURS[1], linewidth=1.2, label="actions clipped")
-    right.set_ylim(-0.02, 1.02)
-    right.set_title("shares")
-    _labels(right, "training step", "share")
-    return _svg(figure)
-
-
-def time_use(run: Run) -> str | None:
-    """Seconds a stage, stacked, and the idle share of each role."""
-    if not run.steps:
-        return None
-    figure, (left, right) = _figure(2, 2.9)
-    steps = [line["step"] for line in run.steps]
-    bottom = np.zeros(len(steps))
-    for stage, colour in zip(STAGES, COLOURS, strict=False):
-        seconds = np.array([line.get(f"seconds/{stage}") or 0.0 for line in run.steps])
-        left.bar(steps, seconds, bottom=bottom, color=colour, width=0.9, alpha=0.8, label=stage)
-        bottom += seconds
-    left.set_title("seconds a step")
-    _labels(left, "training step", "s")
-    for role, colour in zip(ROLES, COLOURS, strict=False):
-        right.plot(*run.series(f"idle/{role}"), color=colour, linewidth=1.4, label=role)
-    right.set_ylim(-0.02, 1.02)
-    right.set_title("idle share of each role")
-    _labels(right, "training step", "share of the step")
-    return _svg(figure)
+def _list(values: np.ndarray) -> str:
+    return ", ".join(f"{i}: {value:.3g}" for i, value in enumerate(values) if not math.isnan(value))

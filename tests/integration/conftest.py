@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,17 @@ ray.shutdown()
 """
 
 
+@dataclass(frozen=True)
+class Head:
+    """A Ray in a process of its own."""
+
+    address: str
+    dashboard: str
+    pid: int
+
+
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[tuple[str, str]]:
-    """(GCS address, dashboard address) of a Ray in a process of its own."""
+def ray_head() -> Iterator[Head]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD],
@@ -38,7 +47,7 @@ def ray_head() -> Iterator[tuple[str, str]]:
         text=True,
     )
     address, dashboard = head.stdout.readline().split()
-    yield address, dashboard
+    yield Head(address, dashboard, head.pid)
     head.stdin.close()
     head.wait(60)
 

@@ -34,8 +34,7 @@ def test_dry_run_counts_what_a_step_costs_and_starts_nothing(recipe, tempflow, t
 
 
 def test_eval_compares_base_and_adapter_in_pairs(recipe, adapter, tempflow, ray_head, tmp_path):
-    address, _ = ray_head
-    done = tempflow("eval", recipe, "--adapter", adapter, "--output", "scores.parquet", address=address)
+    done = tempflow("eval", recipe, "--adapter", adapter, "--output", "scores.parquet", address=ray_head.address)
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "scores.parquet")
     models, scores = np.array(table["model"].to_pylist()), table["size"].to_numpy()

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("entrypoint", [["tempflow"], [sys.executable, "-m", "system"]], ids=["installed", "checkout"])
 def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entrypoint):
-    _, dashboard = ray_head
     working = tmp_path / "working"
     working.mkdir()
     shutil.copy(recipe, working / "tiny.yaml")
@@ -28,7 +27,16 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
         (working / "system" / "__init__.py").write_text('__version__ = "the checkout"\n')
     binaries = Path(sys.executable).parent
     env = environment() | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
-    submit = [binaries / "ray", "job", "submit", "--address", f"http://{dashboard}", "--working-dir", working, "--"]
+    submit = [
+        binaries / "ray",
+        "job",
+        "submit",
+        "--address",
+        f"http://{ray_head.dashboard}",
+        "--working-dir",
+        working,
+        "--",
+    ]
     done = subprocess.run(
         [*submit, *entrypoint, "train", "tiny.yaml", "steps=1", "name=job"],
         env=env,
@@ -45,10 +53,13 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
 
 
 def test_a_job_needs_the_token(ray_head, tmp_path):
-    _, dashboard = ray_head
     env = environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}
     ray = Path(sys.executable).parent / "ray"
     done = subprocess.run(
-        [ray, "job", "list", "--address", f"http://{dashboard}"], env=env, capture_output=True, text=True, timeout=60
+        [ray, "job", "list", "--address", f"http://{ray_head.dashboard}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode != 0

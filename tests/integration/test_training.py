@@ -33,24 +33,23 @@ def figures(run: Path) -> list[dict]:
 
 
 def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tempflow, ray_head, tmp_path):
-    address, _ = ray_head
     for arguments in (["name=one"], ["name=two"], ["name=halves", "steps=2"], ["name=halves", "--resume"]):
-        done = tempflow("train", recipe, *arguments, address=address)
+        done = tempflow("train", recipe, *arguments, address=ray_head.address)
         assert done.returncode == 0, done.stderr
     one, two, halves = (tmp_path / "runs" / name for name in ("one", "two", "halves"))
     assert adapter(one) == adapter(two) == adapter(halves)
     assert figures(one) == figures(two)
     assert [line["step"] for line in metrics(halves)] == [0, 1, 2, 3, 4]
     assert figures(halves) == figures(one)
-    other = tempflow("train", recipe, "name=other", "seed=1", address=address)
+    other = tempflow("train", recipe, "name=other", "seed=1", address=ray_head.address)
     assert other.returncode == 0
     assert adapter(tmp_path / "runs" / "other") != adapter(one)
 
     check_run_folder(one)
-    again = tempflow("train", recipe, "name=one", address=address)
+    again = tempflow("train", recipe, "name=one", address=ray_head.address)
     assert again.returncode == 2
     assert "--resume" in again.stderr
-    changed = tempflow("train", recipe, "name=one", "learner.lr=1e-3", "--resume", address=address)
+    changed = tempflow("train", recipe, "name=one", "learner.lr=1e-3", "--resume", address=ray_head.address)
     assert changed.returncode == 2
     assert "other settings of learner" in changed.stderr
 
@@ -111,6 +110,20 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
     assert adapter(run, stopped_at + 2) == adapter(tmp_path / "runs" / "whole", stopped_at + 2)
 
 
+def test_a_ray_of_ours_listens_on_loopback_only(ray_head):
+    """All but Serve's replicas (docs/architecture.md): their port has no setting, and asks for the token."""
+    family = [psutil.Process(ray_head.pid), *psutil.Process(ray_head.pid).children(recursive=True)]
+    listening = [
+        (process.name(), connection.laddr.ip)
+        for process in family
+        if "ServeReplica" not in " ".join(process.cmdline())
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 5
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}, listening
+
+
 BROKEN_SCORERS = """
 import numpy as np
 
@@ -128,12 +141,11 @@ class SomeNaN:
 
 def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray_head, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_SCORERS)
-    address, _ = ray_head
     environment_path = os.pathsep.join([str(ROOT), str(tmp_path)])
 
     def train(*arguments):
         command = [sys.executable, "-m", "system", "train", str(recipe), *arguments]
-        env = environment(address) | {"PYTHONPATH": environment_path}
+        env = environment(ray_head.address) | {"PYTHONPATH": environment_path}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
 
     raises = train("name=raises", "scorers.0.scorer=broken:Raises", "scorers.0.attempts=1")

@@ -1,7 +1,9 @@
-"""The report's figures against values worked out by hand, and whatever a stopped run may lack."""
+"""The report's numbers against values worked out by hand, and whatever a stopped run may lack."""
 
 import json
+import math
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -12,94 +14,232 @@ from PIL import Image
 
 from services.errors import UserError
 from system.report.build import build_report
+from system.report.canvas import power_of_ten, short
 from system.report.data import by_sampling_step, comparisons, read_run
+from system.report.figures import curves, running_mean
 
-PROMPTS = ["a <script>alert(1)</script> & co", "a cat", "two dogs", "a hole"]
+PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
+CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
 BEFORE, AFTER = [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, np.nan]
+HALF = 1.96 * math.sqrt(1 / 3) / math.sqrt(3)
+"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3."""
 
 
 @pytest.fixture
 def run(tmp_path):
+    """A run folder of its own for one test."""
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The report of a whole run."""
+    return build_report(write_run(tmp_path_factory.mktemp("run"))).read_text()
+
+
+def write_run(path):
     config = {
-        "name": "mine",
+        "name": "mine & yours",
         "steps": 3,
+        "policy": {"model": "some/model", "num_steps": 3},
+        "plan": {"name": "trunk", "seeds": 4, "explorations": 6},
         "scorers": [{"name": "size", "weight": 1.0}, {"name": "judge", "weight": 0.0}],
         "tempflow": {"version": "0.1", "commit": None},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [{"step": 0, "eval/judge": 0.5, "nfe": 0}]
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [{"step": 0, "eval/judge": 0.5, "eval/judge/<x>": 0.5, "nfe": 0}]
     for step in range(1, 4):
         lines.append(
             {
                 "step": step,
+                "elapsed_s": 50.0 * step,
+                "reward/mean": step / 10,
                 "reward/size/mean": step / 10,
                 "branch/std": [0.1 * step, 0.2, None],
                 "branch/noise_level": [0.7, 0.9, 0.1],
+                "branch/weight": [0.875, 1.125, 0.0],
                 "drift/mean": 1e-6,
+                "drift/max": 1e-5,
+                "ratio/max_deviation": 1e-4 * (step - 1),
+                "ratio/clip_fraction": 0.25,
                 "grad_norm": 1.0,
                 "advantage/flat_groups": 0.1,
                 "holes": step,
-                "seconds/generate": 2.0,
+                "seconds/generate": 3.0,
+                "seconds/score": 2.0,
+                "seconds/update": 1.0,
+                "seconds/step": 5.0,
                 "idle/learner": 0.8,
                 "nfe": step * 1000,
+                "decodes": step * 100,
             }
         )
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(path, lines)
+    (path / "eval").mkdir()
     for step, scores in ((0, BEFORE), (3, AFTER)):
-        table = pa.table({"row": range(4), "prompt": PROMPTS, "category": ["x", "x", "y", "y"], "judge": scores})
-        folder = tmp_path / "samples" / f"step_{step:06d}"
+        table = pa.table({"row": range(4), "prompt": PROMPTS, "category": CATEGORIES, "judge": scores})
+        pq.write_table(table, path / "eval" / f"step_{step:06d}.parquet")
+        folder = path / "samples" / f"step_{step:06d}"
         folder.mkdir(parents=True)
-        (tmp_path / "eval").mkdir(exist_ok=True)
-        pq.write_table(table, tmp_path / "eval" / f"step_{step:06d}.parquet")
         for i in range(2):
             Image.new("RGB", (8, 8), (step * 50, i * 50, 0)).save(folder / f"{i:03d}.png")
-    return tmp_path
+    return path
+
+
+def write_lines(run, lines):
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Page(HTMLParser):
+    """The tags of a page, what they load, and the text of its cells, headings and paragraphs."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.loaded, self.ids, self.images_without_alt, self.text = [], [], [], 0, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.loaded += [values[key] for key in ("src", "href", "xlink:href", "action", "data") if key in values]
+        self.images_without_alt += tag == "img" and not values.get("alt")
+
+    def handle_data(self, data):
+        self.text += data + "\n"
 
 
 def test_differences_are_paired_and_holes_dropped(run):
-    overall, x, y = comparisons(read_run(run))
-    half = 1.96 * np.std([1, 0, 0], ddof=1) / np.sqrt(3)
+    overall, y, x = comparisons(read_run(run))
     assert (overall.pairs, overall.before, overall.after) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(half))
-    assert (x.category, x.pairs, x.difference) == ("x", 2, 0.5)
-    assert (y.category, y.pairs, y.difference) == ("y", 1, 0.0)
+    assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(HALF))
+    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(0.98))
+    assert (y.category, y.pairs, y.difference) == ("$y$ & $", 1, 0.0)
+    assert math.isnan(y.half_interval)
 
 
-def test_the_page_is_one_file_that_shows_the_figures_and_escapes_prompts(run):
-    page = build_report(run).read_text()
-    assert "0.333 → 0.667" in page
-    assert page.count("data:image/png;base64,") == 4
-    assert page.count("<svg") == 4
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
-    assert "Holes: 6" in page
+def test_prompts_are_paired_by_row_where_an_evaluation_has_more_of_them(run):
+    path = run / "eval" / "step_000003.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take([3, 2, 1, 0]), path)
+    assert comparisons(read_run(run))[0].difference == pytest.approx(1 / 3)
+    pq.write_table(table.take([0, 1]), path)
+    assert (comparisons(read_run(run))[0].pairs, comparisons(read_run(run))[0].difference) == (2, 0.5)
+
+
+def test_the_page_shows_the_numbers(html):
+    text = Page(html).text
+    assert "0.333 → 0.667" in text
+    assert f"+0.333 ± {HALF:.3f}" in text
+    assert f"−{HALF - 1 / 3:.3f} to +{HALF + 1 / 3:.3f}" in text
+    for fact in ("3 of 3", "3,000", "300", "2 min 30 s", "Trunk plan on some/model for the reward size"):
+        assert fact in text
+    assert "6 in all" in text
+    assert "generate 60%, update 20%, other 20%" in text
+
+
+def test_the_page_is_one_file_and_loads_nothing(html):
+    page = Page(html)
+    assert page.loaded
+    assert all(target.startswith(("data:", "#")) for target in page.loaded)
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert html.count("data:image/png;base64,") == 4
+    assert page.tags.count("svg") == 11
+    assert page.images_without_alt == 0
+    assert len(page.ids) == len(set(page.ids))
+    assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
+
+
+def test_what_users_write_is_text_not_markup(html):
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "x" not in page.tags
+    assert "a &lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in html
+    assert "&lt;x&gt;" in html[html.index("<svg") :]
+
+
+def test_the_same_run_gives_the_same_page(run, html):
+    assert build_report(run).read_text() == html
+
+
+def test_large_images_are_shrunk(run):
+    for path in (run / "samples").rglob("*.png"):
+        Image.new("RGB", (1024, 768), "teal").save(path)
+    html = build_report(run).read_text()
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert 'class="small"' not in html
 
 
 def test_means_by_sampling_step_leave_out_what_was_not_drawn(run):
     means = by_sampling_step(read_run(run).steps, "branch/std")
     assert means[:2].tolist() == pytest.approx([0.2, 0.2])
     assert np.isnan(means[2])
+    assert len(by_sampling_step(read_run(run).steps, "missing")) == 0
 
 
-def test_a_run_that_has_only_begun(run):
-    first = run.joinpath("metrics.jsonl").read_text().splitlines()[0]
-    run.joinpath("metrics.jsonl").write_text(first + "\n")
-    for file in (run / "eval").iterdir():
-        file.unlink()
-    page = build_report(run).read_text()
-    assert "nothing to compare yet" in page
-    assert "No training step is recorded" in page
+def test_a_run_that_has_only_begun_shows_where_it_starts(run):
+    write_lines(run, read_run(run).lines[:1])
+    (run / "eval" / "step_000003.parquet").unlink()
+    page = Page(build_report(run).read_text())
+    assert "nothing to compare yet" in page.text
+    assert "0.500" in page.text
+    assert "at step 0" in page.text
+    assert page.text.count("No training step is recorded.") == 2
+    assert page.tags.count("img") == 2
 
 
-def test_lines_may_lack_any_key(run):
-    run.joinpath("metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "grad_norm": null}\n')
-    assert "<svg" in build_report(run).read_text()
+def test_lines_may_lack_any_key_and_the_folder_all_but_them(run):
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    (run / "config.yaml").unlink()
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 2, "grad_norm": null, "branch/std": [null, null], "nfe": NaN}\n{"no": 1}\n{"step": 3'
+    )
+    text = Page(build_report(run).read_text()).text
+    assert "No branch is recorded." in text
+    assert "No pictures are recorded." in text
+    assert "No score is recorded." in text
+    assert text.count("Not recorded in this run.") == 7
+    assert "The run has no config.yaml." in text
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_any_half_of_the_keys_may_be_missing_or_null(run, parity):
+    lines = read_run(run).lines
+    chosen = sorted({key for line in lines for key in line} - {"step"})[parity::2]
+    nulls = [line | dict.fromkeys(chosen) for line in lines[:2]]
+    write_lines(run, nulls + [{key: line[key] for key in line if key not in chosen} for line in lines[2:]])
+    assert "</html>" in build_report(run).read_text()
+
+
+def test_with_two_training_scorers_their_sum_is_shown_too(run):
+    write_lines(run, [line | {"reward/judge/mean": 0.5} for line in read_run(run).lines])
+    assert [panel.title for panel in curves(read_run(run))] == [
+        "Combined reward",
+        "size, training reward",
+        "judge, training reward",
+    ]
+
+
+def test_what_was_zero_in_every_step_is_said_not_drawn(run):
+    write_lines(run, [line | {"drift/mean": 0.0, "drift/max": 0.0, "holes": 0} for line in read_run(run).lines])
+    text = Page(build_report(run).read_text()).text
+    assert "exactly 0 in every step" in text
+    assert "No score failed" in text
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path_factory):
     with pytest.raises(UserError, match="not a run"):
         build_report(tmp_path_factory.mktemp("empty"))
-    run.joinpath("metrics.jsonl").write_text("")
+    run.joinpath("metrics.jsonl").write_text('\n{"cut": \n[]\n')
     with pytest.raises(UserError, match="nothing is recorded"):
         build_report(run)
+
+
+def test_running_mean_shrinks_at_the_ends():
+    assert running_mean([0, 3, 6, 9], 3).tolist() == [1.5, 3, 6, 7.5]
+
+
+def test_counts_and_powers_are_short():
+    assert [short(value) for value in (0, 950, 12_300, 3_420_000, 2e9)] == ["0", "950", "12k", "3.4M", "2.0G"]
+    assert power_of_ten(-12) == "10⁻¹²"

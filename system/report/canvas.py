@@ -1,0 +1,183 @@
+"""One figure as inline SVG whose text is text and whose colours are the page's, so that it follows light and dark."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+SIZE_INCHES = (4.6, 2.85)
+SETTINGS: dict[Any, Any] = {
+    "font.size": 8,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+}
+INK, GRID = "#5d646d", "#e4e5e7"
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2f6ea8", "#c4681f", "#2f8a63", "#8659b0", "#b23f48", "#8b9199"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
+VARIABLES = {
+    INK: "soft",
+    GRID: "line",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    PURPLE: "purple",
+    RED: "red",
+    GREY: "grey",
+}
+"""Colour to the style sheet's variable that takes its place; the colour itself stays as the fallback."""
+LEGEND_CHARACTERS = 44
+"""Labels of at most this length together stand four in a row, longer ones three."""
+MARKED_POINTS = 30
+"""Lines of at most this many points also mark them: one point alone would be invisible."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its words; without an SVG the caption says what is missing."""
+
+    title: str
+    caption: str
+    alt: str = ""
+    svg: Markup | None = None
+
+
+def draw(key: str, plot: Callable[[Axes], None]) -> Markup:
+    """The SVG of what `plot` draws, with one legend over it.
+
+    Args:
+        key: unique in the page; makes the SVG's ids unique and its bytes reproducible.
+    """
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": key}):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.patch.set_alpha(0)
+        axis = figure.subplots()
+        style(axis)
+        plot(axis)
+        _legend(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return Markup(_adapt(buffer.getvalue(), key))
+
+
+def style(axis: Axes, sides: Sequence[str] = ("left", "bottom")) -> None:
+    """Quiet axes on a transparent ground."""
+    axis.patch.set_alpha(0)
+    axis.tick_params(colors=INK, length=3)
+    axis.grid(color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in sides)
+        spine.set_color(INK)
+        spine.set_linewidth(0.7)
+    for label in (axis.xaxis.label, axis.yaxis.label, axis.yaxis.get_offset_text()):
+        label.set_color(INK)
+
+
+def second_axis(axis: Axes, label: str) -> Axes:
+    """A y axis on the right, over the same x."""
+    twin = axis.twinx()
+    style(twin, ("right",))
+    twin.grid(visible=False)
+    twin.set_ylabel(label)
+    return twin
+
+
+def training_axis(axis: Axes, y: str) -> None:
+    """Whole training steps along x, and the label of y with its unit."""
+    low, high = axis.get_xlim()
+    if high - low < 1:
+        axis.set_xlim(low - 1, high + 1)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_xlabel("training step")
+    axis.set_ylabel(y)
+
+
+def cost_axis(axis: Axes, steps: Sequence[int], nfe: Sequence[float]) -> None:
+    """The NFE spent at the training steps that x marks, along the top."""
+    if len(steps) < 2 or nfe[-1] <= nfe[0]:
+        return
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if max(low, steps[0]) <= tick <= min(high, steps[-1])]
+    top = axis.twiny()
+    style(top, ())
+    top.grid(visible=False)
+    top.tick_params(length=0)
+    top.set_xlim(low, high)
+    top.set_xticks(ticks, [short(np.interp(tick, steps, nfe)) for tick in ticks])
+    top.set_xlabel("NFE of training so far")
+
+
+def line(
+    axis: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str, dashed: bool = False
+) -> None:
+    """A line over training steps, with its points where they are few."""
+    marker = "o" if len(steps) <= MARKED_POINTS else None
+    axis.plot(
+        steps, values, linestyle="--" if dashed else "-", color=colour, linewidth=1.3, marker=marker, ms=3, label=label
+    )
+
+
+def log_axis(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic y axis over whole decades that hold all (positive) values."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    axis.set_yscale("log")
+    axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(round(math.log10(value)))))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def power_of_ten(exponent: int) -> str:
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def short(value: float) -> str:
+    """A count in at most four characters: 950, 12k, 3.4M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}" if value < 10 * size else f"{value / size:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def _legend(figure: Figure) -> None:
+    found = [axis.get_legend_handles_labels() for axis in figure.axes]
+    entries = [entry for handles, labels in found for entry in zip(handles, labels, strict=True)]
+    entries.sort(key=lambda entry: isinstance(entry[0], Line2D))
+    columns = 4 if sum(len(label) for _, label in entries) <= LEGEND_CHARACTERS else 3
+    by_row = [entry for column in range(columns) for entry in entries[column::columns]]
+    handles, labels = [handle for handle, _ in by_row], [label for _, label in by_row]
+    if len(handles) > 1:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            labelcolor=INK,
+            handlelength=1.6,
+            columnspacing=1.4,
+            borderaxespad=0.2,
+        )
+
+
+def _adapt(svg: str, key: str) -> str:
+    """Leave the XML prologue out, make ids unique in the page, and put variables in the place of colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="([^"]+)"', rf' id="{key}-\1"', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{key}-", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    return svg

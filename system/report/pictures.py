@@ -1,0 +1,70 @@
+"""Images of the same prompts and noise before and after training, ready to stand in the page."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from system.report.data import Run, number
+
+MAX_SIDE_PX = 512
+"""Larger images are shrunk to this and stored as JPEG, so that the page stays small."""
+PIXELATED_SIDE_PX = 128
+"""Up to this size an image is shown with its pixels, not smoothed."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as a data URI, and the step it is of."""
+
+    step: int
+    uri: str
+    small: bool
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt's images: before and after, or the first alone while there is no second evaluation."""
+
+    prompt: str
+    pictures: list[Picture]
+
+
+def pairs(run: Run) -> list[Pair]:
+    """The kept pictures of the first and the last evaluation, in the order of the file: none is chosen."""
+    if not run.evals:
+        return []
+    steps = sorted({min(run.evals), max(run.evals)})
+    prompts = run.evals[steps[0]]["prompt"].to_pylist()
+    found: list[Pair] = []
+    for index in range(min(len(run.evals[step]) for step in steps)):
+        if not all(_file(run, step, index).is_file() for step in steps):
+            break
+        found.append(Pair(str(prompts[index]), [_picture(run, step, index) for step in steps]))
+    return found
+
+
+def _file(run: Run, step: int, index: int) -> Path:
+    return run.path / "samples" / f"step_{step:06d}" / f"{index:03d}.png"
+
+
+def _picture(run: Run, step: int, index: int) -> Picture:
+    path, table = _file(run, step, index), run.evals[step]
+    with Image.open(path) as image:
+        side, uri = max(image.size), _uri(path, image)
+    scores = {name: number(table[name][index].as_py()) for name in run.scorers}
+    return Picture(step, uri, side <= PIXELATED_SIDE_PX, scores)
+
+
+def _uri(path: Path, image: Image.Image) -> str:
+    kind, data = "png", path.read_bytes()
+    if max(image.size) > MAX_SIDE_PX:
+        shrunk = image.convert("RGB")
+        shrunk.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        buffer = io.BytesIO()
+        shrunk.save(buffer, format="JPEG", quality=88)
+        kind, data = "jpeg", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
