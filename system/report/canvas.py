@@ -98,7 +98,7 @@ def second_axis(axis: Axes, label: str) -> Axes:
 def training_axis(axis: Axes, y: str) -> None:
     """Whole training steps along x, and the label of y with its unit."""
     low, high = axis.get_xlim()
-    if high - low < 1:
+    if high - low < 2:
         axis.set_xlim(low - 1, high + 1)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axis.set_xlabel("training step")

@@ -28,6 +28,9 @@ from system.report.data import Run, by_sampling_step
 
 SMOOTHING_STEPS = 5
 FEWEST_STEPS_TO_SMOOTH = 10
+FEWEST_STEPS_TO_CORRELATE = 5
+SMALLEST_SHARE = 0.005
+"""Of the time: stages below it go into `other`."""
 STAGES = {"generate": BLUE, "update": ORANGE, "broadcast": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
 """Stages that follow one another within a step, bottom up; scoring runs within `generate`."""
 ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
@@ -128,7 +131,7 @@ def _spread(lines: list[dict], spread: np.ndarray, noise: np.ndarray, drawn: np.
 
 def _correlation(spread: np.ndarray, noise: np.ndarray, drawn: np.ndarray) -> str:
     both = [i for i in drawn if i < len(noise) and not math.isnan(noise[i])]
-    if len(both) < 3 or np.std(spread[both]) == 0 or np.std(noise[both]) == 0:
+    if len(both) < FEWEST_STEPS_TO_CORRELATE or np.std(spread[both]) == 0 or np.std(noise[both]) == 0:
         return ""
     return f" (correlation over the steps: {np.corrcoef(spread[both], noise[both])[0, 1]:.2f})".replace("-", "−")
 
@@ -259,7 +262,10 @@ def _stages(run: Run) -> Panel:
     along = range(recorded[0], recorded[-1] + 1)
     values = {stage: np.array([seconds[stage].get(step, 0.0) for step in along]) for stage in STAGES}
     total = sum(float(part.sum()) for part in values.values()) or 1.0
-    shown = {stage: part for stage, part in values.items() if part.sum() >= 0.001 * total}
+    for stage in STAGES:
+        if stage != "other" and values[stage].sum() < SMALLEST_SHARE * total:
+            values["other"] = values["other"] + values.pop(stage)
+    shown = {stage: part for stage, part in values.items() if part.any()}
 
     def plot(axis: Axes) -> None:
         bottom = np.zeros(len(along))
