@@ -109,7 +109,8 @@ class Fleet:
             image_bytes: of one task's leaves.
         """
         jobs = [lambda worker, task=task: worker.generate.remote(task, plan) for task in tasks]
-        for job, (decisions, images, _), (tree, cost) in self._run(jobs, lambda: room.reserve(image_bytes)):
+        results = self._run(jobs, lambda wait_s: room.reserve(image_bytes, wait_s))
+        for job, (decisions, images, _), (tree, cost) in results:
             yield Generated(tasks[job], decisions, images, tree, cost)
 
     def sample(
@@ -120,11 +121,11 @@ class Fleet:
             lambda worker, prompts=prompts, addresses=addresses: worker.sample.remote(prompts, addresses, base)
             for prompts, addresses in batches
         ]
-        for job, (images, _), cost in self._run(jobs, lambda: True):
+        for job, (images, _), cost in self._run(jobs, lambda wait_s: True):
             yield job, images, cost
 
     def _run(
-        self, jobs: Sequence[Callable[[ActorHandle], list[ray.ObjectRef]]], may_start: Callable[[], bool]
+        self, jobs: Sequence[Callable[[ActorHandle], list[ray.ObjectRef]]], may_start: Callable[[float], bool]
     ) -> Iterator[tuple[int, list[ray.ObjectRef], Any]]:
         """Each job once, on any worker; a job whose worker dies or hangs runs again elsewhere."""
         waiting, idle = deque(range(len(jobs))), list(range(len(self.workers)))
@@ -132,16 +133,12 @@ class Fleet:
         deaths = [0] * len(jobs)
         started = [False] * len(jobs)
         while waiting or running:
-            while waiting and idle and (started[waiting[0]] or may_start()):
+            while waiting and idle and (started[waiting[0]] or may_start(0 if running else POLL_S)):
                 job, slot = waiting.popleft(), idle.pop(0)
                 started[job] = True
                 refs = jobs[job](self.workers[slot])
                 running[refs[-1]] = _Running(job, slot, refs, time.monotonic() + self.task_timeout_s)
-            if running:
-                done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
-            else:
-                done = []
-                time.sleep(POLL_S / 10)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S) if running else ([], [])
             self.check_stop()
             for ref in done:
                 run = running.pop(ref)

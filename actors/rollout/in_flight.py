@@ -14,17 +14,18 @@ class InFlight:
         self.bound = bound
         self.bytes = 0
         self.peak = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
-    def reserve(self, count: int) -> bool:
-        """Take `count` bytes if they fit; False if the caller has to wait."""
-        with self._lock:
-            if self.bytes and self.bytes + count > self.bound:
+    def reserve(self, count: int, wait_s: float = 0.0) -> bool:
+        """Take `count` bytes if they fit within `wait_s` seconds; False if not."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self.bytes or self.bytes + count <= self.bound, wait_s):
                 return False
             self.bytes += count
             self.peak = max(self.peak, self.bytes)
             return True
 
     def release(self, count: int) -> None:
-        with self._lock:
+        with self._changed:
             self.bytes -= count
+            self._changed.notify_all()
