@@ -1,15 +1,18 @@
 """The scoring service as a Serve application: one deployment a scorer, and a gateway that names them."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from services.logs import log_to
-from services.scoring.scorer import load_scorer
+from services.scoring.scorer import BUILT_IN, load_scorer
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -57,13 +60,24 @@ def deployment_name(scorer: str) -> str:
     return f"scorer-{scorer}"
 
 
+def _actor_options(scorer: ScorerSettings) -> dict[str, Any]:
+    """Resources of a replica, and for a user's own scorer the driver's search path: a replica is a child of Serve's
+    controller, which an earlier job may have started from elsewhere.
+    """
+    options: dict[str, Any] = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
+    if scorer.scorer not in BUILT_IN:
+        search_path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in search_path if part)}}
+    return options
+
+
 def build_app(scorers: Sequence[ScorerSettings], log_folder: str | None = None) -> serve.Application:
     """The Serve application that scores with all of `scorers`."""
     bound = {
         scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
             name=deployment_name(scorer.name),
             num_replicas=scorer.replicas,
-            ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus},
+            ray_actor_options=_actor_options(scorer),
             max_ongoing_requests=4,
         ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
         for scorer in scorers
