@@ -1,0 +1,255 @@
+"""The world of shapes: a caption grammar, its scenes and a renderer.
+
+A caption names one object or two objects in a relation, and a background:
+
+    a small red circle on a blue background
+    a large red circle left of a small blue square on a white background
+
+Images are 64x64 RGB. Lengths are in pixels, x grows to the right and y grows downwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+IMAGE_PX = 64
+MARGIN_PX = 2.0
+GAP_PX = 3.0
+SUPERSAMPLING = 4
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (40, 70, 220),
+    "yellow": (245, 215, 50),
+    "purple": (165, 45, 195),
+    "cyan": (60, 205, 220),
+}
+BACKGROUNDS = {
+    "white": (250, 250, 250),
+    "black": (15, 15, 15),
+    "grey": (130, 130, 130),
+    "blue": (40, 70, 220),
+}
+PALETTE = COLOURS | BACKGROUNDS
+SHAPES = ("circle", "square", "triangle", "cross")
+RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
+"""Relation to the direction (x, y) that leads from the first object to the second."""
+SIZES = {"small": (8.0, 9.0), "large": (12.0, 13.5)}
+"""Size to the range of radii in pixels."""
+SIZE_LIMIT_PX = 10.4
+GRID_PX = 4
+GRID_RADIUS_PX = {"small": 8.5, "large": 12.0}
+"""The world proper has objects of two sizes, centred on a grid; see `place` for the looser one."""
+
+HELD_OUT_PAIRS = {("red", "cross"), ("green", "circle"), ("blue", "triangle"), ("yellow", "square")}
+"""(colour, shape) that no train caption contains."""
+HELD_OUT_COLOUR_PAIRS = {("red", "blue"), ("yellow", "green"), ("cyan", "purple"), ("green", "cyan")}
+"""(first colour, second colour) that no train caption contains in this order."""
+
+_NOUN = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_CAPTION = re.compile(rf"{_NOUN}(?: ({'|'.join(RELATIONS)}) {_NOUN})? on a ({'|'.join(BACKGROUNDS)}) background")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene."""
+
+    size: str
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One object, or two of different colours and the relation of the first to the second."""
+
+    things: tuple[Thing, ...]
+    background: str
+    relation: str | None = None
+
+    @property
+    def category(self) -> str:
+        """Either "single" or "relation"."""
+        return "single" if self.relation is None else "relation"
+
+
+def parse(text: str) -> Scene:
+    """Scene of a caption; ValueError when the grammar or the world does not allow it."""
+    match = _CAPTION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"The caption {text!r} does not follow the grammar of shapes.")
+    *first, relation, size, colour, shape, background = match.groups()
+    things = (Thing(*first),) if relation is None else (Thing(*first), Thing(size, colour, shape))
+    scene = Scene(things, background, relation)
+    if not is_valid(scene):
+        raise ValueError(f"The caption {text!r} gives one colour to two of its objects and background.")
+    return scene
+
+
+def caption(scene: Scene) -> str:
+    """Caption of a scene, the inverse of `parse`."""
+    nouns = [f"a {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+    return f"{f' {scene.relation} '.join(nouns)} on a {scene.background} background"
+
+
+def is_valid(scene: Scene) -> bool:
+    """Whether all objects differ in colour from each other and from the background."""
+    colours = [thing.colour for thing in scene.things] + [scene.background]
+    return len(set(colours)) == len(colours)
+
+
+def all_scenes(category: str) -> Iterator[Scene]:
+    """Every valid scene of a category ("single" or "relation") in a fixed order."""
+    things = [Thing(*words) for words in itertools.product(SIZES, COLOURS, SHAPES)]
+    if category == "single":
+        candidates = (Scene((thing,), ground) for thing in things for ground in BACKGROUNDS)
+    elif category == "relation":
+        candidates = (
+            Scene(pair, ground, relation)
+            for pair in itertools.permutations(things, 2)
+            for relation in RELATIONS
+            for ground in BACKGROUNDS
+        )
+    else:
+        raise ValueError(f"The category {category!r} is neither 'single' nor 'relation'.")
+    return (scene for scene in candidates if is_valid(scene))
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether a scene has a combination that train captions never show.
+
+    Held out are four (colour, shape) pairs, one in seven of the (colour, shape, background) triples and four
+    ordered colour pairs.
+    """
+    colours, shapes, grounds = list(COLOURS), SHAPES, list(BACKGROUNDS)
+    for thing in scene.things:
+        place = colours.index(thing.colour) + 2 * shapes.index(thing.shape) + 3 * grounds.index(scene.background)
+        if (thing.colour, thing.shape) in HELD_OUT_PAIRS or place % 7 == 0:
+            return True
+    return tuple(thing.colour for thing in scene.things) in HELD_OUT_COLOUR_PAIRS
+
+
+def split(category: str) -> tuple[list[Scene], list[Scene]]:
+    """(train, held-out) scenes of a category; disjoint, complete and in a fixed order."""
+    scenes = list(all_scenes(category))
+    return [s for s in scenes if not is_held_out(s)], [s for s in scenes if is_held_out(s)]
+
+
+def alterations(scene: Scene) -> dict[str, list[Scene]]:
+    """Valid scenes that differ from `scene` in one attribute, by the name of the attribute.
+
+    Attributes are background, size, colour and shape, and for two objects also relation and "swap" (the two
+    colours exchanged).
+    """
+    altered: dict[str, list[Scene]] = {"background": [replace(scene, background=g) for g in BACKGROUNDS]}
+    for attribute, values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
+        altered[attribute] = [
+            replace(scene, things=(*scene.things[:i], replace(thing, **{attribute: value}), *scene.things[i + 1 :]))
+            for i, thing in enumerate(scene.things)
+            for value in values
+        ]
+    if scene.relation is not None:
+        first, second = scene.things
+        altered["relation"] = [replace(scene, relation=relation) for relation in RELATIONS]
+        swapped = (replace(first, colour=second.colour), replace(second, colour=first.colour))
+        altered["swap"] = [replace(scene, things=swapped)]
+    return {name: [s for s in scenes if s != scene and is_valid(s)] for name, scenes in altered.items()}
+
+
+def cover(shape: str, x_px: float, y_px: float, radius_px: float, samples: int = SUPERSAMPLING) -> np.ndarray:
+    """Share of each pixel that a shape covers, float32 (64, 64) in [0, 1], by samples² points a pixel."""
+    cover_HW = np.zeros((IMAGE_PX, IMAGE_PX), np.float32)
+    reach_px = 1.4 * radius_px + 1
+    left, right = (int(np.clip(x_px + side * reach_px, 0, IMAGE_PX)) for side in (-1, 1))
+    top, bottom = (int(np.clip(y_px + side * reach_px, 0, IMAGE_PX)) for side in (-1, 1))
+    u = ((np.arange(left * samples, right * samples, dtype=np.float32) + 0.5) / samples - x_px) / radius_px
+    v = ((np.arange(top * samples, bottom * samples, dtype=np.float32) + 0.5) / samples - y_px) / radius_px
+    inside = _inside(shape, u[None, :], v[:, None]).reshape(bottom - top, samples, right - left, samples)
+    cover_HW[top:bottom, left:right] = inside.mean((1, 3), dtype=np.float32)
+    return cover_HW
+
+
+def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Whether points (u, v), in radii from the centre, lie inside a shape; the centre is the centroid."""
+    if shape == "circle":
+        return u**2 + v**2 <= 1
+    if shape == "square":
+        return (abs(u) <= 0.92) & (abs(v) <= 0.92)
+    if shape == "triangle":
+        return (v <= 0.66) & (abs(u) <= 0.57 * (v + 1.32))
+    if shape == "cross":
+        return ((abs(u) <= 0.4) & (abs(v) <= 1)) | ((abs(v) <= 0.4) & (abs(u) <= 1))
+    raise ValueError(f"The shape {shape!r} is not one of {', '.join(SHAPES)}.")
+
+
+AREAS = {"circle": np.pi, "square": 1.84**2, "triangle": 0.57 * 1.98**2, "cross": 4 * 0.8 - 0.8**2}
+"""Area of each shape at radius 1."""
+REACH = {"circle": (1, 1), "square": (0.92, 0.92), "triangle": (1.32, 0.66), "cross": (1, 1)}
+"""How far each shape reaches up and down from its centre at radius 1; at most 1.13 to the sides."""
+REACH_SIDE = {"circle": 1, "square": 0.92, "triangle": 1.13, "cross": 1}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object with its centre (the centroid) and radius in pixels."""
+
+    thing: Thing
+    x_px: float
+    y_px: float
+    radius_px: float
+
+
+def place(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> list[Placed]:
+    """Random positions on the grid that make the scene true; the objects do not touch each other or the edge.
+
+    `anywhere` drops the grid and varies the sizes within their ranges.
+    """
+    while True:
+        placed = []
+        for thing in scene.things:
+            radius = rng.uniform(*SIZES[thing.size]) if anywhere else GRID_RADIUS_PX[thing.size]
+            up, down = (radius * reach + MARGIN_PX for reach in REACH[thing.shape])
+            side = radius * REACH_SIDE[thing.shape] + MARGIN_PX
+            x, y = (_coordinate(*ends, rng, anywhere) for ends in ((side, IMAGE_PX - side), (up, IMAGE_PX - down)))
+            placed.append(Placed(thing, x, y, float(radius)))
+        if scene.relation is None or _holds(scene.relation, *placed):
+            return placed
+
+
+def _coordinate(low_px: float, high_px: float, rng: np.random.Generator, anywhere: bool) -> float:
+    if anywhere:
+        return float(rng.uniform(low_px, high_px))
+    return float(GRID_PX * rng.integers(np.ceil(low_px / GRID_PX), np.floor(high_px / GRID_PX) + 1))
+
+
+def _holds(relation: str, first: Placed, second: Placed) -> bool:
+    dx, dy = second.x_px - first.x_px, second.y_px - first.y_px
+    to_x, to_y = RELATIONS[relation]
+    along, across = to_x * dx + to_y * dy, abs(to_y * dx + to_x * dy)
+    if to_x:
+        reach = REACH_SIDE[first.thing.shape] * first.radius_px + REACH_SIDE[second.thing.shape] * second.radius_px
+    else:
+        upper, lower = (first, second) if to_y > 0 else (second, first)
+        reach = REACH[upper.thing.shape][1] * upper.radius_px + REACH[lower.thing.shape][0] * lower.radius_px
+    return along >= reach + GAP_PX and across <= 0.7 * along
+
+
+def paint(placed: list[Placed], background: tuple[int, int, int], opacity: float = 1.0) -> np.ndarray:
+    """Image uint8 (64, 64, 3) of placed objects on a background given as RGB."""
+    image_HWC = np.empty((IMAGE_PX, IMAGE_PX, 3), np.float32)
+    image_HWC[:] = background
+    for item in placed:
+        alpha_HW1 = opacity * cover(item.thing.shape, item.x_px, item.y_px, item.radius_px)[..., None]
+        image_HWC += alpha_HW1 * (np.array(COLOURS[item.thing.colour], np.float32) - image_HWC)
+    return np.rint(image_HWC).astype(np.uint8)
+
+
+def render(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> np.ndarray:
+    """Image uint8 (64, 64, 3) that shows a scene at random positions; see `place`."""
+    return paint(place(scene, rng, anywhere), BACKGROUNDS[scene.background])
