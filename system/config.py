@@ -183,8 +183,8 @@ def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> 
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), _keys_beside(place[:-1], problem), 1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(place[:-1], problem))}"
+        near = difflib.get_close_matches(str(place[-1]), _keys_beside(problem), 1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(problem))}"
         return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"{origin}: `{key}` is missing"
@@ -193,8 +193,8 @@ def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> 
     return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def _keys_beside(place: Sequence[Any], problem: Any) -> list[str]:
-    """Valid keys of the settings at a place."""
+def _keys_beside(problem: Any) -> list[str]:
+    """Valid keys of the settings that hold the key in question."""
     model: Any = RunConfig
     for part in problem["loc"][: len(problem["loc"]) - 1]:
         model = _descend(model, part)

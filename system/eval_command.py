@@ -7,27 +7,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from rich.console import Console
 from rich.table import Table
 
 from actors.policy.weights import Weights, checksum
+from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
 from system.prompts import read_prompts
+from system.report.data import paired
 from system.stop import StopFlag
 from system.train import check
 
 
-def run_eval(
-    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, console: Console
-) -> Table:
+def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None) -> Table:
     """Evaluate and return the table to show.
 
     Raises:
         UserError: no prompts, or the adapter does not fit the model.
     """
     from actors.policy.policy import read_adapter
-    from services.errors import UserError
     from system.launch import Roles, connect
 
     _, heldout = check(config)
@@ -66,7 +64,7 @@ def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
     for key in summaries["base"]:
         cells = [f"{summary[key]:.4f}" for summary in summaries.values()]
         if len(results) == 2:
-            cells += paired(*(_column(result, key) for result in results.values()))
+            cells += _difference(*(_column(result, key) for result in results.values()))
         table.add_row(key.removeprefix("eval/"), *cells)
     return table
 
@@ -77,11 +75,10 @@ def _column(result: Evaluation, key: str) -> np.ndarray:
     return scores[np.array(result.table["category"].to_pylist()) == category[0]] if category else scores
 
 
-def paired(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
-    """Mean of the paired differences and its normal 95% interval; pairs with a hole are left out."""
-    difference = after - before
-    difference = difference[~np.isnan(difference)]
-    if len(difference) < 2:
+def _difference(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
+    """Mean of the paired differences and its 95% interval, as text."""
+    pair = paired("", None, before, after)
+    if pair.pairs < 2:
         return "", ""
-    mean, half = difference.mean(), 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
-    return f"{mean:+.4f}", f"{mean - half:+.4f} … {mean + half:+.4f}"
+    low, high = pair.difference - pair.half_interval, pair.difference + pair.half_interval
+    return f"{pair.difference:+.4f}", f"{low:+.4f} … {high:+.4f}"

@@ -23,8 +23,6 @@ from services.scoring.app import build_app, deployment_name
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, running_ray
 
-log = logging.getLogger(__name__)
-
 STOP_TIMEOUT_S = 30
 
 

@@ -1,7 +1,5 @@
 """`tempflow train`: check what can be checked, start the roles, train, leave a readable run folder."""
 
-import logging
-
 import ray
 from rich.console import Console
 
@@ -15,8 +13,6 @@ from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
 from system.run_folder import RunFolder
 from system.stop import StopFlag, Stopped
-
-log = logging.getLogger(__name__)
 
 STOPPED_EXIT_CODE = 130
 

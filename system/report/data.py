@@ -138,8 +138,8 @@ def comparisons(run: Run) -> list[Paired]:
     results = []
     for scorer in run.scorers:
         before, after = scores(first, scorer), scores(last, scorer)
-        results.append(_paired(scorer, None, before, after))
-        results += [_paired(scorer, name, before[categories == name], after[categories == name]) for name in names]
+        results.append(paired(scorer, None, before, after))
+        results += [paired(scorer, name, before[categories == name], after[categories == name]) for name in names]
     return results
 
 
@@ -148,7 +148,7 @@ def scores(table: pa.Table, scorer: str) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in table[scorer].to_pylist()], dtype=float)
 
 
-def _paired(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> Paired:
+def paired(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> Paired:
     known = ~np.isnan(before) & ~np.isnan(after)
     before, after = before[known], after[known]
     if len(before) == 0:
