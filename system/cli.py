@@ -11,6 +11,7 @@ from rich.console import Console
 from services.errors import UserError
 from system import __version__
 from system.launch_env import listen_on_loopback
+from system.stop import STOPPED_EXIT_CODE, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,7 +54,9 @@ def evaluate_command(
     prompts: Annotated[
         str | None, typer.Option(help="A prompt file; the recipe's held-out prompts if not given.")
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="The lora/ folder of a run, compared with the base.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run, compared with the base.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write a row an image to this Parquet file.")] = None,
 ) -> None:
     """Score a prompt file with all scorers of a recipe: the base model, and an adapter beside it."""
@@ -69,7 +72,7 @@ def sample(
     prompt: Annotated[list[str], typer.Option(help="A prompt; repeat for more.")],
     overrides: Overrides = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="The lora/ folder of a run; the base model if not given.")
+        Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run; the base model if not given.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
     output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
@@ -133,6 +136,9 @@ def main() -> None:
     except UserError as error:
         print(f"tempflow: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"tempflow: stopped by {stopped}", file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 if __name__ == "__main__":

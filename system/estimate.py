@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from actors.policy.families import family_class
 from actors.rollout.plans import make_plan
 from services.paths import resolve_model
 from system.config import RunConfig
@@ -31,7 +32,8 @@ def estimate_table(config: RunConfig) -> Table:
 def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     """Rows of the table, as text; a figure that needs the model's files says `?` where they are not on this machine."""
     plan = make_plan(config.plan, config.policy.num_steps)
-    prompts, guided = config.data.prompts_per_step, 2 if config.policy.guidance > 1 else 1
+    prompts = config.data.prompts_per_step
+    guided = 2 if family_class(config.policy).classifier_free and config.policy.guidance > 1 else 1
     folder = Path(resolve_model(config.policy.model))
     base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
     transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
@@ -76,9 +78,10 @@ def _weight_bytes(folder: Path) -> float:
 
 def _latent_bytes(config: RunConfig, folder: Path) -> float:
     """Bytes of one fp32 latent, from the model's own configuration files."""
-    vae, transformer = folder / "vae" / "config.json", folder / "transformer" / "config.json"
-    if not (vae.is_file() and transformer.is_file()):
+    path = folder / "vae" / "config.json"
+    if not path.is_file():
         return math.nan
-    scale = 2 ** (len(json.loads(vae.read_text())["block_out_channels"]) - 1)
-    channels = json.loads(transformer.read_text())["in_channels"]
-    return float(channels * (config.policy.height // scale) * (config.policy.width // scale) * FP32_BYTES)
+    vae = json.loads(path.read_text())
+    halvings = len(vae["block_out_channels"]) - 1 if "block_out_channels" in vae else len(vae["temperal_downsample"])
+    channels = vae.get("latent_channels") or vae["z_dim"]
+    return float(channels * (config.policy.height >> halvings) * (config.policy.width >> halvings) * FP32_BYTES)

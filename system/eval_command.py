@@ -25,7 +25,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
     Raises:
         UserError: no prompts, or the adapter does not fit the model.
     """
-    from actors.policy.policy import read_adapter
+    from actors.policy.policy import read_trained
     from system.launch import Roles, connect
 
     _, heldout = check(config)
@@ -43,7 +43,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
                 results["base"] = evaluate(*arguments, base=True)
                 if adapter:
                     names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
-                    arrays = read_adapter(adapter, names)
+                    arrays = read_trained(adapter, names, config.policy.lora)
                     weights = Weights(0, checksum(arrays), arrays)
                     roles.fleet.broadcast(ray.put(weights), weights.version, weights.checksum)
                     results["adapter"] = evaluate(*arguments)

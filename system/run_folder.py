@@ -6,7 +6,7 @@ experience/     Parquet, a file a step: every leaf with its rewards and advantag
 eval/           Parquet, a file an evaluation: every held-out image with its scores
 samples/        a folder an evaluation: pictures of the first held-out prompts
 checkpoints/    what a resumed run needs
-lora/           the adapter, for diffusers' load_lora_weights
+lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
 logs/           a file a process
 report.html
 """
@@ -85,8 +85,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def lora(self) -> Path:
-        return self.path / "lora"
+    def trained(self) -> Path:
+        """`lora/` or, where every weight is trained, `transformer/`."""
+        return self.path / ("lora" if self.read_config().policy.lora else "transformer")
 
     @property
     def logs(self) -> Path:

@@ -16,12 +16,12 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     Raises:
         UserError: the model or the adapter is missing.
     """
-    from actors.policy.policy import read_adapter
+    from actors.policy.policy import read_trained
     from actors.rollout.worker import Generator
 
     generator = Generator(config.policy, config.kernel, config.rollout, config.seed)
     if adapter:
-        arrays = read_adapter(adapter, list(generator.policy.parameters))
+        arrays = read_trained(adapter, list(generator.policy.parameters), config.policy.lora)
         generator.load(Weights(0, checksum(arrays), arrays))
     repeated = [prompt for prompt in prompts for _ in range(count)]
     addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]

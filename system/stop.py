@@ -3,6 +3,8 @@
 import signal
 from types import FrameType
 
+STOPPED_EXIT_CODE = 130
+
 
 class Stopped(Exception):
     """The run was asked to stop; its state is that of the last whole step."""

@@ -12,9 +12,7 @@ from system.config import RunConfig
 from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
 from system.run_folder import RunFolder
-from system.stop import StopFlag, Stopped
-
-STOPPED_EXIT_CODE = 130
+from system.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 
 def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
@@ -80,5 +78,5 @@ def _report(run: RunFolder, console: Console) -> None:
     from system.report.build import build_report
 
     if run.read_metrics():
-        console.print(f"adapter      {run.lora}", highlight=False, soft_wrap=True)
+        console.print(f"trained      {run.trained}", highlight=False, soft_wrap=True)
         console.print(f"report       {build_report(run.path)}", highlight=False, soft_wrap=True)

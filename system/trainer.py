@@ -187,7 +187,7 @@ class Trainer:
             lambda folder: self._ask(learner.save, folder),
             self.config.checkpoint.keep,
         )
-        self._ask(learner.save_lora, str(self.run.lora))
+        self._ask(learner.save_model, str(self.run.trained))
         self.saved_step = self.state.step
 
     def _ask(self, method: Any, *arguments: Any) -> Any:

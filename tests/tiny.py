@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from actors.policy.policy import Policy
 from actors.policy.settings import LoraSettings, PolicySettings
 
 
@@ -17,8 +18,16 @@ def clip_tokenizer(max_length: int = 16) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=max_length)
 
 
+def loud(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights large enough that nothing is flat: fresh models put out zeros, which any code reproduces."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
 def build_sd3(folder: Path, seed: int = 0) -> Path:
-    """Save a random SD3 pipeline of 16×16 images and 8×8×4 latents, its weights large enough that nothing is flat."""
+    """Save a random SD3 pipeline of 16×16 images and 8×8×4 latents."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=514,
@@ -45,9 +54,6 @@ def build_sd3(folder: Path, seed: int = 0) -> Path:
         out_channels=4,
         pos_embed_max_size=8,
     )
-    for parameter in transformer.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -60,7 +66,7 @@ def build_sd3(folder: Path, seed: int = 0) -> Path:
         scaling_factor=0.9,
     )
     StableDiffusion3Pipeline(
-        transformer=transformer,
+        transformer=loud(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=CLIPTextModelWithProjection(config),
@@ -73,7 +79,8 @@ def build_sd3(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def sd3_settings(folder: Path, **changes) -> PolicySettings:
+def tiny_settings(folder: Path, **changes) -> PolicySettings:
+    """Settings of a policy of any of the tiny pipelines."""
     defaults = {
         "model": str(folder),
         "height": 16,
@@ -86,3 +93,11 @@ def sd3_settings(folder: Path, **changes) -> PolicySettings:
         "lora": LoraSettings(rank=4, alpha=8),
     }
     return PolicySettings(**(defaults | changes))
+
+
+def stir(policy: Policy, seed: int = 1) -> None:
+    """Give an adapter, whose fresh weights change nothing, random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)

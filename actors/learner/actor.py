@@ -66,6 +66,6 @@ class LearnerActor:
     def restore(self, folder: str, version: int) -> None:
         self.learner.restore(Path(folder), version)
 
-    def save_lora(self, folder: str) -> None:
-        """Write the evaluated weights in diffusers' LoRA layout."""
-        self.learner.policy.save_adapter(Path(folder), self.learner.evaluated().arrays)
+    def save_model(self, folder: str) -> None:
+        """Write the evaluated weights in diffusers' layout."""
+        self.learner.policy.save(Path(folder), self.learner.evaluated().arrays)

@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.learner.settings import EmaSettings
-from actors.policy.weights import Arrays
 
 
 class Ema:
     """EMA with warm-up, as in Flow-GRPO: decay min((1 + n) / (10 + n), decay), every few optimizer steps."""
 
-    def __init__(self, settings: EmaSettings, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, settings: EmaSettings, parameters: Mapping[str, Tensor]) -> None:
         self.settings = settings
         self.parameters = parameters
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -27,9 +26,6 @@ class Ema:
         decay = min((1 + self.steps) / (10 + self.steps), self.settings.decay)
         for name, shadow in self.shadow.items():
             shadow.lerp_(self.parameters[name], 1 - decay)
-
-    def arrays(self) -> Arrays:
-        return {name: shadow.cpu().numpy().copy() for name, shadow in self.shadow.items()}
 
     def state(self) -> dict[str, Tensor]:
         return {

@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.learner.ema import Ema
+from actors.learner.masters import Masters
 from actors.learner.objective import grpo
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import Monitor, UpdateStats
 from actors.policy.kernels import FlowSDE, noise_weights
-from actors.policy.policy import Policy
+from actors.policy.policy import Policy, to_array
 from actors.policy.settings import FlowSDESettings
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions
 from services.errors import UserError
 
-ADAPTER_FILE, EMA_FILE, OPTIMIZER_FILE = "adapter.safetensors", "ema.safetensors", "optimizer.safetensors"
+MASTERS_FILE, EMA_FILE, OPTIMIZER_FILE = "trained.safetensors", "ema.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _MicroBatch:
 
 
 class Learner:
-    """Owns the trained adapter, its optimizer and the policy version.
+    """Owns the trained parameters, their optimizer and the policy version.
 
     Args:
         policy: loaded with parts="transformer".
@@ -64,14 +65,15 @@ class Learner:
         self.kernel = FlowSDE(kernel, policy.sigmas)
         ones_T = torch.ones_like(self.kernel.std_T)
         self.weight_T = noise_weights(self.kernel.std_T if objective.noise_weights else ones_T, trained_steps)
+        self.masters = Masters(policy.parameters)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters.values(),
+            self.masters.tensors.values(),
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             eps=settings.eps,
         )
-        self.ema = Ema(settings.ema, policy.parameters) if settings.ema else None
+        self.ema = Ema(settings.ema, self.masters.tensors) if settings.ema else None
         self.version = 0
 
     def update(self, batch: Sequence[tuple[Decisions, np.ndarray]]) -> UpdateStats:
@@ -164,12 +166,12 @@ class Learner:
 
     def _step(self) -> float:
         """Clip, step, zero; returns the gradient's norm before clipping."""
-        parameters = list(self.policy.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.tensors.values(), self.settings.max_grad_norm))
         if not np.isfinite(norm):
             raise UserError("the gradient is not finite; lower learner.lr or look at the rewards of the last step")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.masters.publish()
         if self.ema:
             self.ema.update()
         return norm
@@ -179,32 +181,35 @@ class Learner:
         return self.policy.export(self.version)
 
     def evaluated(self) -> Weights:
-        """The weights that evaluation and `lora/` use: the EMA where there is one."""
-        arrays = self.ema.arrays() if self.ema else self.policy.arrays()
+        """The weights that evaluation and the saved model use: the EMA where there is one."""
+        if self.ema is None:
+            return self.export()
+        live = self.policy.parameters
+        arrays = {name: to_array(shadow.to(live[name].dtype)) for name, shadow in self.ema.shadow.items()}
         return Weights(self.version, checksum(arrays), arrays)
 
     def save(self, folder: Path) -> None:
-        """Write adapter, EMA and optimizer state as safetensors."""
-        save_file({name: p.detach().contiguous() for name, p in self.policy.parameters.items()}, folder / ADAPTER_FILE)
+        """Write the trained parameters in fp32, EMA and optimizer state as safetensors."""
+        save_file({name: t.detach().contiguous() for name, t in self.masters.tensors.items()}, folder / MASTERS_FILE)
         if self.ema:
             save_file(self.ema.state(), folder / EMA_FILE)
         moments = {}
-        for name, parameter in self.policy.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
+        for name, master in self.masters.tensors.items():
+            for key, value in self.optimizer.state[master].items():
                 moments[f"{name}/{key}"] = value.contiguous()
         save_file(moments, folder / OPTIMIZER_FILE)
 
     def restore(self, folder: Path, version: int) -> None:
         """Load what `save` wrote; the next update continues exactly."""
-        self.policy.load({name: tensor.numpy() for name, tensor in load_file(folder / ADAPTER_FILE).items()})
+        self.masters.restore(load_file(folder / MASTERS_FILE))
         if self.ema:
             self.ema.restore(load_file(folder / EMA_FILE))
         moments = load_file(folder / OPTIMIZER_FILE, device=str(self.policy.device))
-        for name, parameter in self.policy.parameters.items():
+        for name, master in self.masters.tensors.items():
             state = {
                 key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments
             }
             if state:
                 state["step"] = state["step"].cpu()
-                self.optimizer.state[parameter] = state
+                self.optimizer.state[master] = state
         self.version = version

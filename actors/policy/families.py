@@ -12,7 +12,11 @@ from services.paths import resolve_model
 if TYPE_CHECKING:
     from actors.policy.family import Family
 
-FAMILIES = {"StableDiffusion3Pipeline": "actors.policy.sd3:SD3"}
+FAMILIES = {
+    "StableDiffusion3Pipeline": "actors.policy.sd3:SD3",
+    "FluxPipeline": "actors.policy.flux:Flux",
+    "QwenImagePipeline": "actors.policy.qwen_image:QwenImage",
+}
 """Pipeline class in model_index.json to the class that drives it."""
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from actors.policy.settings import PolicySettings
 
 Conditioning = dict[str, Tensor]
-"""Text embeddings by name, each (P, …), in the compute dtype."""
+"""Text embeddings by name, each (P, …), in the compute dtype; "negative_x" stands beside "x" where guidance is on."""
 
 Parts = Literal["transformer", "all"]
 
@@ -22,24 +23,42 @@ class Family(ABC):
     """One model family: text encoding, schedule, velocity and decoding, built from diffusers' own pieces.
 
     Attributes:
+        pipe: diffusers' pipeline; with parts="transformer" it holds the transformer and the scheduler only.
         transformer: the velocity network (a diffusers model), frozen, in the compute dtype.
         latent_shape: Z of one image of the configured size.
     """
 
     pipeline_class: ClassVar[Any]
-    transformer: Any
+    classifier_free: ClassVar[bool] = True
+    """Whether guidance above 1 runs the model on a negative prompt too; where not, guidance is an input or nothing."""
     latent_shape: tuple[int, ...]
 
     def __init__(self, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> None:
         self.settings = settings
         self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
-        self.load(folder, parts)
-        self.transformer.requires_grad_(False).eval().to(device)
+        self.pipe = self._load(folder, parts)
+        for model in self.pipe.components.values():
+            if isinstance(model, torch.nn.Module):
+                model.requires_grad_(False).eval()
+        self.transformer = self.pipe.transformer
+        self.latent_shape = self.shape_of_latents(AutoencoderKL.load_config(folder, subfolder="vae"))
+
+    def _load(self, folder: Path | str, parts: Parts) -> Any:
+        """The pipeline in the compute dtype, its VAE in fp32, without what the folder lacks or `parts` leaves out."""
+        wanted = {"transformer", "scheduler"}
+        index = self.pipeline_class.load_config(folder)
+        absent = {
+            name: None
+            for name, entry in index.items()
+            if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
+        }
+        dtypes = {"default": self.dtype, "vae": torch.float32}
+        return self.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(self.device)
 
     @abstractmethod
-    def load(self, folder: Path | str, parts: Parts) -> None:
-        """Load the transformer, and with parts="all" text encoders and VAE too."""
+    def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
+        """Z of one image of the configured size, from the VAE's config."""
 
     @abstractmethod
     def sigmas(self) -> Tensor:
@@ -58,6 +77,24 @@ class Family(ABC):
         """Latents to images: (N, H, W, 3) uint8 on the CPU."""
 
     @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.classifier_free and self.settings.guidance > 1
+
+    @property
     def forwards_per_row(self) -> int:
-        """Transformer forwards (NFE) that one velocity costs: 2 with classifier-free guidance."""
-        return 1
+        """Transformer forwards (NFE) that one velocity costs."""
+        return 2 if self.guided else 1
+
+
+def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:
+    """2N rows for one forward of classifier-free guidance: the negative prompt's first, then the prompt's."""
+    rows = {name: tensor for name, tensor in conditioning.items() if not name.startswith("negative_")}
+    pairs = {name: torch.cat([conditioning[f"negative_{name}"], tensor]) for name, tensor in rows.items()}
+    return torch.cat([x_NZ, x_NZ]), torch.cat([sigma_N, sigma_N]), pairs
+
+
+def to_uint8(pixels_NCHW: Tensor) -> Tensor:
+    """Decoded pixels in [-1, 1] to (N, H, W, 3) uint8 on the CPU, rounded as diffusers does."""
+    pixels_NHWC = (pixels_NCHW / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    return (pixels_NHWC * 255).round().to(torch.uint8).cpu()

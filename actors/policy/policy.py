@@ -1,5 +1,6 @@
-"""A model family with its trained adapter: what the rollout worker samples from and the learner trains."""
+"""A model family with its trained weights: what the rollout worker samples from and the learner trains."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,19 +9,20 @@ import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.numpy import load_file
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from actors.policy.families import family_class
 from actors.policy.family import Parts
-from actors.policy.settings import PolicySettings
+from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.weights import Arrays, Weights, checksum
 from services.errors import UserError
 from services.paths import resolve_model
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def device_of(settings: PolicySettings) -> torch.device:
@@ -31,7 +33,7 @@ def device_of(settings: PolicySettings) -> torch.device:
 
 
 class Policy:
-    """The frozen base with a LoRA adapter in fp32.
+    """A base model and what is trained of it: a LoRA adapter in fp32, or every weight in the compute dtype.
 
     Attributes:
         family: text encoding, velocity and decoding of the model.
@@ -47,12 +49,20 @@ class Policy:
         self.family = family_class(settings)(settings, resolve_model(settings.model), self.device, parts)
         self.transformer = self.family.transformer
         self.sigmas = self.family.sigmas().to(self.device)
-        self._add_adapter(seed)
+        if settings.lora:
+            self._add_adapter(settings.lora, seed)
+        else:
+            self.transformer.requires_grad_(True)
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
+        }
+        self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
+        if settings.adapter:
+            self._start_from(Path(settings.adapter))
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
 
-    def _add_adapter(self, seed: int) -> None:
-        lora = self.settings.lora
+    def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(
@@ -62,24 +72,39 @@ class Policy:
                 self.transformer.add_adapter(config)
             except ValueError as error:
                 raise UserError(f"policy.lora.targets: {error}") from error
-        self.parameters: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
-        }
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.float()
+        for parameter in self.transformer.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _start_from(self, folder: Path) -> None:
+        try:
+            self.load(read_trained(folder, list(self.parameters), self.settings.lora))
+        except ValueError as error:
+            raise UserError(f"policy.adapter: {error}") from error
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The base without its adapter, for the KL term and for evaluation of the base."""
-        self.transformer.disable_adapters()
+        """The base as it was before any training, for the KL term and for evaluation of the base."""
+        if self._base is None:
+            self.transformer.disable_adapters()
+        else:
+            self._swap(self._base)
         try:
             yield
         finally:
-            self.transformer.enable_adapters()
+            if self._base is None:
+                self.transformer.enable_adapters()
+            else:
+                self._swap(self._base)
+
+    def _swap(self, values: dict[str, Tensor]) -> None:
+        """Exchange the storage of the live parameters and of `values`; copies nothing."""
+        for name, parameter in self.parameters.items():
+            parameter.data, values[name] = values[name], parameter.data
 
     def arrays(self) -> Arrays:
-        """Copies of the trained parameters as fp32 arrays."""
-        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.parameters.items()}
+        """Copies of the trained parameters."""
+        return {name: to_array(parameter) for name, parameter in self.parameters.items()}
 
     def export(self, version: int) -> Weights:
         arrays = self.arrays()
@@ -98,37 +123,62 @@ class Policy:
             array = arrays[name]
             if array.shape != tuple(parameter.shape):
                 raise ValueError(f"weights of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}")
-            parameter.copy_(torch.from_numpy(np.array(array)))
+            parameter.copy_(to_tensor(array))
         return checksum(self.arrays())
 
-    def save_adapter(self, folder: Path, arrays: Arrays | None = None) -> None:
-        """Write the adapter so that diffusers' own `load_lora_weights` reads it, rank and alpha included.
+    def save(self, folder: Path, arrays: Arrays | None = None) -> None:
+        """Write what is trained so that diffusers reads it.
+
+        An adapter is read by the pipeline's `load_lora_weights`, rank and alpha included; a whole transformer by its
+        class's `from_pretrained`.
 
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
         """
-        state = get_peft_model_state_dict(self.transformer)
-        if arrays is not None:
-            state = {name.replace(".default.", "."): torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+        values = arrays or self.arrays()
+        if self.settings.lora is None:
+            # Not save_pretrained: `values` need not be the live ones.
+            folder.mkdir(parents=True, exist_ok=True)
+            self.transformer.save_config(folder)
+            save_file({name: to_tensor(a).to(self.family.dtype) for name, a in values.items()}, folder / WEIGHTS_FILE)
+            return
         self.family.pipeline_class.save_lora_weights(
             folder,
-            transformer_lora_layers={name: value.contiguous() for name, value in state.items()},
+            transformer_lora_layers={name.replace(".default.", "."): to_tensor(a) for name, a in values.items()},
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
 
 
-def read_adapter(folder: Path, names: list[str]) -> Arrays:
-    """An adapter folder as arrays under the parameter names of a policy.
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A copy on the CPU; bf16, which NumPy lacks, as int16 of the same bits."""
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """The inverse of `to_array`."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def read_trained(folder: Path, names: list[str], lora: LoraSettings | None) -> Arrays:
+    """What `Policy.save` wrote, under the parameter names of a policy.
 
     Raises:
-        UserError: no adapter there, or one of another shape of model.
+        UserError: nothing there, or made for another model, other targets or another alpha.
     """
-    path = folder / LORA_FILE
+    path = folder / (LORA_FILE if lora else WEIGHTS_FILE)
     if not path.exists():
-        raise UserError(f"no adapter at `{path}`; give the `lora/` folder of a run")
-    saved = {name.removeprefix("transformer."): array for name, array in load_file(path).items()}
-    wanted = {name: name.replace(".default.", ".") for name in names}
-    if set(wanted.values()) != saved.keys():
-        raise UserError(f"the adapter `{folder}` was made for another model or other lora.targets")
-    return {name: saved[plain] for name, plain in wanted.items()}
+        wanted = "`lora/` folder of a run" if lora else "`transformer/` folder of a run with policy.lora = null"
+        raise UserError(f"no {path.name} in `{folder}`; give the {wanted}")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        saved = {name.removeprefix("transformer."): to_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    alpha = json.loads(metadata.get("lora_adapter_metadata", "{}")).get("transformer.lora_alpha")
+    if lora and alpha not in (None, lora.alpha):
+        raise UserError(f"the adapter `{folder}` has alpha {alpha}; set policy.lora.alpha={alpha}")
+    plain = {name: name.replace(".default.", ".") for name in names}
+    if set(plain.values()) != saved.keys():
+        raise UserError(f"the weights in `{folder}` were made for another model or other policy.lora.targets")
+    return {name: saved[key] for name, key in plain.items()}

@@ -43,11 +43,17 @@ class PolicySettings(Settings):
     num_steps: int = Field(10, ge=2)
     """T, the sampling steps of training."""
     guidance: float = Field(4.5, ge=0)
-    """Classifier-free guidance in sampling and training; at most 1 means off."""
+    """In sampling and training: classifier-free for SD3 and Qwen-Image, where at most 1 means off; an input of the
+    model for FLUX.1-dev."""
     max_sequence_length: int = Field(256, ge=1)
     """Text tokens of the T5 (or its zero block where the folder has no T5)."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Compute type of the frozen base. The adapter, its optimizer and the sampler's arithmetic are fp32."""
+    """Compute type of the base. The adapter (or, in full fine-tuning, the learner's master copy of every weight), the
+    optimizer's state and the sampler's arithmetic are fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = LoraSettings()
+    """The trained adapter; null trains every weight of the transformer."""
+    adapter: str | None = None
+    """Where training starts: the `lora/` (or `transformer/`) folder of an earlier run; fresh if not given. The KL term
+    still compares with the base."""

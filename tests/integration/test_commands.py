@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from actors.policy.policy import Policy
-from tests.tiny import sd3_settings
+from tests.tiny import tiny_settings
 
 
 @pytest.fixture
 def adapter(sd3_folder, tmp_path):
-    policy = Policy(sd3_settings(sd3_folder, num_steps=4), seed=0)
+    policy = Policy(tiny_settings(sd3_folder, num_steps=4), seed=0)
     arrays = {
         name: np.random.default_rng(0).normal(0, 0.3, array.shape).astype(np.float32)
         for name, array in policy.arrays().items()
     }
-    policy.save_adapter(tmp_path / "lora", arrays)
+    policy.save(tmp_path / "lora", arrays)
     return tmp_path / "lora"
 
 

@@ -18,7 +18,7 @@ from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
 
 
 def adapter(run: Path, step: int = 4) -> bytes:
-    return (run / "checkpoints" / f"step_{step:06d}" / "adapter.safetensors").read_bytes()
+    return (run / "checkpoints" / f"step_{step:06d}" / "trained.safetensors").read_bytes()
 
 
 def metrics(run: Path) -> list[dict]:

@@ -15,7 +15,7 @@ from actors.rollout.settings import RolloutSettings, TrunkSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.errors import UserError
-from tests.tiny import sd3_settings
+from tests.tiny import tiny_settings
 
 KERNEL = FlowSDESettings()
 PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
@@ -23,7 +23,7 @@ PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
 
 def tasks_of(folder, count=2, version=0, **changes):
     """Real decisions of a tiny policy with made-up advantages."""
-    generator = Generator(sd3_settings(folder, **changes), KERNEL, RolloutSettings(micro_batch=8), seed=0)
+    generator = Generator(tiny_settings(folder, **changes), KERNEL, RolloutSettings(micro_batch=8), seed=0)
     generator.load(generator.policy.export(version))
     rng = np.random.default_rng(0)
     batch = []
@@ -34,7 +34,7 @@ def tasks_of(folder, count=2, version=0, **changes):
 
 
 def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
-    policy = Policy(sd3_settings(folder, **changes), seed=0, parts="transformer")
+    policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
     settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
     return Learner(policy, KERNEL, objective or ObjectiveSettings(), settings, PLAN.trained_steps)
 

@@ -76,13 +76,22 @@ def flux_sigmas(num_steps: int, mu: float) -> torch.Tensor:
     return scheduler.sigmas
 
 
+def qwen_sigmas(num_steps: int, tokens: int) -> torch.Tensor:
+    """The schedule of Qwen-Image's own scheduler_config.json; μ runs from .5 at 256 tokens to .9 at 8192."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    mu = 0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+    return scheduler.sigmas
+
+
 @pytest.mark.parametrize(
     ("sigmas", "a", "constant", "weights"),
     [
         (schedule(10), 0.7, 2.2522, [1.577, 1.673, 1.208, 1.004, 0.882, 0.795, 0.719, 0.635, 0.508]),
         (flux_sigmas(10, 1.15), 0.9, 1.7260, [1.553, 1.643, 1.186, 0.987, 0.870, 0.788, 0.723, 0.661, 0.588]),
+        (qwen_sigmas(10, 32 * 32), 1.2, 1.5329, [1.840, 1.852, 1.283, 1.019, 0.848, 0.717, 0.602, 0.487, 0.352]),
     ],
-    ids=["sd3.5", "flux-1024px"],
+    ids=["sd3.5", "flux-1024px", "qwen-512px"],
 )
 def test_noise_weights_reproduce_the_published_constants(sigmas, a, constant, weights):
     std = FlowSDE(FlowSDESettings(noise_level=a), sigmas).std_T

@@ -10,7 +10,7 @@ from system.checkpoint import RunState, latest_checkpoint, save_checkpoint
 def write(folder: str) -> None:
     from pathlib import Path
 
-    (Path(folder) / "adapter.safetensors").write_bytes(b"weights")
+    (Path(folder) / "trained.safetensors").write_bytes(b"weights")
 
 
 def test_the_newest_is_found_and_old_ones_go(tmp_path):
@@ -28,9 +28,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplo
     newest = tmp_path / "step_000004"
     match damage:
         case "altered":
-            (newest / "adapter.safetensors").write_bytes(b"weight5")
+            (newest / "trained.safetensors").write_bytes(b"weight5")
         case "torn":
-            (newest / "adapter.safetensors").unlink()
+            (newest / "trained.safetensors").unlink()
         case "no manifest":
             (newest / "manifest.json").unlink()
         case "half a manifest":

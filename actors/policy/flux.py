@@ -1,0 +1,47 @@
+"""FLUX.1: CLIP and T5 text, packed latents, guidance embedded in the model."""
+
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from actors.policy.family import Conditioning, to_uint8
+from actors.policy.packed import PackedFamily
+
+
+class Flux(PackedFamily):
+    """Drives a `FluxPipeline`; guidance is an input of the distilled model (dev), and unused where it has none."""
+
+    pipeline_class = FluxPipeline
+    classifier_free = False
+
+    def vae_scale(self, vae: dict[str, Any]) -> int:
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        prompt_PLD, pooled_PD, _ = self.pipe.encode_prompt(
+            prompts, None, device=self.device, max_sequence_length=self.settings.max_sequence_length
+        )
+        return {"prompt": prompt_PLD, "pooled": pooled_PD}
+
+    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        prompt_NLD = conditioning["prompt"]
+        embedded = self.transformer.config.guidance_embeds
+        return self.transformer(
+            hidden_states=x_NZ.to(self.dtype),
+            timestep=sigma_N,
+            guidance=torch.full_like(sigma_N, self.settings.guidance) if embedded else None,
+            pooled_projections=conditioning["pooled"],
+            encoder_hidden_states=prompt_NLD,
+            txt_ids=prompt_NLD.new_zeros(prompt_NLD.shape[1], 3),
+            img_ids=self.pipe._prepare_latent_image_ids(len(x_NZ), *self.token_grid, self.device, self.dtype),
+            return_dict=False,
+        )[0].float()
+
+    @torch.no_grad()
+    def decode(self, latent_NZ: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        latent_NCHW = self.unpack(latent_NZ.float()) / vae.config.scaling_factor + vae.config.shift_factor
+        return to_uint8(vae.decode(latent_NCHW, return_dict=False)[0])

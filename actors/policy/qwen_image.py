@@ -1,0 +1,69 @@
+"""Qwen-Image: text of a vision-language model, packed latents, true classifier-free guidance with a norm rescale."""
+
+from typing import Any
+
+import torch
+from diffusers import QwenImagePipeline
+from torch import Tensor
+from torch.nn.functional import pad
+
+from actors.policy.family import Conditioning, both_halves, to_uint8
+from actors.policy.packed import PackedFamily
+
+NEGATIVE_PROMPT = " "
+"""The pipeline's own advice for guidance without a negative prompt."""
+
+
+class QwenImage(PackedFamily):
+    """Drives a `QwenImagePipeline`; the guided velocity keeps the length that the conditional one has a token.
+
+    Text is padded to `max_sequence_length` and masked, so that every forward has one shape.
+    """
+
+    pipeline_class = QwenImagePipeline
+
+    def vae_scale(self, vae: dict[str, Any]) -> int:
+        return 2 ** len(vae["temperal_downsample"])
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        rows = self._encode(prompts)
+        if self.guided:
+            negative = self._encode([NEGATIVE_PROMPT] * len(prompts))
+            rows |= {f"negative_{name}": tensor for name, tensor in negative.items()}
+        return rows
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        length = self.settings.max_sequence_length
+        prompt_PLD, mask_PL = self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)
+        if mask_PL is None:
+            mask_PL = torch.ones(prompt_PLD.shape[:2], device=self.device)
+        missing = length - prompt_PLD.shape[1]
+        return {"prompt": pad(prompt_PLD, (0, 0, 0, missing)), "mask": pad(mask_PL.to(self.dtype), (0, missing))}
+
+    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        if not self.guided:
+            return self._forward(x_NZ, sigma_N, conditioning)
+        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
+        guided_NZ = without_NZ + self.settings.guidance * (with_NZ - without_NZ)
+        return guided_NZ * (with_NZ.norm(dim=-1, keepdim=True) / guided_NZ.norm(dim=-1, keepdim=True))
+
+    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.transformer(
+            hidden_states=x_NZ.to(self.dtype),
+            timestep=sigma_N,
+            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states_mask=conditioning["mask"],
+            img_shapes=[[(1, *self.token_grid)]] * len(x_NZ),
+            return_dict=False,
+        )[0].float()
+
+    @torch.no_grad()
+    def decode(self, latent_NZ: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        mean_C111, std_C111 = (
+            torch.tensor(values, device=self.device).view(-1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latent_NC1HW = self.unpack(latent_NZ.float()).unsqueeze(2) * std_C111 + mean_C111
+        return to_uint8(vae.decode(latent_NC1HW, return_dict=False)[0][:, :, 0])

@@ -1,0 +1,63 @@
+"""The families as tests see them: how to build a tiny one, and how to call its own pipeline the way we sample."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
+
+from tests.tiny import build_sd3
+from tests.tiny_flux import build_flux
+from tests.tiny_qwen import build_qwen
+
+
+@dataclass(frozen=True)
+class Case:
+    pipeline: Any
+    build: Callable[[Path], Path]
+    guidances: tuple[float, ...]
+    """Off first, on last."""
+    call: Callable[[float], dict[str, Any]]
+    """Guidance as the pipeline's own arguments."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    """Parts that the folder lacks and `from_pretrained` must be told of."""
+
+    def __str__(self) -> str:
+        return self.pipeline.__name__.removesuffix("Pipeline")
+
+    def arguments(self, prompts: list[str], guidance: float, steps: int) -> dict[str, Any]:
+        """Keyword arguments of the pipeline for the images that tiny settings ask of us."""
+        length = self.settings.get("max_sequence_length", 1)
+        return {
+            "prompt": prompts,
+            "num_inference_steps": steps,
+            "height": 16,
+            "width": 16,
+            "max_sequence_length": length,
+            **self.call(guidance),
+        }
+
+
+def _qwen_guidance(guidance: float) -> dict[str, Any]:
+    return {"true_cfg_scale": guidance, "negative_prompt": [" "] * 2} if guidance > 1 else {"true_cfg_scale": 1.0}
+
+
+FAMILIES = (
+    Case(
+        StableDiffusion3Pipeline,
+        build_sd3,
+        (1.0, 4.5),
+        lambda guidance: {"guidance_scale": guidance},
+        absent=("text_encoder_3", "tokenizer_3"),
+    ),
+    Case(
+        FluxPipeline,
+        build_flux,
+        (1.0, 3.5),
+        lambda guidance: {"guidance_scale": guidance},
+        settings={"max_sequence_length": 12},
+    ),
+    Case(QwenImagePipeline, build_qwen, (1.0, 4.0), _qwen_guidance, settings={"max_sequence_length": 60}),
+)
