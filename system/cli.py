@@ -94,6 +94,28 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 
 @app.command()
+def bench(
+    kind: Annotated[str, typer.Argument(help="sampler, learner, weights or pipeline.")],
+    recipe: Recipe = "shapes",
+    overrides: Overrides = None,
+    family: Annotated[
+        str | None, typer.Option(help="Full-size shapes with random weights: sd35-medium or flux-dev.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds (training steps for weights and pipeline).")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a part against the loop that the reference scripts use, on the same work in one run."""
+    import json as encoder
+
+    from system.bench.run import bench_table, run_bench
+    from system.config import load_config
+
+    log = Console(stderr=True) if json else console
+    figures = run_bench(kind, load_config(recipe, overrides or []), family, rounds, log)
+    console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))
+
+
+@app.command()
 def config(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe with every default filled in."""
     from system.config import dump_config, load_config

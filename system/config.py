@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -38,6 +38,8 @@ class EvalSettings(Settings):
     """Held-out prompts, from the top of the file."""
     batch: int = Field(24, ge=1)
     """Prompts of one request to a rollout worker."""
+    num_steps: int | None = Field(None, ge=1)
+    """T of held-out images; that of training (policy.num_steps) if not given."""
     grid: int = Field(16, ge=0)
     """Images kept as a picture."""
 
@@ -66,6 +68,9 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0)
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
+    placement: Literal["split", "colocated"] = "split"
+    """`split`: each role in processes, and on devices, of its own. `colocated`: the learner and the first rollout
+    worker take turns in one process over one copy of the base, so that no GPU waits for the other role."""
     policy: PolicySettings
     kernel: FlowSDESettings = FlowSDESettings()
     plan: PlanSettings = TrunkSettings()
@@ -96,6 +101,11 @@ class RunConfig(Settings):
         if self.policy.num_steps < 2:
             raise ValueError("policy.num_steps: no step is left to train")
         return self
+
+    @property
+    def eval_steps(self) -> int:
+        """T of held-out images."""
+        return self.eval.num_steps or self.policy.num_steps
 
     @property
     def weights(self) -> dict[str, float]:
@@ -133,14 +143,34 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: names the file or override, the key, the value and the nearest valid key.
     """
     path = find_recipe(recipe)
+    raw = _read(path, ())
+    raw.setdefault("name", path.stem)
+    return parse_config(raw, str(path), {_apply(raw, override): override for override in overrides})
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping of a recipe laid over that of the recipe which it `extends`."""
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values")
-    raw.setdefault("name", path.stem)
-    return parse_config(raw, str(path), {_apply(raw, override): override for override in overrides})
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if path in children:
+        raise UserError(f"{path}: `extends` leads back to this recipe")
+    return _over(_read(find_recipe(str(parent)), (*children, path)), raw)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; any other value of `above`, a list too, takes the place of that below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def parse_config(raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None) -> RunConfig:

@@ -39,7 +39,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
         connect()
         try:
             with Roles(config, [], Path(logs), stop.check, with_learner=False) as roles:
-                arguments = (roles.fleet, roles.pool, heldout, scorers, config.eval, config.seed)
+                arguments = (roles.fleet, roles.pool, heldout, scorers, config.eval, config.seed, config.eval_steps)
                 results["base"] = evaluate(*arguments, base=True)
                 if adapter:
                     names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)

@@ -55,12 +55,14 @@ def evaluate(
     scorers: list[str],
     settings: EvalSettings,
     seed: int,
+    num_steps: int,
     base: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Generate one deterministic image a prompt with the fleet's weights and score them all.
 
     Args:
+        num_steps: T of these images.
         base: sample from the model without its adapter.
         progress: told (batches done, batches).
     """
@@ -71,7 +73,7 @@ def evaluate(
     scored: dict[int, Future[Scores]] = {}
     grid: dict[int, np.ndarray] = {}
     with ThreadPoolExecutor(len(fleet) + 1, "evaluate") as threads:
-        for done, (index, images, spent) in enumerate(fleet.sample(batches, base), 1):
+        for done, (index, images, spent) in enumerate(fleet.sample(batches, num_steps, base), 1):
             cost += spent
             if chunks[index][0] < settings.grid:
                 grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)

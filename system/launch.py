@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -14,7 +15,8 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.learner.actor import LearnerActor
+from actors.colocated import ColocatedWorker
+from actors.learner.actor import LearnerWorker
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
@@ -82,6 +84,7 @@ class Roles:
         self.config, self.trained_steps, self.logs = config, trained_steps, logs
         self.check_stop, self.with_learner = check_stop, with_learner
         self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
+        self.colocated = with_learner and config.placement == "colocated"
         self.group: PlacementGroup | None = None
 
     def __enter__(self) -> "Roles":
@@ -103,7 +106,7 @@ class Roles:
             serve.delete(self.app)
         if hasattr(self, "fleet"):
             self.fleet.close()
-        if hasattr(self, "learner"):
+        if hasattr(self, "learner") and not self.colocated:
             ray.kill(self.learner)
         if self.group is not None:
             remove_placement_group(self.group)
@@ -111,10 +114,12 @@ class Roles:
     def _reserve(self) -> None:
         """Take the placement group of rollout and learner before the pool's replicas spread over the cluster."""
         rollout, learner = self.config.rollout, self.config.learner
-        worker = {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus}
-        bundles = [worker] * rollout.workers
-        if self.with_learner:
-            bundles = [*bundles, {"CPU": learner.num_cpus, "GPU": learner.num_gpus}]
+        bundles = [{"CPU": rollout.num_cpus, "GPU": rollout.num_gpus}] * rollout.workers
+        learns = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
+        if self.colocated:
+            bundles[0] = {kind: max(count, learns[kind]) for kind, count in bundles[0].items()}
+        elif self.with_learner:
+            bundles = [*bundles, learns]
         bundles = [{kind: count for kind, count in bundle.items() if count} or {"CPU": 0.001} for bundle in bundles]
         self.group = placement_group(bundles, strategy="PACK")
         try:
@@ -132,35 +137,44 @@ class Roles:
         """Whether waiting can help: on a cluster of more than this machine."""
         return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
-    def _placed(self, bundle: int) -> PlacementGroupSchedulingStrategy:
-        assert self.group is not None
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-
     def _start_policy_roles(self) -> None:
         config = self.config
         self.fleet = Fleet(self._start_worker, config.rollout.workers, config.rollout.task_timeout_s, self.check_stop)
-        if self.with_learner:
-            self.learner = LearnerActor.options(  # type: ignore[attr-defined]
-                num_cpus=config.learner.num_cpus,
-                num_gpus=config.learner.num_gpus,
-                scheduling_strategy=self._placed(config.rollout.workers),
+        if self.colocated:
+            self.learner = self.fleet.workers[0]
+        elif self.with_learner:
+            learner = config.learner
+            self.learner = self._actor(
+                LearnerWorker, config.rollout.workers, learner.num_cpus, learner.num_gpus
             ).remote(
                 config.policy,
                 config.kernel,
                 config.objective,
-                config.learner,
+                learner,
                 self.trained_steps,
                 config.seed,
                 str(self.logs / "learner.log"),
             )
 
     def _start_worker(self, slot: int) -> ActorHandle:
-        rollout = self.config.rollout
-        return RolloutWorker.options(  # type: ignore[attr-defined]
-            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, scheduling_strategy=self._placed(slot)
-        ).remote(
-            self.config.policy, self.config.kernel, rollout, self.config.seed, str(self.logs / f"rollout-{slot}.log")
+        config, rollout = self.config, self.config.rollout
+        log_file = str(self.logs / f"rollout-{slot}.log")
+        if not self.colocated or slot:
+            worker = self._actor(RolloutWorker, slot, rollout.num_cpus, rollout.num_gpus)
+            return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
+        if hasattr(self, "learner"):
+            raise RuntimeError("the process that holds the learner died; go on with --resume")
+        learner = config.learner
+        cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
+        return self._actor(ColocatedWorker, 0, cpus, gpus).remote(
+            config.policy, config.kernel, config.objective, rollout, learner, self.trained_steps, config.seed, log_file
         )
+
+    def _actor(self, kind: type, bundle: int, num_cpus: float, num_gpus: float) -> Any:
+        """A class of actors placed in a bundle of the run's placement group."""
+        assert self.group is not None
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+        return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=strategy)
 
     def _start_pool(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

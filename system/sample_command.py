@@ -16,16 +16,16 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     Raises:
         UserError: the model or the adapter is missing.
     """
-    from actors.policy.policy import read_trained
+    from actors.policy.policy import Policy, read_trained
     from actors.rollout.worker import Generator
 
-    generator = Generator(config.policy, config.kernel, config.rollout, config.seed)
+    generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
     if adapter:
         arrays = read_trained(adapter, list(generator.policy.parameters), config.policy.lora)
         generator.load(Weights(0, checksum(arrays), arrays))
     repeated = [prompt for prompt in prompts for _ in range(count)]
     addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]
-    images_NHWC, _ = generator.sample(repeated, addresses, base=adapter is None)
+    images_NHWC, _ = generator.sample(repeated, addresses, config.eval_steps, base=adapter is None)
     output.mkdir(parents=True, exist_ok=True)
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):

@@ -168,6 +168,7 @@ class Trainer:
             scorers,
             self.config.eval,
             self.config.seed,
+            self.config.eval_steps,
             progress=lambda done, of: self.progress.stage(self.state.step, "evaluate", done, of),
         )
         if self.config.learner.ema:

@@ -1,9 +1,11 @@
 """The learner as a Ray actor."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
@@ -12,10 +14,14 @@ from actors.policy.weights import Weights
 from actors.trajectory import Decisions
 from services.logs import log_to
 
+if TYPE_CHECKING:
+    from actors.learner.learner import Learner
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class LearnerActor:
+
+class LearnerWorker:
     """A `Learner` in a process of its own. Never retried by Ray: a restarted learner would answer with version 0."""
+
+    learner: Learner
 
     def __init__(
         self,

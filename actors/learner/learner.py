@@ -19,8 +19,9 @@ from actors.learner.masters import Masters
 from actors.learner.objective import grpo
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import Monitor, UpdateStats
+from actors.policy.arrays import to_array
 from actors.policy.kernels import FlowSDE, noise_weights
-from actors.policy.policy import Policy, to_array
+from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions

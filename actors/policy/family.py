@@ -5,7 +5,7 @@ Shape legend: N rows, P distinct prompts, Z latent dimensions.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,12 +18,14 @@ Conditioning = dict[str, Tensor]
 
 Parts = Literal["transformer", "all"]
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 class Family(ABC):
     """One model family: text encoding, schedule, velocity and decoding, built from diffusers' own pieces.
 
     Attributes:
-        pipe: diffusers' pipeline; with parts="transformer" it holds the transformer and the scheduler only.
+        pipe: diffusers' pipeline, on the device.
         transformer: the velocity network (a diffusers model), frozen, in the compute dtype.
         latent_shape: Z of one image of the configured size.
     """
@@ -33,36 +35,41 @@ class Family(ABC):
     """Whether guidance above 1 runs the model on a negative prompt too; where not, guidance is an input or nothing."""
     latent_shape: tuple[int, ...]
 
-    def __init__(self, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> None:
+    def __init__(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any]) -> None:
+        """Take a pipeline that is on its device; `vae` is the VAE's config, which the pipeline may lack."""
         self.settings = settings
-        self.device = device
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.dtype]
-        self.pipe = self._load(folder, parts)
-        for model in self.pipe.components.values():
+        self.pipe = pipe
+        for model in pipe.components.values():
             if isinstance(model, torch.nn.Module):
                 model.requires_grad_(False).eval()
-        self.transformer = self.pipe.transformer
-        self.latent_shape = self.shape_of_latents(AutoencoderKL.load_config(folder, subfolder="vae"))
+        self.transformer = pipe.transformer
+        self.device = self.transformer.device
+        self.dtype = DTYPES[settings.dtype]
+        self.latent_shape = self.shape_of_latents(vae)
 
-    def _load(self, folder: Path | str, parts: Parts) -> Any:
-        """The pipeline in the compute dtype, its VAE in fp32, without what the folder lacks or `parts` leaves out."""
+    @classmethod
+    def load(cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> Self:
+        """From a folder or hub id: the VAE in fp32, all else in the compute dtype.
+
+        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler.
+        """
         wanted = {"transformer", "scheduler"}
-        index = self.pipeline_class.load_config(folder)
         absent = {
             name: None
-            for name, entry in index.items()
+            for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
-        dtypes = {"default": self.dtype, "vae": torch.float32}
-        return self.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(self.device)
+        dtypes = {"default": DTYPES[settings.dtype], "vae": torch.float32}
+        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(device)
+        return cls(settings, pipe, AutoencoderKL.load_config(folder, subfolder="vae"))
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
         """Z of one image of the configured size, from the VAE's config."""
 
     @abstractmethod
-    def sigmas(self) -> Tensor:
-        """(T+1,) fp32 from 1 to 0, with the pipeline's own shift."""
+    def sigmas(self, num_steps: int) -> Tensor:
+        """(T+1,) fp32 from 1 to 0 for T steps, with the pipeline's own shift."""
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditioning:

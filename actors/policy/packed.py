@@ -21,9 +21,8 @@ class PackedFamily(Family):
         """Image pixels along the side of a latent pixel."""
         raise NotImplementedError
 
-    def sigmas(self) -> Tensor:
-        scheduler, steps = self.pipe.scheduler, self.settings.num_steps
-        config = scheduler.config
+    def sigmas(self, num_steps: int) -> Tensor:
+        scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
         mu = calculate_shift(
             self.latent_shape[0],
             config.get("base_image_seq_len", 256),
@@ -31,7 +30,7 @@ class PackedFamily(Family):
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
         return scheduler.sigmas.clone()
 
     def unpack(self, latent_NLD: Tensor) -> Tensor:

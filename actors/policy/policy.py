@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
@@ -14,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from actors.policy.arrays import to_array, to_tensor
 from actors.policy.families import family_class
-from actors.policy.family import Parts
+from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.weights import Arrays, Weights, checksum
 from services.errors import UserError
@@ -37,18 +37,19 @@ class Policy:
 
     Attributes:
         family: text encoding, velocity and decoding of the model.
-        sigmas: (T+1,) fp32 on the policy's device.
+        sigmas: (T+1,) fp32 on the policy's device, the schedule of training.
         parameters: the trained parameters by name.
     """
 
-    def __init__(self, settings: PolicySettings, seed: int, parts: Parts = "all") -> None:
+    def __init__(self, settings: PolicySettings, seed: int, parts: Parts = "all", family: Family | None = None) -> None:
+        """Load `settings.model`, or take a family that is made already."""
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         self.settings = settings
         self.device = device_of(settings)
-        self.family = family_class(settings)(settings, resolve_model(settings.model), self.device, parts)
+        self.family = family or family_class(settings).load(settings, resolve_model(settings.model), self.device, parts)
         self.transformer = self.family.transformer
-        self.sigmas = self.family.sigmas().to(self.device)
+        self.sigmas = self.family.sigmas(settings.num_steps).to(self.device)
         if settings.lora:
             self._add_adapter(settings.lora, seed)
         else:
@@ -85,17 +86,24 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """The base as it was before any training, for the KL term and for evaluation of the base."""
-        if self._base is None:
-            self.transformer.disable_adapters()
-        else:
-            self._swap(self._base)
+        if self._base is not None:
+            with self.holding(self._base):
+                yield
+            return
+        self.transformer.disable_adapters()
         try:
             yield
         finally:
-            if self._base is None:
-                self.transformer.enable_adapters()
-            else:
-                self._swap(self._base)
+            self.transformer.enable_adapters()
+
+    @contextmanager
+    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """The trained parameters hold `values`, tensors on the policy's device, and change them where they change."""
+        self._swap(values)
+        try:
+            yield
+        finally:
+            self._swap(values)
 
     def _swap(self, values: dict[str, Tensor]) -> None:
         """Exchange the storage of the live parameters and of `values`; copies nothing."""
@@ -148,18 +156,6 @@ class Policy:
             transformer_lora_layers={name.replace(".default.", "."): to_tensor(a) for name, a in values.items()},
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
-
-
-def to_array(tensor: Tensor) -> np.ndarray:
-    """A copy on the CPU; bf16, which NumPy lacks, as int16 of the same bits."""
-    tensor = tensor.detach().cpu()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
-
-
-def to_tensor(array: np.ndarray) -> Tensor:
-    """The inverse of `to_array`."""
-    tensor = torch.from_numpy(np.array(array))
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
 def read_trained(folder: Path, names: list[str], lora: LoraSettings | None) -> Arrays:

@@ -18,11 +18,11 @@ class SD3(Family):
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
         return (self.transformer.config.in_channels, self.settings.height // scale, self.settings.width // scale)
 
-    def sigmas(self) -> Tensor:
+    def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self.pipe.scheduler
         if scheduler.config.get("use_dynamic_shifting"):
             raise ValueError("SD3 with resolution-dependent shifting is not supported")
-        scheduler.set_timesteps(self.settings.num_steps)
+        scheduler.set_timesteps(num_steps)
         return scheduler.sigmas.clone()
 
     @torch.no_grad()

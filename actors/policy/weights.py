@@ -11,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Weights:
-    """The trained parameters of one policy version, fp32 on the CPU."""
+    """The trained parameters of one policy version, on the CPU."""
 
     version: int
     """Optimizer updates (training steps) that made them; 0 is the initial adapter."""

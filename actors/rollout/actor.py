@@ -1,6 +1,9 @@
 """The rollout worker as a Ray actor."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -12,10 +15,14 @@ from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Task, Tree
 from services.logs import log_to
 
+if TYPE_CHECKING:
+    from actors.rollout.worker import Generator
 
-@ray.remote
+
 class RolloutWorker:
     """A `Generator` in a process of its own."""
+
+    generator: Generator
 
     def __init__(
         self, policy: PolicySettings, kernel: FlowSDESettings, settings: RolloutSettings, seed: int, log_file: str
@@ -23,10 +30,11 @@ class RolloutWorker:
         log_to(log_file)
         import torch
 
+        from actors.policy.policy import Policy
         from actors.rollout.worker import Generator
 
         torch.set_num_threads(settings.threads)
-        self.generator = Generator(policy, kernel, settings, seed)
+        self.generator = Generator(Policy(policy, seed), kernel, settings)
 
     def ready(self) -> tuple[int, ...]:
         """The latent shape, once the model is loaded."""
@@ -45,5 +53,7 @@ class RolloutWorker:
         return decisions, images_MHWC, (tree, cost)
 
     @ray.method(num_returns=2)
-    def sample(self, prompts: list[str], addresses: Sequence[tuple[int, ...]], base: bool) -> tuple[np.ndarray, Cost]:
-        return self.generator.sample(prompts, addresses, base)
+    def sample(
+        self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
+    ) -> tuple[np.ndarray, Cost]:
+        return self.generator.sample(prompts, addresses, num_steps, base)

@@ -114,13 +114,10 @@ class Fleet:
             yield Generated(tasks[job], decisions, images, tree, cost)
 
     def sample(
-        self, batches: Sequence[tuple[list[str], Sequence[tuple[int, ...]]]], base: bool = False
+        self, batches: Sequence[tuple[list[str], Sequence[tuple[int, ...]]]], num_steps: int, base: bool = False
     ) -> Iterator[tuple[int, ray.ObjectRef, Cost]]:
         """Deterministic images of (prompts, addresses) batches: (index of the batch, images, cost) as they finish."""
-        jobs = [
-            lambda worker, prompts=prompts, addresses=addresses: worker.sample.remote(prompts, addresses, base)
-            for prompts, addresses in batches
-        ]
+        jobs = [lambda worker, batch=batch: worker.sample.remote(*batch, num_steps, base) for batch in batches]
         for job, (images, _), cost in self._run(jobs, lambda wait_s: True):
             yield job, images, cost
 

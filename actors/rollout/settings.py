@@ -49,5 +49,11 @@ class RolloutSettings(Settings):
     """CPU threads of one worker. Part of the arithmetic: another count gives other last bits."""
     max_bytes_in_flight: int = Field(2**30, ge=1)
     """Generation pauses while this many bytes of images wait for their scores."""
+    embedding_bytes: int = Field(2**30, ge=0)
+    """Text embeddings that a worker keeps in memory; each distinct prompt is encoded once while it is kept."""
+    embedding_folder: str | None = None
+    """Where text embeddings are kept as Arrow files, for all workers and later runs; nowhere if not given."""
+    offload_text_encoders: bool = False
+    """Keep the text encoders on the CPU, and on the GPU only while they encode prompts that are new."""
     task_timeout_s: float = Field(1800, gt=0)
     """A task that takes longer counts as lost."""

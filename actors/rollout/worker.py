@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from actors.policy.family import Conditioning
+from actors.policy.embeddings import Embeddings
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.settings import FlowSDESettings
 from actors.policy.weights import Weights
 from actors.rollout.plans import Plan, ode_plan
 from actors.rollout.sampler import Sampler
@@ -21,17 +22,17 @@ class Generator:
     """Generates tasks from one policy version.
 
     Args:
-        seed: of the initial adapter; it is replaced by the learner's weights before the first task.
+        policy: loaded with parts="all".
     """
 
-    def __init__(self, policy: PolicySettings, kernel: FlowSDESettings, settings: RolloutSettings, seed: int) -> None:
-        self.policy = Policy(policy, seed)
+    def __init__(self, policy: Policy, kernel: FlowSDESettings, settings: RolloutSettings) -> None:
+        self.policy = policy
         self.settings = settings
-        self.sampler = Sampler(
-            self.policy.family, self.policy.sigmas, FlowSDE(kernel, self.policy.sigmas), settings.micro_batch
-        )
+        self.kernel = kernel
+        self.sampler = self._sampler(policy.settings.num_steps)
         self.version: int | None = None
-        self.embeddings: dict[str, Conditioning] = {}
+        folder = Path(settings.embedding_folder) if settings.embedding_folder else None
+        self.embed = Embeddings(policy.family, settings.embedding_bytes, folder, settings.offload_text_encoders)
 
     def load(self, weights: Weights) -> tuple[int, str]:
         """Take a policy version; returns the version and the checksum of the live parameters."""
@@ -48,7 +49,7 @@ class Generator:
         if task.version != self.version:
             raise RuntimeError(f"task for policy version {task.version} on a worker that holds {self.version}")
         started = time.perf_counter()
-        conditioning = self._embed([task.prompt])
+        conditioning = self.embed([task.prompt])
         roots = [(*task.address, b) for b in range(plan.seeds)]
         front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC = self._decode(front.leaf_MZ)
@@ -64,28 +65,24 @@ class Generator:
         return decisions, images_MHWC, front.tree, front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
 
     def sample(
-        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], base: bool = False
+        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
     ) -> tuple[np.ndarray, Cost]:
-        """One deterministic image a prompt, (N, H, W, 3) uint8; `base` switches the adapter off."""
+        """One deterministic image a prompt in `num_steps`, (N, H, W, 3) uint8; `base`: of the model before training."""
         started = time.perf_counter()
-        conditioning = self._embed(list(prompts))
-        plan = ode_plan(self.policy.settings.num_steps)
-        arguments = (plan, list(addresses), list(range(len(prompts))), conditioning)
+        conditioning = self.embed(list(prompts))
+        sampler = self._sampler(num_steps)
+        arguments = (ode_plan(num_steps), list(addresses), list(range(len(prompts))), conditioning)
         if base:
             with self.policy.reference():
-                front = self.sampler(*arguments)
+                front = sampler(*arguments)
         else:
-            front = self.sampler(*arguments)
+            front = sampler(*arguments)
         images_NHWC = self._decode(front.leaf_MZ)
         return images_NHWC, front.cost + Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
 
-    def _embed(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of each prompt, one prompt at a time so that they depend on nothing else; kept for reuse."""
-        for prompt in prompts:
-            if prompt not in self.embeddings:
-                self.embeddings[prompt] = self.policy.family.encode([prompt])
-        rows = [self.embeddings[prompt] for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    def _sampler(self, num_steps: int) -> Sampler:
+        sigmas = self.policy.family.sigmas(num_steps).to(self.policy.device)
+        return Sampler(self.policy.family, sigmas, FlowSDE(self.kernel, sigmas), self.settings.micro_batch)
 
     def _decode(self, latent_MZ: torch.Tensor) -> np.ndarray:
         """Images in padded batches of one size, so that an image's bits do not depend on its neighbours."""

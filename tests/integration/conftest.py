@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-RUN_TIMEOUT_S = 240
+RUN_TIMEOUT_S = 600
 
 HEAD = """
 import sys

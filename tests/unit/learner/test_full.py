@@ -5,7 +5,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from actors.learner.settings import EmaSettings, LearnerSettings, ObjectiveSettings
-from actors.policy.policy import Policy, read_trained, to_array, to_tensor
+from actors.policy.arrays import to_array, to_tensor
+from actors.policy.policy import Policy, read_trained
 from services.errors import UserError
 from tests.tiny import stir, tiny_settings
 from tests.unit.learner.test_learner import learner_of, tasks_of

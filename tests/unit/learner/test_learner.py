@@ -23,7 +23,7 @@ PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
 
 def tasks_of(folder, count=2, version=0, **changes):
     """Real decisions of a tiny policy with made-up advantages."""
-    generator = Generator(tiny_settings(folder, **changes), KERNEL, RolloutSettings(micro_batch=8), seed=0)
+    generator = Generator(Policy(tiny_settings(folder, **changes), 0), KERNEL, RolloutSettings(micro_batch=8))
     generator.load(generator.policy.export(version))
     rng = np.random.default_rng(0)
     batch = []

@@ -93,3 +93,26 @@ def test_unknown_recipes_and_broken_files(tmp_path):
     broken.write_text("- 1")
     with pytest.raises(UserError, match="mapping"):
         load_config(str(broken))
+
+
+def test_a_recipe_extends_another_key_by_key(recipe, tmp_path):
+    recipe(learner={"lr": 1e-5, "micro_batch": 4})
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        yaml.safe_dump(
+            {
+                "extends": str(tmp_path / "mine.yaml"),
+                "learner": {"lr": 1e-6},
+                "scorers": [{"name": "other", "scorer": "jpeg_size"}],
+            }
+        )
+    )
+    config = load_config(str(child))
+    assert (config.name, config.learner.lr, config.learner.micro_batch, config.steps) == ("child", 1e-6, 4, 2)
+    assert [scorer.name for scorer in config.scorers] == ["other"]
+    recipe(extends=str(child))
+    with pytest.raises(UserError, match="leads back"):
+        load_config(str(child))
+    recipe(extends="nowhere")
+    with pytest.raises(UserError, match="no recipe `nowhere`"):
+        load_config(str(child))

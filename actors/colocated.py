@@ -1,0 +1,75 @@
+"""A rollout worker and the learner in one process, taking turns over one copy of the base model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+
+from actors.learner.actor import LearnerWorker
+from actors.learner.settings import LearnerSettings, ObjectiveSettings
+from actors.learner.stats import UpdateStats
+from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.weights import Weights
+from actors.rollout.actor import RolloutWorker
+from actors.rollout.plans import Plan
+from actors.rollout.settings import RolloutSettings
+from actors.trajectory import Cost, Decisions, Task, Tree
+from services.logs import log_to
+
+
+class ColocatedWorker(RolloutWorker, LearnerWorker):
+    """Both roles on one device. An actor does one thing at a time, so the roles never meet.
+
+    The trained parameters exist twice: the learner's, and those that were broadcast and are sampled from (a moving
+    average during evaluation). They change places in the one model when the roles do, at no cost.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings,
+        kernel: FlowSDESettings,
+        objective: ObjectiveSettings,
+        rollout: RolloutSettings,
+        learner: LearnerSettings,
+        trained_steps: list[int],
+        seed: int,
+        log_file: str,
+    ) -> None:
+        log_to(log_file)
+        from actors.learner.learner import Learner
+        from actors.policy.policy import Policy
+        from actors.rollout.worker import Generator
+
+        self.policy = Policy(policy, seed)
+        self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
+        self.learner = Learner(self.policy, kernel, objective, learner, trained_steps)
+        self.generator = Generator(self.policy, kernel, rollout)
+        self.threads = {"rollout": rollout.threads, "learner": learner.threads}
+
+    def load(self, weights: Weights) -> tuple[int, str]:
+        with self.policy.holding(self.sampled):
+            return super().load(weights)
+
+    @ray.method(num_returns=3)
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
+        self._turn("rollout")
+        with self.policy.holding(self.sampled):
+            return super().generate(task, plan)
+
+    @ray.method(num_returns=2)
+    def sample(
+        self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
+    ) -> tuple[np.ndarray, Cost]:
+        self._turn("rollout")
+        with self.policy.holding(self.sampled):
+            return super().sample(prompts, addresses, num_steps, base)
+
+    def update(self, advantages: list[np.ndarray], *decisions: Decisions) -> UpdateStats:
+        self._turn("learner")
+        return super().update(advantages, *decisions)
+
+    def _turn(self, role: str) -> None:
+        """The CPU threads of a role are part of its arithmetic."""
+        import torch
+
+        torch.set_num_threads(self.threads[role])

@@ -1,0 +1,109 @@
+"""Text embeddings, computed once a distinct prompt and kept, so that the text encoders need not stay on the GPU."""
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from actors.policy.arrays import to_array, to_tensor
+from actors.policy.family import Conditioning, Family
+
+
+class Embeddings:
+    """Embeddings of prompts, from memory, from disk or from the family's text encoders, in this order.
+
+    Each prompt is encoded alone, so that its embeddings depend on nothing else.
+
+    Args:
+        family: loaded with parts="all".
+        memory_bytes: what is kept in this process, on the CPU; the prompts used longest ago go first.
+        folder: an Arrow file a prompt, shared by workers and runs; None keeps nothing on disk.
+        offload: keep the text encoders on the CPU, and on the family's device only while they work.
+    """
+
+    def __init__(self, family: Family, memory_bytes: int, folder: Path | None = None, offload: bool = False) -> None:
+        self.family, self.memory_bytes, self.folder, self.offload = family, memory_bytes, folder, offload
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._bytes = 0
+        if offload:
+            self._move(torch.device("cpu"))
+
+    def __call__(self, prompts: list[str]) -> Conditioning:
+        """Embeddings of P prompts by name, each (P, …), on the family's device."""
+        found = {prompt: self._kept.get(prompt) or self._read(prompt) for prompt in prompts}
+        rows = self._encode([prompt for prompt, row in found.items() if row is None])
+        rows |= {prompt: row for prompt, row in found.items() if row is not None}
+        for prompt, row in rows.items():
+            self._keep(prompt, row)
+        names = rows[prompts[0]]
+        return {name: torch.cat([rows[prompt][name] for prompt in prompts]).to(self.family.device) for name in names}
+
+    def _encode(self, prompts: list[str]) -> dict[str, Conditioning]:
+        if not prompts:
+            return {}
+        if self.offload:
+            self._move(self.family.device)
+        rows = {}
+        for prompt in prompts:
+            rows[prompt] = {name: tensor.cpu() for name, tensor in self.family.encode([prompt]).items()}
+            self._write(prompt, rows[prompt])
+        if self.offload:
+            self._move(torch.device("cpu"))
+        return rows
+
+    def _keep(self, prompt: str, rows: Conditioning) -> None:
+        if prompt not in self._kept:
+            self._bytes += _num_bytes(rows)
+        self._kept[prompt] = rows
+        self._kept.move_to_end(prompt)
+        while self._bytes > self.memory_bytes:
+            self._bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+
+    def _move(self, device: torch.device) -> None:
+        for name, model in self.family.pipe.components.items():
+            if name.startswith("text_encoder") and isinstance(model, nn.Module):
+                model.to(device)
+
+    def _path(self, prompt: str) -> Path:
+        """Named after all that the embeddings depend on."""
+        assert self.folder is not None
+        settings = self.family.settings
+        key = [settings.model, settings.dtype, settings.max_sequence_length, self.family.guided, prompt]
+        return self.folder / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.arrow"
+
+    def _read(self, prompt: str) -> Conditioning | None:
+        if self.folder is None or not self._path(prompt).exists():
+            return None
+        with pa.memory_map(str(self._path(prompt))) as source:
+            table = pa.ipc.open_file(source).read_all()
+        shapes = json.loads(table.schema.metadata[b"shapes"])
+        return {
+            name: to_tensor(np.array(table[name].combine_chunks().values).reshape(shape))
+            for name, shape in shapes.items()
+        }
+
+    def _write(self, prompt: str, rows: Conditioning) -> None:
+        """Aside and renamed, so that a worker never reads half a file."""
+        if self.folder is None:
+            return
+        arrays = {name: to_array(tensor) for name, tensor in rows.items()}
+        table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
+        table = table.replace_schema_metadata(
+            {"prompt": prompt, "shapes": json.dumps({name: array.shape for name, array in arrays.items()})}
+        )
+        path = self._path(prompt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        with pa.ipc.new_file(str(aside), table.schema) as sink:
+            sink.write_table(table)
+        aside.replace(path)
+
+
+def _num_bytes(rows: Conditioning) -> int:
+    return sum(tensor.nbytes for tensor in rows.values())

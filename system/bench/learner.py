@@ -1,0 +1,73 @@
+"""One forward a decision against one row a branch, as the reference scripts train."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.learner.learner import Learner
+from actors.policy.family import Conditioning
+from actors.policy.kernels import FlowSDE
+from actors.policy.policy import Policy
+from actors.rollout.plans import make_plan
+from actors.rollout.sampler import Sampler
+from actors.trajectory import Decisions
+from system.bench.measure import alternate, name_of
+from system.config import RunConfig
+
+
+def bench_learner(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:
+    """Figures of both, on the decisions of one task and the same rows a micro-batch."""
+    plan = make_plan(config.plan, policy.settings.num_steps)
+    sampler = Sampler(policy.family, policy.sigmas, FlowSDE(config.kernel, policy.sigmas), config.rollout.micro_batch)
+    front = sampler(plan, [(0, 0, 0, seed) for seed in range(plan.seeds)], [0] * plan.seeds, conditioning)
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
+    shared = Decisions(
+        front.decisions.step_N,
+        front.decisions.state_NZ,
+        front.decisions.action_NKZ,
+        front.decisions.log_prob_NK,
+        arrays,
+    )
+    advantage_NK = np.random.default_rng(0).normal(size=shared.log_prob_NK.shape)
+    batches = {"a decision": (shared, advantage_NK), "a branch": (apart(shared), advantage_NK.reshape(-1, 1))}
+    settings = config.learner.model_copy(update={"lr": 1e-12, "weight_decay": 0.0, "max_drift": 10.0})
+    learner = Learner(policy, config.kernel, config.objective, settings, plan.trained_steps)
+    figures: dict[str, Any] = {
+        "device": name_of(policy.device),
+        "decisions": len(shared.step_N),
+        "K": plan.forks[0].width,
+    }
+    norms, peaks = {}, {}
+    for name, batch in batches.items():
+        if policy.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(policy.device)
+        norms[name] = learner.update([batch]).grad_norm
+        peaks[name] = torch.cuda.max_memory_allocated(policy.device) if policy.device.type == "cuda" else None
+    calls = {name: partial(learner.update, [batch]) for name, batch in batches.items()}
+    best = alternate(calls, rounds, policy.device)
+    for name in batches:
+        figures[f"one forward {name}"] = {
+            "seconds": best[name],
+            "decisions_per_s": len(shared.step_N) / best[name],
+            "grad_norm": norms[name],
+            "peak_bytes": peaks[name],
+        }
+    figures["speedup"] = best["a branch"] / best["a decision"]
+    figures["speedup_of_K"] = figures["speedup"] / figures["K"]
+    return figures
+
+
+def apart(decisions: Decisions) -> Decisions:
+    """The same actions, each with a row of its own: (N, K) decisions become (N·K, 1)."""
+    width = decisions.action_NKZ.shape[1]
+    return Decisions(
+        np.repeat(decisions.step_N, width),
+        np.repeat(decisions.state_NZ, width, axis=0),
+        decisions.action_NKZ.reshape(-1, 1, *decisions.action_NKZ.shape[2:]),
+        decisions.log_prob_NK.reshape(-1, 1),
+        decisions.conditioning,
+    )

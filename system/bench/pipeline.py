@@ -1,0 +1,110 @@
+"""The whole system over the same work in one process without Ray; and what a broadcast of weights costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from actors.learner.advantage import advantages
+from actors.learner.learner import Learner
+from actors.policy.policy import Policy
+from actors.rollout.plans import make_plan
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
+from services.scoring.scorer import load_scorer
+from system.config import RunConfig
+from system.prompts import read_prompts, rows_of_step
+from system.train import train_run
+
+SKIPPED_STEPS = 1
+"""The first step pays for what is made once; it is not counted."""
+
+
+def bench_pipeline(config: RunConfig, steps: int, console: Console) -> dict[str, Any]:
+    """Images a second of both, over the same tasks and updates."""
+    plain = one_process(config, steps)
+    lines = _train(config, steps, console)[SKIPPED_STEPS:]
+    plan = make_plan(config.plan, config.policy.num_steps)
+    images = plan.leaves * config.data.prompts_per_step
+    system = images * len(lines) / sum(line["seconds/step"] for line in lines)
+    return {
+        "steps": steps,
+        "images_per_step": images,
+        "rollout_workers": config.rollout.workers,
+        "system_images_per_s": system,
+        "one_process_images_per_s": plain,
+        "ratio": system / plain,
+    }
+
+
+def bench_weights(config: RunConfig, steps: int, console: Console) -> dict[str, Any]:
+    """MB and seconds from the learner's export to the last confirmation, for an adapter and for every weight."""
+    full = config.policy.model_copy(update={"lora": None})
+    runs = {"lora": config, "full": config.model_copy(update={"policy": full})}
+    figures: dict[str, Any] = {"rollout_workers": config.rollout.workers}
+    for name, run in runs.items():
+        lines = _train(run, steps, console)[SKIPPED_STEPS:]
+        taken = float(np.mean([line["seconds/broadcast"] for line in lines]))
+        figures[name] = {
+            "mb": lines[-1]["bytes/weights"] / 1e6,
+            "seconds": taken,
+            "share_of_a_step": taken / float(np.mean([line["seconds/step"] for line in lines])),
+        }
+    return figures
+
+
+def one_process(config: RunConfig, steps: int) -> float:
+    """Images a second of generate, score, compare, update, load, one after the other in this process.
+
+    It has the CPU threads of all rollout workers together.
+    """
+    torch.set_num_threads(config.rollout.threads * config.rollout.workers)
+    plan = make_plan(config.plan, config.policy.num_steps)
+    generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
+    policy = Policy(config.policy, config.seed, "transformer")
+    learner = Learner(policy, config.kernel, config.objective, config.learner, plan.trained_steps)
+    scorers = {s.name: load_scorer(s) for s in config.scorers if s.weight}
+    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    images, started = 0, 0.0
+    for step in range(steps):
+        if step == SKIPPED_STEPS:
+            started = time.perf_counter()
+        generator.load(learner.export())
+        rows = rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed)
+        done, rewards = [], []
+        for i, row in enumerate(rows):
+            task = Task(i, prompts[row], (config.seed, step, row), step)
+            decisions, images_MHWC, tree, _ = generator.generate(task, plan)
+            texts = [task.prompt] * len(images_MHWC)
+            done.append((decisions, tree))
+            rewards.append(
+                np.sum([config.weights[name] * score(images_MHWC, texts) for name, score in scorers.items()], axis=0)
+            )
+            images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
+        compared = advantages(config.advantage, [tree for _, tree in done], rewards)
+        learner.update([(decisions, a) for (decisions, _), a in zip(done, compared.by_task, strict=True)])
+    return images / (time.perf_counter() - started)
+
+
+def _train(config: RunConfig, steps: int, console: Console) -> list[dict[str, Any]]:
+    """Metrics of a short run of the recipe, without evaluation."""
+    with TemporaryDirectory(prefix="tempflow-bench-") as folder:
+        short = config.model_copy(
+            update={
+                "name": "bench",
+                "output": folder,
+                "steps": steps,
+                "data": config.data.model_copy(update={"heldout": None}),
+                "checkpoint": config.checkpoint.model_copy(update={"every": steps}),
+            }
+        )
+        train_run(short, resume=False, console=console)
+        lines = (Path(folder) / "bench" / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["step"]]

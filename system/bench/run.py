@@ -1,0 +1,59 @@
+"""`tempflow bench`: which benchmark, on which model, shown as a table or as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from services.errors import UserError
+from system.bench.learner import bench_learner
+from system.bench.models import FULL_SIZES, bench_policy
+from system.bench.sampler import bench_sampler
+from system.config import RunConfig
+
+KINDS = ("sampler", "learner", "weights", "pipeline")
+
+
+def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, console: Console) -> dict[str, Any]:
+    """Figures of one benchmark.
+
+    Raises:
+        UserError: no such benchmark or model, or one that needs the recipe's own model.
+    """
+    if kind not in KINDS:
+        raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)}")
+    if full_size is not None and full_size not in FULL_SIZES:
+        raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
+    if kind in ("weights", "pipeline"):
+        from system.bench.pipeline import bench_pipeline, bench_weights
+
+        if full_size:
+            raise UserError(f"--family: `bench {kind}` runs the whole system on the recipe's own model")
+        return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
+    torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
+    policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)
+    return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)
+
+
+def bench_table(kind: str, figures: dict[str, Any]) -> Table:
+    """Figures as rows; nested figures become columns."""
+    nested = {name: part for name, part in figures.items() if isinstance(part, dict)}
+    table = Table(title=f"bench {kind}")
+    for column in ("", *nested):
+        table.add_column(column, justify="left" if not column else "right")
+    for key in dict.fromkeys(key for part in nested.values() for key in part):
+        table.add_row(key, *[_text(part.get(key)) for part in nested.values()])
+    table.add_section()
+    for name, value in figures.items():
+        if not isinstance(value, dict):
+            table.add_row(name, _text(value))
+    return table
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
