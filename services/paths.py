@@ -24,3 +24,15 @@ def resolve_model(name: str) -> str:
     if not path.exists():
         raise UserError(f"`{name}`: the package `{package}` has no `{inside}`")
     return str(path)
+
+
+def check_model(what: str, name: str) -> None:
+    """Refuse a path that looks local and holds no transformers model; a hub id is taken on trust.
+
+    Raises:
+        UserError: says so, beginning with `what`.
+    """
+    folder = resolve_model(name)
+    looks_local = folder.startswith((".", "/", "~")) or folder.count("/") > 1
+    if looks_local and not (Path(folder) / "config.json").exists():
+        raise UserError(f"{what}: no model at `{folder}`; give a folder with config.json or a hub id")

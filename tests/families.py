@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
+from torch import Tensor
 
+from actors.policy.policy import Policy
 from tests.tiny import build_sd3
 from tests.tiny_flux import build_flux
+from tests.tiny_flux2 import build_flux2
 from tests.tiny_qwen import build_qwen
 
 
@@ -23,6 +26,10 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     """Parts that the folder lacks and `from_pretrained` must be told of."""
+    given: Callable[[Tensor], Tensor] = lambda start: start
+    """Our noise as the pipeline's `latents`."""
+    shown: Callable[[Policy, Tensor], Tensor] = lambda policy, latent: latent
+    """Our final latents as the pipeline's own output."""
 
     def __str__(self) -> str:
         return self.pipeline.__name__.removesuffix("Pipeline")
@@ -58,6 +65,15 @@ FAMILIES = (
         (1.0, 3.5),
         lambda guidance: {"guidance_scale": guidance},
         settings={"max_sequence_length": 12},
+    ),
+    Case(
+        Flux2KleinPipeline,
+        build_flux2,
+        (1.0, 4.0),
+        lambda guidance: {"guidance_scale": guidance},
+        settings={"max_sequence_length": 24},
+        given=lambda start_MLD: start_MLD.mT.unflatten(2, (2, 2)),
+        shown=lambda policy, latent_MLD: policy.family.unpack(latent_MLD),
     ),
     Case(QwenImagePipeline, build_qwen, (1.0, 4.0), _qwen_guidance, settings={"max_sequence_length": 60}),
 )

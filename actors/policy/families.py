@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "StableDiffusion3Pipeline": "actors.policy.sd3:SD3",
     "FluxPipeline": "actors.policy.flux:Flux",
+    "Flux2KleinPipeline": "actors.policy.flux2_klein:Flux2Klein",
     "QwenImagePipeline": "actors.policy.qwen_image:QwenImage",
 }
 """Pipeline class in model_index.json to the class that drives it."""

@@ -1,4 +1,4 @@
-"""What FLUX and Qwen-Image share: latents packed 2×2 into tokens, and a shift that follows the number of tokens."""
+"""What FLUX and Qwen-Image share: latents packed 2×2 into tokens, and a shift that follows their number."""
 
 from typing import Any
 
@@ -21,16 +21,20 @@ class PackedFamily(Family):
         """Image pixels along the side of a latent pixel."""
         raise NotImplementedError
 
-    def sigmas(self, num_steps: int) -> Tensor:
-        scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
-        mu = calculate_shift(
+    def mu(self, num_steps: int) -> float:
+        """The shift of the schedule, by the number of tokens."""
+        config = self.pipe.scheduler.config
+        return calculate_shift(
             self.latent_shape[0],
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        scheduler = self.pipe.scheduler
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self.mu(num_steps))
         return scheduler.sigmas.clone()
 
     def unpack(self, latent_NLD: Tensor) -> Tensor:

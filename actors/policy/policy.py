@@ -62,6 +62,8 @@ class Policy:
             self._start_from(Path(settings.adapter))
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+        if settings.compile:
+            self.transformer.compile()
 
     def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):

@@ -52,6 +52,8 @@ class PolicySettings(Settings):
     optimizer's state and the sampler's arithmetic are fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """`torch.compile` the transformer; rollout and learner compile one shape each."""
     lora: LoraSettings | None = LoraSettings()
     """The trained adapter; null trains every weight of the transformer."""
     adapter: str | None = None

@@ -22,6 +22,8 @@ from services.scoring.settings import ScorerSettings
 
 BUILT_IN = {
     "pickscore": "services.scoring.pickscore:PickScore",
+    "clipscore": "services.scoring.clipscore:ClipScore",
+    "ocr": "services.scoring.ocr:Ocr",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 

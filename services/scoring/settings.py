@@ -13,7 +13,7 @@ class ScorerSettings(Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """Its name in metrics, the experience log and the report."""
     scorer: str
-    """A built-in scorer (pickscore, jpeg_size) or the import path `package.module:Class` of your own."""
+    """A built-in scorer (see `BUILT_IN` in scorer.py) or the import path `package.module:Class` of your own."""
     weight: float = 1.0
     """Its share of the training reward; 0 scores held-out images only."""
     options: dict[str, Any] = Field(default_factory=dict)

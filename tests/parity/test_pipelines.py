@@ -47,9 +47,9 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
     pipe = case.pipeline.from_pretrained(folder, **dict.fromkeys(case.absent))
     pipe.set_progress_bar_config(disable=True)
     given = case.arguments(PROMPTS, guidance, 7)
-    theirs = pipe(**given, latents=start_MZ, output_type="latent").images
-    np.testing.assert_allclose(latent_MZ, theirs, atol=1e-5)
-    images = pipe(**given, latents=start_MZ, output_type="np").images
+    theirs = pipe(**given, latents=case.given(start_MZ), output_type="latent").images
+    np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs, atol=1e-5)
+    images = pipe(**given, latents=case.given(start_MZ), output_type="np").images
     difference = policy.family.decode(latent_MZ).numpy().astype(int) - np.round(images * 255).astype(int)
     assert np.abs(difference).max() <= 1
 
@@ -63,13 +63,13 @@ def test_the_exported_adapter_samples_the_same_image_without_our_code(case: Case
     stir(policy)
     latent_MZ, _ = ours(policy, PROMPTS)
     policy.save(tmp_path / "lora")
-    given = {**case.arguments(PROMPTS, guidance, 5), "latents": start_MZ.tolist(), "absent": case.absent}
+    given = {**case.arguments(PROMPTS, guidance, 5), "latents": case.given(start_MZ).tolist(), "absent": case.absent}
     (tmp_path / "given.json").write_text(json.dumps(given))
     arguments = [case.pipeline.__name__, folder, tmp_path / "lora", tmp_path / "given.json", tmp_path / "out.json"]
     subprocess.run([sys.executable, "-c", CLEAN_PROCESS, *arguments], check=True, timeout=300, cwd=tmp_path)
     theirs = np.array(json.loads((tmp_path / "out.json").read_text()))
-    np.testing.assert_allclose(latent_MZ, theirs, atol=1e-5)
-    assert np.abs(base_MZ.numpy() - theirs).max() > 1e-2
+    np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs, atol=1e-5)
+    assert np.abs(case.shown(policy, base_MZ).numpy() - theirs).max() > 1e-2
 
 
 def test_every_family_that_a_recipe_can_name_is_tested_here():

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from services.errors import UserError
+from services.scoring.clipscore import ClipScore
 from services.scoring.jpeg_size import JpegSize
+from services.scoring.ocr import Ocr, quoted, text_reward
 from services.scoring.pickscore import PickScore
 from services.scoring.scorer import check_scorer, load_scorer
 from services.scoring.settings import ScorerSettings
@@ -43,15 +45,16 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_pickscore_equals_plain_transformers(clip_folder):
-    scorer = PickScore(str(clip_folder), batch_size=4, device="cpu")
+@pytest.mark.parametrize(("kind", "scale"), [(PickScore, 26), (ClipScore, 100)])
+def test_clip_scorers_equal_plain_transformers(clip_folder, kind, scale):
+    scorer = kind(str(clip_folder), batch_size=4, device="cpu")
     pictures, prompts = images(7), [f"prompt {i}" for i in range(7)]
     model = CLIPModel.from_pretrained(clip_folder).eval()
     tokenizer, processor = AutoTokenizer.from_pretrained(clip_folder), CLIPImageProcessor.from_pretrained(clip_folder)
     expected = []
     for image, prompt in zip(pictures, prompts, strict=True):
         inputs = processor([Image.fromarray(image)], return_tensors="pt") | tokenizer(prompt, return_tensors="pt")
-        expected.append(float(model(**inputs).logits_per_image) / 26)
+        expected.append(float(model(**inputs).logits_per_image) / scale)
     np.testing.assert_allclose(scorer(pictures, prompts), expected, atol=1e-6)
 
 
@@ -72,6 +75,27 @@ def test_jpeg_size_rewards_detail_or_its_absence():
     assert JpegSize(sign=-1)(flat, [""])[0] == -JpegSize()(flat, [""])[0]
 
 
+def test_ocr_reads_what_is_written():
+    picture = Image.new("RGB", (512, 512), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(64)
+    draw.text((40, 100), "Hello World", fill="black", font=font)
+    written, empty = np.array(picture), np.full((512, 512, 3), 255, np.uint8)
+    prompts = ['a sign that says "hello world"', 'a sign that says "Hallo World"', "a sign", '"hello world"']
+    score = Ocr()(np.stack([written, written, written, empty]), prompts)
+    assert score[:2].tolist() == [1.0, pytest.approx(0.9)]
+    assert np.isnan(score[2])
+    assert score[3] == 0.0
+
+
+def test_ocr_reward_by_hand():
+    assert quoted('a "b c" d "e"') == "b c"
+    assert quoted('an " alone') is None
+    assert text_reward("Open Now!", "open now") == 1
+    assert text_reward("OPFN", "open") == pytest.approx(1 - 1 / 4)
+    assert text_reward("", "open") == 0
+    assert text_reward("something else entirely", "open") == 0
+
+
 def test_a_users_scorer_by_import_path():
     settings = ScorerSettings(name="bright", scorer=f"{__name__}:Brightness", options={"scale": 2})
     check_scorer(settings)
@@ -87,6 +111,7 @@ def test_a_users_scorer_by_import_path():
         (f"{__name__}:Brightness", {"speed": 1}, "speed"),
         ("pickscore", {"model": "./nowhere/at/all"}, "no model at"),
         ("pickscore", {"model": "package:nowhere/x"}, "no package"),
+        ("clipscore", {"model": "/nowhere"}, "scorer clipscore: no model at"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_built(scorer, options, message):

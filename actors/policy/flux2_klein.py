@@ -1,0 +1,64 @@
+"""FLUX.2 klein: text of a language model, packed and batch-normalised latents, guidance for the undistilled model."""
+
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+
+from actors.policy.family import Conditioning, both_halves, to_uint8
+from actors.policy.packed import PackedFamily
+from services.errors import UserError
+
+
+class Flux2Klein(PackedFamily):
+    """Drives a `Flux2KleinPipeline`; guidance above 1 is classifier-free, with an empty negative prompt."""
+
+    pipeline_class = Flux2KleinPipeline
+
+    def vae_scale(self, vae: dict[str, Any]) -> int:
+        if self.pipe.config.is_distilled and self.guided:
+            raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+
+    def mu(self, num_steps: int) -> float:
+        return compute_empirical_mu(self.latent_shape[0], num_steps)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        length = self.settings.max_sequence_length
+        rows = {"prompt": self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)[0]}
+        if self.guided:
+            empty = [""] * len(prompts)
+            rows["negative_prompt"] = self.pipe.encode_prompt(empty, self.device, max_sequence_length=length)[0]
+        return rows
+
+    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        if not self.guided:
+            return self._forward(x_NZ, sigma_N, conditioning)
+        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
+        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
+
+    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        prompt_NLD, grid_1CHW = conditioning["prompt"], torch.empty(1, 1, *self.token_grid)
+        return self.transformer(
+            hidden_states=x_NZ.to(self.dtype),
+            timestep=sigma_N,
+            guidance=None,
+            encoder_hidden_states=prompt_NLD,
+            txt_ids=self.pipe._prepare_text_ids(prompt_NLD[:1]).to(self.device).expand(len(x_NZ), -1, -1),
+            img_ids=self.pipe._prepare_latent_ids(grid_1CHW).to(self.device).expand(len(x_NZ), -1, -1),
+            return_dict=False,
+        )[0].float()
+
+    def unpack(self, latent_NLD: Tensor) -> Tensor:
+        """Tokens (N, L, 4C) to latent pixels (N, C, h, w), the VAE's batch normalisation undone."""
+        norm = self.pipe.vae.bn
+        std_D = (norm.running_var + self.pipe.vae.config.batch_norm_eps).sqrt()
+        tokens_NLD = latent_NLD * std_D + norm.running_mean
+        return self.pipe._unpatchify_latents(tokens_NLD.mT.unflatten(2, self.token_grid))
+
+    @torch.no_grad()
+    def decode(self, latent_NZ: Tensor) -> Tensor:
+        return to_uint8(self.pipe.vae.decode(self.unpack(latent_NZ.float()), return_dict=False)[0])
