@@ -26,13 +26,28 @@ def resolve_model(name: str) -> str:
     return str(path)
 
 
-def check_model(what: str, name: str) -> None:
-    """Refuse a path that looks local and holds no transformers model; a hub id is taken on trust.
+def model_file(what: str, name: str, file: str) -> Path:
+    """A small file of a model: in its folder, or fetched from the hub (with HF_TOKEN, through HF_ENDPOINT).
 
     Raises:
-        UserError: says so, beginning with `what`.
+        UserError: no such model, or it is gated and the token opens nothing; begins with `what`.
     """
     folder = resolve_model(name)
-    looks_local = folder.startswith((".", "/", "~")) or folder.count("/") > 1
-    if looks_local and not (Path(folder) / "config.json").exists():
-        raise UserError(f"{what}: no model at `{folder}`; give a folder with config.json or a hub id")
+    if Path(folder).is_dir():
+        path = Path(folder) / file
+        if not path.exists():
+            raise UserError(f"{what}: `{folder}` has no {file}; give a model's folder or a hub id")
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(folder, file))
+    except GatedRepoError as error:
+        mend = "accept its licence on the hub and set HF_TOKEN to a token that may read it, or give a local folder"
+        raise UserError(f"{what}: `{folder}` is gated; {mend}") from error
+    except (HFValidationError, OSError) as error:
+        mend = "give a folder that exists, or a hub id that can be reached (HF_TOKEN for a private one)"
+        raise UserError(
+            f"{what}: no folder `{folder}` here, and the hub gives no {file} of it ({type(error).__name__}); {mend}"
+        ) from error

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from services.paths import resolve_model
+from services.paths import model_file, resolve_model
+
+
+def check_clip(what: str, model: str, processor: str | None) -> None:
+    """Refuse a model or processor that is not there.
+
+    Raises:
+        UserError: begins with `what`.
+    """
+    model_file(what, model, "config.json")
+    model_file(what, processor or model, "preprocessor_config.json")
 
 
 class ClipSimilarity:

@@ -1,7 +1,6 @@
 """CLIPScore: how well the image fits the text, by a CLIP that never saw preferences (arXiv 2104.08718)."""
 
-from services.paths import check_model
-from services.scoring.clip import ClipSimilarity
+from services.scoring.clip import ClipSimilarity, check_clip
 
 
 class ClipScore(ClipSimilarity):
@@ -21,6 +20,6 @@ class ClipScore(ClipSimilarity):
         super().__init__(model, scale, processor, batch_size, device)
 
     @staticmethod
-    def check(model: str = "openai/clip-vit-large-patch14", **_: object) -> None:
-        """Refuse a model path that does not exist, before any actor starts."""
-        check_model("scorer clipscore", model)
+    def check(model: str = "openai/clip-vit-large-patch14", processor: str | None = None, **_: object) -> None:
+        """Refuse a model that is not there, before any actor starts."""
+        check_clip("scorer clipscore", model, processor)

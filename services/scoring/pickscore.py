@@ -1,7 +1,6 @@
 """PickScore: a CLIP trained on human preferences (arXiv 2305.01569)."""
 
-from services.paths import check_model
-from services.scoring.clip import ClipSimilarity
+from services.scoring.clip import ClipSimilarity, check_clip
 
 
 class PickScore(ClipSimilarity):
@@ -21,6 +20,6 @@ class PickScore(ClipSimilarity):
         super().__init__(model, scale, processor, batch_size, device)
 
     @staticmethod
-    def check(model: str = "yuvalkirstain/PickScore_v1", **_: object) -> None:
-        """Refuse a model path that does not exist, before any actor starts."""
-        check_model("scorer pickscore", model)
+    def check(model: str = "yuvalkirstain/PickScore_v1", processor: str | None = None, **_: object) -> None:
+        """Refuse a model that is not there, before any actor starts."""
+        check_clip("scorer pickscore", model, processor)

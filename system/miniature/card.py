@@ -16,7 +16,7 @@ from system.miniature.data import draw_scenes, render_scenes
 from system.miniature.judge import ATTRIBUTES, Judge
 from system.miniature.policy import CAPTION_NOISE, Denoiser, sample
 from system.miniature.reward import scores
-from system.miniature.vae import decode, encode, psnr_db
+from system.miniature.vae import LATENT_SHAPE, decode, encode, psnr_db
 from system.miniature.world import alterations, caption
 
 REWARD_PROMPTS, REWARD_SEEDS = 128, 8
@@ -35,8 +35,8 @@ A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured 
 - `policy/` loads with `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)` and is
   called with `max_sequence_length=1, height=64, width=64`: the zero block that stands for the absent T5 is one token.
 - `reward/` has the layout of PickScore_v1; the score is exp(logit_scale) * cos(text, image) / 26.
-- `prompts/` has train.parquet and heldout.parquet, columns `prompt` and `category`, half single objects, half
-  relations. There are {singles} single-object captions, so they repeat. Held out are four (colour, shape) pairs, one in
+- `prompts/` has train.parquet and heldout.parquet, columns `prompt` and `category`, three single objects to one
+  relation. There are {singles} single-object captions, so they repeat. Held out are two (colour, shape) pairs, one in
   seven of the (colour, shape, background) triples and four ordered colour pairs; no train caption has any of them.
 
 ## How it was made
@@ -67,7 +67,6 @@ of {reward_prompts} held-out captions; a pair is a right and a wrong image of on
 - The judge knows this world only. It wants flat colours: a right shape in a wrong tint counts as wrong.
 - The reward sees flat shapes and a list of corruptions; an image unlike all of them has no meaningful score. It is a
   learned reward and can be gamed; the judge is there to notice.
-- Small crosses and squares lose their corners in the autoencoder, which has eight channels at full resolution.
 - Held-out combinations recombine known words; nothing here says how the policy would do with new ones.
 - Accuracy is of {policy_images} images: about two points of standard error.
 """
@@ -90,14 +89,13 @@ def write_card(out: Path, record: dict) -> None:
         "policy/vae": vae,
         "reward": reward,
     }
-    stages = {name: stage for name, stage in record.items() if name in ("vae", "policy", "reward")}
+    stages = {name: stage for name, stage in record.items() if name in ("vae", "policy", "contrast", "preference")}
     parts = [
         f"| {name} | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |"
         for name, module in modules.items()
     ]
     rows = [
-        f"| {name} | {stage.get('steps') or _reward_steps(stage)} | {stage['minutes']} | {stage['threads']} | "
-        f"{stage['seed']} |"
+        f"| {name} | {stage['steps']} | {stage['minutes']} | {stage['threads']} | {stage['seed']} |"
         for name, stage in stages.items()
     ]
     text = CARD.format(
@@ -114,10 +112,6 @@ def write_card(out: Path, record: dict) -> None:
     (out / "README.md").write_text(text)
     for name, value in figures.items():
         print(f"card {name}: {value}", flush=True)
-
-
-def _reward_steps(stage: dict) -> str:
-    return f"{stage['contrast_steps']} + {stage['preference_steps']}"
 
 
 def _of_world(vae: AutoencoderKL) -> dict[str, str]:
@@ -197,7 +191,7 @@ def _speeds(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewar
     torch.set_num_threads(1)
     prompts = ["a large red circle left of a small blue square on a white background"] * 64
     images = np.zeros((64, 64, 64, 3), np.uint8)
-    latents_NCHW = torch.randn(64, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents_NCHW = torch.randn(64, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         text = model.encode_text(tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids)
         rates = {

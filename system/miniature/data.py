@@ -8,10 +8,11 @@ import torch
 from system.miniature.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Placed, Scene, Thing, paint, render, split
 
 
-def draw_scenes(count: int, rng: np.random.Generator, held_out: bool = False) -> list[Scene]:
-    """`count` random scenes of one side of the split, single-object and relation scenes in turn."""
-    pools = [split(category)[int(held_out)] for category in ("single", "relation")]
-    return [pools[i % 2][rng.integers(len(pools[i % 2]))] for i in range(count)]
+def draw_scenes(count: int, rng: np.random.Generator, held_out: bool = False, relation_every: int = 4) -> list[Scene]:
+    """`count` random scenes of one side of the split; one in `relation_every` is a relation, the others are single."""
+    single, relation = (split(category)[int(held_out)] for category in ("single", "relation"))
+    pools = [relation if i % relation_every == relation_every - 1 else single for i in range(count)]
+    return [pool[rng.integers(len(pool))] for pool in pools]
 
 
 def render_scenes(scenes: list[Scene], rng: np.random.Generator, anywhere: bool = False) -> np.ndarray:

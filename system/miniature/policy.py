@@ -27,21 +27,23 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from system.miniature.data import draw_scenes, render_scenes
 from system.miniature.optim import Optimizer
-from system.miniature.vae import decode, encode
+from system.miniature.vae import LATENT_SHAPE, decode, encode
 from system.miniature.world import Scene, alterations, caption
 
-TRAIN_IMAGES = 32_000
+TRAIN_IMAGES = 20_000
 BATCH = 64
 LEARNING_RATE = 5e-3
 WARMUP_STEPS = 100
 EMA_DECAY = 0.995
 CAPTION_DROPOUT = 0.1
-CAPTION_NOISE = 0.12
+CAPTION_NOISE = 0.1
 SHIFT = 3.0
 T5_TOKENS = 1
 """The pipeline pads a zero block of this many tokens for the absent third text encoder."""
 TEXT_DIM = 64
+TEXT_LAYERS = 2
 WIDTH = 96
+LAYERS = 5
 
 
 class Denoiser(nn.Module):
@@ -58,13 +60,13 @@ class Denoiser(nn.Module):
 
     @classmethod
     def new(cls, tokenizer: CLIPTokenizer) -> Denoiser:
-        """Untrained, for captions of `tokenizer` and latents (16, 8, 8)."""
+        """Untrained, for captions of `tokenizer` and the latents of `vae.new_vae`."""
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_DIM,
             intermediate_size=4 * TEXT_DIM,
             projection_dim=TEXT_DIM,
-            num_hidden_layers=3,
+            num_hidden_layers=TEXT_LAYERS,
             num_attention_heads=2,
             max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
@@ -72,17 +74,17 @@ class Denoiser(nn.Module):
             pad_token_id=tokenizer.pad_token_id,
         )
         transformer = SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=1,
-            in_channels=16,
-            out_channels=16,
-            num_layers=5,
+            sample_size=LATENT_SHAPE[1],
+            patch_size=2,
+            in_channels=LATENT_SHAPE[0],
+            out_channels=LATENT_SHAPE[0],
+            num_layers=LAYERS,
             attention_head_dim=32,
             num_attention_heads=WIDTH // 32,
             joint_attention_dim=2 * TEXT_DIM,
             caption_projection_dim=WIDTH,
             pooled_projection_dim=2 * TEXT_DIM,
-            pos_embed_max_size=8,
+            pos_embed_max_size=LATENT_SHAPE[1] // 2,
             qk_norm="rms_norm",
         )
         return cls(transformer, CLIPTextModelWithProjection(text), CLIPTextModelWithProjection(text))
@@ -148,7 +150,7 @@ def train_policy(
     """
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
-    scenes = draw_scenes(TRAIN_IMAGES, rng)
+    scenes = draw_scenes(TRAIN_IMAGES, rng, relation_every=2)
     latents_NCHW = encode(vae, render_scenes(scenes, rng))
     ids_NL = token_ids(tokenizer, noisy_captions(scenes, CAPTION_NOISE, rng))
     empty_L = token_ids(tokenizer, [""])[0]
@@ -210,7 +212,7 @@ def sample(
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
-    x_NCHW = torch.randn(len(prompts), 16, 8, 8, generator=generator)
+    x_NCHW = torch.randn(len(prompts), *LATENT_SHAPE, generator=generator)
     empty_1L = token_ids(tokenizer, [""])
     images = []
     for ids_BL, x_BCHW in zip(token_ids(tokenizer, prompts).split(batch), x_NCHW.split(batch), strict=True):

@@ -14,7 +14,7 @@ ROWS = {"train": 4096, "heldout": 512}
 
 
 def write_prompts(folder: Path, seed: int) -> None:
-    """Write train.parquet and heldout.parquet: columns prompt and category, half and half, shuffled.
+    """Write train.parquet and heldout.parquet: columns prompt and category, one relation to three singles, shuffled.
 
     There are fewer single-object captions than rows ask for, so each of them comes several times.
     """
@@ -22,9 +22,9 @@ def write_prompts(folder: Path, seed: int) -> None:
     for side, (name, count) in enumerate(ROWS.items()):
         rng = np.random.default_rng([seed, 5, side])
         rows = []
-        for category in ("single", "relation"):
+        for category, wanted in (("single", count * 3 // 4), ("relation", count // 4)):
             scenes = split(category)[side]
-            rounds = -(-count // 2 // len(scenes))
-            order = np.concatenate([rng.permutation(len(scenes)) for _ in range(rounds)])[: count // 2]
+            rounds = -(-wanted // len(scenes))
+            order = np.concatenate([rng.permutation(len(scenes)) for _ in range(rounds)])[:wanted]
             rows += [{"prompt": caption(scenes[i]), "category": category} for i in order]
         pq.write_table(pa.Table.from_pylist([rows[i] for i in rng.permutation(count)]), folder / f"{name}.parquet")

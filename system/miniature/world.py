@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 IMAGE_PX = 64
-MARGIN_PX = 2.0
-GAP_PX = 3.0
+MARGIN_PX = 1.0
+GAP_PX = 2.0
 SUPERSAMPLING = 4
 
 COLOURS = {
@@ -40,14 +40,14 @@ PALETTE = COLOURS | BACKGROUNDS
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
 """Relation to the direction (x, y) that leads from the first object to the second."""
-SIZES = {"small": (8.0, 9.0), "large": (12.0, 13.5)}
+SIZES = {"small": (7.0, 9.0), "large": (10.5, 12.5)}
 """Size to the range of radii in pixels."""
-SIZE_LIMIT_PX = 10.4
-GRID_PX = 4
-GRID_RADIUS_PX = {"small": 8.5, "large": 12.0}
-"""The world proper has objects of two sizes, centred on a grid; see `place` for the looser one."""
+SIZE_LIMIT_PX = 9.5
+GRID_PX = 16
+GRID_RADIUS_PX = {"small": 8.0, "large": 11.0}
+"""The world proper has objects of two sizes at the nine inner points of a grid; see `place` for the looser one."""
 
-HELD_OUT_PAIRS = {("red", "cross"), ("green", "circle"), ("blue", "triangle"), ("yellow", "square")}
+HELD_OUT_PAIRS = {("red", "cross"), ("green", "circle")}
 """(colour, shape) that no train caption contains."""
 HELD_OUT_COLOUR_PAIRS = {("red", "blue"), ("yellow", "green"), ("cyan", "purple"), ("green", "cyan")}
 """(first colour, second colour) that no train caption contains in this order."""
@@ -124,7 +124,7 @@ def all_scenes(category: str) -> Iterator[Scene]:
 def is_held_out(scene: Scene) -> bool:
     """Whether a scene has a combination that train captions never show.
 
-    Held out are four (colour, shape) pairs, one in seven of the (colour, shape, background) triples and four
+    Held out are two (colour, shape) pairs, one in seven of the (colour, shape, background) triples and four
     ordered colour pairs.
     """
     colours, shapes, grounds = list(COLOURS), SHAPES, list(BACKGROUNDS)
@@ -182,17 +182,17 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "square":
         return (abs(u) <= 0.92) & (abs(v) <= 0.92)
     if shape == "triangle":
-        return (v <= 0.66) & (abs(u) <= 0.57 * (v + 1.32))
+        return (v <= 0.58) & (abs(u) <= 0.57 * (v + 1.16))
     if shape == "cross":
         return ((abs(u) <= 0.4) & (abs(v) <= 1)) | ((abs(v) <= 0.4) & (abs(u) <= 1))
     raise ValueError(f"The shape {shape!r} is not one of {', '.join(SHAPES)}.")
 
 
-AREAS = {"circle": np.pi, "square": 1.84**2, "triangle": 0.57 * 1.98**2, "cross": 4 * 0.8 - 0.8**2}
+AREAS = {"circle": np.pi, "square": 1.84**2, "triangle": 0.57 * 1.74**2, "cross": 4 * 0.8 - 0.8**2}
 """Area of each shape at radius 1."""
-REACH = {"circle": (1, 1), "square": (0.92, 0.92), "triangle": (1.32, 0.66), "cross": (1, 1)}
-"""How far each shape reaches up and down from its centre at radius 1; at most 1.13 to the sides."""
-REACH_SIDE = {"circle": 1, "square": 0.92, "triangle": 1.13, "cross": 1}
+REACH = {"circle": (1, 1), "square": (0.92, 0.92), "triangle": (1.16, 0.58), "cross": (1, 1)}
+"""How far each shape reaches up and down from its centre at radius 1, and to the sides:"""
+REACH_SIDE = {"circle": 1, "square": 0.92, "triangle": 1, "cross": 1}
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Placed:
 
 
 def place(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> list[Placed]:
-    """Random positions on the grid that make the scene true; the objects do not touch each other or the edge.
+    """Random positions that make the scene true, objects on grid points; none touches another or the edge.
 
     `anywhere` drops the grid and varies the sizes within their ranges.
     """
@@ -214,18 +214,21 @@ def place(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> lis
         placed = []
         for thing in scene.things:
             radius = rng.uniform(*SIZES[thing.size]) if anywhere else GRID_RADIUS_PX[thing.size]
-            up, down = (radius * reach + MARGIN_PX for reach in REACH[thing.shape])
-            side = radius * REACH_SIDE[thing.shape] + MARGIN_PX
-            x, y = (_coordinate(*ends, rng, anywhere) for ends in ((side, IMAGE_PX - side), (up, IMAGE_PX - down)))
+            up, down = REACH[thing.shape]
+            half_width, half_height = radius * REACH_SIDE[thing.shape], radius * (up + down) / 2
+            x = _coordinate(half_width + MARGIN_PX, rng, anywhere)
+            y = _coordinate(half_height + MARGIN_PX, rng, anywhere) + radius * (up - down) / 2
             placed.append(Placed(thing, x, y, float(radius)))
         if scene.relation is None or _holds(scene.relation, *placed):
             return placed
 
 
-def _coordinate(low_px: float, high_px: float, rng: np.random.Generator, anywhere: bool) -> float:
+def _coordinate(margin_px: float, rng: np.random.Generator, anywhere: bool) -> float:
+    """Of the middle of an object that reaches `margin_px` to both sides."""
     if anywhere:
-        return float(rng.uniform(low_px, high_px))
-    return float(GRID_PX * rng.integers(np.ceil(low_px / GRID_PX), np.floor(high_px / GRID_PX) + 1))
+        return float(rng.uniform(margin_px, IMAGE_PX - margin_px))
+    last = int((IMAGE_PX - margin_px) // GRID_PX)
+    return float(GRID_PX * rng.integers(np.ceil(margin_px / GRID_PX), last + 1))
 
 
 def _holds(relation: str, first: Placed, second: Placed) -> bool:

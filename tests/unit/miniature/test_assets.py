@@ -43,7 +43,7 @@ def test_prompt_lists(name: str, least: int, held_out: bool) -> None:
     scenes = [parse(prompt) for prompt in table["prompt"]]
     assert len(scenes) >= least
     assert [scene.category for scene in scenes] == table["category"]
-    assert table["category"].count("single") * 2 == len(scenes)
+    assert table["category"].count("single") * 4 == len(scenes) * 3
     assert all(is_held_out(scene) == held_out for scene in scenes)
 
 
