@@ -23,6 +23,7 @@ from services.scoring.settings import ScorerSettings
 BUILT_IN = {
     "pickscore": "services.scoring.pickscore:PickScore",
     "clipscore": "services.scoring.clipscore:ClipScore",
+    "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }

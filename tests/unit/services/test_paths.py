@@ -78,5 +78,5 @@ def test_an_open_model_needs_no_token_and_a_missing_one_is_named(hub, tmp_path):
 
 
 def test_a_folder_without_the_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         model_file("scorer x", str(tmp_path), "config.json")

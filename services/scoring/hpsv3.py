@@ -1,0 +1,216 @@
+"""HPSv3: a Qwen2-VL with a two-number head, trained on human preferences (arXiv 2508.03789).
+
+The head reads the hidden state of the token `<|Reward|>` and gives a Gaussian, [μ, ln σ]; the score is μ. The
+arithmetic is that of the package `hpsv3` 1.0.0 (MIT) on transformers 4.45, whose instruction stands verbatim in
+hpsv3_instruction.txt. Deviations: a prompt that holds `<|Reward|>` itself is read at the last one, and the head runs
+at that one token instead of all.
+
+Torch and transformers are imported when a scorer is built: the driver imports this file to check a recipe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from services.errors import UserError
+from services.paths import model_file, resolve_model
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+REWARD_TOKEN = "<|Reward|>"
+IMAGE_TOKEN = "<|image_pad|>"
+CHAT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""Qwen2-VL's chat template for one image and one text, with the generation prompt."""
+INSTRUCTION = Path(__file__).with_name("hpsv3_instruction.txt")
+PIXELS = 256 * 28 * 28
+LENGTH_STEP = 64
+"""Sequences are padded to a multiple of it: a row's shape depends on its own prompt, never on its neighbours'."""
+CHECKPOINT_FILE = "HPSv3.safetensors"
+
+
+class HPSv3:
+    """μ of HPSv3 for each image.
+
+    Args:
+        model: folder or hub id with HPSv3.safetensors, or such a file.
+        base: folder or hub id of the Qwen2-VL it was trained from: config, tokenizer and image processor.
+        instruction: a text file in which `{prompt}` stands for the prompt and `<|Reward|>` is read.
+        pixels: images are resized to about this many.
+        dtype: `bf16` or `fp32`, of the transformer; the head is fp32.
+        batch_size: images of one forward. Batches are padded to it.
+        device: `auto` takes the GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        model: str = "MizzenAI/HPSv3",
+        base: str = "Qwen/Qwen2-VL-7B-Instruct",
+        instruction: str = str(INSTRUCTION),
+        pixels: int = PIXELS,
+        dtype: str = "bf16",
+        batch_size: int = 8,
+        device: str = "auto",
+    ) -> None:
+        import torch
+        from transformers import AutoTokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        folder = resolve_model(base)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.torch, self.device, self.batch_size = torch, device, batch_size
+        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+        self.instruction = Path(resolve_model(instruction)).read_text()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer.add_special_tokens(
+            {"additional_special_tokens": [REWARD_TOKEN]}, replace_extra_special_tokens=False
+        )
+        self.reward_id, self.image_id = self.tokenizer.convert_tokens_to_ids([REWARD_TOKEN, IMAGE_TOKEN])
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        self.size = {"shortest_edge": pixels, "longest_edge": pixels}
+        self.model, self.head = load_reward_model(folder, checkpoint(model), self.dtype)
+        self.model.to(device)
+        self.head.to(device)
+
+    @staticmethod
+    def check(
+        model: str = "MizzenAI/HPSv3",
+        base: str = "Qwen/Qwen2-VL-7B-Instruct",
+        instruction: str = str(INSTRUCTION),
+        **_: object,
+    ) -> None:
+        """Refuse what is not there, before any actor starts.
+
+        Raises:
+            UserError: the base or the instruction is missing, or a local checkpoint.
+        """
+        model_file("scorer hpsv3", base, "config.json")
+        if not Path(path := resolve_model(instruction)).is_file():
+            raise UserError(
+                f"scorer hpsv3: no instruction at `{path}`; give a text file with {{prompt}} and {REWARD_TOKEN}"
+            )
+        if Path(path := resolve_model(model)).is_dir() and not (Path(path) / CHECKPOINT_FILE).exists():
+            raise UserError(f"scorer hpsv3: `{path}` has no {CHECKPOINT_FILE}; give a folder that has, or a hub id")
+
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        gauss_N2 = self.gaussians(images_NHWC, prompts)
+        if len(gauss_N2):
+            log.info("hpsv3: %d images, mean sigma %.3f", len(gauss_N2), np.exp(gauss_N2[:, 1]).mean())
+        return gauss_N2[:, 0]
+
+    def gaussians(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """[μ, ln σ] of each image, (N, 2) float64."""
+        gauss_N2 = np.full((len(prompts), 2), np.nan)
+        if not len(prompts):
+            return gauss_N2
+        images = [Image.fromarray(image) for image in images_NHWC]
+        vision = self.image_processor(images, size=self.size, return_tensors="pt")
+        grid_N3 = vision["image_grid_thw"]
+        pixels = vision["pixel_values"].split(grid_N3.prod(-1).tolist())
+        tokens = [self._tokens(prompt, int(grid.prod())) for prompt, grid in zip(prompts, grid_N3, strict=True)]
+        length_N = np.array([-(-len(ids) // LENGTH_STEP) * LENGTH_STEP for ids in tokens])
+        for length in np.unique(length_N):
+            rows = np.flatnonzero(length_N == length)
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                padded = [*batch, *batch[:1].repeat(self.batch_size - len(batch))]
+                gauss_B2 = self._forward(
+                    [tokens[i] for i in padded], length, self.torch.cat([pixels[i] for i in padded]), grid_N3[padded]
+                )
+                gauss_N2[batch] = gauss_B2[: len(batch)]
+        return gauss_N2
+
+    def _tokens(self, prompt: str, patches: int) -> list[int]:
+        merged = patches // self.image_processor.merge_size**2
+        text = self.instruction.replace("{prompt}", prompt)
+        return self.tokenizer(CHAT.format(image=IMAGE_TOKEN * merged, text=text)).input_ids
+
+    def _forward(self, tokens: list[list[int]], length: int, pixels: torch.Tensor, grid_B3: torch.Tensor) -> np.ndarray:
+        """[μ, ln σ] (B, 2) of token rows, padded on the right: the mask is causal, so the padding is never seen.
+
+        Positions are sequential, as the package's forward leaves them, not Qwen2-VL's three-dimensional ones.
+        """
+        torch, count = self.torch, len(tokens)
+        ids_BL = torch.tensor([ids + [self.tokenizer.pad_token_id] * (length - len(ids)) for ids in tokens])
+        reads_B = torch.tensor([len(ids) - 1 - ids[::-1].index(self.reward_id) for ids in tokens])
+        with torch.no_grad():
+            hidden_BLD = self.model(
+                input_ids=ids_BL.to(self.device),
+                position_ids=torch.arange(length, device=self.device).expand(3, count, length),
+                pixel_values=pixels.to(self.device, self.dtype),
+                image_grid_thw=grid_B3.to(self.device),
+                use_cache=False,
+            ).last_hidden_state
+            gauss_B2 = self.head(hidden_BLD[torch.arange(count), reads_B.to(self.device)].float())
+        return gauss_B2.double().cpu().numpy()
+
+
+def checkpoint(model: str) -> Path:
+    """The weights in a folder, at a path, or from the hub.
+
+    Raises:
+        UserError: they are not there.
+    """
+    path = Path(resolve_model(model))
+    return path if path.is_file() else model_file("scorer hpsv3", model, CHECKPOINT_FILE)
+
+
+def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The Qwen2-VL without its language head, and the reward head in fp32.
+
+    Raises:
+        UserError: the checkpoint lacks a weight or has one that the model does not.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file
+    from torch import nn
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    state = {name: weight for key, weight in load_file(weights).items() if (name := mapped_key(key))}
+    embeddings = state.get("language_model.embed_tokens.weight")
+    config = Qwen2VLConfig.from_pretrained(base)
+    if embeddings is not None:
+        config.text_config.vocab_size = len(embeddings)
+    with init_empty_weights(include_buffers=False):
+        model = Qwen2VLModel._from_config(config, dtype=dtype)
+        width = config.text_config.hidden_size
+        head = nn.Sequential(
+            nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+        )
+    both = nn.ModuleDict({"model": model, "rm_head": head})
+    state = {k if k.startswith("rm_head.") else f"model.{k}": v for k, v in state.items()}
+    _same_keys(both.state_dict(), state, weights)
+    both.load_state_dict(
+        {k: v.to(torch.float32 if k.startswith("rm_head.") else dtype) for k, v in state.items()}, assign=True
+    )
+    both.eval().requires_grad_(False)
+    return model, head
+
+
+def mapped_key(key: str) -> str | None:
+    """A key of transformers 4.45's Qwen2-VL to that of `Qwen2VLModel` now; None for the language head, unused here."""
+    if key.startswith("lm_head."):
+        return None
+    return f"language_model.{key.removeprefix('model.')}" if key.startswith("model.") else key
+
+
+def _same_keys(wanted: Iterable[str], found: Iterable[str], weights: Path) -> None:
+    missing, unexpected = set(wanted) - set(found), set(found) - set(wanted)
+    for what, keys in (("lacks", missing), ("has unexpected", unexpected)):
+        if keys:
+            raise UserError(
+                f"scorer hpsv3: `{weights}` {what} {len(keys)} weights, such as {min(keys)}; is it HPSv3 for this base?"
+            )
