@@ -25,6 +25,7 @@ BUILT_IN = {
     "clipscore": "services.scoring.clipscore:ClipScore",
     "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
+    "geneval": "services.scoring.geneval:GenEval",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 

@@ -1,0 +1,205 @@
+"""GenEval: are the asked objects there, as many, in that colour, in that place? (arXiv 2310.11513)
+
+The detector is a service of the user's, since Mask2Former and its colour classifier need a stack of their own; the
+rule is here. The detector is asked
+
+    POST url  {"images": [base64 of a PNG, …]}
+    →         {"detections": [[{"class": "bench", "score": 0.97, "box": [x0, y0, x1, y1], "color": "red"}, …], …]}
+
+with one list an image, `color` being one of GenEval's ten for each object.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from services.errors import UserError
+from services.http import read_token, session
+
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS = 16
+POSITION_SLACK = 0.1
+"""Share of both objects' sizes by which centres must differ before one is left of, above, … the other."""
+
+
+class GenEval:
+    """Score by GenEval's rule; NaN for a prompt that the metadata does not know.
+
+    Args:
+        url: the detector.
+        metadata: GenEval's metadata.jsonl, or several: a line a prompt with `prompt`, `tag`, `include`, `exclude`.
+        rule: `partial` is Flow-GRPO's training reward, `official` GenEval's verdict (0 or 1).
+        token_file: holds the detector's bearer token, if it asks for one.
+        batch_size: images of one request.
+        timeout_s: of one request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        metadata: str | Sequence[str],
+        rule: str = "partial",
+        token_file: str | None = None,
+        batch_size: int = 16,
+        timeout_s: float = 120,
+    ) -> None:
+        self.url, self.batch_size, self.timeout_s = url, batch_size, timeout_s
+        self.rule = {"partial": partial_credit, "official": official_verdict}[rule]
+        self.wanted = read_metadata(metadata)
+        self.session = session(read_token(token_file, "GENEVAL_TOKEN"))
+
+    @staticmethod
+    def check(
+        url: str, metadata: str | Sequence[str], rule: str = "partial", token_file: str | None = None, **_: object
+    ) -> None:
+        """Refuse a rule that is not one, and files that are not there.
+
+        Raises:
+            UserError: names them.
+        """
+        if rule not in ("partial", "official"):
+            raise UserError(f"scorer geneval: rule is `{rule}`; it is partial or official")
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"scorer geneval: url is `{url}`; give the detector's http:// or https:// address")
+        read_metadata(metadata)
+        read_token(token_file, "GENEVAL_TOKEN")
+
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        score_N = np.full(len(prompts), np.nan)
+        rows = [i for i, prompt in enumerate(prompts) if prompt in self.wanted]
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            for i, detections in zip(batch, self._detect(images_NHWC[batch]), strict=True):
+                wanted = self.wanted[prompts[i]]
+                score_N[i] = self.rule(wanted, confident(detections, wanted))
+        return score_N
+
+    def _detect(self, images_NHWC: np.ndarray) -> list[list[dict[str, Any]]]:
+        body = {"images": [base64.b64encode(png(image)).decode() for image in images_NHWC]}
+        answer = self.session.post(self.url, json=body, timeout=self.timeout_s)
+        answer.raise_for_status()
+        return answer.json()["detections"]
+
+
+@dataclass(frozen=True)
+class Object:
+    """A detected object."""
+
+    box: tuple[float, float, float, float]
+    color: str | None = None
+
+
+Found = dict[str, list[Object]]
+"""Objects by class, most certain first."""
+
+
+def read_metadata(files: str | Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Lines of metadata.jsonl by their prompt.
+
+    Raises:
+        UserError: a file is missing, or a line is not GenEval's.
+    """
+    wanted = {}
+    for file in [files] if isinstance(files, str) else files:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UserError(f"scorer geneval: no metadata at `{file}`; give GenEval's metadata.jsonl")
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    wanted[row["prompt"]] = {"exclude": [], **row, "include": row["include"], "tag": row["tag"]}
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"scorer geneval: `{file}`, line {number}, is not GenEval's: it needs prompt, tag and include"
+                    ) from error
+    return wanted
+
+
+def confident(detections: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> Found:
+    """The detections that count: above the threshold (a higher one for counting), at most 16 of a class."""
+    threshold = COUNTING_THRESHOLD if wanted["tag"] == "counting" else THRESHOLD
+    found: Found = {}
+    for seen in sorted(detections, key=lambda seen: -seen["score"]):
+        of_class = found.setdefault(seen["class"], [])
+        if seen["score"] > threshold and len(of_class) < MAX_OBJECTS:
+            of_class.append(Object(tuple(seen["box"]), seen.get("color")))
+    return found
+
+
+def official_verdict(wanted: dict[str, Any], found: Found) -> float:
+    """1 if every `include` holds for the most certain objects and no `exclude` does, else 0."""
+    groups: list[list[Object] | None] = []
+    for need in wanted["include"]:
+        objects = found.get(need["class"], [])[: need["count"]]
+        right = len(objects) == need["count"] and _coloured(need, objects) == need["count"]
+        right = right and _placed(need, objects, groups)
+        groups.append(objects if right else None)
+    too_many = any(len(found.get(bar["class"], [])) >= bar["count"] for bar in wanted["exclude"])
+    return float(None not in groups and not too_many)
+
+
+def partial_credit(wanted: dict[str, Any], found: Found) -> float:
+    """Flow-GRPO's training reward: the mean over all that is asked, counts exact (arXiv 2505.05470, appendix).
+
+    A count (of objects, or of those in the asked colour) earns 1 − |found − asked| / asked; with a wrong count, colour
+    and place together earn one 0. Deviation: a wrong place earns 0 and nothing else; the reference's code adds a 1 too.
+    """
+    credits: list[float] = []
+    groups: list[list[Object] | None] = []
+    for need in wanted["include"]:
+        objects, count = found.get(need["class"], []), need["count"]
+        credits.append(1 - abs(count - len(objects)) / count)
+        right = len(objects) == count
+        if not right and ("color" in need or "position" in need):
+            credits.append(0.0)
+        if right and "color" in need:
+            credits.append(1 - abs(count - _coloured(need, objects)) / count)
+            right = _coloured(need, objects) == count
+        if right and "position" in need:
+            right = _placed(need, objects, groups)
+            credits.append(float(right))
+        groups.append(objects if right else None)
+    return sum(credits) / len(credits) if credits else 0.0
+
+
+def _coloured(need: dict[str, Any], objects: Sequence[Object]) -> int:
+    """How many have the asked colour; all of them where none is asked."""
+    return sum(object_.color == need.get("color", object_.color) for object_ in objects)
+
+
+def _placed(need: dict[str, Any], objects: Sequence[Object], groups: Sequence[list[Object] | None]) -> bool:
+    """Whether every object stands as asked to every object of the group it refers to."""
+    if "position" not in need:
+        return True
+    relation, target = need["position"]
+    others = groups[target]
+    return others is not None and all(relation in relations(one, other) for one in objects for other in others)
+
+
+def relations(one: Object, other: Object) -> set[str]:
+    """Where `one` is, seen from `other`: of `left of`, `right of`, `above`, `below`, those that hold."""
+    boxes_222 = np.array([one.box, other.box], float).reshape(2, 2, 2)
+    offset_2 = np.subtract(*boxes_222.mean(axis=1))
+    size_2 = np.abs(boxes_222[:, 1] - boxes_222[:, 0]).sum(axis=0)
+    beyond_2 = np.maximum(np.abs(offset_2) - POSITION_SLACK * size_2, 0) * np.sign(offset_2)
+    if np.all(np.abs(beyond_2) < 1e-3):
+        return set()
+    x, y = beyond_2 / np.linalg.norm(offset_2)
+    held = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+    return {name for name, holds in held.items() if holds}
+
+
+def png(image_HWC: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as a PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
