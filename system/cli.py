@@ -1,4 +1,4 @@
-"""The command line: `tempflow train`, `eval`, `sample`, `report`, `config`, `recipes`."""
+"""The command line: one function a command; each imports what it needs when it runs."""
 
 import logging
 import sys
@@ -83,6 +83,42 @@ def sample(
 
     for path in run_sample(load_config(recipe, overrides or []), prompt, adapter, count, output):
         console.print(path, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    print_config: Annotated[
+        bool, typer.Option("--print", help="Print the YAML for `serve deploy` or a RayService; start nothing.")
+    ] = False,
+) -> None:
+    """Run a recipe's scorers as a reward pool with an HTTP side, until Ctrl-C."""
+    from system.config import load_pool
+    from system.serve_command import run_pool, serve_config
+
+    pool = load_pool(recipe, overrides or [])
+    if print_config:
+        typer.echo(serve_config(pool), nl=False)
+        return
+    run_pool(pool, console)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
+    prompt: Annotated[list[str], typer.Option(help="A prompt for all images, or one for each in turn.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose scorers are asked.")] = "shapes",
+    scorer: Annotated[list[str] | None, typer.Option(help="Only these of them; all if not given.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Overrides such as scorers.0.options.device=cpu.")
+    ] = None,
+) -> None:
+    """Score image files in this process, without Ray."""
+    from system.config import load_pool
+    from system.score_command import chosen_scorers, run_score
+
+    console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer)))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.learner.advantage import Advantages, advantages
+from actors.learner.advantage import Advantages, advantages, mixed_advantages
 from actors.reward.pool import Scores
 from actors.rollout.fleet import Generated
 from actors.rollout.in_flight import InFlight
@@ -75,7 +75,12 @@ def collect(
     in_order = [generated[i] for i in range(len(tasks))]
     rewards = [score.combined(config.weights) for score in scores]
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
-    compared = advantages(config.advantage, [task.tree for task in in_order], rewards)
+    trees = [task.tree for task in in_order]
+    if config.reward.combine == "raw":
+        compared = advantages(config.advantage, trees, rewards)
+    else:
+        by_scorer = [(weight, [score.by_scorer[name] for score in scores]) for name, weight in config.weights.items()]
+        compared = mixed_advantages(config.advantage, trees, by_scorer)
     return Experience(in_order, scores, rewards, compared, room.peak)
 
 

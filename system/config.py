@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -15,6 +15,7 @@ from actors.reward.settings import RewardSettings
 from actors.rollout.settings import PlanSettings, RolloutSettings, TrunkSettings
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
+from services.serving.settings import GatewaySettings, PoolSettings
 from services.settings import Settings
 
 
@@ -80,6 +81,8 @@ class RunConfig(Settings):
     rollout: RolloutSettings = RolloutSettings()
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
+    serve: GatewaySettings = GatewaySettings()
+    """Of the HTTP side that `tempflow serve` gives the scorers; training itself calls them by handle."""
     data: DataSettings
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -113,6 +116,9 @@ class RunConfig(Settings):
         return {scorer.name: scorer.weight for scorer in self.scorers if scorer.weight}
 
 
+Config = TypeVar("Config", bound=Settings)
+
+
 def find_recipe(name: str) -> Path:
     """A recipe by path, or by name among those that come with tempflow.
 
@@ -142,10 +148,27 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: names the file or override, the key, the value and the nearest valid key.
     """
+    raw, source, overridden = _resolve(recipe, overrides)
+    return parse_config(RunConfig, raw, source, overridden)
+
+
+def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
+    """What of a recipe makes its reward pool: `scorers` and `serve`; it need not hold more.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    raw, source, overridden = _resolve(recipe, overrides)
+    of_pool = {key: value for key, value in raw.items() if key in PoolSettings.model_fields}
+    return parse_config(PoolSettings, of_pool, source, overridden)
+
+
+def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, str]]:
+    """The mapping of a recipe with overrides applied, where it was read, and each override by the key it set."""
     path = find_recipe(recipe)
     raw = _read(path, ())
     raw.setdefault("name", path.stem)
-    return parse_config(raw, str(path), {_apply(raw, override): override for override in overrides})
+    return raw, str(path), {_apply(raw, override): override for override in overrides}
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
@@ -173,12 +196,14 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_config(raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None) -> RunConfig:
+def parse_config(
+    model: type[Config], raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None
+) -> Config:
     """Validate a resolved mapping; errors name `source`, or the override that set the key."""
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(error, source, overrides or {})) from error
+        raise UserError(_explain(error, model, source, overrides or {})) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> str:
@@ -204,7 +229,7 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
     raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
 
 
-def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> str:
+def _explain(error: ValidationError, model: type[BaseModel], source: str, overrides: dict[str, str]) -> str:
     """The first problem as one sentence."""
     problem = error.errors()[0]
     place = [part for part in problem["loc"] if part not in {"trunk", "chain"}]
@@ -213,8 +238,8 @@ def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> 
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), _keys_beside(problem), 1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(problem))}"
+        near = difflib.get_close_matches(str(place[-1]), _keys_beside(problem, model), 1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(problem, model))}"
         return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"{origin}: `{key}` is missing"
@@ -223,9 +248,8 @@ def _explain(error: ValidationError, source: str, overrides: dict[str, str]) -> 
     return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def _keys_beside(problem: Any) -> list[str]:
+def _keys_beside(problem: Any, model: Any) -> list[str]:
     """Valid keys of the settings that hold the key in question."""
-    model: Any = RunConfig
     for part in problem["loc"][: len(problem["loc"]) - 1]:
         model = _descend(model, part)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -21,7 +21,9 @@ from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
 from services.errors import UserError
-from services.scoring.app import build_app, deployment_name
+from services.serving.app import build_app
+from services.serving.gateway import deployment_name
+from services.serving.settings import GatewaySettings
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, running_ray
 
@@ -179,10 +181,23 @@ class Roles:
     def _start_pool(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
-        self.app_started = True
-        serve.run(build_app(self.config.scorers, str(self.logs)), name=self.app, route_prefix=None)
+        if shared := self.config.reward.app:
+            self._check_shared(shared)
+        else:
+            self.app_started = True
+            app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs))
+            serve.run(app, name=self.app, route_prefix=None)
         handles = {
-            scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), self.app)
+            scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)
             for scorer in self.config.scorers
         }
-        self.pool = RewardPool(handles, self.config.scorers)
+        self.pool = RewardPool(handles, self.config.scorers, self.config.name)
+
+    def _check_shared(self, app: str) -> None:
+        running = serve.status().applications.get(app)
+        if running is None:
+            known = ", ".join(serve.status().applications) or "none"
+            raise UserError(f"reward.app: no Serve application `{app}` on this cluster; running: {known}")
+        for scorer in self.config.scorers:
+            if deployment_name(scorer.name) not in running.deployments:
+                raise UserError(f"reward.app: the pool `{app}` has no scorer `{scorer.name}`")

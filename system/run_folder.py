@@ -108,7 +108,7 @@ class RunFolder:
             raise UserError(f"`{self.path}` is not a run: it has no config.yaml")
         raw = yaml.safe_load(self.config_file.read_text())
         raw.pop("tempflow", None)
-        return parse_config(raw, str(self.config_file))
+        return parse_config(RunConfig, raw, str(self.config_file))
 
     def check_same(self, config: RunConfig) -> None:
         """Refuse to go on with another recipe than the run began with."""

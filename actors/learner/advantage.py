@@ -87,3 +87,23 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
     ends = np.cumsum([reward.size for reward in action_NK])[:-1]
     by_task = [part.reshape(reward.shape) for part, reward in zip(np.split(advantage_A, ends), action_NK, strict=True)]
     return Advantages(by_task, int(np.isnan(reward_A).sum()), float(np.mean(~(std_G > 0))))
+
+
+def mixed_advantages(
+    rule: AdvantageSettings, trees: Sequence[Tree], scores: Sequence[tuple[float, Sequence[np.ndarray]]]
+) -> Advantages:
+    """Advantages of each scorer by itself, then their weighted sum, as MixGRPO combines rewards (arXiv 2507.21802).
+
+    A scorer of a large scale cannot drown the others, and scorers that disagree give small advantages.
+
+    Args:
+        scores: (weight, (M,) scores of each task's leaves) of each scorer; NaN for holes.
+    """
+    combined = [np.sum([weight * leaves[i] for weight, leaves in scores], axis=0) for i in range(len(trees))]
+    whole = advantages(rule, trees, combined)
+    parts = [(weight, advantages(rule, trees, leaves).by_task) for weight, leaves in scores]
+    by_task = []
+    for i, (tree, reward_M) in enumerate(zip(trees, combined, strict=True)):
+        sum_NK = np.sum([weight * part[i] for weight, part in parts], axis=0)
+        by_task.append(np.where(np.isnan(tree.reduce(reward_M)), 0.0, sum_NK).clip(-rule.clip, rule.clip))
+    return Advantages(by_task, whole.holes, whole.flat_groups)

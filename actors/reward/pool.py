@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import ray
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from services.scoring.settings import ScorerSettings
@@ -26,9 +26,9 @@ class Scores:
     by_scorer: dict[str, np.ndarray] = field(default_factory=dict)
     """(M,) float64 each; NaN is a hole."""
     busy_s: dict[str, float] = field(default_factory=dict)
-    """Seconds a replica worked on it."""
+    """Seconds that replicas worked on it."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Why a scorer gave no score at all."""
+    """Why a scorer left requests without an answer."""
     retries: int = 0
 
     def combined(self, weights: dict[str, float]) -> np.ndarray:
@@ -36,53 +36,85 @@ class Scores:
         return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
 
 
+@dataclass
+class Request:
+    """Some images of a task for one scorer."""
+
+    scorer: ScorerSettings
+    start: int
+    prompts: list[str]
+    deadline: float
+    failures: int = 0
+    reason: str = ""
+    """Of its last failure."""
+
+
 class RewardPool:
     """Calls every scorer at once through its Serve handle; safe to use from several threads.
 
     Args:
-        handles: by scorer name; anything with `score.remote(images, prompts)`.
-        scorers: timeouts and attempts of each.
+        handles: by scorer name; anything with `score.remote(images, prompts, start, run)`.
+        scorers: timeouts, attempts and request sizes of each.
+        run: label of this run on the pool's metrics.
     """
 
-    def __init__(self, handles: dict[str, DeploymentHandle], scorers: Sequence[ScorerSettings]) -> None:
+    def __init__(self, handles: dict[str, DeploymentHandle], scorers: Sequence[ScorerSettings], run: str = "") -> None:
         self.handles = handles
         self.scorers = {scorer.name: scorer for scorer in scorers}
+        self.run = run
         self.closed = threading.Event()
 
     def score(self, images: ray.ObjectRef, prompts: Sequence[str], names: Sequence[str]) -> Scores:
         """Score one task's images with the named scorers, in parallel.
 
-        A request that fails or takes too long goes out again, to whichever replica Serve picks; a scorer that fails
-        every attempt leaves holes. Never raises for a failed scorer.
+        A request that fails or takes too long goes out again, to whichever replica Serve picks; one that fails every
+        attempt leaves holes. One that finds the pool's queues full waits for its turn, for at most its timeout, which
+        is no failure. Never raises for a failed scorer.
         """
-        scores = Scores()
-        waiting = list(names)
+        scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
+        waiting = [request for name in names for request in self._requests(self.scorers[name], list(prompts))]
         attempt = 0
         while waiting and not self.closed.is_set():
-            attempt += 1
-            responses = {name: self.handles[name].score.remote(images, list(prompts)) for name in waiting}
-            failed = [name for name in waiting if not self._collect(name, responses[name], scores)]
-            waiting = [name for name in failed if attempt < self.scorers[name].attempts]
+            responses = [self._send(images, request) for request in waiting]
+            failed = [r for r, s in zip(waiting, responses, strict=True) if not self._collect(r, s, scores)]
+            waiting = [request for request in failed if request.failures < request.scorer.attempts]
+            scores.errors |= {r.scorer.name: r.reason for r in failed if r.failures >= r.scorer.attempts}
+            scores.retries += len(waiting)
             if waiting:
-                scores.retries += len(waiting)
-                self.closed.wait(BACKOFF_S * 2 ** (attempt - 1))
-        for name in names:
-            scores.by_scorer.setdefault(name, np.full(len(prompts), np.nan))
+                self.closed.wait(BACKOFF_S * 2 ** min(attempt, 4))
+            attempt += 1
         return scores
 
-    def _collect(self, name: str, response: DeploymentResponse, scores: Scores) -> bool:
-        started = time.perf_counter()
+    def _requests(self, scorer: ScorerSettings, prompts: list[str]) -> list[Request]:
+        deadline, size = time.monotonic() + scorer.timeout_s, scorer.request_images
+        return [
+            Request(scorer, start, prompts[start : start + size], deadline) for start in range(0, len(prompts), size)
+        ]
+
+    def _send(self, images: ray.ObjectRef, request: Request) -> DeploymentResponse:
+        handle = self.handles[request.scorer.name]
+        return handle.score.remote(images, request.prompts, request.start, self.run)
+
+    def _collect(self, request: Request, response: DeploymentResponse, scores: Scores) -> bool:
+        """Whether the request has its scores; if not, it counts a failure, unless the pool was merely full."""
+        scorer = request.scorer
         try:
-            scores.by_scorer[name], scores.busy_s[name] = response.result(timeout_s=self.scorers[name].timeout_s)
+            score_N, busy_s = response.result(timeout_s=scorer.timeout_s)
+        except BackPressureError as error:
+            if time.monotonic() > request.deadline:
+                request.failures = scorer.attempts
+            reason: BaseException = error
         except (RayError, RayServeException, TimeoutError) as error:
+            request.failures += 1
             reason = getattr(error, "cause", None) or error
-            scores.errors[name] = (
-                f"{type(reason).__name__}: {str(reason).strip().splitlines()[-1] if str(reason) else ''}"
-            )
-            log.warning("scorer %s failed after %.1f s: %s", name, time.perf_counter() - started, scores.errors[name])
-            return False
-        scores.errors.pop(name, None)
-        return True
+        else:
+            scores.by_scorer[scorer.name][request.start : request.start + len(score_N)] = score_N
+            scores.busy_s[scorer.name] = scores.busy_s.get(scorer.name, 0) + busy_s
+            return True
+        said = str(reason).strip().splitlines()
+        request.reason = f"{type(reason).__name__}: {said[-1] if said else ''}"
+        log.warning("scorer %s, images %d and on: %s", scorer.name, request.start, request.reason)
+        return False
 
     def close(self) -> None:
         """Make `score` return at once with holes."""

@@ -18,7 +18,7 @@ def check_clip(what: str, model: str, processor: str | None) -> None:
         UserError: begins with `what`.
     """
     model_file(what, model, "config.json")
-    model_file(what, processor or model, "preprocessor_config.json")
+    model_file(what, processor or model, "tokenizer_config.json")
 
 
 class ClipSimilarity:

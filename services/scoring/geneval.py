@@ -10,7 +10,6 @@ with one list an image, `color` being one of GenEval's ten for each object.
 """
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from services.errors import UserError
 from services.http import read_token, session
+from services.images import encode_image
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
@@ -83,7 +82,7 @@ class GenEval:
         return score_N
 
     def _detect(self, images_NHWC: np.ndarray) -> list[list[dict[str, Any]]]:
-        body = {"images": [base64.b64encode(png(image)).decode() for image in images_NHWC]}
+        body = {"images": [base64.b64encode(encode_image(image)).decode() for image in images_NHWC]}
         answer = self.session.post(self.url, json=body, timeout=self.timeout_s)
         answer.raise_for_status()
         return answer.json()["detections"]
@@ -196,10 +195,3 @@ def relations(one: Object, other: Object) -> set[str]:
     x, y = beyond_2 / np.linalg.norm(offset_2)
     held = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
     return {name for name, holds in held.items() if holds}
-
-
-def png(image_HWC: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG, without loss."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

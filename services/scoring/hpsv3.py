@@ -186,10 +186,7 @@ def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[tor
         config.text_config.vocab_size = len(embeddings)
     with init_empty_weights(include_buffers=False):
         model = Qwen2VLModel._from_config(config, dtype=dtype)
-        width = config.text_config.hidden_size
-        head = nn.Sequential(
-            nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
-        )
+        head = reward_head(config.text_config.hidden_size)
     both = nn.ModuleDict({"model": model, "rm_head": head})
     state = {k if k.startswith("rm_head.") else f"model.{k}": v for k, v in state.items()}
     _same_keys(both.state_dict(), state, weights)
@@ -198,6 +195,15 @@ def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[tor
     )
     both.eval().requires_grad_(False)
     return model, head
+
+
+def reward_head(width: int) -> torch.nn.Module:
+    """HPSv3's head, from a hidden state to [μ, ln σ]."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
 
 
 def mapped_key(key: str) -> str | None:

@@ -26,6 +26,7 @@ BUILT_IN = {
     "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
     "geneval": "services.scoring.geneval:GenEval",
+    "remote": "services.scoring.remote:Remote",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 

@@ -1,10 +1,30 @@
 """Settings of the reward models."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.settings import Settings
+
+
+class Autoscale(Settings):
+    """Replicas between bounds. The defaults suit bursts: a step's images come at once, then none for a while."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+    target: float = Field(2, gt=0)
+    """Requests a replica works on or has waiting; more of them add replicas."""
+    grow_after_s: float = Field(2, ge=0)
+    """Load above the target for this long adds replicas."""
+    shrink_after_s: float = Field(600, ge=0)
+    """Load below the target for this long removes them: more than two training steps, since a large model takes
+    minutes to load."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscale":
+        if self.max < self.min:
+            raise ValueError(f"replicas.max is {self.max}, below replicas.min, {self.min}")
+        return self
 
 
 class ScorerSettings(Settings):
@@ -18,12 +38,25 @@ class ScorerSettings(Settings):
     """Its share of the training reward; 0 scores held-out images only."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the scorer."""
-    replicas: int = Field(1, ge=1)
+    replicas: Annotated[int, Field(ge=1)] | Autoscale = 1
+    """A fixed number, or bounds between which load decides."""
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)
     """CPU threads of one replica. Part of the arithmetic: another count gives other last bits."""
     timeout_s: float = Field(600, gt=0)
-    """One request of one task's images."""
+    """One request."""
     attempts: int = Field(3, ge=1)
-    """Tries before the images of a task are holes."""
+    """Tries before the images of a request are holes."""
+    request_images: int = Field(64, ge=1)
+    """A task's images are split into requests of this many, which replicas take side by side; also the most images
+    that a replica scores at once when requests of several callers meet."""
+    max_ongoing: int = Field(4, ge=1)
+    """Requests that a replica holds at once; those that wait in it are scored together."""
+    max_queued: int = Field(256, ge=1)
+    """Requests that wait in one caller for a replica; more are refused and come again later."""
+
+    @property
+    def most_replicas(self) -> int:
+        """The number of replicas, or the most that load can make them."""
+        return self.replicas.max if isinstance(self.replicas, Autoscale) else self.replicas

@@ -21,26 +21,34 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from actors.policy.policy import Policy
+from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.rollout.plans import make_plan
+from actors.rollout.settings import RolloutSettings, TrunkSettings
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
 from system.miniature.card import write_card
 from system.miniature.data import draw_scenes
+from system.miniature.hps import train_hps
 from system.miniature.judge import Judge
 from system.miniature.policy import Denoiser, sample, save_policy, train_policy
 from system.miniature.prompts import write_prompts
-from system.miniature.reward import save_reward, train_contrast, train_preference
+from system.miniature.reward import Samples, save_reward, train_contrast, train_preference
 from system.miniature.tokenizer import new_tokenizer
 from system.miniature.vae import train_vae
 from system.miniature.world import all_scenes, caption
 
 ASSETS = Path(__file__).parent / "assets"
-STAGES = ("vae", "policy", "contrast", "preference", "prompts", "card")
+STAGES = ("vae", "policy", "contrast", "preference", "hps", "prompts", "card")
 VAE_STEPS = 1000
 POLICY_MAX_STEPS = 4_000
 POLICY_VISIT_STEPS = 250
 POLICY_TARGET = 0.6
 """Pretraining stops at this share of right images for held-out captions, so that there is something left to learn."""
 CONTRAST_STEPS = 1500
-PREFERENCE_STEPS = 1200
+PREFERENCE_STEPS = 2000
 PREFERENCE_PROMPTS = 400
+HPS_STEPS = 3000
 
 
 def main() -> None:
@@ -64,6 +72,7 @@ def main() -> None:
         "policy": build_policy,
         "contrast": build_contrast,
         "preference": build_preference,
+        "hps": build_hps,
         "prompts": build_prompts,
     }
     for stage in STAGES:
@@ -112,20 +121,40 @@ def build_contrast(out: Path, seed: int) -> dict:
 
 def build_preference(out: Path, seed: int) -> dict:
     """Train the reward on preference pairs, most of them judged samples of the policy."""
-    vae, model, tokenizer = load_policy(out)
-    reward = CLIPModel.from_pretrained(out / "reward")
-    prompts = [caption(s) for s in draw_scenes(PREFERENCE_PROMPTS, np.random.default_rng([seed, 7]))]
-    images, captions = [], []
-    for i, (steps, guidance) in enumerate([(10, 1.0)] * 4 + [(5, 1.0)] * 2 + [(10, 3.0)] * 2):
-        images.append(sample(model, vae, tokenizer, prompts, seed=1000 + 10 * seed + i, steps=steps, guidance=guidance))
-        captions += prompts
-        print(f"preference samples of {steps} steps, guidance {guidance}", flush=True)
-    stack = np.concatenate(images)
-    verdicts = Judge()(stack, captions)
-    print(f"preference samples right {verdicts.mean():.3f}", flush=True)
-    train_preference(reward, vae, tokenizer, (stack, captions, verdicts), seed, PREFERENCE_STEPS)
+    vae, _, tokenizer = load_policy(out)
+    reward, samples = CLIPModel.from_pretrained(out / "reward"), judged_samples(out, seed)
+    train_preference(reward, vae, tokenizer, samples, seed, PREFERENCE_STEPS)
     save_reward(reward, tokenizer, out / "reward")
-    return {"steps": PREFERENCE_STEPS, "samples": len(stack), "right": round(float(verdicts.mean()), 3)}
+    return {"steps": PREFERENCE_STEPS, "samples": len(samples.prompts)}
+
+
+def build_hps(out: Path, seed: int) -> dict:
+    """Train the small HPSv3 on the same preference pairs."""
+    vae, _, _ = load_policy(out)
+    train_hps(vae, judged_samples(out, seed), seed, HPS_STEPS, out / "hps")
+    return {"steps": HPS_STEPS}
+
+
+def judged_samples(out: Path, seed: int) -> Samples:
+    """What a rollout of the policy gives for train captions: branches at every step of four trunks, judged."""
+    settings = PolicySettings(
+        model=str(out / "policy"), height=64, width=64, guidance=1.0, max_sequence_length=1, dtype="fp32", device="cpu"
+    )
+    policy = Policy(settings, seed)
+    generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=64, decode_batch=64))
+    generator.load(policy.export(0))
+    plan = make_plan(TrunkSettings(seeds=4, explorations=1), settings.num_steps)
+    prompts = [caption(s) for s in draw_scenes(PREFERENCE_PROMPTS, np.random.default_rng([seed, 7]))]
+    images = []
+    for i, prompt in enumerate(prompts):
+        images.append(generator.generate(Task(i, prompt, (seed, 7, i), 0), plan)[1])
+        if i % 50 == 0:
+            print(f"preference samples of {i}/{len(prompts)} captions", flush=True)
+    stack, captions = np.concatenate(images), [prompt for prompt in prompts for _ in range(plan.leaves)]
+    verdicts = Judge().verdicts(stack, captions)
+    grades = np.array([np.mean(list(verdict.values())) for verdict in verdicts if verdict])
+    print(f"preference samples right {np.mean(grades == 1):.3f}", flush=True)
+    return Samples(stack, captions, grades)
 
 
 def build_prompts(out: Path, seed: int) -> dict:

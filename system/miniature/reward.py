@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ NEGATIVE_RELATION_SHARES = (1.0, 0.0)
 """One hard negative for each entry: how often it alters the relation where there is one."""
 NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
-PAIRS = 24_000
+SAMPLE_PAIRS, TIES, MADE_PAIRS = 60_000, 10_000, 6_000
 LEARNING_RATE = 3e-3
 PREFERENCE_RATE = 5e-4
 WIDTH = 96
@@ -138,19 +139,25 @@ class Contrast:
         return (of_image + functional.cross_entropy(logits_BB.T, target_B)) / 2
 
 
-class Preferences:
-    """Preference pairs (caption, better image, worse image) from renderings and from a policy's judged samples."""
+@dataclass(frozen=True)
+class Samples:
+    """A policy's images of train captions, and what the judge says of them."""
 
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        tokenizer: CLIPTokenizer,
-        samples: tuple[np.ndarray, Sequence[str], np.ndarray],
-        rng: np.random.Generator,
-    ) -> None:
-        images, prompts, verdicts = samples
-        own = _sample_pairs(prompts, verdicts, PAIRS // 2, rng)
-        scenes = draw_scenes(PAIRS // 4, rng)
+    images_NHWC: np.ndarray
+    prompts: list[str]
+    grade_N: np.ndarray
+    """Share of the judge's attributes that are right; 1 is a right image."""
+
+
+class Preferences:
+    """Preference pairs of images of one caption: the policy's samples by their grades, and renderings spoiled.
+
+    As in PickScore's data, two images may be as good as each other: pairs of right samples are ties.
+    """
+
+    def __init__(self, vae: AutoencoderKL, samples: Samples, rng: np.random.Generator) -> None:
+        own, own_ties = _sample_pairs(samples, rng)
+        scenes = draw_scenes(MADE_PAIRS, rng)
         better = render_scenes(scenes, rng, anywhere=True)
         worse = np.stack(
             [
@@ -158,37 +165,41 @@ class Preferences:
                 for i, s in enumerate(scenes)
             ]
         )
-        soft = rng.random(len(scenes)) < 0.5
-        better[soft] = decode(vae, encode(vae, better[soft]))
-        soft = rng.random(len(scenes)) < 0.5
-        worse[soft] = decode(vae, encode(vae, worse[soft]))
-        self.images = np.concatenate([images, better, worse])
-        at = len(images) + np.arange(len(scenes))
+        for images in (better, worse):
+            soft = rng.random(len(scenes)) < 0.5
+            images[soft] = decode(vae, encode(vae, images[soft]))
+        self.images = np.concatenate([samples.images_NHWC, better, worse])
+        at = len(samples.images_NHWC) + np.arange(len(scenes))
         made = np.stack([at, at + len(scenes)], 1)
-        self.pairs = [own, made]
-        self.ids = [
-            token_ids(tokenizer, [prompts[i] for i, _ in own]),
-            token_ids(tokenizer, [caption(s) for s in scenes]),
-        ]
+        self.pairs_P2 = np.concatenate([own, own_ties, made])
+        self.captions = [*(samples.prompts[i] for i, _ in [*own, *own_ties]), *(caption(s) for s in scenes)]
+        self.parts = np.split(np.arange(len(self.captions)), np.cumsum([len(own), len(own_ties)]))
+        self.win_P = torch.ones(len(self.captions))
+        """Probability that the first image of a pair is the better one."""
+        self.win_P[self.parts[1]] = 0.5
 
-    def loss(self, model: CLIPModel, count: int, rng: np.random.Generator) -> torch.Tensor:
-        """Mean -log softmax of the better image's score over `count` pairs, two thirds from the policy's samples."""
-        share = (2 * count // 3, count - 2 * count // 3)
-        rows = [rng.integers(len(pairs), size=n) for pairs, n in zip(self.pairs, share, strict=True)]
-        pairs_B2 = np.concatenate([pairs[r] for pairs, r in zip(self.pairs, rows, strict=True)])
-        ids_BL = torch.cat([ids[r] for ids, r in zip(self.ids, rows, strict=True)])
-        image_B2D = embed_images(model, self.images[pairs_B2.ravel()]).view(count, 2, -1)
-        score_B2 = model.logit_scale.exp() * (image_B2D * embed_text(model, ids_BL)[:, None]).sum(-1)
-        return functional.cross_entropy(score_B2, torch.zeros(count, dtype=torch.long))
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of `count` pairs: half samples of different grades, a quarter ties, a quarter renderings."""
+        shares = (count - 2 * (count // 4), count // 4, count // 4)
+        return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
-def _sample_pairs(prompts: Sequence[str], verdicts: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """At most `count` pairs (right, wrong) of row numbers with one prompt, int (P, 2)."""
-    rows: dict[str, tuple[list[int], list[int]]] = {}
-    for i, (prompt, right) in enumerate(zip(prompts, verdicts, strict=True)):
-        rows.setdefault(prompt, ([], []))[0 if right else 1].append(i)
-    pairs = np.array([(a, b) for right, wrong in rows.values() for a in right for b in wrong])
-    return pairs[rng.permutation(len(pairs))[:count]]
+def _sample_pairs(samples: Samples, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (P, 2) of pairs of one prompt, the better first; and of pairs in which both are right."""
+    rows: dict[str, list[int]] = {}
+    for i, prompt in enumerate(samples.prompts):
+        rows.setdefault(prompt, []).append(i)
+    pairs = np.concatenate([np.stack(np.triu_indices(len(r), 1), 1) for r in rows.values()])
+    owners = np.concatenate([np.full(len(r) * (len(r) - 1) // 2, k) for k, r in enumerate(rows.values())])
+    starts = np.cumsum([0, *(len(r) for r in rows.values())])[:-1]
+    flat = np.concatenate([np.array(r) for r in rows.values()])
+    pairs = flat[pairs + starts[owners][:, None]]
+    grade_P2 = samples.grade_N[pairs]
+    differ = pairs[grade_P2[:, 0] != grade_P2[:, 1]]
+    worse_first = samples.grade_N[differ[:, 0]] < samples.grade_N[differ[:, 1]]
+    differ[worse_first] = differ[worse_first][:, ::-1]
+    ties = pairs[(grade_P2 == 1).all(1)]
+    return rng.permutation(differ)[:SAMPLE_PAIRS], rng.permutation(ties)[:TIES]
 
 
 def train_contrast(vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, steps: int) -> CLIPModel:
@@ -204,19 +215,29 @@ def train_preference(
     model: CLIPModel,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    samples: tuple[np.ndarray, Sequence[str], np.ndarray],
+    samples: Samples,
     seed: int,
     steps: int,
 ) -> None:
-    """Phase two; `samples` are the policy's (images, prompts, verdicts) for train captions."""
+    """Phase two; `samples` are the policy's for train captions."""
     rng = np.random.default_rng([seed, 4])
-    data, contrast = Preferences(vae, tokenizer, samples, rng), Contrast(vae, tokenizer, rng)
+    data, contrast = Preferences(vae, samples, rng), Contrast(vae, tokenizer, rng)
+    ids_PL = token_ids(tokenizer, data.captions)
+
+    def loss() -> torch.Tensor:
+        """Cross-entropy of the softmax over both images' scores with who is the better one."""
+        rows = data.draw(BATCH, rng)
+        image_B2D = embed_images(model, data.images[data.pairs_P2[rows].ravel()]).view(BATCH, 2, -1)
+        score_B2 = model.logit_scale.exp() * (image_B2D * embed_text(model, ids_PL[rows])[:, None]).sum(-1)
+        win_B = data.win_P[rows]
+        return functional.cross_entropy(score_B2, torch.stack([win_B, 1 - win_B], 1))
+
     _fit(
         "preference",
         model,
         steps,
         PREFERENCE_RATE,
-        lambda: data.loss(model, BATCH, rng) + 0.5 * contrast.loss(model, BATCH // 4, rng),
+        lambda: loss() + 0.5 * contrast.loss(model, BATCH // 4, rng),
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.learner.advantage import advantages, group_keys, normalise
+from actors.learner.advantage import advantages, group_keys, mixed_advantages, normalise
 from actors.learner.settings import AdvantageSettings
 from actors.trajectory import Tree
 
@@ -84,3 +84,23 @@ def test_seed_groups_of_a_tree_are_its_states():
     assert group_keys(AdvantageSettings(), [tree]).tolist() == [0, 0, 1, 1, 2, 2]
     assert group_keys(AdvantageSettings(group="prompt_step"), [tree]).tolist() == [0, 0, 1, 1, 1, 1]
     assert group_keys(AdvantageSettings(group="prompt"), [tree, tree]).tolist() == [0] * 6 + [1] * 6
+
+
+def test_scorers_normalised_apart_are_added_by_weight_whatever_their_scale():
+    tree, rule = trunk_tree(1, 2, 3), AdvantageSettings()
+    small, large = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.2]), np.array([900.0, 300.0, 600.0, 0.0, 0.0, 300.0])
+    result = mixed_advantages(rule, [tree], [(1.0, [small]), (0.5, [large])])
+    one = advantages(rule, [tree], [small]).by_task[0]
+    other = advantages(rule, [tree], [large]).by_task[0]
+    np.testing.assert_allclose(result.by_task[0], one + 0.5 * other)
+    rescaled = mixed_advantages(rule, [tree], [(1.0, [small]), (0.5, [large * 1e3])])
+    np.testing.assert_allclose(rescaled.by_task[0], result.by_task[0], atol=1e-5)
+
+
+def test_a_hole_of_any_scorer_is_a_hole_of_their_sum():
+    tree, rule = trunk_tree(1, 1, 3), AdvantageSettings()
+    scores = [(1.0, [np.array([1.0, 2.0, 3.0])]), (1.0, [np.array([5.0, np.nan, 1.0])])]
+    result = mixed_advantages(rule, [tree], scores)
+    assert result.by_task[0][0, 1] == 0
+    assert result.holes == 1
+    assert result.by_task[0][0, 0] != 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
 
 from actors.reward import pool as pool_module
 from actors.reward.pool import RewardPool, Scores
@@ -17,8 +18,9 @@ class Handle:
         self.calls = 0
         self.score = self
 
-    def remote(self, images, prompts):
+    def remote(self, images, prompts, start, run):
         self.calls += 1
+        self.asked = [*getattr(self, "asked", []), (start, len(prompts), run)]
         return Response(self.answers.pop(0))
 
 
@@ -50,9 +52,9 @@ def test_all_scorers_are_asked_before_any_answer_is_awaited():
     order = []
 
     class Watching(Handle):
-        def remote(self, images, prompts):
+        def remote(self, images, prompts, start, run):
             order.append("asked")
-            return super().remote(images, prompts)
+            return super().remote(images, prompts, start, run)
 
     class Slow(Response):
         def result(self, timeout_s):
@@ -61,7 +63,7 @@ def test_all_scorers_are_asked_before_any_answer_is_awaited():
 
     handles = {name: Watching(good(1.0)) for name in ("a", "b")}
     for handle in handles.values():
-        handle.remote = lambda images, prompts, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
+        handle.remote = lambda images, prompts, start, run, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
     scores = pool_of(**handles).score(None, ["x"], ["a", "b"])
     assert order == ["asked", "asked", "awaited", "awaited"]
     assert scores.by_scorer["b"].tolist() == [1.0]
@@ -100,3 +102,35 @@ def test_weighted_sum_keeps_holes():
     combined = scores.combined({"a": 2.0, "b": 0.1})
     assert combined[[0, 2]].tolist() == [3.0, 9.0]
     assert np.isnan(combined[1])
+
+
+def test_images_go_out_in_requests_and_only_the_failed_one_again():
+    handle = Handle(good(1.0, 2.0), TimeoutError("slow"), good(5.0), good(3.0, 4.0))
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=2)]
+    scores = RewardPool({"a": handle}, settings, "mine").score(None, list("vwxyz"), ["a"])
+    assert scores.by_scorer["a"].tolist() == [1, 2, 3, 4, 5]
+    assert handle.asked == [(0, 2, "mine"), (2, 2, "mine"), (4, 1, "mine"), (2, 2, "mine")]
+    assert (scores.retries, scores.errors, scores.busy_s) == (1, {}, {"a": 1.5})
+
+
+def test_a_request_that_fails_for_good_leaves_its_own_holes():
+    handle = Handle(good(1.0), ActorDiedError(), ActorDiedError())
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=1, attempts=2)]
+    scores = RewardPool({"a": handle}, settings).score(None, ["x", "y"], ["a"])
+    np.testing.assert_array_equal(scores.by_scorer["a"], [1, np.nan])
+    assert "ActorDiedError" in scores.errors["a"]
+
+
+def test_a_full_pool_is_waited_for_and_is_no_failure():
+    full = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+    scores = pool_of(attempts=1, a=Handle(full, full, full, good(1.0))).score(None, ["x"], ["a"])
+    assert scores.by_scorer["a"].tolist() == [1.0]
+    assert scores.retries == 3
+
+
+def test_but_not_for_longer_than_its_timeout():
+    full = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", timeout_s=1e-6)]
+    scores = RewardPool({"a": Handle(full)}, settings).score(None, ["x"], ["a"])
+    assert np.isnan(scores.by_scorer["a"]).all()
+    assert "BackPressureError" in scores.errors["a"]

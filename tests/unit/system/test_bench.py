@@ -11,13 +11,14 @@ from system.bench.measure import flops_of
 from system.bench.models import FULL_SIZES
 from system.bench.run import bench_table, run_bench
 from system.bench.sampler import bench_sampler
-from system.config import parse_config
+from system.config import RunConfig, parse_config
 from tests.tiny import tiny_settings
 
 
 @pytest.fixture
 def config(sd3_folder):
     return parse_config(
+        RunConfig,
         {
             "name": "bench",
             "steps": 1,

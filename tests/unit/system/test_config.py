@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from services.errors import UserError
-from system.config import dump_config, load_config, parse_config, recipe_names
+from system.config import RunConfig, dump_config, load_config, load_pool, parse_config, recipe_names
 
 MINIMAL = {
     "steps": 2,
@@ -28,7 +28,7 @@ def test_every_default_is_printed_and_reads_back_equal(recipe):
     config = load_config(recipe())
     assert config.name == "mine"
     assert config.learner.lr == 3e-4
-    assert parse_config(yaml.safe_load(dump_config(config)), "printed") == config
+    assert parse_config(RunConfig, yaml.safe_load(dump_config(config)), "printed") == config
 
 
 def test_overrides_reach_into_groups_and_lists(recipe):
@@ -116,3 +116,15 @@ def test_a_recipe_extends_another_key_by_key(recipe, tmp_path):
     recipe(extends="nowhere")
     with pytest.raises(UserError, match="no recipe `nowhere`"):
         load_config(str(child))
+
+
+def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_path):
+    assert load_pool(recipe()).scorers[0].scorer == "jpeg_size"
+    path = tmp_path / "pool.yaml"
+    path.write_text("scorers: [{name: size, scorer: jpeg_size, replicas: {min: 1, max: 4}}]\nserve: {port: 9000}\n")
+    pool = load_pool(str(path), ["serve.max_images=3"])
+    assert (pool.name, pool.serve.port, pool.serve.max_images, pool.scorers[0].most_replicas) == ("pool", 9000, 3, 4)
+    with pytest.raises(UserError, match=r"unknown key `serve.prot`.*did you mean `port`"):
+        load_pool(str(path), ["serve.prot=1"])
+    with pytest.raises(UserError, match=r"replicas.max is 0, below"):
+        load_pool(str(path), ["scorers.0.replicas.max=0", "scorers.0.replicas.min=1"])

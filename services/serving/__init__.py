@@ -1,0 +1,1 @@
+"""The reward pool as a service: Ray Serve deployments, an HTTP gateway, a client."""

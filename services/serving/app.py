@@ -1,0 +1,64 @@
+"""The scoring service as a Serve application: one deployment a scorer, and a gateway before them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from services.scoring.scorer import BUILT_IN
+from services.scoring.settings import Autoscale, ScorerSettings
+from services.serving.deployment import ScorerDeployment
+from services.serving.gateway import Gateway, deployment_name
+from services.serving.settings import GatewaySettings, PoolSettings
+
+
+def build(args: PoolSettings) -> serve.Application:
+    """The application, for `import_path: services.serving.app:build` of a Serve config file."""
+    return build_app(args.name, args.scorers, args.serve)
+
+
+def build_app(
+    name: str, scorers: Sequence[ScorerSettings], gateway: GatewaySettings, log_folder: str | None = None
+) -> serve.Application:
+    """The Serve application `name` that scores with all of `scorers`."""
+    bound = {
+        scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
+            name=deployment_name(scorer.name),
+            ray_actor_options=_actor_options(scorer),
+            max_ongoing_requests=scorer.max_ongoing,
+            max_queued_requests=scorer.max_queued,
+            **_replicas(scorer),
+        ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
+        for scorer in scorers
+    }
+    return Gateway.bind(name, gateway, list(scorers), bound)  # type: ignore[attr-defined]
+
+
+def _replicas(scorer: ScorerSettings) -> dict[str, Any]:
+    bounds = scorer.replicas
+    if not isinstance(bounds, Autoscale):
+        return {"num_replicas": bounds}
+    return {
+        "autoscaling_config": {
+            "min_replicas": bounds.min,
+            "max_replicas": bounds.max,
+            "target_ongoing_requests": bounds.target,
+            "upscale_delay_s": bounds.grow_after_s,
+            "downscale_delay_s": bounds.shrink_after_s,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 2.0,
+        }
+    }
+
+
+def _actor_options(scorer: ScorerSettings) -> dict[str, Any]:
+    """Resources of a replica, and for a user's own scorer the driver's search path: a replica is a child of Serve's
+    controller, which an earlier job may have started from elsewhere.
+    """
+    options: dict[str, Any] = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
+    if scorer.scorer not in BUILT_IN:
+        search_path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in search_path if part)}}
+    return options

@@ -1,0 +1,126 @@
+"""One scorer on its replicas."""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from ray import serve
+from ray.util import metrics
+
+from services.logs import log_to
+from services.scoring.scorer import Scorer, load_scorer
+from services.scoring.settings import ScorerSettings
+
+log = logging.getLogger(__name__)
+
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+IMAGES = [1, 4, 16, 64, 256]
+
+
+@dataclass
+class Request:
+    """Images of one caller that a replica scores together with others'."""
+
+    images_NHWC: np.ndarray
+    prompts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@serve.deployment
+class ScorerDeployment:
+    """Scores requests; those that wait together are scored together.
+
+    A scorer's own batches have a fixed shape, so a score depends neither on the replica nor on what else was asked.
+    """
+
+    def __init__(self, settings: ScorerSettings, log_file: str | None = None) -> None:
+        log_to(log_file)
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        started = time.perf_counter()
+        self.name = settings.name
+        self.scorer: Scorer = load_scorer(settings)
+        self.thread = ThreadPoolExecutor(1, "score")
+        self._batched.set_max_batch_size(settings.request_images)
+        self._measure(time.perf_counter() - started)
+
+    def _measure(self, loaded_s: float) -> None:
+        tags = ("scorer", "run")
+        self.images = metrics.Counter("tempflow_scorer_images_total", "Images scored.", tags)
+        self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", tags)
+        self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", tags)
+        self.seconds = metrics.Histogram("tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, tags)
+        self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, ("scorer",))
+        metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",)).set(
+            loaded_s, {"scorer": self.name}
+        )
+        log.info("scorer %s ready in %.1f s", self.name, loaded_s)
+
+    async def score(
+        self, images_NHWC: np.ndarray, prompts: Sequence[str], start: int = 0, run: str = ""
+    ) -> tuple[np.ndarray, float]:
+        """Score images start … start + len(prompts) of an array.
+
+        Returns:
+            (N,) float64 with NaN (also for ±infinity) as holes, and the seconds of work that this request cost.
+
+        Raises:
+            ValueError: the scorer returned another number of scores than it was given images.
+        """
+        tags, started = {"scorer": self.name, "run": run}, time.perf_counter()
+        outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
+        self.seconds.observe(time.perf_counter() - started, tags)
+        if isinstance(outcome, Exception):
+            self.failures.inc(1, tags)
+            raise outcome
+        score_N, seconds = outcome
+        self.images.inc(len(prompts), tags)
+        if holes := int(np.isnan(score_N).sum()):
+            self.holes.inc(holes, tags)
+        return score_N, seconds
+
+    @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
+    async def _batched(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, self._score_together, requests)
+
+    def _score_together(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:
+        """Score requests of one image size in one call; if that raises, each alone, so that only the guilty fail."""
+        by_shape = defaultdict(list)
+        for i, request in enumerate(requests):
+            by_shape[request.images_NHWC.shape[1:]].append(i)
+        outcomes: dict[int, tuple[np.ndarray, float] | Exception] = {}
+        for rows in by_shape.values():
+            try:
+                outcomes |= dict(zip(rows, self._score([requests[i] for i in rows]), strict=True))
+            except Exception as error:  # a scorer is anyone's code
+                log.exception("scorer %s failed", self.name)
+                outcomes |= {rows[0]: error} if len(rows) == 1 else {i: self._score_alone(requests[i]) for i in rows}
+        return [outcomes[i] for i in range(len(requests))]
+
+    def _score_alone(self, request: Request) -> tuple[np.ndarray, float] | Exception:
+        try:
+            return self._score([request])[0]
+        except Exception as error:  # as above
+            return error
+
+    def _score(self, requests: list[Request]) -> list[tuple[np.ndarray, float]]:
+        started = time.perf_counter()
+        images = requests[0].images_NHWC if len(requests) == 1 else np.concatenate([r.images_NHWC for r in requests])
+        prompts = [prompt for request in requests for prompt in request.prompts]
+        score_N = np.asarray(self.scorer(images, prompts), np.float64)
+        if score_N.shape != (len(prompts),):
+            raise ValueError(f"scorer {self.name} returned {score_N.shape} scores for {len(prompts)} images")
+        score_N = np.where(np.isfinite(score_N), score_N, np.nan)
+        self.batch.observe(len(prompts), {"scorer": self.name})
+        seconds = (time.perf_counter() - started) / max(len(prompts), 1)
+        ends = np.cumsum([len(request) for request in requests])[:-1]
+        return [(part, seconds * len(part)) for part in np.split(score_N, ends)]

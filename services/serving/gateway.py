@@ -1,0 +1,238 @@
+"""The HTTP side of the pool: who may ask, how much, and what of it can be scored."""
+
+import asyncio
+import hmac
+import logging
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
+
+from services.http import read_token
+from services.images import BadImage, decode_image
+from services.scoring.settings import ScorerSettings
+from services.serving.settings import GatewaySettings
+from services.serving.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+STATUS_TIMEOUT_S = 5
+
+api = FastAPI(title="tempflow reward pool", version="1")
+bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
+
+
+class Item(BaseModel):
+    """One image and its prompt."""
+
+    prompt: str
+    image: str
+    """Base64 of a PNG, JPEG or WebP."""
+
+
+class ScoreRequest(BaseModel):
+    """Body of `POST /v1/score` as JSON."""
+
+    items: list[Item]
+
+
+class ImageError(BaseModel):
+    """Why one image has no score."""
+
+    index: int
+    reason: str
+
+
+class ScoreAnswer(BaseModel):
+    """Scores in the order of the request; null where there is none."""
+
+    scores: dict[str, list[float | None]]
+    errors: list[ImageError]
+
+
+class ScorerInfo(BaseModel):
+    """A scorer of the pool."""
+
+    name: str
+    scorer: str
+    replicas: int
+
+
+ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
+SCORE_DOCS: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {JSON: {"schema": ScoreRequest.model_json_schema()}, ARROW: ARROW_TABLE},
+    }
+}
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
+@serve.ingress(api)
+class Gateway:
+    """Checks requests, decodes their images and asks the scorers."""
+
+    def __init__(
+        self,
+        application: str,
+        settings: GatewaySettings,
+        scorers: list[ScorerSettings],
+        handles: dict[str, DeploymentHandle],
+    ) -> None:
+        self.application, self.settings, self.handles = application, settings, handles
+        self.scorers = {scorer.name: scorer for scorer in scorers}
+        self.token = read_token(settings.token_file)
+        self.inside: Counter[str] = Counter()
+
+    def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
+        """Whether the caller has the pool's token, compared in constant time."""
+        if self.token is None:
+            return True
+        return credentials is not None and hmac.compare_digest(credentials.credentials.encode(), self.token.encode())
+
+    @api.post("/v1/score", openapi_extra=SCORE_DOCS, responses={200: {"content": {ARROW: {}}}})
+    async def score(
+        self,
+        request: Request,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+        scorers: Annotated[str | None, Query(description="Names, comma-separated; all if not given.")] = None,
+        x_tempflow_run: Annotated[str, Header(description="Label of the calling run.", max_length=64)] = "",
+    ) -> ScoreAnswer:
+        """Score images: one that cannot be decoded fails alone, with its index and the reason."""
+        self._authorize(credentials)
+        names = scorers.split(",") if scorers else list(self.scorers)
+        if unknown := sorted(set(names) - set(self.scorers)):
+            raise HTTPException(404, f"no scorer {', '.join(unknown)}; there are {', '.join(self.scorers)}")
+        content_type = request.headers.get("content-type", "")
+        try:
+            prompts, encoded = read_request(await self._body(request), content_type)
+        except BadRequest as error:
+            raise HTTPException(415 if "content type" in str(error) else 400, str(error)) from error
+        if not 0 < len(prompts) <= self.settings.max_images:
+            raise HTTPException(413, f"{len(prompts)} images; a request holds 1 to {self.settings.max_images}")
+        async with self._room(len(prompts), x_tempflow_run):
+            images, errors = await asyncio.to_thread(self._decode, encoded)
+            scores = await self._ask(names, images, prompts, x_tempflow_run)
+        body, kind = write_answer(Answer(scores, errors), content_type)
+        return Response(body, media_type=kind)  # type: ignore[return-value]
+
+    @api.get("/v1/scorers")
+    async def list_scorers(
+        self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    ) -> list[ScorerInfo]:
+        """The pool's scorers and how many replicas of each are running."""
+        self._authorize(credentials)
+        running = await self._running()
+        return [ScorerInfo(name=s.name, scorer=s.scorer, replicas=running[s.name]) for s in self.scorers.values()]
+
+    @api.get("/healthz")
+    async def healthz(self) -> str:
+        """The gateway is alive."""
+        return "ok"
+
+    @api.get("/readyz", responses={503: {"description": "A scorer has no running replica."}})
+    async def readyz(self) -> str:
+        """Every scorer has a running replica."""
+        running = await self._running()
+        if missing := sorted(name for name in self.scorers if not running[name]):
+            raise HTTPException(503, f"no replica of {', '.join(missing)} is running")
+        return "ok"
+
+    def _authorize(self, credentials: HTTPAuthorizationCredentials | None) -> None:
+        if not self.allowed(credentials):
+            raise HTTPException(401, "send the pool's token as a bearer token", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.settings.max_bytes:
+                raise HTTPException(413, f"the body is larger than {self.settings.max_bytes} bytes")
+        return bytes(body)
+
+    @asynccontextmanager
+    async def _room(self, images: int, run: str) -> AsyncIterator[None]:
+        """A place for `images`; nothing waits here without bound."""
+        settings = self.settings
+        mine, all_of = self.inside[run] + images, self.inside.total() + images
+        if mine > settings.max_waiting_per_run or all_of > settings.max_waiting:
+            raise _busy("the pool has its fill of images")
+        self.inside[run] += images
+        try:
+            yield
+        finally:
+            self.inside[run] -= images
+            if not self.inside[run]:
+                del self.inside[run]
+
+    def _decode(self, encoded: list[bytes]) -> tuple[list[np.ndarray | None], dict[int, str]]:
+        images: list[np.ndarray | None] = []
+        errors = {}
+        for i, data in enumerate(encoded):
+            try:
+                images.append(decode_image(data, self.settings.max_pixels))
+            except BadImage as error:
+                images.append(None)
+                errors[i] = str(error)
+        return images, errors
+
+    async def _ask(
+        self, names: list[str], images: list[np.ndarray | None], prompts: list[str], run: str
+    ) -> dict[str, np.ndarray]:
+        """Scores (N,) by scorer: images of one size go out together, in requests of a scorer's own bound."""
+        by_shape = defaultdict(list)
+        for i, image in enumerate(images):
+            if image is not None:
+                by_shape[image.shape].append(i)
+        scores = {name: np.full(len(prompts), np.nan) for name in names}
+
+        async def ask(name: str, rows: list[int]) -> None:
+            batch = np.stack([images[i] for i in rows])  # type: ignore[misc]
+            scores[name][rows], _ = await self.handles[name].score.remote(batch, [prompts[i] for i in rows], run=run)
+
+        requests = [
+            ask(name, rows[start : start + self.scorers[name].request_images])
+            for name in names
+            for rows in by_shape.values()
+            for start in range(0, len(rows), self.scorers[name].request_images)
+        ]
+        try:
+            await asyncio.gather(*requests)
+        except BackPressureError as error:
+            raise _busy("the scorers' queues are full") from error
+        except (RayError, RayServeException) as error:
+            cause = getattr(error, "cause", None) or error
+            log.warning("a scorer failed: %s", cause)
+            raise HTTPException(502, f"a scorer failed: {type(cause).__name__}") from error
+        return scores
+
+    async def _running(self) -> Counter[str]:
+        """Running replicas by scorer."""
+        status = await asyncio.wait_for(asyncio.to_thread(serve.status), STATUS_TIMEOUT_S)
+        deployments = status.applications[self.application].deployments
+        return Counter(
+            {
+                name: deployments[deployment_name(name)].replica_states.get(ReplicaState.RUNNING, 0)
+                for name in self.scorers
+            }
+        )
+
+
+def deployment_name(scorer: str) -> str:
+    """Of a scorer's deployment in the application."""
+    return f"scorer-{scorer}"
+
+
+def _busy(why: str) -> HTTPException:
+    return HTTPException(429, f"{why}; come again", {"Retry-After": str(RETRY_AFTER_S)})

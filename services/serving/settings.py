@@ -1,0 +1,34 @@
+"""Settings of the scoring service."""
+
+from pydantic import Field
+
+from services.scoring.settings import ScorerSettings
+from services.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """What the HTTP gateway listens on and accepts."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    token_file: str | None = None
+    """Holds the bearer token that callers must send; the environment's TEMPFLOW_TOKEN if not given."""
+    max_images: int = Field(512, ge=1)
+    """Images of one request."""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    """Body of one request."""
+    max_pixels: int = Field(4096 * 4096, ge=1)
+    """Of one image, read from its header before it is decoded."""
+    max_waiting: int = Field(4096, ge=1)
+    """Images in the gateway at once; more are answered 429."""
+    max_waiting_per_run: int = Field(2048, ge=1)
+    """Of them, those of one run (or of all callers that name none)."""
+
+
+class PoolSettings(Settings):
+    """A reward pool: what `tempflow serve` runs, and what a Serve config file gives `services.serving.app:build`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Of the Serve application."""
+    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    serve: GatewaySettings = GatewaySettings()

@@ -1,0 +1,71 @@
+"""`tempflow serve`: a recipe's scorers as a service of their own."""
+
+import time
+
+import ray
+import yaml
+from ray import serve
+from rich.console import Console
+
+from services.errors import UserError
+from services.http import read_token
+from services.scoring.scorer import check_scorer
+from services.serving.app import PoolSettings, build
+from system.launch_env import LOOPBACK
+from system.stop import StopFlag
+
+POLL_S = 0.2
+
+
+def check_pool(pool: PoolSettings) -> None:
+    """Refuse what can be known to fail before anything starts.
+
+    Raises:
+        UserError: a scorer's model is missing, or the pool would be open to other machines without a token.
+    """
+    for scorer in pool.scorers:
+        check_scorer(scorer)
+    if read_token(pool.serve.token_file) is None and pool.serve.host not in {LOOPBACK, "localhost"}:
+        raise UserError(
+            f"serve.host {pool.serve.host} can be reached from other machines: "
+            "set serve.token_file, or TEMPFLOW_TOKEN in the environment"
+        )
+
+
+def serve_config(pool: PoolSettings) -> str:
+    """The pool as YAML for `serve deploy`, or for the `serveConfigV2` of a RayService."""
+    application = {
+        "name": pool.name,
+        "route_prefix": "/",
+        "import_path": f"{build.__module__}:{build.__name__}",
+        "args": pool.model_dump(mode="json"),
+    }
+    options = {"host": pool.serve.host, "port": pool.serve.port}
+    return yaml.safe_dump({"http_options": options, "applications": [application]}, sort_keys=False, width=120)
+
+
+def run_pool(pool: PoolSettings, console: Console) -> None:
+    """Serve until Ctrl-C or SIGTERM; deletes the application, and nothing else, on the way out.
+
+    Raises:
+        Stopped: by the signal.
+    """
+    from system.launch import connect
+
+    check_pool(pool)
+    with StopFlag() as stop:
+        connection = connect()
+        try:
+            serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
+            started = time.perf_counter()
+            serve.run(build(pool), name=pool.name, route_prefix="/")
+            address = f"http://{pool.serve.host}:{pool.serve.port}"
+            console.print(f"[bold]{pool.name}[/] ready in {time.perf_counter() - started:.1f} s at {address}/docs")
+            if connection.dashboard:
+                console.print(f"Ray dashboard at http://{connection.dashboard}")
+            while True:
+                stop.check()
+                time.sleep(POLL_S)
+        finally:
+            serve.delete(pool.name)
+            ray.shutdown()

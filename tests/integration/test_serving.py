@@ -1,0 +1,216 @@
+"""`tempflow serve` on a Ray of its own: both formats, limits, tokens, overload, growth, a killed replica."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import requests
+import yaml
+
+from services.client import PoolError, ScoreClient
+from services.images import encode_image
+from tests.integration.conftest import environment
+
+START_TIMEOUT_S = 120
+TOKEN = "a token of the pool"
+SCORERS = '''
+import os, time
+import numpy as np
+
+class Slow:
+    """Mean brightness, in its own time; ends its process when the prompt says so, raises when it says so."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds = seconds
+
+    def __call__(self, images, prompts):
+        time.sleep(self.seconds)
+        for prompt in prompts:
+            if prompt.startswith("die") and not os.path.exists(prompt[4:]):
+                open(prompt[4:], "w").close()
+                os._exit(1)
+            if prompt == "raise":
+                raise ValueError("no")
+        score = images.mean(axis=(1, 2, 3)) / 255
+        return np.where([prompt == "nan" for prompt in prompts], np.nan, score)
+'''
+
+
+def grey(value: int, size: int = 8) -> np.ndarray:
+    return np.full((size, size, 3), value, np.uint8)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@contextmanager
+def serving(folder, scorers: list[dict], **settings):
+    """A running `tempflow serve`: its address."""
+    (folder / "slow.py").write_text(SCORERS)
+    port = free_port()
+    recipe = folder / "pool.yaml"
+    recipe.write_text(yaml.safe_dump({"scorers": scorers, "serve": {"port": port, **settings}}))
+    command = [sys.executable, "-m", "system", "serve", str(recipe)]
+    log = (folder / "serve.log").open("w")
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: process.poll() is not None or answers(url), START_TIMEOUT_S)
+        assert process.poll() is None, (folder / "serve.log").read_text()
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130, (folder / "serve.log").read_text()
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/readyz", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def wait_until(true, timeout_s: float, every_s: float = 0.2) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(every_s)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    (folder / "token").write_text(TOKEN + "\n")
+    scorers = [
+        {"name": "size", "scorer": "jpeg_size", "num_cpus": 0.1, "request_images": 4},
+        {"name": "bright", "scorer": "slow:Slow", "num_cpus": 0.1},
+    ]
+    limits = {"token_file": str(folder / "token"), "max_images": 16, "max_bytes": 100_000, "max_pixels": 4096}
+    with serving(folder, scorers, **limits) as url:
+        yield url
+
+
+def post(
+    url: str, body: bytes, token: str = TOKEN, kind: str = "application/json", query: str = ""
+) -> requests.Response:
+    headers = {"Content-Type": kind, "Authorization": f"Bearer {token}"}
+    return requests.post(f"{url}/v1/score{query}", data=body, headers=headers, timeout=60)
+
+
+def as_json(*pairs) -> bytes:
+    items = [{"prompt": prompt, "image": base64.b64encode(data).decode()} for prompt, data in pairs]
+    return json.dumps({"items": items}).encode()
+
+
+def test_both_formats_give_the_scorers_own_numbers(pool):
+    images = [grey(value) for value in (0, 51, 255, 102, 204)] + [grey(51, 16)]
+    answer = ScoreClient(pool, TOKEN, run="mine").score(images, ["x"] * 6)
+    np.testing.assert_allclose(answer.scores["bright"], [0, 0.2, 1, 0.4, 0.8, 0.2])
+    assert np.isfinite(answer.scores["size"]).all(), "asked in two requests of its bound"
+    said = post(pool, as_json(*[("x", encode_image(image)) for image in images]), query="?scorers=bright").json()
+    assert list(said["scores"]) == ["bright"]
+    np.testing.assert_allclose(said["scores"]["bright"], answer.scores["bright"])
+
+
+def test_one_bad_image_fails_alone_and_a_score_that_is_none_is_null(pool):
+    good = encode_image(grey(255))
+    said = post(pool, as_json(("x", good), ("x", b"no image"), ("nan", good), ("x", encode_image(grey(0, 65))))).json()
+    assert said["scores"]["bright"] == [1, None, None, None]
+    assert [error["index"] for error in said["errors"]] == [1, 3]
+    assert "none of PNG" in said["errors"][0]["reason"]
+    assert "65x65 pixels" in said["errors"][1]["reason"]
+
+
+def test_what_is_refused(pool):
+    body = as_json(("x", encode_image(grey(0))))
+    assert post(pool, body, token="wrong").status_code == 401
+    assert requests.get(f"{pool}/v1/scorers", timeout=9).status_code == 401
+    assert post(pool, b"{}").status_code == 400
+    assert post(pool, body, kind="text/plain").status_code == 415
+    assert post(pool, as_json()).status_code == 413
+    assert post(pool, as_json(*[("x", encode_image(grey(0)))] * 17)).status_code == 413
+    assert post(pool, b" " * 200_000).status_code == 413
+    assert post(pool, body, query="?scorers=nobody").status_code == 404
+    with pytest.raises(PoolError, match="401"):
+        ScoreClient(pool, "wrong").score([grey(0)], ["x"])
+
+
+def test_a_scorer_that_raises_is_named_as_a_failure_and_its_neighbours_are_scored(pool):
+    body, fine = (as_json((prompt, encode_image(grey(255)))) for prompt in ("raise", "x"))
+    with ThreadPoolExecutor(8) as threads:
+        codes = [r.status_code for r in threads.map(lambda i: post(pool, body if i == 3 else fine), range(8))]
+    assert codes == [502 if i == 3 else 200 for i in range(8)]
+
+
+def test_health_and_documentation_need_no_token(pool):
+    assert requests.get(f"{pool}/healthz", timeout=9).ok
+    assert requests.get(f"{pool}/readyz", timeout=9).ok
+    assert "/v1/score" in requests.get(f"{pool}/openapi.json", timeout=9).json()["paths"]
+    assert requests.get(f"{pool}/docs", timeout=9).ok
+    assert ScoreClient(pool, TOKEN).scorers() == [
+        {"name": "size", "scorer": "jpeg_size", "replicas": 1},
+        {"name": "bright", "scorer": "slow:Slow", "replicas": 1},
+    ]
+
+
+def test_a_killed_replica_costs_a_retry(pool, tmp_path):
+    answer = ScoreClient(pool, TOKEN).score([grey(255)], [f"die {tmp_path / 'once'}"], ["bright"])
+    assert answer.scores["bright"].tolist() == [1.0]
+    assert (tmp_path / "once").exists()
+
+
+def test_overload_is_answered_429_and_the_client_comes_again(tmp_path):
+    slow = {"name": "slow", "scorer": "slow:Slow", "num_cpus": 0.1, "options": {"seconds": 0.3}}
+    with serving(tmp_path, [slow], max_waiting=2, max_waiting_per_run=1) as url:
+        body = as_json(("x", encode_image(grey(255))))
+        with ThreadPoolExecutor(6) as threads:
+            answers_ = list(threads.map(lambda _: post(url, body), range(6)))
+        busy = [answer for answer in answers_ if answer.status_code == 429]
+        assert busy
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in busy)
+        assert {answer.status_code for answer in answers_} == {200, 429}
+        with ThreadPoolExecutor(3) as threads:
+            asked = [threads.submit(ScoreClient(url).score, [grey(255)], ["x"]) for _ in range(3)]
+            assert [a.result().scores["slow"].tolist() for a in asked] == [[1.0]] * 3
+
+
+@pytest.mark.slow
+def test_it_grows_under_a_burst_and_shrinks_when_quiet_and_loses_nothing(tmp_path):
+    bounds = {"min": 1, "max": 3, "target": 1, "grow_after_s": 1, "shrink_after_s": 5}
+    slow = {"name": "slow", "scorer": "slow:Slow", "num_cpus": 0.1, "options": {"seconds": 0.2}, "replicas": bounds}
+    with serving(tmp_path, [slow]) as url:
+        client = ScoreClient(url, attempts=10)
+
+        def replicas() -> int:
+            return client.scorers()[0]["replicas"]
+
+        assert replicas() == 1
+        seen = []
+
+        def ask(i: int) -> float:
+            score = ScoreClient(url, attempts=10).score([grey(i % 256)], ["x"]).scores["slow"][0]
+            seen.append(replicas())
+            return score
+
+        with ThreadPoolExecutor(12) as threads:
+            scores = list(threads.map(ask, range(300)))
+            assert max(seen) == 3
+        np.testing.assert_allclose(scores, [i % 256 / 255 for i in range(300)])
+
+        def small_again() -> bool:
+            np.testing.assert_allclose(client.score([grey(51)], ["x"]).scores["slow"], [0.2])
+            return replicas() == 1
+
+        wait_until(small_again, 90, every_s=1)
