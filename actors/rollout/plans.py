@@ -80,11 +80,12 @@ class Plan:
 def trunk_plan(settings: TrunkSettings, num_steps: int) -> Plan:
     """TempFlow-GRPO (arXiv 2508.04324): branches at steps 0..T−2, each completed by ODE.
 
-    Deviation from the FLUX and Qwen-Image scripts: no branch is drawn at the last step, which they decode and
-    score without training on it.
+    Deviations: from the FLUX and Qwen-Image scripts, no branch is drawn at the last step, which they decode and
+    score without training on it; from the paper, `branch_steps` may leave out late steps.
     """
+    branching = min(settings.branch_steps or num_steps, num_steps - 1)
     fork = Fork(width=settings.explorations)
-    return Plan(settings.seeds, (fork,) * (num_steps - 1) + (Fork(),))
+    return Plan(settings.seeds, (fork,) * branching + (Fork(),) * (num_steps - branching))
 
 
 def chain_plan(settings: ChainSettings, num_steps: int) -> Plan:

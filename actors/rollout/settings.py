@@ -15,6 +15,8 @@ class TrunkSettings(Settings):
     """Initial noises a prompt, each with a trunk of its own."""
     explorations: int = Field(6, ge=1)
     """K, the branches drawn at one step of one trunk."""
+    branch_steps: int | None = Field(None, ge=1)
+    """Branch at the first so many steps only; at all but the last if not given."""
 
 
 class ChainSettings(Settings):

@@ -46,8 +46,8 @@ POLICY_VISIT_STEPS = 250
 POLICY_TARGET = 0.6
 """Pretraining stops at this share of right images for held-out captions, so that there is something left to learn."""
 CONTRAST_STEPS = 1500
-PREFERENCE_STEPS = 2000
-PREFERENCE_PROMPTS = 400
+PREFERENCE_STEPS = 1600
+PREFERENCE_PROMPTS = 300
 HPS_STEPS = 3000
 
 
@@ -141,7 +141,7 @@ def judged_samples(out: Path, seed: int) -> Samples:
         model=str(out / "policy"), height=64, width=64, guidance=1.0, max_sequence_length=1, dtype="fp32", device="cpu"
     )
     policy = Policy(settings, seed)
-    generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=64, decode_batch=64))
+    generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=20, decode_batch=36))
     generator.load(policy.export(0))
     plan = make_plan(TrunkSettings(seeds=4, explorations=1), settings.num_steps)
     prompts = [caption(s) for s in draw_scenes(PREFERENCE_PROMPTS, np.random.default_rng([seed, 7]))]

@@ -51,7 +51,8 @@ A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured 
   {noise} of the captions had one wrong attribute and one in ten was empty. It stopped early on purpose, at the first
   look at which {target} of the held-out captions came out right: a reward must have something to improve.
 - The reward learned from captions with hard negatives, then from preference pairs: renderings against altered and
-  spoiled ones, and the policy's own samples for train captions, right against wrong by the judge.
+  spoiled ones, and the policy's own branches for train captions, more right against less right by the judge; pairs of
+  right ones are ties, so that it does not learn to prefer what makes no difference.
 
 ## Measured
 

@@ -35,7 +35,7 @@ NEGATIVE_RELATION_SHARES = (1.0, 0.0)
 """One hard negative for each entry: how often it alters the relation where there is one."""
 NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
-SAMPLE_PAIRS, TIES, MADE_PAIRS = 60_000, 10_000, 6_000
+SAMPLE_PAIRS, TIES, MADE_PAIRS = 60_000, 40_000, 6_000
 LEARNING_RATE = 3e-3
 PREFERENCE_RATE = 5e-4
 WIDTH = 96
@@ -179,8 +179,8 @@ class Preferences:
         self.win_P[self.parts[1]] = 0.5
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of `count` pairs: half samples of different grades, a quarter ties, a quarter renderings."""
-        shares = (count - 2 * (count // 4), count // 4, count // 4)
+        """Numbers of `count` pairs: two fifths samples of different grades, two fifths ties, the rest renderings."""
+        shares = (2 * count // 5, 2 * count // 5, count - 2 * (2 * count // 5))
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 

@@ -134,3 +134,11 @@ def test_noise_depends_on_the_address_alone():
 def test_a_schedule_of_one_step_leaves_nothing_to_train():
     with pytest.raises(UserError, match="num_steps"):
         make_plan(TrunkSettings(), 1)
+
+
+def test_branches_at_the_first_steps_only():
+    plan = make_plan(TrunkSettings(seeds=4, explorations=6, branch_steps=4), 10)
+    assert plan.trained_steps == [0, 1, 2, 3]
+    assert plan.nfe == 4 * (4 + 6 * (9 + 8 + 7 + 6)), "no trunk goes on beyond its last branches"
+    assert plan.leaves == 4 * 6 * 4
+    assert make_plan(TrunkSettings(branch_steps=99), 10) == make_plan(TrunkSettings(), 10)
