@@ -55,7 +55,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
         ),
         (
             "reward",
-            str(sum(scorer.most_replicas for scorer in training)),
+            str(sum(scorer.replicas.max for scorer in training)),
             "0",
             f"{prompts * plan.leaves * len(training):,}",
             _mb(images * len(training)),

@@ -48,7 +48,7 @@ def describe_time(
     config: RunConfig, experience: Experience, stats: UpdateStats, seconds: dict[str, float]
 ) -> dict[str, float]:
     """Seconds by stage, and the share of the step, evaluation left out, that each role's processes waited."""
-    replicas = sum(scorer.most_replicas for scorer in config.scorers if scorer.weight)
+    replicas = sum(scorer.replicas.max for scorer in config.scorers if scorer.weight)
     busy = {
         "rollout": experience.cost.seconds / config.rollout.workers,
         "reward": experience.scoring_s / replicas,

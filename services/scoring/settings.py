@@ -1,17 +1,20 @@
 """Settings of the reward models."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from services.settings import Settings
 
 
-class Autoscale(Settings):
-    """Replicas between bounds. The defaults suit bursts: a step's images come at once, then none for a while."""
+class Replicas(Settings):
+    """How many processes run a scorer: a number, or bounds between which load decides.
+
+    The defaults suit bursts: a step's images come at once, then none for a while.
+    """
 
     min: int = Field(1, ge=1)
-    max: int = Field(ge=1)
+    max: int = Field(1, ge=1)
     target: float = Field(2, gt=0)
     """Requests a replica works on or has waiting; more of them add replicas."""
     grow_after_s: float = Field(2, ge=0)
@@ -20,10 +23,15 @@ class Autoscale(Settings):
     """Load below the target for this long removes them: more than two training steps, since a large model takes
     minutes to load."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int) else value
+
     @model_validator(mode="after")
-    def _ordered(self) -> "Autoscale":
+    def _ordered(self) -> "Replicas":
         if self.max < self.min:
-            raise ValueError(f"replicas.max is {self.max}, below replicas.min, {self.min}")
+            raise ValueError(f"max is {self.max}, below min, {self.min}")
         return self
 
 
@@ -38,8 +46,8 @@ class ScorerSettings(Settings):
     """Its share of the training reward; 0 scores held-out images only."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the scorer."""
-    replicas: Annotated[int, Field(ge=1)] | Autoscale = 1
-    """A fixed number, or bounds between which load decides."""
+    replicas: Replicas = Replicas()
+    """A number, or bounds: `4`, or `{min: 1, max: 8}`."""
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)
@@ -55,8 +63,3 @@ class ScorerSettings(Settings):
     """Requests that a replica holds at once; those that wait in it are scored together."""
     max_queued: int = Field(256, ge=1)
     """Requests that wait in one caller for a replica; more are refused and come again later."""
-
-    @property
-    def most_replicas(self) -> int:
-        """The number of replicas, or the most that load can make them."""
-        return self.replicas.max if isinstance(self.replicas, Autoscale) else self.replicas

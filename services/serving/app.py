@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from services.scoring.scorer import BUILT_IN
-from services.scoring.settings import Autoscale, ScorerSettings
+from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import Gateway, deployment_name
 from services.serving.settings import GatewaySettings, PoolSettings
@@ -29,17 +29,16 @@ def build_app(
             ray_actor_options=_actor_options(scorer),
             max_ongoing_requests=scorer.max_ongoing,
             max_queued_requests=scorer.max_queued,
-            **_replicas(scorer),
+            **_replicas(scorer.replicas),
         ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
         for scorer in scorers
     }
     return Gateway.bind(name, gateway, list(scorers), bound)  # type: ignore[attr-defined]
 
 
-def _replicas(scorer: ScorerSettings) -> dict[str, Any]:
-    bounds = scorer.replicas
-    if not isinstance(bounds, Autoscale):
-        return {"num_replicas": bounds}
+def _replicas(bounds: Replicas) -> dict[str, Any]:
+    if bounds.min == bounds.max:
+        return {"num_replicas": bounds.min}
     return {
         "autoscaling_config": {
             "min_replicas": bounds.min,

@@ -20,7 +20,7 @@ def test_split_is_disjoint_and_complete(category: str) -> None:
     train, held_out = split(category)
     assert not set(train) & set(held_out)
     assert len(train) + len(held_out) == len(list(all_scenes(category)))
-    assert min(len(train), len(held_out)) >= 50
+    assert min(len(train), len(held_out)) >= 40
 
 
 def test_held_out_words_all_occur_in_train_captions() -> None:

@@ -123,8 +123,8 @@ def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_pa
     path = tmp_path / "pool.yaml"
     path.write_text("scorers: [{name: size, scorer: jpeg_size, replicas: {min: 1, max: 4}}]\nserve: {port: 9000}\n")
     pool = load_pool(str(path), ["serve.max_images=3"])
-    assert (pool.name, pool.serve.port, pool.serve.max_images, pool.scorers[0].most_replicas) == ("pool", 9000, 3, 4)
+    assert (pool.name, pool.serve.port, pool.serve.max_images, pool.scorers[0].replicas.max) == ("pool", 9000, 3, 4)
     with pytest.raises(UserError, match=r"unknown key `serve.prot`.*did you mean `port`"):
         load_pool(str(path), ["serve.prot=1"])
-    with pytest.raises(UserError, match=r"replicas.max is 0, below"):
-        load_pool(str(path), ["scorers.0.replicas.max=0", "scorers.0.replicas.min=1"])
+    with pytest.raises(UserError, match=r"max is 1, below min, 2"):
+        load_pool(str(path), ["scorers.0.replicas.max=1", "scorers.0.replicas.min=2"])

@@ -1,0 +1,81 @@
+"""The small HPSv3: its loss by hand, and its files through the scorer that loads the real one."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from services.scoring.hpsv3 import HPSv3
+from system.miniature.build import ASSETS, load_policy
+from system.miniature.data import draw_scenes, render_scenes
+from system.miniature.hps import HpsTrainer, ranking_loss, train_hps
+from system.miniature.reward import Preferences, Samples
+from system.miniature.world import caption
+
+SCENES = draw_scenes(4, np.random.default_rng(0))
+IMAGES = render_scenes(SCENES, np.random.default_rng(1))
+PROMPTS = [caption(scene) for scene in SCENES]
+
+
+def test_the_loss_of_certain_scores_is_that_of_their_difference():
+    sure = torch.full((3,), -30.0)
+    first, second = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])
+    loss = ranking_loss(torch.stack([first, sure], 1), torch.stack([second, sure], 1), torch.tensor([1.0, 1.0, 0.5]))
+    by_hand = -functional.logsigmoid(torch.tensor([1.0, -1.0, 0.0])).mean()
+    assert loss.item() == pytest.approx(by_hand.item())
+
+
+def test_uncertainty_softens_a_wrong_order():
+    torch.manual_seed(0)
+    wrong, far = torch.tensor([[0.0, 2.0]] * 512), torch.tensor([[8.0, 2.0]] * 512)
+    win = torch.ones(512)
+    sure = ranking_loss(wrong - torch.tensor([0, 30.0]), far - torch.tensor([0, 30.0]), win)
+    assert sure.item() == pytest.approx(8, abs=0.01)
+    assert ranking_loss(wrong, far, win).item() > 8, "E[softplus] of a wide Gaussian lies above that of its mean"
+
+
+def test_the_trained_files_score_as_in_training(tmp_path):
+    torch.manual_seed(0)
+    trainer = HpsTrainer()
+    trainer.save(tmp_path)
+    trainer.model.eval()
+    trainer.head.eval()
+    with torch.no_grad():
+        own = trainer.gaussians(trainer.token_ids(PROMPTS), IMAGES)
+    scorer = HPSv3(
+        str(tmp_path),
+        str(tmp_path / "base"),
+        str(tmp_path / "instruction.txt"),
+        pixels=64 * 64,
+        dtype="fp32",
+        batch_size=2,
+        device="cpu",
+    )
+    np.testing.assert_allclose(scorer.gaussians(IMAGES, PROMPTS), own.numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    grades = np.array([1.0, 1.0, 0.5, 0.8] * 4)
+    return Samples(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
+
+
+def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, monkeypatch):
+    monkeypatch.setattr("system.miniature.reward.MADE_PAIRS", 6)
+    data = Preferences(load_policy(ASSETS)[0], samples, np.random.default_rng(0))
+    own, ties, made = data.parts
+    for number in (*own, *ties):
+        first, second = data.pairs_P2[number]
+        assert samples.prompts[first] == samples.prompts[second] == data.captions[number]
+    assert (samples.grade_N[data.pairs_P2[own, 0]] > samples.grade_N[data.pairs_P2[own, 1]]).all()
+    assert (samples.grade_N[data.pairs_P2[ties]] == 1).all()
+    assert (len(own), len(ties), len(made)) == (2 * 20, 2 * 6, 6)
+    assert (data.win_P[ties] == 0.5).all()
+    assert (data.win_P[own] == 1).all()
+
+
+def test_training_runs_and_writes_what_the_scorer_reads(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("system.miniature.reward.MADE_PAIRS", 6)
+    train_hps(load_policy(ASSETS)[0], samples, seed=0, steps=2, out=tmp_path)
+    scorer = HPSv3(str(tmp_path), str(tmp_path / "base"), str(tmp_path / "instruction.txt"), 64 * 64, "fp32", 4, "cpu")
+    assert np.isfinite(scorer(IMAGES, PROMPTS)).all()
