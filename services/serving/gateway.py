@@ -78,6 +78,15 @@ SCORE_DOCS: dict[str, Any] = {
 }
 
 
+def deployment_name(scorer: str) -> str:
+    """Of a scorer's deployment in the application."""
+    return f"scorer-{scorer}"
+
+
+def _busy(why: str) -> HTTPException:
+    return HTTPException(429, f"{why}; come again", {"Retry-After": str(RETRY_AFTER_S)})
+
+
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
 @serve.ingress(api)
 class Gateway:
@@ -227,12 +236,3 @@ class Gateway:
                 for name in self.scorers
             }
         )
-
-
-def deployment_name(scorer: str) -> str:
-    """Of a scorer's deployment in the application."""
-    return f"scorer-{scorer}"
-
-
-def _busy(why: str) -> HTTPException:
-    return HTTPException(429, f"{why}; come again", {"Retry-After": str(RETRY_AFTER_S)})

@@ -15,7 +15,7 @@ from actors.rollout.noise import Address, noise
 from actors.rollout.plans import Plan, trunk_plan
 from actors.rollout.sampler import Sampler
 from actors.rollout.settings import TrunkSettings
-from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of
+from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of, seconds
 from system.config import RunConfig
 
 
@@ -37,13 +37,13 @@ def bench_sampler(config: RunConfig, policy: Policy, conditioning: Conditioning,
     flops_per_nfe = _flops_per_forward(policy, conditioning)
     for name, call in calls.items():
         with Inside(policy.transformer, policy.device) as inside:
-            call()
+            watched = seconds(call, policy.device)
         figures[name] = {
             "forwards": inside.calls,
             "rows_padded": inside.rows - nfe,
             "seconds": best[name],
             "nfe_per_s": nfe / best[name],
-            "share_inside_transformer": inside.seconds / best[name],
+            "share_inside_transformer": inside.seconds / watched,
             "share_of_matmul_peak": flops_per_nfe * nfe / best[name] / peak,
         }
     figures["speedup"] = best["reference"] / best["wavefront"]
