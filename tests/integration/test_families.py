@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from diffusers import FluxPipeline
 
 from tests.families import FAMILIES
 
@@ -25,7 +26,7 @@ def test_a_family_trains_from_its_folder_alone(case, recipe, tempflow, ray_head,
     assert (tmp_path / "runs" / "tiny" / "lora" / "pytorch_lora_weights.safetensors").exists()
     dry = tempflow("train", recipe, "--dry-run", *arguments)
     assert dry.returncode == 0, dry.stderr
-    doubled = 2 if case.pipeline.__name__.startswith("Qwen") else 1
+    doubled = 1 if case.pipeline is FluxPipeline else 2
     assert last["nfe/generate"] == 3 * 2 * (3 + 3 * 6) * doubled
 
 
