@@ -84,6 +84,7 @@ def main() -> None:
             minutes = round((time.monotonic() - start) / 60, 1)
             figures |= {"seed": options.seed, "threads": options.threads, "minutes": minutes}
             record(options.out, stage, figures)
+            forget_origin(options.out)
 
 
 def build_vae(out: Path, seed: int) -> dict:
@@ -178,6 +179,14 @@ def load_policy(out: Path) -> tuple[AutoencoderKL, Denoiser, CLIPTokenizer]:
 def record(out: Path, stage: str, figures: dict) -> None:
     """Keep the figures of a stage in figures.json."""
     (out / "figures.json").write_text(json.dumps({**_read(out), stage: figures}, indent=1) + "\n")
+
+
+def forget_origin(out: Path) -> None:
+    """Drop the folder that a part was loaded from out of the configurations that diffusers writes."""
+    for path in out.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _read(out: Path) -> dict:

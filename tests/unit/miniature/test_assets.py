@@ -29,6 +29,11 @@ def test_files_are_safe_and_small() -> None:
     assert sum(path.stat().st_size for path in files) <= LIMIT_BYTES
 
 
+def test_no_file_names_the_folder_it_was_made_in() -> None:
+    texts = {path: path.read_text() for path in ASSETS.rglob("*") if path.suffix in {".json", ".md"}}
+    assert not [path for path, text in texts.items() if "_name_or_path" in text or "/tmp/" in text]
+
+
 @pytest.mark.parametrize("folder", ["policy/tokenizer", "policy/tokenizer_2", "reward"])
 def test_tokenizer_holds_every_caption(folder: str) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / folder)
