@@ -78,7 +78,7 @@ def serving(folder, scorers: list[dict], **settings):
 def answers(url: str) -> bool:
     try:
         return requests.get(f"{url}/readyz", timeout=5).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
