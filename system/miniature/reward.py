@@ -180,7 +180,8 @@ class Preferences:
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Numbers of `count` pairs: two fifths samples of different grades, two fifths ties, the rest renderings."""
-        shares = (2 * count // 5, 2 * count // 5, count - 2 * (2 * count // 5))
+        each = 2 * count // 5
+        shares = (each, each, count - 2 * each)
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
