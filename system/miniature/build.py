@@ -1,10 +1,9 @@
 """Build every asset of the shapes from a seed.
 
-    python -m system.miniature.build [--out DIR] [--seed 0] [--threads 1] [--only vae,policy,contrast,…]
+    python -m system.miniature.build [--out DIR] [--seed 0] [--threads 2] [--only vae,policy,contrast,…]
 
 Stages run in the order of STAGES; each reads what earlier ones left in the folder, so one can be repeated alone.
-`policy` and `contrast` both need `vae` only: with two cores, run them side by side. Figures of the training go to
-figures.json, and the card measures the finished assets.
+Figures of the training go to figures.json, and the card measures the finished assets.
 """
 
 from __future__ import annotations
@@ -30,8 +29,13 @@ from actors.trajectory import Task
 from system.miniature.card import write_card
 from system.miniature.data import draw_scenes
 from system.miniature.hps import train_hps
-from system.miniature.judge import Judge
-from system.miniature.policy import Denoiser, sample, save_policy, train_policy
+from system.miniature.judge import ATTRIBUTES, Judge
+from system.miniature.policy import (
+    Denoiser,
+    sample,
+    save_policy,
+    train_policy,
+)
 from system.miniature.prompts import write_prompts
 from system.miniature.reward import Samples, save_reward, train_contrast, train_preference
 from system.miniature.tokenizer import new_tokenizer
@@ -39,15 +43,15 @@ from system.miniature.vae import train_vae
 from system.miniature.world import all_scenes, caption
 
 ASSETS = Path(__file__).parent / "assets"
-STAGES = ("vae", "policy", "contrast", "preference", "hps", "prompts", "card")
+STAGES = ("vae", "policy", "mislabel", "contrast", "preference", "hps", "prompts", "card")
 VAE_STEPS = 1000
-POLICY_MAX_STEPS = 4_000
-POLICY_VISIT_STEPS = 250
-POLICY_TARGET = 0.6
-"""Pretraining stops at this share of right images for held-out captions, so that there is something left to learn."""
+POLICY_ROUND = {"steps": 3000, "lr": 5e-3, "mislabelled": 0.0, "every": 250}
+MISLABEL_ROUND = {"steps": 800, "lr": 2e-3, "mislabelled": 0.2, "every": 200}
 CONTRAST_STEPS = 1500
 PREFERENCE_STEPS = 1600
-PREFERENCE_PROMPTS = 300
+PREFERENCE_PROMPTS = 600
+ROLLOUT_STEPS = 6
+"""Sampling steps of the images that the reward learns from, as in the recipe."""
 HPS_STEPS = 3000
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the assets of the shapes.")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default=",".join(STAGES), help="comma-separated stages")
     options = parser.parse_args()
     wanted = options.only.split(",")
@@ -70,6 +74,7 @@ def main() -> None:
     run = {
         "vae": build_vae,
         "policy": build_policy,
+        "mislabel": build_mislabel,
         "contrast": build_contrast,
         "preference": build_preference,
         "hps": build_hps,
@@ -94,23 +99,40 @@ def build_vae(out: Path, seed: int) -> dict:
 
 
 def build_policy(out: Path, seed: int) -> dict:
-    """Pretrain the policy until its accuracy on held-out captions reaches the target."""
-    vae = AutoencoderKL.from_pretrained(out / "policy" / "vae").eval()
-    tokenizer = build_tokenizer()
+    """Pretrain the policy on true captions."""
+    vae, tokenizer = AutoencoderKL.from_pretrained(out / "policy" / "vae").eval(), build_tokenizer()
+    torch.manual_seed(seed)
+    return _train_policy(out, Denoiser.new(tokenizer), vae, tokenizer, seed, 2, POLICY_ROUND)
+
+
+def build_mislabel(out: Path, seed: int) -> dict:
+    """Go on with the policy where a share of the captions belongs to other images."""
+    (vae, model, _), tokenizer = load_policy(out), build_tokenizer()
+    torch.manual_seed(seed)
+    return _train_policy(out, model, vae, tokenizer, seed, 8, MISLABEL_ROUND)
+
+
+def _train_policy(
+    out: Path, model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, stream: int, round_: dict
+) -> dict:
+    """Train by a round's settings, save at each look, and return the shares of held-out captions drawn right."""
     scenes = draw_scenes(512, np.random.default_rng([seed, 6]), held_out=True)
     prompts, relations = [caption(s) for s in scenes], np.array([s.category == "relation" for s in scenes])
     judge, history = Judge(), {}
 
-    def visit(step: int, model: Denoiser) -> bool:
-        right = judge(sample(model, vae, tokenizer, prompts, seed), prompts)
-        history[step] = right.mean()
+    def look(step: int, averaged: Denoiser) -> None:
+        images = sample(averaged, vae, tokenizer, prompts, seed)
+        right = judge(images, prompts)
+        verdicts = [verdict for verdict in judge.verdicts(images, prompts) if verdict]
         single, relation = right[~relations].mean(), right[relations].mean()
-        print(f"policy step {step} right {right.mean():.3f} single {single:.3f} relation {relation:.3f}", flush=True)
-        save_policy(model, vae, tokenizer, out / "policy")
-        return right.mean() >= POLICY_TARGET
+        print(f"policy step {step} right {right.mean():.3f} single {single:.3f} relation {relation:.3f}", end=" ")
+        print(*(f"{name} {np.mean([v[name] for v in verdicts]):.3f}" for name in ATTRIBUTES), flush=True)
+        save_policy(averaged, vae, tokenizer, out / "policy")
+        history[step] = float(right.mean())
 
-    steps = train_policy(vae, tokenizer, seed, POLICY_MAX_STEPS, POLICY_VISIT_STEPS, visit)
-    return {"steps": steps, "history": history}
+    rng = np.random.default_rng([seed, stream])
+    train_policy(model, vae, tokenizer, rng, visit=look, **round_)
+    return {"steps": round_["steps"], "history": history}
 
 
 def build_contrast(out: Path, seed: int) -> dict:
@@ -139,7 +161,14 @@ def build_hps(out: Path, seed: int) -> dict:
 def judged_samples(out: Path, seed: int) -> Samples:
     """What a rollout of the policy gives for train captions: branches at every step of four trunks, judged."""
     settings = PolicySettings(
-        model=str(out / "policy"), height=64, width=64, guidance=1.0, max_sequence_length=1, dtype="fp32", device="cpu"
+        model=str(out / "policy"),
+        height=64,
+        width=64,
+        num_steps=ROLLOUT_STEPS,
+        guidance=1.0,
+        max_sequence_length=1,
+        dtype="fp32",
+        device="cpu",
     )
     policy = Policy(settings, seed)
     generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=20, decode_batch=36))

@@ -21,6 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from system.miniature.corruptions import spoil
 from system.miniature.data import draw_scenes, render_scenes
+from system.miniature.judge import ATTRIBUTES
 from system.miniature.optim import Optimizer
 from system.miniature.policy import token_ids
 from system.miniature.vae import decode, encode
@@ -35,7 +36,9 @@ NEGATIVE_RELATION_SHARES = (1.0, 0.0)
 """One hard negative for each entry: how often it alters the relation where there is one."""
 NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
-SAMPLE_PAIRS, TIES, MADE_PAIRS = 60_000, 40_000, 6_000
+SAMPLE_PAIRS, MADE_PAIRS = 60_000, 6_000
+PAIR_SHARES = {"near": 2 / 5, "far": 1 / 5, "tie": 1 / 5}
+"""Of a batch of preference pairs; the rest are renderings. See `_sample_pairs`."""
 LEARNING_RATE = 3e-3
 PREFERENCE_RATE = 5e-4
 WIDTH = 96
@@ -156,7 +159,7 @@ class Preferences:
     """
 
     def __init__(self, vae: AutoencoderKL, samples: Samples, rng: np.random.Generator) -> None:
-        own, own_ties = _sample_pairs(samples, rng)
+        own = _sample_pairs(samples, rng)
         scenes = draw_scenes(MADE_PAIRS, rng)
         better = render_scenes(scenes, rng, anywhere=True)
         worse = np.stack(
@@ -170,23 +173,28 @@ class Preferences:
             images[soft] = decode(vae, encode(vae, images[soft]))
         self.images = np.concatenate([samples.images_NHWC, better, worse])
         at = len(samples.images_NHWC) + np.arange(len(scenes))
-        made = np.stack([at, at + len(scenes)], 1)
-        self.pairs_P2 = np.concatenate([own, own_ties, made])
-        self.captions = [*(samples.prompts[i] for i, _ in [*own, *own_ties]), *(caption(s) for s in scenes)]
-        self.parts = np.split(np.arange(len(self.captions)), np.cumsum([len(own), len(own_ties)]))
+        kinds = [*(own[kind] for kind in PAIR_SHARES), np.stack([at, at + len(scenes)], 1)]
+        self.pairs_P2 = np.concatenate(kinds)
+        self.captions = [*(samples.prompts[i] for pairs in kinds[:-1] for i, _ in pairs), *(caption(s) for s in scenes)]
+        self.parts = np.split(np.arange(len(self.captions)), np.cumsum([len(pairs) for pairs in kinds])[:-1])
         self.win_P = torch.ones(len(self.captions))
         """Probability that the first image of a pair is the better one."""
-        self.win_P[self.parts[1]] = 0.5
+        self.win_P[self.parts[list(PAIR_SHARES).index("tie")]] = 0.5
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of `count` pairs: two fifths samples of different grades, two fifths ties, the rest renderings."""
-        each = 2 * count // 5
-        shares = (each, each, count - 2 * each)
+        """Numbers of `count` pairs, by PAIR_SHARES."""
+        shares = [int(share * count) for share in PAIR_SHARES.values()]
+        shares.append(count - sum(shares))
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
-def _sample_pairs(samples: Samples, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (P, 2) of pairs of one prompt, the better first; and of pairs in which both are right."""
+def _sample_pairs(samples: Samples, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Row numbers (P, 2) of pairs of one prompt, the better first, by kind.
+
+    The worse of "near" has one more wrong attribute and that of "far" several; in a "tie" both are right. Most pairs
+    are far ones, and a missing object fails several attributes at once: with the kinds mixed as they come, a wrong
+    shape hardly counts.
+    """
     rows: dict[str, list[int]] = {}
     for i, prompt in enumerate(samples.prompts):
         rows.setdefault(prompt, []).append(i)
@@ -195,12 +203,12 @@ def _sample_pairs(samples: Samples, rng: np.random.Generator) -> tuple[np.ndarra
     starts = np.cumsum([0, *(len(r) for r in rows.values())])[:-1]
     flat = np.concatenate([np.array(r) for r in rows.values()])
     pairs = flat[pairs + starts[owners][:, None]]
-    grade_P2 = samples.grade_N[pairs]
-    differ = pairs[grade_P2[:, 0] != grade_P2[:, 1]]
-    worse_first = samples.grade_N[differ[:, 0]] < samples.grade_N[differ[:, 1]]
-    differ[worse_first] = differ[worse_first][:, ::-1]
-    ties = pairs[(grade_P2 == 1).all(1)]
-    return rng.permutation(differ)[:SAMPLE_PAIRS], rng.permutation(ties)[:TIES]
+    wrong_P2 = np.rint((1 - samples.grade_N[pairs]) * len(ATTRIBUTES)).astype(int)
+    worse_first = wrong_P2[:, 0] > wrong_P2[:, 1]
+    pairs[worse_first] = pairs[worse_first][:, ::-1]
+    apart_P = np.abs(wrong_P2[:, 0] - wrong_P2[:, 1])
+    kinds = {"near": apart_P == 1, "far": apart_P > 1, "tie": (wrong_P2 == 0).all(1)}
+    return {kind: rng.permutation(pairs[mask])[:SAMPLE_PAIRS] for kind, mask in kinds.items()}
 
 
 def train_contrast(vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, steps: int) -> CLIPModel:

@@ -18,8 +18,8 @@ from system.miniature.world import all_scenes, caption, is_held_out, parse
 SAFE_KINDS = {".safetensors", ".json", ".txt", ".parquet", ".md"}
 LIMIT_BYTES = 40 * 2**20
 PROMPTS = [
-    "a large red circle on a white background",
-    "a small cyan square above a large red circle on a grey background",
+    "a large red ring on a white background",
+    "a small cyan square above a large red ring on a grey background",
 ]
 
 

@@ -56,22 +56,27 @@ def test_the_trained_files_score_as_in_training(tmp_path):
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
-    grades = np.array([1.0, 1.0, 0.5, 0.8] * 4)
+    grades = np.array([1.0, 1.0, 1 / 2, 5 / 6] * 4)
     return Samples(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
 
 
 def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, monkeypatch):
     monkeypatch.setattr("system.miniature.reward.MADE_PAIRS", 6)
     data = Preferences(load_policy(ASSETS)[0], samples, np.random.default_rng(0))
-    own, ties, made = data.parts
-    for number in (*own, *ties):
+    near, far, ties, made = data.parts
+    grade_P2 = samples.grade_N[data.pairs_P2[: made[0]]]
+    for number in (*near, *far, *ties):
         first, second = data.pairs_P2[number]
         assert samples.prompts[first] == samples.prompts[second] == data.captions[number]
-    assert (samples.grade_N[data.pairs_P2[own, 0]] > samples.grade_N[data.pairs_P2[own, 1]]).all()
-    assert (samples.grade_N[data.pairs_P2[ties]] == 1).all()
-    assert (len(own), len(ties), len(made)) == (2 * 20, 2 * 6, 6)
+    np.testing.assert_allclose(grade_P2[near, 0] - grade_P2[near, 1], 1 / 6)
+    assert (grade_P2[far, 0] - grade_P2[far, 1] > 1 / 6 + 1e-6).all()
+    assert (grade_P2[ties] == 1).all()
+    # Of one caption: four right images, two with one wrong attribute and two with three.
+    assert (len(near), len(far), len(ties), len(made)) == (2 * 8, 2 * 12, 2 * 6, 6)
     assert (data.win_P[ties] == 0.5).all()
-    assert (data.win_P[own] == 1).all()
+    assert (data.win_P[np.concatenate([near, far, made])] == 1).all()
+    drawn = data.draw(20, np.random.default_rng(0))
+    assert [np.isin(drawn, part).sum() for part in data.parts] == [8, 4, 4, 4]
 
 
 def test_training_runs_and_writes_what_the_scorer_reads(samples, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from system.miniature.data import draw_scenes, render_scenes
 from system.miniature.judge import ATTRIBUTES, Judge
 from system.miniature.world import BACKGROUNDS, alterations, caption, paint, parse, place
 
-CAPTION = "a large red circle left of a small blue square on a white background"
+CAPTION = "a large red ring left of a small blue square on a white background"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_verdicts_name_the_wrong_attribute() -> None:
     image = render_scenes([parse(CAPTION)], np.random.default_rng(0))
     wrong = {
         "background": CAPTION.replace("white", "grey"),
-        "shape": CAPTION.replace("circle", "cross"),
+        "shape": CAPTION.replace("ring", "cross"),
         "size": CAPTION.replace("small", "large"),
         "relation": CAPTION.replace("left of", "above"),
     }
@@ -51,14 +51,14 @@ def test_missing_and_extra_objects_are_wrong() -> None:
     both = place(parse(CAPTION), np.random.default_rng(0))
     one = paint(both[:1], BACKGROUNDS["white"])
     two = paint(both, BACKGROUNDS["white"])
-    single = "a large red circle on a white background"
+    single = "a large red ring on a white background"
     score = Judge()(np.stack([one, one, two, two]), [single, CAPTION, CAPTION, single])
     assert score.tolist() == [1, 0, 1, 0]
 
 
 def test_malformed_caption_is_nan() -> None:
     images = np.zeros((2, 64, 64, 3), np.uint8)
-    score = Judge()(images, ["two cats", "a small red circle on a black background"])
+    score = Judge()(images, ["two cats", "a small red ring on a black background"])
     assert np.isnan(score[0])
     assert score[1] == 0
 

@@ -1,9 +1,11 @@
 """Grammar, split and renderer of the shapes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from system.miniature.world import all_scenes, alterations, caption, is_valid, parse, render, split
+from system.miniature.world import COLOURS, SHAPES, all_scenes, alterations, caption, is_valid, parse, render, split
 
 CATEGORIES = ("single", "relation")
 
@@ -29,16 +31,24 @@ def test_held_out_words_all_occur_in_train_captions() -> None:
     assert {word for scene in held_out for word in caption(scene).split()} <= words
 
 
+def test_held_out_is_how_known_pairs_are_combined() -> None:
+    """Every colour with a shape is known from training; what is new is the background it stands on."""
+    train, held_out = (
+        {(thing.colour, thing.shape) for scene in side for thing in scene.things} for side in split("single")
+    )
+    assert train == held_out == set(itertools.product(COLOURS, SHAPES))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "a red circle",
-        "a small red circle on a red background",
-        "a small red circle beside a large blue square on a white background",
-        "a small red circle above a large red square on a white background",
-        "a small blue circle on a blue background",
-        "a small red circle on a white background ",
+        "a red ring",
+        "a small red ring on a red background",
+        "a small red ring beside a large blue square on a white background",
+        "a small red ring above a large red square on a white background",
+        "a small blue ring on a blue background",
+        "a small red ring on a white background ",
     ],
 )
 def test_malformed_caption_raises_one_sentence(text: str) -> None:
@@ -47,7 +57,7 @@ def test_malformed_caption_raises_one_sentence(text: str) -> None:
 
 
 def test_render_is_deterministic_and_random() -> None:
-    scene = parse("a large red circle left of a small blue square on a white background")
+    scene = parse("a large red ring left of a small blue square on a white background")
     first, again, other = (render(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (64, 64, 3)
     assert first.dtype == np.uint8
@@ -56,7 +66,7 @@ def test_render_is_deterministic_and_random() -> None:
 
 
 def test_alterations_differ_and_are_valid() -> None:
-    scene = parse("a large red circle left of a small blue square on a white background")
+    scene = parse("a large red ring left of a small blue square on a white background")
     altered = alterations(scene)
     assert set(altered) == {"background", "size", "colour", "shape", "relation", "swap"}
     for scenes in altered.values():
