@@ -33,7 +33,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     """Rows of the table, as text; a figure that needs the model's files says `?` where they are not on this machine."""
     plan = make_plan(config.plan, config.policy.num_steps)
     prompts = config.data.prompts_per_step
-    guided = 2 if family_class(config.policy).classifier_free and config.policy.guidance > 1 else 1
+    guided = 2 if family_class(config.policy).guides(config.policy) else 1
     folder = Path(resolve_model(config.policy.model))
     base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
     transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)

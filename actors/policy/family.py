@@ -83,10 +83,15 @@ class Family(ABC):
     def decode(self, latent_NZ: Tensor) -> Tensor:
         """Latents to images: (N, H, W, 3) uint8 on the CPU."""
 
+    @classmethod
+    def guides(cls, settings: PolicySettings) -> bool:
+        """Whether the settings switch classifier-free guidance on."""
+        return cls.classifier_free and settings.guidance > 1
+
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance is on."""
-        return self.classifier_free and self.settings.guidance > 1
+        return self.guides(self.settings)
 
     @property
     def forwards_per_row(self) -> int:
