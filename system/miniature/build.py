@@ -21,21 +21,17 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from actors.policy.policy import Policy
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans import make_plan
 from actors.rollout.settings import RolloutSettings, TrunkSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
+from system.config import load_config
 from system.miniature.card import write_card
 from system.miniature.data import draw_scenes
 from system.miniature.hps import train_hps
 from system.miniature.judge import ATTRIBUTES, Judge
-from system.miniature.policy import (
-    Denoiser,
-    sample,
-    save_policy,
-    train_policy,
-)
+from system.miniature.policy import Denoiser, sample, save_policy, train_policy
 from system.miniature.prompts import write_prompts
 from system.miniature.reward import Samples, save_reward, train_contrast, train_preference
 from system.miniature.tokenizer import new_tokenizer
@@ -50,8 +46,6 @@ MISLABEL_ROUND = {"steps": 800, "lr": 2e-3, "mislabelled": 0.2, "every": 200}
 CONTRAST_STEPS = 1500
 PREFERENCE_STEPS = 1600
 PREFERENCE_PROMPTS = 600
-ROLLOUT_STEPS = 6
-"""Sampling steps of the images that the reward learns from, as in the recipe."""
 HPS_STEPS = 3000
 
 
@@ -121,9 +115,8 @@ def _train_policy(
     judge, history = Judge(), {}
 
     def look(step: int, averaged: Denoiser) -> None:
-        images = sample(averaged, vae, tokenizer, prompts, seed)
-        right = judge(images, prompts)
-        verdicts = [verdict for verdict in judge.verdicts(images, prompts) if verdict]
+        verdicts = [v for v in judge.verdicts(sample(averaged, vae, tokenizer, prompts, seed), prompts) if v]
+        right = np.array([all(v.values()) for v in verdicts])
         single, relation = right[~relations].mean(), right[relations].mean()
         print(f"policy step {step} right {right.mean():.3f} single {single:.3f} relation {relation:.3f}", end=" ")
         print(*(f"{name} {np.mean([v[name] for v in verdicts]):.3f}" for name in ATTRIBUTES), flush=True)
@@ -160,16 +153,7 @@ def build_hps(out: Path, seed: int) -> dict:
 
 def judged_samples(out: Path, seed: int) -> Samples:
     """What a rollout of the policy gives for train captions: branches at every step of four trunks, judged."""
-    settings = PolicySettings(
-        model=str(out / "policy"),
-        height=64,
-        width=64,
-        num_steps=ROLLOUT_STEPS,
-        guidance=1.0,
-        max_sequence_length=1,
-        dtype="fp32",
-        device="cpu",
-    )
+    settings = load_config("shapes", [f"policy.model={out / 'policy'}"]).policy
     policy = Policy(settings, seed)
     generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=20, decode_batch=36))
     generator.load(policy.export(0))

@@ -139,15 +139,15 @@ def _of_policy(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, ta
     judge, prompts = Judge(), table["prompt"]
     single = np.array([category == "single" for category in table["category"]])
     images = sample(model, vae, tokenizer, prompts, seed=2024)
-    right = judge(images, prompts)
-    verdicts = judge.verdicts(images, prompts)
+    verdicts = [v for v in judge.verdicts(images, prompts) if v]
+    right = np.array([all(v.values()) for v in verdicts])
     figures = {
         "policy right, held-out": f"{right.mean():.3f}",
         "policy right, held-out single": f"{right[single].mean():.3f}",
         "policy right, held-out relation": f"{right[~single].mean():.3f}",
     }
     for name in ATTRIBUTES:
-        figures[f"policy {name} right, held-out"] = f"{np.mean([v[name] for v in verdicts if v]):.3f}"
+        figures[f"policy {name} right, held-out"] = f"{np.mean([v[name] for v in verdicts]):.3f}"
     guided = judge(sample(model, vae, tokenizer, prompts, seed=2024, guidance=2.0), prompts)
     figures["policy right, held-out, guidance 2"] = f"{guided.mean():.3f}"
     train = [caption(s) for s in draw_scenes(256, np.random.default_rng(456))]

@@ -198,11 +198,7 @@ def _sample_pairs(samples: Samples, rng: np.random.Generator) -> dict[str, np.nd
     rows: dict[str, list[int]] = {}
     for i, prompt in enumerate(samples.prompts):
         rows.setdefault(prompt, []).append(i)
-    pairs = np.concatenate([np.stack(np.triu_indices(len(r), 1), 1) for r in rows.values()])
-    owners = np.concatenate([np.full(len(r) * (len(r) - 1) // 2, k) for k, r in enumerate(rows.values())])
-    starts = np.cumsum([0, *(len(r) for r in rows.values())])[:-1]
-    flat = np.concatenate([np.array(r) for r in rows.values()])
-    pairs = flat[pairs + starts[owners][:, None]]
+    pairs = np.concatenate([np.array(r)[np.stack(np.triu_indices(len(r), 1), 1)] for r in rows.values()])
     wrong_P2 = np.rint((1 - samples.grade_N[pairs]) * len(ATTRIBUTES)).astype(int)
     worse_first = wrong_P2[:, 0] > wrong_P2[:, 1]
     pairs[worse_first] = pairs[worse_first][:, ::-1]
