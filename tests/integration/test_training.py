@@ -133,9 +133,8 @@ class Raises:
 
 class SomeNaN:
     def __call__(self, images_NHWC, prompts):
-        scores = images_NHWC.mean(axis=(1, 2, 3)) / 255
-        scores[0] = np.nan
-        return scores
+        sums = images_NHWC.sum(axis=(1, 2, 3))
+        return np.where(sums % 8 == 0, np.nan, sums / images_NHWC[0].size / 255)
 """
 
 
@@ -153,13 +152,14 @@ def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray
     assert "scorer `size`: OSError: the model file is gone" in raises.stderr
     assert "Traceback" not in raises.stderr
 
-    holes = train("name=holes", "scorers.0.scorer=broken:SomeNaN", "steps=1")
+    holes = train("name=holes", "scorers.0.scorer=broken:SomeNaN", "steps=1", "reward.max_hole_share=0.5")
     assert holes.returncode == 0, holes.stderr
     run = tmp_path / "runs" / "holes"
-    assert metrics(run)[-1]["holes"] == 3
     table = pq.read_table(run / "experience" / "step_000001.parquet").to_pydict()
-    nan_rows = [i for i, leaf in enumerate(table["leaf"]) if leaf == 0]
-    assert all(table["advantage"][i] == 0 and table["reward"][i] != table["reward"][i] for i in nan_rows)
+    advantages = [a for a, reward in zip(table["advantage"], table["reward"], strict=True) if reward != reward]
+    assert 0 < len(advantages) < len(table["reward"])
+    assert metrics(run)[-1]["holes"] == len(advantages)
+    assert not any(advantages)
 
 
 @pytest.mark.parametrize(
