@@ -39,7 +39,7 @@ format: $(VENV)/installed-dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-assets: $(VENV)/installed ## Rebuild the miniature's weights from a seed (about an hour on two cores)
+assets: $(VENV)/installed ## Rebuild the miniature's weights from a seed (about an hour and a half on two cores)
 	$(BIN)/python -m system.miniature.build
 
 clean: ## Remove the environment and caches; runs/ stays

@@ -8,12 +8,12 @@ import ray
 from actors.learner.actor import LearnerWorker
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Weights
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Task, Tree
+from actors.trajectory import Cost, Decisions, Samples, Task, Tree
 from services.logs import log_to
 
 
@@ -27,11 +27,11 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
     def __init__(
         self,
         policy: PolicySettings,
-        kernel: FlowSDESettings,
+        kernel: KernelSettings,
         objective: ObjectiveSettings,
         rollout: RolloutSettings,
         learner: LearnerSettings,
-        trained_steps: list[int],
+        trainable: list[int],
         seed: int,
         log_file: str,
     ) -> None:
@@ -42,7 +42,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
 
         self.policy = Policy(policy, seed)
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
-        self.learner = Learner(self.policy, kernel, objective, learner, trained_steps)
+        self.learner = Learner(self.policy, kernel, objective, learner, trainable)
         self.generator = Generator(self.policy, kernel, rollout)
         self.threads = {"rollout": rollout.threads, "learner": learner.threads}
 
@@ -51,7 +51,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
             return super().load(weights)
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
         self._turn("rollout")
         with self.policy.holding(self.sampled):
             return super().generate(task, plan)
@@ -64,9 +64,9 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         with self.policy.holding(self.sampled):
             return super().sample(prompts, addresses, num_steps, base)
 
-    def update(self, advantages: list[np.ndarray], *decisions: Decisions) -> UpdateStats:
+    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples) -> UpdateStats:
         self._turn("learner")
-        return super().update(advantages, *decisions)
+        return super().update(advantages, *experience)
 
     def _turn(self, role: str) -> None:
         """The CPU threads of a role are part of its arithmetic."""

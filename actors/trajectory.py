@@ -34,8 +34,20 @@ class Tree:
     """Leaves below each action, −1 where an action owns fewer than L."""
     num_leaves: int
 
-    def reduce(self, reward_M: np.ndarray) -> np.ndarray:
-        """Mean reward of each action's leaves, (N, K); NaN where one of them is a hole."""
+    @classmethod
+    def of_samples(cls, count: int, num_steps: int) -> "Tree":
+        """Every image a decision of its own, with one action that is the image."""
+        every_M = np.arange(count)
+        return cls(np.full(count, num_steps - 1), every_M, every_M.reshape(-1, 1, 1), count)
+
+    def reduce(self, reward_M: np.ndarray, place: int | None = None) -> np.ndarray:
+        """Reward of each action, (N, K): the mean of its leaves', or that of its leaf number `place`.
+
+        NaN where a leaf is a hole, or missing.
+        """
+        if place is not None:
+            leaf_NK = self.leaf_NKL[..., place]
+            return np.where(leaf_NK >= 0, reward_M[leaf_NK], np.nan)
         owned_NKL = self.leaf_NKL >= 0
         reward_NKL = np.where(owned_NKL, reward_M[self.leaf_NKL], 0.0)
         return reward_NKL.sum(-1) / owned_NKL.sum(-1)
@@ -52,7 +64,21 @@ class Decisions:
     """x_{i+1} of each action, fp32."""
     log_prob_NK: np.ndarray
     """Under the policy that sampled: a monitor of drift, not the old log-prob of the ratio."""
+    weight_N: np.ndarray
+    """1 / (marginal probability that the plan has the decision's step): how often each counts in the loss."""
     conditioning: dict[str, np.ndarray] = field(default_factory=dict)
+    """Text embeddings of the one prompt, each (1, …) fp32."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What objectives on finished images train on, in place of decisions."""
+
+    address: tuple[int, int, int]
+    """Of the task: the learner's own noise is drawn from it."""
+    latent_MZ: np.ndarray
+    """x₀ of each image, fp32."""
+    conditioning: dict[str, np.ndarray]
     """Text embeddings of the one prompt, each (1, …) fp32."""
 
 

@@ -131,7 +131,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command()
 def bench(
-    kind: Annotated[str, typer.Argument(help="sampler, learner, weights or pipeline.")],
+    kind: Annotated[str, typer.Argument(help="sampler, learner, weights, pipeline or pool.")],
     recipe: Recipe = "shapes",
     overrides: Overrides = None,
     family: Annotated[

@@ -10,7 +10,7 @@ from actors.learner.advantage import Advantages, advantages, mixed_advantages
 from actors.reward.pool import Scores
 from actors.rollout.fleet import Generated
 from actors.rollout.in_flight import InFlight
-from actors.rollout.plans import Plan
+from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task
 from services.errors import UserError
 from system.config import RunConfig
@@ -44,17 +44,22 @@ class Experience:
 
 
 def collect(
-    config: RunConfig, roles: Roles, tasks: Sequence[Task], plan: Plan, progress: Callable[[int, int], None]
+    config: RunConfig,
+    roles: Roles,
+    tasks: Sequence[Task],
+    plans: Sequence[Plan],
+    progress: Callable[[int, int], None],
 ) -> Experience:
     """Generate and score all tasks: one task is scored while the next is generated; then compare.
 
     Args:
+        plans: of each task.
         progress: told (tasks generated, tasks).
 
     Raises:
         UserError: more holes than `reward.max_hole_share`.
     """
-    image_bytes = plan.leaves * config.policy.height * config.policy.width * 3
+    image_bytes = config.policy.height * config.policy.width * 3
     room = InFlight(config.rollout.max_bytes_in_flight)
     generated: dict[int, Generated] = {}
     scored: dict[int, Future[Scores]] = {}
@@ -63,10 +68,10 @@ def collect(
         try:
             return roles.pool.score(task.images, [task.task.prompt] * task.tree.num_leaves, list(config.weights))
         finally:
-            room.release(image_bytes)
+            room.release(task.tree.num_leaves * image_bytes)
 
     with ThreadPoolExecutor(config.reward.concurrency, "score") as threads:
-        for task in roles.fleet.generate(tasks, plan, room, image_bytes):
+        for task in roles.fleet.generate(tasks, plans, room, image_bytes):
             generated[task.task.index] = task
             scored[task.task.index] = threads.submit(score, task)
             progress(len(generated), len(tasks))

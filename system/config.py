@@ -9,10 +9,19 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors.learner.settings import AdvantageSettings, LearnerSettings, ObjectiveSettings
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.learner.settings import (
+    AdvantageSettings,
+    AwmSettings,
+    GrpoSettings,
+    GuardSettings,
+    LearnerSettings,
+    NftSettings,
+    ObjectiveSettings,
+)
+from actors.policy.settings import CPSSettings, FlowSDESettings, KernelSettings, PolicySettings
 from actors.reward.settings import RewardSettings
-from actors.rollout.settings import PlanSettings, RolloutSettings, TrunkSettings
+from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TrunkSettings
+from actors.rollout.settings import RolloutSettings
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
@@ -73,10 +82,10 @@ class RunConfig(Settings):
     """`split`: each role in processes, and on devices, of its own. `colocated`: the learner and the first rollout
     worker take turns in one process over one copy of the base, so that no GPU waits for the other role."""
     policy: PolicySettings
-    kernel: FlowSDESettings = FlowSDESettings()
+    kernel: KernelSettings = FlowSDESettings()
     plan: PlanSettings = TrunkSettings()
     advantage: AdvantageSettings = AdvantageSettings()
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: ObjectiveSettings = GrpoSettings()
     learner: LearnerSettings = LearnerSettings()
     rollout: RolloutSettings = RolloutSettings()
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
@@ -96,6 +105,7 @@ class RunConfig(Settings):
                 f"advantage.group = seed compares the K branches of one state, and K is {siblings}; "
                 "set plan.explorations to at least 2 or advantage.group to prompt"
             )
+        self._methods_fit()
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
@@ -104,6 +114,28 @@ class RunConfig(Settings):
         if self.policy.num_steps < 2:
             raise ValueError("policy.num_steps: no step is left to train")
         return self
+
+    def _methods_fit(self) -> None:
+        """Refuse mixtures of plan, kernel, advantage and objective that make no sense."""
+        objective, kernel = self.objective, self.kernel
+        if isinstance(kernel, CPSSettings) and isinstance(objective, GrpoSettings) and objective.noise_weights:
+            raise ValueError(
+                "objective.noise_weights: the gradient of the CPS kernel's log p scales with the injected noise "
+                "already; set objective.noise_weights to false, or kernel.name to flow_sde"
+            )
+        if isinstance(kernel, CPSSettings) and isinstance(objective, GuardSettings):
+            raise ValueError(
+                "objective.name: grpo_guard normalises a Normal log-density, and the CPS kernel has none; "
+                "set kernel.name to flow_sde or dance"
+            )
+        of_images = isinstance(objective, AwmSettings | NftSettings)
+        if of_images != isinstance(self.plan, SamplesSettings):
+            trains, needs = ("images", "samples") if of_images else ("decisions", "another than samples")
+            raise ValueError(f"objective.name: {objective.name} trains on {trains}; its plan.name is {needs}")
+        if isinstance(objective, AwmSettings) and objective.ema_weight and not self.learner.ema:
+            raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")
+        if self.advantage.leaves == "each" and len(getattr(self.plan, "strides", ())) < 2:
+            raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
 
     @property
     def eval_steps(self) -> int:
@@ -117,6 +149,13 @@ class RunConfig(Settings):
 
 
 Config = TypeVar("Config", bound=Settings)
+
+TAGS = {
+    get_args(member)[0].model_fields["name"].default
+    for union in (PlanSettings, KernelSettings, ObjectiveSettings)
+    for member in get_args(get_args(union)[0])
+}
+"""Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""
 
 
 def find_recipe(name: str) -> Path:
@@ -232,7 +271,7 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
 def _explain(error: ValidationError, model: type[BaseModel], source: str, overrides: dict[str, str]) -> str:
     """The first problem as one sentence."""
     problem = error.errors()[0]
-    place = [part for part in problem["loc"] if part not in {"trunk", "chain"}]
+    place = [part for part in problem["loc"] if part not in TAGS]
     key = ".".join(str(part) for part in place)
     origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
     if problem["type"] == "value_error" and not key:

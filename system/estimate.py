@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from actors.learner.settings import AwmSettings, NftSettings
 from actors.policy.families import family_class
-from actors.rollout.plans import make_plan
+from actors.rollout.plans import Plan, make_plan
 from services.paths import resolve_model
 from system.config import RunConfig
 
@@ -18,8 +19,8 @@ MB = 1e6
 def estimate_table(config: RunConfig) -> Table:
     """NFE, images, MB moved and estimated memory of one training step, by role.
 
-    Memory counts weights, the adapter with its gradient and AdamW moments, and one micro-batch of decisions;
-    activations are not in it.
+    Where the plan draws its steps, the figures are of its first draw. Memory counts weights, the adapter with its
+    gradient and AdamW moments, and one micro-batch of decisions; activations are not in it.
     """
     table = Table(title="one training step")
     for column in ("role", "processes", "NFE", "images", "MB moved", "MB of weights a process"):
@@ -40,9 +41,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     latent = _latent_bytes(config, folder)
     decisions = prompts * (plan.decisions + plan.actions) * latent
     images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
-    passes = 3 + (1 if config.objective.kl else 0)
-    later = (config.objective.optimizer_steps - 1) / config.objective.optimizer_steps
-    learn = prompts * plan.decisions * guided * (passes + later)
+    learn = prompts * guided * _passes(config, plan)
     training = [scorer for scorer in config.scorers if scorer.weight]
     return [
         (
@@ -63,6 +62,17 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
         ),
         ("learner", "1", f"{round(learn):,}", "0", _mb(decisions), _mb(transformer)),
     ]
+
+
+def _passes(config: RunConfig, plan: Plan) -> float:
+    """Transformer passes of the learner for one task; a backward counts 2."""
+    objective = config.objective
+    rows = plan.decisions if plan.trained_steps else plan.leaves
+    passes, reads_back = 3 + bool(objective.kl), not isinstance(objective, NftSettings)
+    if isinstance(objective, AwmSettings | NftSettings):
+        rows *= objective.noise_levels
+        passes += 1 if isinstance(objective, NftSettings) else bool(objective.ema_weight)
+    return rows * (passes + reads_back * (objective.optimizer_steps - 1) / objective.optimizer_steps)
 
 
 def _mb(count: float) -> str:

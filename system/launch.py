@@ -65,7 +65,7 @@ class Roles:
 
     Args:
         config: the run.
-        trained_steps: the sampling steps that the plan trains.
+        trainable: the sampling steps that the plan may train.
         logs: folder of a log file a process.
         check_stop: called while waiting for workers.
         with_learner: False for evaluation alone.
@@ -78,12 +78,12 @@ class Roles:
     def __init__(
         self,
         config: RunConfig,
-        trained_steps: list[int],
+        trainable: list[int],
         logs: Path,
         check_stop: Callable[[], None],
         with_learner: bool = True,
     ) -> None:
-        self.config, self.trained_steps, self.logs = config, trained_steps, logs
+        self.config, self.trainable, self.logs = config, trainable, logs
         self.check_stop, self.with_learner = check_stop, with_learner
         self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
         self.colocated = with_learner and config.placement == "colocated"
@@ -153,7 +153,7 @@ class Roles:
                 config.kernel,
                 config.objective,
                 learner,
-                self.trained_steps,
+                self.trainable,
                 config.seed,
                 str(self.logs / "learner.log"),
             )
@@ -169,7 +169,7 @@ class Roles:
         learner = config.learner
         cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
         return self._actor(ColocatedWorker, 0, cpus, gpus).remote(
-            config.policy, config.kernel, config.objective, rollout, learner, self.trained_steps, config.seed, log_file
+            config.policy, config.kernel, config.objective, rollout, learner, self.trainable, config.seed, log_file
         )
 
     def _actor(self, kind: type, bundle: int, num_cpus: float, num_gpus: float) -> Any:

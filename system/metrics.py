@@ -37,11 +37,17 @@ def describe_update(stats: UpdateStats) -> dict[str, Any]:
         "ratio/max_deviation": stats.ratio_max_deviation,
         "ratio/first_deviation": stats.first_ratio_deviation,
         "ratio/clip_fraction": stats.clip_fraction,
-        "drift/mean": float(np.nanmax(stats.drift_mean)),
-        "drift/max": float(np.nanmax(stats.drift_max)),
+        "drift/mean": _worst(stats.drift_mean),
+        "drift/max": _worst(stats.drift_max),
         "drift/by_step": stats.drift_mean,
         "nfe/learn": stats.nfe,
     }
+
+
+def _worst(by_step: list[float]) -> float:
+    """NaN where no step was compared."""
+    known = [value for value in by_step if not np.isnan(value)]
+    return max(known, default=float("nan"))
 
 
 def describe_time(

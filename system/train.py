@@ -4,7 +4,7 @@ import ray
 from rich.console import Console
 
 from actors.policy.families import family_path
-from actors.rollout.plans import make_plan
+from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError
 from services.logs import log_to
 from services.scoring.scorer import check_scorer
@@ -60,10 +60,10 @@ def _train(
         console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
         if connection.dashboard:
             console.print(f"dashboard    http://{connection.dashboard.removeprefix('http://')}", highlight=False)
-        plan = make_plan(config.plan, config.policy.num_steps)
+        trainable = trainable_steps(config.plan, config.policy.num_steps)
         with (
             Progress(config.steps, console) as progress,
-            Roles(config, plan.trained_steps, run.logs, stop.check) as roles,
+            Roles(config, trainable, run.logs, stop.check) as roles,
         ):
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
     except ray.exceptions.RayTaskError as error:

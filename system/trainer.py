@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors.learner.stats import UpdateStats
-from actors.rollout.plans import Plan, make_plan
+from actors.rollout.plans import make_plan
 from actors.trajectory import Cost, Task
 from system.checkpoint import RunState, latest_checkpoint, save_checkpoint
 from system.collect import Experience, collect
@@ -62,7 +62,6 @@ class Trainer:
         self.config, self.run, self.roles = config, run, roles
         self.train, self.heldout = train, heldout
         self.progress, self.check_stop = progress, check_stop
-        self.plan: Plan = make_plan(config.plan, config.policy.num_steps)
         self.state = RunState()
         self.saved_step = -1
         self.kept_exports: list[ray.ObjectRef] = []
@@ -102,9 +101,11 @@ class Trainer:
         """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
         started, clock = time.perf_counter(), Clock()
         self._show("generate", 0, self.config.data.prompts_per_step)
+        tasks = self._tasks()
+        plans = [make_plan(self.config.plan, self.config.policy.num_steps, task.address) for task in tasks]
         with clock("generate"):
             experience = collect(
-                self.config, self.roles, self._tasks(), self.plan, lambda done, of: self._show("generate", done, of)
+                self.config, self.roles, tasks, plans, lambda done, of: self._show("generate", done, of)
             )
         self._show("update")
         with clock("update"):
@@ -137,7 +138,7 @@ class Trainer:
 
     def _update(self, experience: Experience) -> UpdateStats:
         answer = self.roles.learner.update.remote(
-            experience.advantages.by_task, *[task.decisions for task in experience.generated]
+            experience.advantages.by_task, *[task.experience for task in experience.generated]
         )
         return ray.get(answer, timeout=self.config.learner.update_timeout_s)
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Weights
-from actors.trajectory import Decisions
+from actors.trajectory import Decisions, Samples
 from services.logs import log_to
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class LearnerWorker:
     def __init__(
         self,
         policy: PolicySettings,
-        kernel: FlowSDESettings,
+        kernel: KernelSettings,
         objective: ObjectiveSettings,
         settings: LearnerSettings,
-        trained_steps: list[int],
+        trainable: list[int],
         seed: int,
         log_file: str,
     ) -> None:
@@ -40,18 +40,18 @@ class LearnerWorker:
         from actors.policy.policy import Policy
 
         torch.set_num_threads(settings.threads)
-        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trained_steps)
+        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable)
 
     def describe(self) -> dict[str, list[float]]:
-        """The noise level (s_i) and the loss weight (w_i) of each sampling step."""
-        return {
-            "noise_level": self.learner.kernel.std_T.tolist(),
-            "weight": self.learner.weight_T.tolist(),
-        }
+        """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
+        described = {"noise_level": self.learner.kernel.std_T.tolist()}
+        if self.learner.objective.weight_T is not None:
+            described["weight"] = self.learner.objective.weight_T.tolist()
+        return described
 
-    def update(self, advantages: list[np.ndarray], *decisions: Decisions) -> UpdateStats:
+    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples) -> UpdateStats:
         """One training step on all tasks, in index order."""
-        return self.learner.update(list(zip(decisions, advantages, strict=True)))
+        return self.learner.update(list(zip(experience, advantages, strict=True)))
 
     def export(self, version: int) -> Weights:
         """The weights of `version`.

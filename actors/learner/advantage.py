@@ -43,7 +43,7 @@ def group_keys(rule: AdvantageSettings, trees: Sequence[Tree]) -> np.ndarray:
 
 
 def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> tuple[np.ndarray, np.ndarray]:
-    """A = clip((r − mean of the group) / (std + ε)), and each group's population std.
+    """A = (r − mean of the group) / (std + ε), and each group's population std.
 
     Args:
         reward_A: NaN marks a hole.
@@ -71,7 +71,17 @@ def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings
     )
     advantage_A = np.zeros_like(reward_A)
     advantage_A[spread_A] = centred_A[spread_A] / (scale_A[spread_A] + rule.epsilon)
-    return advantage_A.clip(-rule.clip, rule.clip), std_G
+    return advantage_A, std_G
+
+
+def extremes(advantage_A: np.ndarray, group_A: np.ndarray, keep: int) -> np.ndarray:
+    """Whether an action is among the `keep` best or the `keep` worst of its group, (A,); ties go by index."""
+    order_A = np.lexsort((advantage_A, group_A))
+    size_G = np.bincount(group_A)
+    first_G = np.cumsum(size_G) - size_G
+    place_A = np.empty_like(order_A)
+    place_A[order_A] = np.arange(len(order_A)) - first_G[group_A[order_A]]
+    return (place_A < keep) | (place_A >= size_G[group_A] - keep)
 
 
 def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Sequence[np.ndarray]) -> Advantages:
@@ -81,12 +91,24 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
         trees: one a task, in index order.
         reward_by_task: (M,) combined reward of each leaf, NaN for holes.
     """
-    action_NK = [tree.reduce(reward_M) for tree, reward_M in zip(trees, reward_by_task, strict=True)]
-    reward_A = np.concatenate([reward.reshape(-1) for reward in action_NK])
-    advantage_A, std_G = normalise(reward_A, group_keys(rule, trees), rule)
-    ends = np.cumsum([reward.size for reward in action_NK])[:-1]
-    by_task = [part.reshape(reward.shape) for part, reward in zip(np.split(advantage_A, ends), action_NK, strict=True)]
-    return Advantages(by_task, int(np.isnan(reward_A).sum()), float(np.mean(~(std_G > 0))))
+    group_A = group_keys(rule, trees)
+    places = range(max(tree.leaf_NKL.shape[2] for tree in trees)) if rule.leaves == "each" else [None]
+    by_place = [
+        np.concatenate([tree.reduce(reward, place).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
+        for place in places
+    ]
+    normalised = [normalise(reward_A, group_A, rule) for reward_A in by_place]
+    hole_A = np.isnan(by_place).any(axis=0)
+    advantage_A = np.where(hole_A, 0.0, np.sum([advantage_A for advantage_A, _ in normalised], axis=0))
+    if rule.keep:
+        advantage_A[~extremes(advantage_A, group_A, rule.keep)] = 0
+    advantage_A = advantage_A.clip(-rule.clip, rule.clip)
+    ends = np.cumsum([tree.leaf_NKL[..., 0].size for tree in trees])[:-1]
+    by_task = [
+        part.reshape(tree.leaf_NKL.shape[:2]) for part, tree in zip(np.split(advantage_A, ends), trees, strict=True)
+    ]
+    flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
+    return Advantages(by_task, int(hole_A.sum()), float(np.mean(flat)))
 
 
 def mixed_advantages(

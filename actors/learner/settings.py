@@ -1,37 +1,98 @@
 """Settings of learning: advantage, objective, optimizer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from services.settings import Settings
+from services.settings import Settings, name_or
 
 
 class AdvantageSettings(Settings):
     """How rewards become advantages."""
 
     group: Literal["seed", "prompt", "prompt_step"] = "seed"
-    """Who is compared with whom. `seed`: the K siblings of one state (TempFlow-GRPO); `prompt_step`: all actions of a
-    prompt at a step (its ablation); `prompt`: all actions of a prompt (Flow-GRPO)."""
+    """Who is compared with whom. `seed`: the K siblings of one state (TempFlow-GRPO, G²RPO); `prompt_step`: all actions
+    of a prompt at a step (its ablation; BranchGRPO's depth); `prompt`: all actions of a prompt (Flow-GRPO)."""
     std: Literal["group", "batch"] = "group"
     """Divide by the group's own standard deviation, or by that of all rewards of the step (Flow-GRPO)."""
+    leaves: Literal["mean", "each"] = "mean"
+    """An action's reward is the mean of its leaves'; or the first leaves of a group are compared, then the second ones,
+    and an action's advantages are added (G²RPO, whose leaves are granularities)."""
+    keep: int | None = Field(None, ge=1)
+    """Keep the advantages of this many best and as many worst actions of a group, drop the others (the width pruning
+    of BranchGRPO); all if not given."""
     epsilon: float = Field(1e-4, gt=0)
     """Added to the standard deviation."""
     clip: float = Field(5.0, gt=0)
     """Advantages are clipped to ± this."""
 
 
-class ObjectiveSettings(Settings):
+class _ObjectiveSettings(Settings):
+    optimizer_steps: int = Field(1, ge=1)
+    """Optimizer steps that one training step's tasks are split into."""
+    kl: float = Field(0.0, ge=0)
+    """β of the term that holds the policy to the base without its adapter."""
+
+
+class GrpoSettings(_ObjectiveSettings):
     """The clipped GRPO objective on decisions."""
 
     name: Literal["grpo"] = "grpo"
     noise_weights: bool = True
     """Weight each step by its injected noise s_i (TempFlow-GRPO)."""
     clip_range: float = Field(1e-4, gt=0)
-    kl: float = Field(0.0, ge=0)
-    """β of the KL term to the base without its adapter."""
-    optimizer_steps: int = Field(1, ge=1)
-    """Optimizer steps that one training step's decisions are split into, by task."""
+
+
+class GuardSettings(_ObjectiveSettings):
+    """GRPO-Guard: normalised ratios, and steps weighted by 1 / |dt|."""
+
+    name: Literal["grpo_guard"] = "grpo_guard"
+    clip_range: float = Field(1e-4, gt=0)
+
+
+class AwmSettings(_ObjectiveSettings):
+    """Advantage-weighted flow matching on finished images."""
+
+    name: Literal["awm"] = "awm"
+    clip_range: float = Field(1.0, gt=0)
+    power: float = Field(0.25, gt=0)
+    """p of the generalised Huber loss; 1 is the squared error."""
+    ema_weight: float = Field(1.0, ge=0)
+    """Of the term that holds the policy to its own moving average (learner.ema)."""
+    noise_levels: int = Field(6, ge=1)
+    """Noise levels drawn for each image, one from each of so many runs of neighbouring steps."""
+    share: float = Field(0.9, gt=0, le=1)
+    """Share of the schedule, from its start, that noise levels are drawn from."""
+
+
+class NftSettings(_ObjectiveSettings):
+    """DiffusionNFT: implicit positive and negative policies, on images sampled from an older one."""
+
+    name: Literal["nft"] = "nft"
+    beta: float = Field(1.0, gt=0)
+    """How far the implicit policies lie from the old one."""
+    scale: float = Field(5.0, gt=0)
+    """Of the policy's loss."""
+    advantage_clip: float = Field(5.0, gt=0)
+    """r = clip(A / (2 · advantage_clip) + ½, 0, 1)."""
+    old_rate: float = Field(0.001, ge=0)
+    """The old policy keeps min(old_rate · step, old_most) of itself after each training step."""
+    old_most: float = Field(0.5, ge=0, lt=1)
+    noise_levels: int = Field(9, ge=1)
+    """Noise levels drawn for each image, one from each of so many runs of neighbouring steps."""
+    share: float = Field(0.9, gt=0, le=1)
+    """Share of the schedule, from its start, that noise levels are drawn from."""
+
+
+ObjectiveSettings = Annotated[
+    Annotated[GrpoSettings, Tag("grpo")]
+    | Annotated[GuardSettings, Tag("grpo_guard")]
+    | Annotated[AwmSettings, Tag("awm")]
+    | Annotated[NftSettings, Tag("nft")],
+    Discriminator(name_or("grpo")),
+]
+OnDecisions = GrpoSettings | GuardSettings
+OnSamples = AwmSettings | NftSettings
 
 
 class EmaSettings(Settings):

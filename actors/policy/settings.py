@@ -1,10 +1,10 @@
 """Settings of the policy and of the SDE kernel."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from services.settings import Settings
+from services.settings import Settings, name_or
 
 
 class LoraSettings(Settings):
@@ -31,6 +31,30 @@ class FlowSDESettings(Settings):
     name: Literal["flow_sde"] = "flow_sde"
     noise_level: float = Field(0.7, gt=0)
     """a: SD3.5-M 0.7, FLUX.1-dev 0.9, Qwen-Image 1.2."""
+
+
+class CPSSettings(Settings):
+    """Coefficient-preserving sampling, the kernel of Flow-GRPO-Fast."""
+
+    name: Literal["cps"] = "cps"
+    noise_level: float = Field(0.8, gt=0, lt=1)
+    """a; the share of noise that is drawn anew is sin(aπ/2)."""
+
+
+class DanceSettings(Settings):
+    """The kernel of DanceGRPO, of constant diffusion."""
+
+    name: Literal["dance"] = "dance"
+    noise_level: float = Field(0.3, gt=0)
+    """η."""
+
+
+KernelSettings = Annotated[
+    Annotated[FlowSDESettings, Tag("flow_sde")]
+    | Annotated[CPSSettings, Tag("cps")]
+    | Annotated[DanceSettings, Tag("dance")],
+    Discriminator(name_or("flow_sde")),
+]
 
 
 class PolicySettings(Settings):

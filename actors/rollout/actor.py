@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from actors.policy.settings import FlowSDESettings, PolicySettings
+from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Task, Tree
+from actors.trajectory import Cost, Decisions, Samples, Task, Tree
 from services.logs import log_to
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class RolloutWorker:
     generator: Generator
 
     def __init__(
-        self, policy: PolicySettings, kernel: FlowSDESettings, settings: RolloutSettings, seed: int, log_file: str
+        self, policy: PolicySettings, kernel: KernelSettings, settings: RolloutSettings, seed: int, log_file: str
     ) -> None:
         log_to(log_file)
         import torch
@@ -47,10 +47,10 @@ class RolloutWorker:
         return self.generator.load(weights)
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
-        """Decisions for the learner, images for the reward pool, and what the driver reads."""
-        decisions, images_MHWC, tree, cost = self.generator.generate(task, plan)
-        return decisions, images_MHWC, (tree, cost)
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
+        """What the learner trains on, images for the reward pool, and what the driver reads."""
+        experience, images_MHWC, tree, cost = self.generator.generate(task, plan)
+        return experience, images_MHWC, (tree, cost)
 
     @ray.method(num_returns=2)
     def sample(

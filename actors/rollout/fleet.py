@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.rollout.in_flight import InFlight
-from actors.rollout.plans import Plan
+from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Generated:
     """One finished task. The two references stay in the object store until dropped."""
 
     task: Task
-    decisions: ray.ObjectRef
+    experience: ray.ObjectRef
     images: ray.ObjectRef
     tree: Tree
     cost: Cost
@@ -101,28 +101,33 @@ class Fleet:
         if self.weights is not None:
             self._confirm(ray.get(self.workers[slot].load.remote(self.weights[0]), timeout=self.task_timeout_s))
 
-    def generate(self, tasks: Sequence[Task], plan: Plan, room: InFlight, image_bytes: int) -> Iterator[Generated]:
-        """Run all tasks; yields each as it finishes. The caller gives the room back once the images are scored.
+    def generate(
+        self, tasks: Sequence[Task], plans: Sequence[Plan], room: InFlight, image_bytes: int
+    ) -> Iterator[Generated]:
+        """Run each task by its plan; yields each as it finishes. The caller gives the room back once it is scored.
 
         Args:
             room: bounds the bytes of images in flight.
-            image_bytes: of one task's leaves.
+            image_bytes: of one image.
         """
-        jobs = [lambda worker, task=task: worker.generate.remote(task, plan) for task in tasks]
-        results = self._run(jobs, lambda wait_s: room.reserve(image_bytes, wait_s))
-        for job, (decisions, images, _), (tree, cost) in results:
-            yield Generated(tasks[job], decisions, images, tree, cost)
+        jobs = [
+            lambda worker, task=task, plan=plan: worker.generate.remote(task, plan)
+            for task, plan in zip(tasks, plans, strict=True)
+        ]
+        results = self._run(jobs, lambda job, wait_s: room.reserve(plans[job].leaves * image_bytes, wait_s))
+        for job, (experience, images, _), (tree, cost) in results:
+            yield Generated(tasks[job], experience, images, tree, cost)
 
     def sample(
         self, batches: Sequence[tuple[list[str], Sequence[tuple[int, ...]]]], num_steps: int, base: bool = False
     ) -> Iterator[tuple[int, ray.ObjectRef, Cost]]:
         """Deterministic images of (prompts, addresses) batches: (index of the batch, images, cost) as they finish."""
         jobs = [lambda worker, batch=batch: worker.sample.remote(*batch, num_steps, base) for batch in batches]
-        for job, (images, _), cost in self._run(jobs, lambda wait_s: True):
+        for job, (images, _), cost in self._run(jobs, lambda job, wait_s: True):
             yield job, images, cost
 
     def _run(
-        self, jobs: Sequence[Callable[[ActorHandle], list[ray.ObjectRef]]], may_start: Callable[[float], bool]
+        self, jobs: Sequence[Callable[[ActorHandle], list[ray.ObjectRef]]], may_start: Callable[[int, float], bool]
     ) -> Iterator[tuple[int, list[ray.ObjectRef], Any]]:
         """Each job once, on any worker; a job whose worker dies or hangs runs again elsewhere."""
         waiting, idle = deque(range(len(jobs))), list(range(len(self.workers)))
@@ -130,7 +135,7 @@ class Fleet:
         deaths = [0] * len(jobs)
         started = [False] * len(jobs)
         while waiting or running:
-            while waiting and idle and (started[waiting[0]] or may_start(0 if running else POLL_S)):
+            while waiting and idle and (started[waiting[0]] or may_start(waiting[0], 0 if running else POLL_S)):
                 job, slot = waiting.popleft(), idle.pop(0)
                 started[job] = True
                 refs = jobs[job](self.workers[slot])

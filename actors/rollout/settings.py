@@ -1,40 +1,8 @@
-"""Settings of generation: the plan and the workers that run it."""
+"""Settings of the rollout workers."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from services.settings import Settings
-
-
-class TrunkSettings(Settings):
-    """TempFlow-GRPO: a deterministic trunk a seed, and at each step K stochastic branches completed by ODE."""
-
-    name: Literal["trunk"] = "trunk"
-    seeds: int = Field(4, ge=1)
-    """Initial noises a prompt, each with a trunk of its own."""
-    explorations: int = Field(6, ge=1)
-    """K, the branches drawn at one step of one trunk."""
-    branch_steps: int | None = Field(None, ge=1)
-    """Branch at the first so many steps only; at all but the last if not given."""
-
-
-class ChainSettings(Settings):
-    """Flow-GRPO: every step is stochastic, and all but the last are trained on the final image's reward."""
-
-    name: Literal["chain"] = "chain"
-    seeds: int = Field(24, ge=2)
-    """Trajectories a prompt (the group size)."""
-
-
-def _plan_name(value: Any) -> str:
-    """Which plan a mapping describes; TempFlow-GRPO's where it does not say."""
-    return value.get("name", "trunk") if isinstance(value, dict) else value.name
-
-
-PlanSettings = Annotated[
-    Annotated[TrunkSettings, Tag("trunk")] | Annotated[ChainSettings, Tag("chain")], Discriminator(_plan_name)
-]
 
 
 class RolloutSettings(Settings):

@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from actors.policy.embeddings import Embeddings
-from actors.policy.kernels import FlowSDE
+from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
-from actors.policy.settings import FlowSDESettings
+from actors.policy.settings import KernelSettings
 from actors.policy.weights import Weights
 from actors.rollout.plans import Plan, ode_plan
 from actors.rollout.sampler import Sampler
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Task, Tree
+from actors.trajectory import Cost, Decisions, Samples, Task, Tree
 
 
 class Generator:
@@ -25,7 +26,7 @@ class Generator:
         policy: loaded with parts="all".
     """
 
-    def __init__(self, policy: Policy, kernel: FlowSDESettings, settings: RolloutSettings) -> None:
+    def __init__(self, policy: Policy, kernel: KernelSettings, settings: RolloutSettings) -> None:
         self.policy = policy
         self.settings = settings
         self.kernel = kernel
@@ -40,8 +41,8 @@ class Generator:
         self.version = weights.version
         return weights.version, checksum
 
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, Tree, Cost]:
-        """One task: decisions, images (M, H, W, 3) uint8, who owns what, cost.
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Tree, Cost]:
+        """One task: decisions (samples where the plan has none), images (M, H, W, 3) uint8, who owns what, cost.
 
         Raises:
             RuntimeError: the task asks for a policy version that this worker does not hold.
@@ -54,15 +55,13 @@ class Generator:
         front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC = self._decode(front.leaf_MZ)
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
-        decisions = Decisions(
-            front.decisions.step_N,
-            front.decisions.state_NZ,
-            front.decisions.action_NKZ,
-            front.decisions.log_prob_NK,
-            arrays,
-        )
+        trained: Decisions | Samples = replace(front.decisions, conditioning=arrays)
+        tree = front.tree
+        if not plan.trained_steps:
+            trained = Samples(task.address, front.leaf_MZ.cpu().numpy(), arrays)
+            tree = Tree.of_samples(tree.num_leaves, len(plan.forks))
         seconds = time.perf_counter() - started
-        return decisions, images_MHWC, front.tree, front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
+        return trained, images_MHWC, tree, front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
 
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
@@ -82,7 +81,7 @@ class Generator:
 
     def _sampler(self, num_steps: int) -> Sampler:
         sigmas = self.policy.family.sigmas(num_steps).to(self.policy.device)
-        return Sampler(self.policy.family, sigmas, FlowSDE(self.kernel, sigmas), self.settings.micro_batch)
+        return Sampler(self.policy.family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
 
     def _decode(self, latent_MZ: torch.Tensor) -> np.ndarray:
         """Images in padded batches of one size, so that an image's bits do not depend on its neighbours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.policy.family import Conditioning
-from actors.policy.kernels import FlowSDE
+from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
-from actors.rollout.plans import make_plan
+from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.sampler import Sampler
 from actors.trajectory import Decisions
 from system.bench.measure import alternate, name_of
@@ -22,24 +23,21 @@ from system.config import RunConfig
 def bench_learner(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:
     """Figures of both, on the decisions of one task and the same rows a micro-batch."""
     plan = make_plan(config.plan, policy.settings.num_steps)
-    sampler = Sampler(policy.family, policy.sigmas, FlowSDE(config.kernel, policy.sigmas), config.rollout.micro_batch)
+    kernel = make_kernel(config.kernel, policy.sigmas)
+    sampler = Sampler(policy.family, policy.sigmas, kernel, config.rollout.micro_batch)
     front = sampler(plan, [(0, 0, 0, seed) for seed in range(plan.seeds)], [0] * plan.seeds, conditioning)
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
-    shared = Decisions(
-        front.decisions.step_N,
-        front.decisions.state_NZ,
-        front.decisions.action_NKZ,
-        front.decisions.log_prob_NK,
-        arrays,
-    )
+    shared = replace(front.decisions, conditioning=arrays)
     advantage_NK = np.random.default_rng(0).normal(size=shared.log_prob_NK.shape)
     batches = {"a decision": (shared, advantage_NK), "a branch": (apart(shared), advantage_NK.reshape(-1, 1))}
     settings = config.learner.model_copy(update={"lr": 1e-12, "weight_decay": 0.0, "max_drift": 10.0})
-    learner = Learner(policy, config.kernel, config.objective, settings, plan.trained_steps)
+    learner = Learner(
+        policy, config.kernel, config.objective, settings, trainable_steps(config.plan, policy.settings.num_steps)
+    )
     figures: dict[str, Any] = {
         "device": name_of(policy.device),
         "decisions": len(shared.step_N),
-        "K": plan.forks[0].width,
+        "K": plan.siblings,
     }
     norms, peaks = {}, {}
     for name, batch in batches.items():
@@ -69,5 +67,6 @@ def apart(decisions: Decisions) -> Decisions:
         np.repeat(decisions.state_NZ, width, axis=0),
         decisions.action_NKZ.reshape(-1, 1, *decisions.action_NKZ.shape[2:]),
         decisions.log_prob_NK.reshape(-1, 1),
+        np.repeat(decisions.weight_N, width),
         decisions.conditioning,
     )

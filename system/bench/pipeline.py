@@ -15,7 +15,7 @@ from rich.console import Console
 from actors.learner.advantage import advantages
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
-from actors.rollout.plans import make_plan
+from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.scoring.scorer import load_scorer
@@ -69,7 +69,9 @@ def one_process(config: RunConfig, steps: int) -> float:
     plan = make_plan(config.plan, config.policy.num_steps)
     generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
     policy = Policy(config.policy, config.seed, "transformer")
-    learner = Learner(policy, config.kernel, config.objective, config.learner, plan.trained_steps)
+    learner = Learner(
+        policy, config.kernel, config.objective, config.learner, trainable_steps(config.plan, config.policy.num_steps)
+    )
     scorers = {s.name: load_scorer(s) for s in config.scorers if s.weight}
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
     images, started = 0, 0.0
@@ -81,15 +83,15 @@ def one_process(config: RunConfig, steps: int) -> float:
         done, rewards = [], []
         for i, row in enumerate(rows):
             task = Task(i, prompts[row], (config.seed, step, row), step)
-            decisions, images_MHWC, tree, _ = generator.generate(task, plan)
+            experience, images_MHWC, tree, _ = generator.generate(task, plan)
             texts = [task.prompt] * len(images_MHWC)
-            done.append((decisions, tree))
+            done.append((experience, tree))
             rewards.append(
                 np.sum([config.weights[name] * score(images_MHWC, texts) for name, score in scorers.items()], axis=0)
             )
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
         compared = advantages(config.advantage, [tree for _, tree in done], rewards)
-        learner.update([(decisions, a) for (decisions, _), a in zip(done, compared.by_task, strict=True)])
+        learner.update([(experience, a) for (experience, _), a in zip(done, compared.by_task, strict=True)])
     return images / (time.perf_counter() - started)
 
 

@@ -14,7 +14,7 @@ from system.bench.models import FULL_SIZES, bench_policy
 from system.bench.sampler import bench_sampler
 from system.config import RunConfig
 
-KINDS = ("sampler", "learner", "weights", "pipeline")
+KINDS = ("sampler", "learner", "weights", "pipeline", "pool")
 
 
 def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, console: Console) -> dict[str, Any]:
@@ -27,11 +27,15 @@ def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, 
         raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)}")
     if full_size is not None and full_size not in FULL_SIZES:
         raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
-    if kind in ("weights", "pipeline"):
+    if kind in ("weights", "pipeline", "pool"):
+        if full_size:
+            raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
+        if kind == "pool":
+            from system.bench.pool import bench_pool
+
+            return bench_pool(config, rounds)
         from system.bench.pipeline import bench_pipeline, bench_weights
 
-        if full_size:
-            raise UserError(f"--family: `bench {kind}` runs the whole system on the recipe's own model")
         return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
     policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)

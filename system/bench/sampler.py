@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from actors.policy.family import Conditioning
-from actors.policy.kernels import FlowSDE, ode_step
+from actors.policy.kernels import Kernel, make_kernel
+from actors.policy.noise import Address, noise
 from actors.policy.policy import Policy
-from actors.rollout.noise import Address, noise
-from actors.rollout.plans import Plan, trunk_plan
+from actors.policy.solvers import euler
+from actors.rollout.plans import Plan, make_plan
+from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.sampler import Sampler
-from actors.rollout.settings import TrunkSettings
 from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of, seconds
 from system.config import RunConfig
 
@@ -22,8 +23,8 @@ from system.config import RunConfig
 def bench_sampler(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:
     """Figures of both, on one task of the recipe's size (TempFlow-GRPO's plan)."""
     assert isinstance(config.plan, TrunkSettings)
-    plan = trunk_plan(config.plan, policy.settings.num_steps)
-    kernel = FlowSDE(config.kernel, policy.sigmas)
+    plan = make_plan(config.plan, policy.settings.num_steps)
+    kernel = make_kernel(config.kernel, policy.sigmas)
     sampler = Sampler(policy.family, policy.sigmas, kernel, config.rollout.micro_batch)
     roots = [(0, 0, 0, seed) for seed in range(plan.seeds)]
     calls = {
@@ -53,7 +54,7 @@ def bench_sampler(config: RunConfig, policy: Policy, conditioning: Conditioning,
 
 @torch.no_grad()
 def one_branch_at_a_time(
-    policy: Policy, kernel: FlowSDE, plan: Plan, roots: Sequence[Address], conditioning: Conditioning
+    policy: Policy, kernel: Kernel, plan: Plan, roots: Sequence[Address], conditioning: Conditioning
 ) -> Tensor:
     """(M, Z) leaves of TempFlow-GRPO's plan, in the wavefront's order, as the reference scripts make them.
 
@@ -74,9 +75,9 @@ def one_branch_at_a_time(
             addresses = [(*root, i, k) for k in range(plan.forks[i].width)]
             branch_KZ = mean_1Z + kernel.std_T[i] * noise(addresses, family.latent_shape).to(policy.device)
             for j in range(i + 1, len(plan.forks)):
-                branch_KZ = ode_step(branch_KZ, velocity(branch_KZ, j), sigmas, j)
+                branch_KZ = euler(branch_KZ, velocity(branch_KZ, j), sigmas[j], sigmas[j + 1])
             leaves[i].append(branch_KZ)
-            x_1Z = ode_step(x_1Z, v_1Z, sigmas, i)
+            x_1Z = euler(x_1Z, v_1Z, sigmas[i], sigmas[i + 1])
     return torch.cat([branch_KZ for i in plan.trained_steps for branch_KZ in leaves[i]])
 
 

@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans import make_plan
-from actors.rollout.settings import RolloutSettings, TrunkSettings
+from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from system.config import load_config

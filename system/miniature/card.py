@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTokenizer
 
 from system.miniature.data import draw_scenes, render_scenes
+from system.miniature.hps import load_hps
 from system.miniature.judge import ATTRIBUTES, Judge
 from system.miniature.policy import Denoiser, sample
 from system.miniature.reward import scores
@@ -20,10 +22,13 @@ from system.miniature.vae import LATENT_SHAPE, decode, encode, psnr_db
 from system.miniature.world import all_scenes, alterations, caption
 
 REWARD_PROMPTS, REWARD_SEEDS = 128, 8
+CLASSES = {"hps": "Qwen2VLModel and a head"}
+Score = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+"""Images and prompts to one number each."""
 
 CARD = """# Shapes: the card of the miniature
 
-A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured shapes, 64x64 pixels. Made by
+A true small copy of Stable Diffusion 3.5, PickScore and HPSv3 for a world of coloured shapes, 64x64 pixels. Made by
 `python -m system.miniature.build`, which also wrote this page from what it measured.
 
 ## Parts
@@ -35,6 +40,8 @@ A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured 
 - `policy/` loads with `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)` and is
   called with `max_sequence_length=1, height=64, width=64`: the zero block that stands for the absent T5 is one token.
 - `reward/` has the layout of PickScore_v1; the score is exp(logit_scale) * cos(text, image) / 26.
+- `hps/` has that of HPSv3, with its keys: a checkpoint, and beside it (`base/`) the Qwen2-VL's config, tokenizer and
+  image processor. The score is the mean of a Gaussian.
 - `prompts/` has train.parquet and heldout.parquet, columns `prompt` and `category`, three single objects to one
   relation. There are {singles} single-object captions, so they repeat. Held out are each (colour, shape) on one of the
   four backgrounds and four ordered colour pairs; no train caption has any of them.
@@ -54,6 +61,8 @@ A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured 
 - The reward learned from captions with hard negatives, then from preference pairs: renderings against altered and
   spoiled ones, and the policy's own branches for train captions, more right against less right by the judge; pairs of
   right ones are ties, so that it does not learn to prefer what makes no difference.
+- The small HPSv3 (hps) learned by HPSv3's ranking loss, [mean, ln sigma] of two images, from the same pairs and from
+  nothing else.
 
 ## Measured
 
@@ -61,14 +70,14 @@ A true small copy of Stable Diffusion 3.5 and PickScore for a world of coloured 
 |---|---|
 {figures}
 
-Policy: the prompts of heldout.parquet, one image each, 10 Euler steps, no guidance. Reward: {reward_images} such images
-of {reward_prompts} held-out captions; a pair is a right and a wrong image of one caption.
+Policy: the prompts of heldout.parquet, one image each, 10 Euler steps, no guidance. Rewards: {reward_images} such
+images of {reward_prompts} held-out captions; a pair is a right and a wrong image of one caption.
 
 ## Known to be weak
 
 - The judge knows this world only. It wants flat colours: a right shape in a wrong tint counts as wrong.
-- The reward sees flat shapes and a list of corruptions; an image unlike all of them has no meaningful score. It is a
-  learned reward and can be gamed; the judge is there to notice.
+- The rewards see flat shapes and a list of corruptions; an image unlike all of them has no meaningful score. They are
+  learned and can be gamed; the judge is there to notice.
 - Held-out combinations recombine known words; nothing here says how the policy would do with new ones.
 - Accuracy is of {policy_images} images: about two points of standard error.
 """
@@ -79,21 +88,26 @@ def write_card(out: Path, record: dict) -> None:
     from system.miniature.build import MISLABEL_ROUND, load_policy
 
     vae, model, tokenizer = load_policy(out)
-    reward = CLIPModel.from_pretrained(out / "reward").eval()
+    reward, hps = CLIPModel.from_pretrained(out / "reward").eval(), load_hps(out / "hps")
     table = pq.read_table(out / "prompts" / "heldout.parquet").to_pydict()
     figures = {**_of_world(vae), **_of_policy(vae, model, tokenizer, table)}
-    figures |= _of_reward(reward, vae, model, tokenizer, list(dict.fromkeys(table["prompt"])))
-    figures |= _speeds(vae, model, tokenizer, reward)
+    rewards: dict[str, Score] = {
+        "reward": lambda images, prompts: scores(reward, tokenizer, images, prompts),
+        "hps": hps,
+    }
+    figures |= _of_rewards(rewards, vae, model, tokenizer, list(dict.fromkeys(table["prompt"])))
+    figures |= _speeds(vae, model, tokenizer, rewards)
     modules = {
         "policy/transformer": model.transformer,
         "policy/text_encoder": model.text_encoder,
         "policy/text_encoder_2": model.text_encoder_2,
         "policy/vae": vae,
         "reward": reward,
+        "hps": torch.nn.ModuleDict({"model": hps.model, "head": hps.head}),
     }
     stages = {name: stage for name, stage in record.items() if "steps" in stage}
     parts = [
-        f"| {name} | {type(module).__name__} | {sum(p.numel() for p in module.parameters()):,} |"
+        f"| {name} | {CLASSES.get(name, type(module).__name__)} | {sum(p.numel() for p in module.parameters()):,} |"
         for name, module in modules.items()
     ]
     rows = [
@@ -155,21 +169,24 @@ def _of_policy(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, ta
     return figures
 
 
-def _of_reward(
-    reward: CLIPModel, vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, prompts: list[str]
+def _of_rewards(
+    rewards: dict[str, Score], vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, prompts: list[str]
 ) -> dict[str, str]:
-    """How well the reward agrees with the judge on the policy's images of held-out captions."""
+    """How well the rewards agree with the judge on the policy's images of held-out captions."""
     chosen = [prompts[i] for i in np.random.default_rng(789).permutation(len(prompts))[:REWARD_PROMPTS]]
     repeated = [prompt for prompt in chosen for _ in range(REWARD_SEEDS)]
     images = sample(model, vae, tokenizer, repeated, seed=2026)
     right = Judge()(images, repeated) == 1
-    score = scores(reward, tokenizer, images, repeated)
-    return {
-        "reward, right preferred in pairs of one caption": f"{pair_accuracy(score, right):.3f}",
-        "reward, AUC over all captions": f"{auc(score[right], score[~right]):.3f}",
-        "reward, mean score of right images": f"{score[right].mean():.3f}",
-        "reward, mean score of wrong images": f"{score[~right].mean():.3f}",
-    }
+    figures: dict[str, str] = {}
+    for name, score_of in rewards.items():
+        score = score_of(images, repeated)
+        figures |= {
+            f"{name}, right preferred in pairs of one caption": f"{pair_accuracy(score, right):.3f}",
+            f"{name}, AUC over all captions": f"{auc(score[right], score[~right]):.3f}",
+            f"{name}, mean score of right images": f"{score[right].mean():.3f}",
+            f"{name}, mean score of wrong images": f"{score[~right].mean():.3f}",
+        }
+    return figures
 
 
 def pair_accuracy(score: np.ndarray, right: np.ndarray) -> float:
@@ -186,7 +203,7 @@ def auc(high: np.ndarray, low: np.ndarray) -> float:
     return float((high[:, None] > low[None, :]).mean())
 
 
-def _speeds(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, reward: CLIPModel) -> dict[str, str]:
+def _speeds(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewards: dict[str, Score]) -> dict[str, str]:
     """Rates on one thread at batches of 64."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -198,7 +215,7 @@ def _speeds(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewar
         rates = {
             "transformer forwards": _rate(lambda: model(latents_NCHW, torch.full((64,), 0.5), text)),
             "decodes": _rate(lambda: decode(vae, latents_NCHW)),
-            "reward scores": _rate(lambda: scores(reward, tokenizer, images, prompts)),
+            **{f"{name} scores": _rate(partial(score_of, images, prompts)) for name, score_of in rewards.items()},
             "judgements": _rate(lambda: Judge()(images, prompts)),
         }
     torch.set_num_threads(threads)

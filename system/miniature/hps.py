@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from services.scoring.hpsv3 import CHAT, CHECKPOINT_FILE, IMAGE_TOKEN, REWARD_TOKEN, reward_head
+from services.scoring.hpsv3 import CHAT, CHECKPOINT_FILE, IMAGE_TOKEN, REWARD_TOKEN, HPSv3, reward_head
 from system.miniature.optim import Optimizer
 from system.miniature.reward import Preferences, Samples
 from system.miniature.world import all_scenes, caption
@@ -32,6 +32,7 @@ INSTRUCTION = "How well does this show {prompt} ? <|Reward|>"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN]
 PATCH_PX = 8
 MERGE = 2
+SIZE_PX = 64
 WIDTH = 96
 PAIRS = 24
 LEARNING_RATE = 2e-3
@@ -94,14 +95,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2VLModel, nn.Modu
 class HpsTrainer:
     """Forward passes of the model in training, on whole batches of one sequence length."""
 
-    def __init__(self, size_px: int = 64) -> None:
+    def __init__(self) -> None:
         self.tokenizer = new_tokenizer()
         self.model, self.head = new_model(self.tokenizer)
         self.reward_id = len(self.tokenizer)
         self.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
         self.images = Qwen2VLImageProcessorPil(patch_size=PATCH_PX, merge_size=MERGE)
-        self.size = {"shortest_edge": size_px**2, "longest_edge": size_px**2}
-        self.image_tokens = (size_px // PATCH_PX // MERGE) ** 2
+        self.size = {"shortest_edge": SIZE_PX**2, "longest_edge": SIZE_PX**2}
+        self.image_tokens = (SIZE_PX // PATCH_PX // MERGE) ** 2
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
         """(N, L), padded on the right."""
@@ -132,6 +133,12 @@ class HpsTrainer:
         state = {_published_key(key): value.contiguous() for key, value in self.model.state_dict().items()}
         state |= {f"rm_head.{key}": value for key, value in self.head.state_dict().items()}
         save_file(state, folder / CHECKPOINT_FILE)
+
+
+def load_hps(folder: Path) -> HPSv3:
+    """The scorer of what `HpsTrainer.save` wrote."""
+    base, instruction = folder / "base", folder / "instruction.txt"
+    return HPSv3(str(folder), str(base), str(instruction), pixels=SIZE_PX**2, dtype="fp32", device="cpu")
 
 
 def _published_key(key: str) -> str:

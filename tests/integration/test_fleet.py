@@ -12,11 +12,11 @@ import ray
 from actors.policy.weights import Weights
 from actors.rollout.fleet import Fleet
 from actors.rollout.in_flight import InFlight
-from actors.rollout.plans import Plan
+from actors.rollout.plans import Plan, ode_plan
 from actors.trajectory import Cost, Task
 from system.launch_env import LOOPBACK
 
-PLAN = Plan(1, ())
+PLAN = ode_plan(1)
 
 
 @ray.remote(num_cpus=0)
@@ -67,7 +67,7 @@ def tasks(*prompts: str) -> list[Task]:
 def run(fleet: Fleet, *prompts: str) -> list[str]:
     done = {
         result.task.index: ray.get(result.images, timeout=30)
-        for result in fleet.generate(tasks(*prompts), PLAN, InFlight(10**9), 1)
+        for result in fleet.generate(tasks(*prompts), [PLAN] * len(prompts), InFlight(10**9), 1)
     }
     return [done[i] for i in range(len(prompts))]
 
@@ -106,7 +106,7 @@ def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
 def test_generation_waits_while_the_bytes_in_flight_are_at_the_bound(fleet):
     room = InFlight(25)
     most = 0
-    for result in fleet.generate(tasks(*"abcdefgh"), PLAN, room, 10):
+    for result in fleet.generate(tasks(*"abcdefgh"), [PLAN] * 8, room, 10):
         most = max(most, room.bytes)
         threading.Timer(0.05, room.release, [10]).start()
         assert result.task.index >= 0

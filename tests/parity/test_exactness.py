@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.learner.settings import LearnerSettings, ObjectiveSettings
+from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.settings import RolloutSettings
@@ -29,7 +29,7 @@ def test_ratio_is_exactly_one_whatever_the_micro_batch(case, guidance, dtype, op
     for micro_batch in (1, 3, 16):
         settings = LearnerSettings(lr=1e-2, micro_batch=micro_batch, max_drift=1)
         learner = learner_of(
-            tiny_folder(case), ObjectiveSettings(optimizer_steps=optimizer_steps, kl=0.01), settings, **changes
+            tiny_folder(case), GrpoSettings(optimizer_steps=optimizer_steps, kl=0.01), settings, **changes
         )
         stats = learner.update(batch)
         assert stats.first_ratio_deviation == 0.0
@@ -44,7 +44,7 @@ def test_ratio_is_exactly_one_with_a_compiled_model(case, dtype, tiny_folder):
     changes = {"dtype": dtype, "guidance": case.guidances[-1], "compile": True, **case.settings}
     batch = tasks_of(tiny_folder(case), count=2, **changes)
     settings = LearnerSettings(lr=1e-2, micro_batch=3, max_drift=1)
-    stats = learner_of(tiny_folder(case), ObjectiveSettings(optimizer_steps=2), settings, **changes).update(batch)
+    stats = learner_of(tiny_folder(case), GrpoSettings(optimizer_steps=2), settings, **changes).update(batch)
     assert stats.first_ratio_deviation == 0.0
     assert stats.ratio_max_deviation > 0
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from actors.policy.kernels import FlowSDE
+from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
-from actors.rollout.noise import noise
 from actors.rollout.plans import ode_plan
 from actors.rollout.sampler import Sampler
 from tests.families import FAMILIES, Case

@@ -8,15 +8,16 @@ import torch
 
 from actors.colocated import ColocatedWorker
 from actors.learner.actor import LearnerWorker
-from actors.learner.settings import EmaSettings, LearnerSettings, ObjectiveSettings
+from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import make_plan
-from actors.rollout.settings import RolloutSettings, TrunkSettings
+from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Task
 from tests.tiny import tiny_settings
 
-KERNEL, OBJECTIVE, ROLLOUT = FlowSDESettings(), ObjectiveSettings(kl=0.01), RolloutSettings(micro_batch=8)
+KERNEL, OBJECTIVE, ROLLOUT = FlowSDESettings(), GrpoSettings(kl=0.01), RolloutSettings(micro_batch=8)
 LEARNER = LearnerSettings(lr=1e-2, micro_batch=3, max_drift=10, ema=EmaSettings(every=1))
 PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
 

@@ -67,8 +67,38 @@ def test_holes_get_zero_and_leave_their_siblings_alone():
 def test_advantages_are_clipped():
     rewards = np.zeros(100)
     rewards[0] = 1.0
-    clipped, _ = normalise(rewards, np.zeros(100, int), AdvantageSettings())
-    assert clipped[0] == 5.0
+    tree = trunk_tree(1, 1, 100)
+    unclipped, _ = normalise(rewards, np.zeros(100, int), AdvantageSettings())
+    assert unclipped[0] > 9
+    assert advantages(AdvantageSettings(), [tree], [rewards]).by_task[0][0, 0] == 5.0
+
+
+def test_leaves_of_each_granularity_are_compared_apart_and_added():
+    """Two actions with two leaves each, as G²RPO sums its granularities; clipped after the sum."""
+    tree = Tree(np.array([0]), np.array([0]), np.arange(6).reshape(1, 3, 2), 6)
+    first, second = np.array([1.0, 2.0, 6.0]), np.array([30.0, 10.0, 20.0])
+    rewards = np.stack([first, second], 1).ravel()
+    rule = AdvantageSettings(leaves="each", epsilon=1e-8)
+    expected = sum((r - r.mean()) / (r.std() + 1e-8) for r in (first, second))
+    np.testing.assert_allclose(advantages(rule, [tree], [rewards]).by_task[0][0], expected)
+    hole = rewards.copy()
+    hole[3] = np.nan
+    result = advantages(rule, [tree], [hole])
+    assert result.by_task[0][0, 1] == 0
+    assert result.holes == 1
+    clipped = advantages(AdvantageSettings(leaves="each", clip=0.5), [tree], [rewards]).by_task[0]
+    assert np.abs(clipped).max() == 0.5
+
+
+def test_width_pruning_keeps_the_best_and_the_worst_of_a_group():
+    tree = trunk_tree(1, 2, 5)
+    rewards = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 10.0, 10.0, 10.0, 0.0, 20.0])
+    full = advantages(AdvantageSettings(), [tree], [rewards]).by_task[0]
+    kept = advantages(AdvantageSettings(keep=1), [tree], [rewards]).by_task[0]
+    assert np.flatnonzero(kept[0]).tolist() == [1, 3]
+    assert np.flatnonzero(kept[1]).tolist() == [3, 4]
+    np.testing.assert_array_equal(kept[kept != 0], full[kept != 0])
+    np.testing.assert_array_equal(advantages(AdvantageSettings(keep=3), [tree], [rewards]).by_task[0], full)
 
 
 def test_a_leaf_shared_by_several_actions_counts_for_each_and_a_trees_action_takes_its_mean():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from actors.learner.settings import EmaSettings, LearnerSettings, ObjectiveSettings
+from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.arrays import to_array, to_tensor
 from actors.policy.policy import Policy, read_trained
 from services.errors import UserError
@@ -20,7 +20,7 @@ SMALL_LR = LearnerSettings(lr=1e-6, weight_decay=0, micro_batch=3, max_drift=10)
 def test_ratio_is_exactly_one_with_every_weight_trained(sd3_folder, dtype, optimizer_steps):
     changes = {"lora": None, "dtype": dtype, "guidance": 4.5}
     settings = LearnerSettings(lr=1e-3, micro_batch=3, max_drift=10)
-    objective = ObjectiveSettings(optimizer_steps=optimizer_steps, kl=0.1)
+    objective = GrpoSettings(optimizer_steps=optimizer_steps, kl=0.1)
     stats = learner_of(sd3_folder, objective, settings, **changes).update(tasks_of(sd3_folder, **changes))
     assert stats.first_ratio_deviation == 0.0
     assert stats.kl == 0.0 if optimizer_steps == 1 else stats.kl > 0

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from actors.learner.learner import Learner
-from actors.learner.objective import grpo
-from actors.learner.settings import EmaSettings, LearnerSettings, ObjectiveSettings
+from actors.learner.objectives.objective import clipped_surrogate
+from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans import make_plan
-from actors.rollout.settings import RolloutSettings, TrunkSettings
+from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.errors import UserError
@@ -36,7 +37,7 @@ def tasks_of(folder, count=2, version=0, **changes):
 def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
     policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
     settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
-    return Learner(policy, KERNEL, objective or ObjectiveSettings(), settings, PLAN.trained_steps)
+    return Learner(policy, KERNEL, objective or GrpoSettings(), settings, PLAN.trained_steps)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -50,7 +51,7 @@ def test_ratio_is_exactly_one_before_the_first_optimizer_step(
     batch = tasks_of(sd3_folder, **changes)
     learner = learner_of(
         sd3_folder,
-        ObjectiveSettings(optimizer_steps=optimizer_steps),
+        GrpoSettings(optimizer_steps=optimizer_steps),
         LearnerSettings(lr=1e-2, micro_batch=micro_batch, max_drift=1),
         **changes,
     )
@@ -63,17 +64,18 @@ def test_ratio_is_exactly_one_before_the_first_optimizer_step(
 def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_folder):
     """With two optimizer steps, the second minibatch's old log-probs are those of the untouched policy."""
     batch = tasks_of(sd3_folder)
-    learner = learner_of(sd3_folder, ObjectiveSettings(optimizer_steps=2))
-    untouched = [learner._log_prob(micro)[0].detach() for micro in learner._micro_batches(*batch[1])]
+    learner = learner_of(sd3_folder, GrpoSettings(optimizer_steps=2))
+    objective = learner.objective
+    untouched = [objective.before(micro) for micro in objective.micro_batches(*batch[1])]
     seen = []
+    terms = objective.terms
 
-    def spy(log_prob_NK, old_NK, *rest):
-        seen.append(old_NK.clone())
-        return grpo(log_prob_NK, old_NK, *rest)
+    def spy(micro, mean_NZ, old_NZ, old_NK):
+        seen.append(old_NZ.clone())
+        return terms(micro, mean_NZ, old_NZ, old_NK)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actors.learner.learner.grpo", spy)
-        learner.update(batch)
+    objective.terms = spy
+    learner.update(batch)
     half = len(seen) // 2
     assert all(torch.equal(a, b) for a, b in zip(seen[half:], untouched, strict=True))
 
@@ -82,14 +84,14 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
     """∂L of one shared forward against autograd through one row an action, as the references compute it."""
     batch = tasks_of(sd3_folder, count=1)
     decisions, advantage_NK = batch[0]
-    objective = ObjectiveSettings(clip_range=1e-4, kl=0.03)
+    objective = GrpoSettings(clip_range=1e-4, kl=0.03)
     learner = learner_of(sd3_folder, objective)
     policy = learner.policy
     policy.transformer.double()
     policy.family.dtype = torch.float64
     policy.sigmas = policy.sigmas.double()
-    learner.kernel = FlowSDE(KERNEL, policy.sigmas)
-    learner.weight_T = learner.weight_T.double()
+    learner.kernel = learner.objective.kernel = FlowSDE(KERNEL, policy.sigmas)
+    learner.objective.weight_T = learner.objective.weight_T.double()
     velocity = policy.family.velocity
     # velocity() returns fp32 for the sampler; the oracle wants every bit
     policy.family.velocity = lambda x, sigma, cond: policy.transformer(
@@ -129,7 +131,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
             log_prob = torch.distributions.Normal(mean, std).log_prob(action).mean()
             ratio = (log_prob - log_prob.detach()).exp()
             advantage = float(np.float32(advantage_NK[row, j]))
-            weight = learner.weight_T[step][0]
+            weight = learner.objective.weight_T[step][0]
             loss = -weight * advantage * ratio + 0.03 * ((mean - reference) ** 2 / (2 * std**2)).mean()
             total = total + loss / (n * k)
     total.backward()
@@ -141,7 +143,7 @@ def test_micro_batch_size_does_not_change_the_update(sd3_folder):
     batch = tasks_of(sd3_folder)
     results = []
     for size in (1, 5, 16):
-        learner = learner_of(sd3_folder, ObjectiveSettings(kl=0.1), LearnerSettings(lr=1e-2, micro_batch=size))
+        learner = learner_of(sd3_folder, GrpoSettings(kl=0.1), LearnerSettings(lr=1e-2, micro_batch=size))
         learner.update(batch)
         results.append(learner.policy.arrays())
     for name in results[0]:
@@ -152,12 +154,12 @@ def test_micro_batch_size_does_not_change_the_update(sd3_folder):
 def test_clipped_surrogate_by_hand():
     log_prob = torch.tensor([[0.3, -0.3, 0.3, -0.3]], dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor([[2.0, 2.0, -2.0, -2.0]], dtype=torch.float64)
-    terms = grpo(log_prob, torch.zeros(1, 4, dtype=torch.float64), advantage, torch.tensor([1.5]).double(), 0.2)
+    loss, clipped = clipped_surrogate(log_prob.exp(), advantage, 0.2)
     up, down = np.exp(0.3), np.exp(-0.3)
-    assert terms.policy_NK[0].tolist() == pytest.approx([-3 * 1.2, -3 * down, 3 * up, 3 * 0.8])
-    assert terms.clipped_NK[0].tolist() == [True, False, False, True]
-    terms.policy_NK.sum().backward()
-    assert log_prob.grad[0].tolist() == pytest.approx([0, -3 * down, 3 * up, 0])
+    assert loss[0].tolist() == pytest.approx([-2 * 1.2, -2 * down, 2 * up, 2 * 0.8])
+    assert clipped[0].tolist() == [True, False, False, True]
+    loss.sum().backward()
+    assert log_prob.grad[0].tolist() == pytest.approx([0, -2 * down, 2 * up, 0])
 
 
 def test_advantage_zero_leaves_the_policy_where_it_is(sd3_folder):

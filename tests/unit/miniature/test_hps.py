@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from services.scoring.hpsv3 import HPSv3
 from system.miniature.build import ASSETS, load_policy
 from system.miniature.data import draw_scenes, render_scenes
-from system.miniature.hps import HpsTrainer, ranking_loss, train_hps
+from system.miniature.hps import HpsTrainer, load_hps, ranking_loss, train_hps
 from system.miniature.reward import Preferences, Samples
 from system.miniature.world import caption
 
@@ -42,16 +41,7 @@ def test_the_trained_files_score_as_in_training(tmp_path):
     trainer.head.eval()
     with torch.no_grad():
         own = trainer.gaussians(trainer.token_ids(PROMPTS), IMAGES)
-    scorer = HPSv3(
-        str(tmp_path),
-        str(tmp_path / "base"),
-        str(tmp_path / "instruction.txt"),
-        pixels=64 * 64,
-        dtype="fp32",
-        batch_size=2,
-        device="cpu",
-    )
-    np.testing.assert_allclose(scorer.gaussians(IMAGES, PROMPTS), own.numpy(), atol=1e-5)
+    np.testing.assert_allclose(load_hps(tmp_path).gaussians(IMAGES, PROMPTS), own.numpy(), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -82,5 +72,10 @@ def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, 
 def test_training_runs_and_writes_what_the_scorer_reads(samples, tmp_path, monkeypatch):
     monkeypatch.setattr("system.miniature.reward.MADE_PAIRS", 6)
     train_hps(load_policy(ASSETS)[0], samples, seed=0, steps=2, out=tmp_path)
-    scorer = HPSv3(str(tmp_path), str(tmp_path / "base"), str(tmp_path / "instruction.txt"), 64 * 64, "fp32", 4, "cpu")
-    assert np.isfinite(scorer(IMAGES, PROMPTS)).all()
+    assert np.isfinite(load_hps(tmp_path)(IMAGES, PROMPTS)).all()
+
+
+def test_the_assets_prefer_a_rendering_to_one_of_another_caption():
+    scorer = load_hps(ASSETS / "hps")
+    right = scorer(IMAGES, PROMPTS)
+    assert (right > scorer(IMAGES, PROMPTS[1:] + PROMPTS[:1])).all()

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from actors.policy.kernels import FlowSDE, noise_weights, ode_step
-from actors.policy.settings import FlowSDESettings
+from actors.policy.kernels import CPS, Dance, FlowSDE, noise_weights
+from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
+from actors.policy.solvers import dpm_solver_2m, euler
 
 
 def schedule(num_steps: int, shift: float = 3.0) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_the_sde_keeps_the_marginal_of_a_straight_flow():
     assert float(after.std()) == pytest.approx(float(sigmas[i + 1]), rel=5e-3)
 
 
-def test_ode_step_is_diffusers_own():
+def test_an_euler_step_is_diffusers_own():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(10)
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def test_ode_step_is_diffusers_own():
     for i, t in enumerate(scheduler.timesteps):
         v = torch.randn(2, 4, 8, 8)
         x = scheduler.step(v, t, x, return_dict=False)[0]
-        ours = ode_step(ours, v, scheduler.sigmas, i)
+        ours = euler(ours, v, scheduler.sigmas[i], scheduler.sigmas[i + 1])
     assert torch.equal(x, ours)
 
 
@@ -101,3 +102,82 @@ def test_noise_weights_reproduce_the_published_constants(sigmas, a, constant, we
     assert ours[:9].tolist() == pytest.approx(weights, abs=1e-3)
     assert float(ours[9]) == 0
     assert float(ours[:9].mean()) == pytest.approx(1)
+
+
+def random_step(sigmas: torch.Tensor, i: int) -> tuple[torch.Tensor, ...]:
+    """A state, a velocity, three actions and the step, in float64."""
+    torch.manual_seed(i)
+    x, v = (torch.randn(1, 2, 3, dtype=torch.float64) for _ in range(2))
+    return x, v, torch.randn(1, 3, 2, 3, dtype=torch.float64), torch.tensor([i])
+
+
+@pytest.mark.parametrize("i", [0, 4, 8])
+def test_dance_follows_its_own_formula_and_the_normal_density(i):
+    sigmas = schedule(10).double()
+    kernel = Dance(DanceSettings(noise_level=0.3), sigmas)
+    x, v, action, step = random_step(sigmas, i)
+    sigma, d_sigma = sigmas[i], sigmas[i + 1] - sigmas[i]
+    score = -(x - (1 - sigma) * (x - sigma * v)) / sigma**2
+    mean = x + v * d_sigma - 0.5 * 0.3**2 * score * d_sigma
+    std = 0.3 * (-d_sigma).sqrt()
+    torch.testing.assert_close(kernel.mean(x, v, step), mean)
+    torch.testing.assert_close(kernel.std_T[i], std)
+    density = torch.distributions.Normal(mean, std).log_prob(action[0]).flatten(1).mean(1)
+    torch.testing.assert_close(kernel.log_prob(action, mean, step)[0], density)
+
+
+@pytest.mark.parametrize("i", [0, 4, 8, 9])
+def test_cps_follows_its_own_formula_and_its_surrogate(i):
+    sigmas = schedule(10).double()
+    kernel = CPS(CPSSettings(noise_level=0.8), sigmas)
+    x, v, action, step = random_step(sigmas, i)
+    following = sigmas[i + 1]
+    std = following * math.sin(0.8 * math.pi / 2)
+    clean, noise = x - sigmas[i] * v, x + (1 - sigmas[i]) * v
+    mean = (1 - following) * clean + (following**2 - std**2).sqrt() * noise
+    torch.testing.assert_close(kernel.mean(x, v, step), mean)
+    torch.testing.assert_close(kernel.std_T[i], std)
+    surrogate = -(action[0] - mean).square().flatten(1).mean(1)
+    torch.testing.assert_close(kernel.log_prob(action, mean, step)[0], surrogate)
+    other = mean + 0.1
+    assert float(kernel.divergence(mean, other, step)) == pytest.approx(0.01)
+
+
+def test_cps_keeps_the_noise_level_of_its_state():
+    """With the true velocity of x = (1 − σ)·x₀ + σ·ε and fresh noise, the next state has the variance of σ'."""
+    sigmas = schedule(10).double()
+    kernel = CPS(CPSSettings(noise_level=0.5), sigmas)
+    generator = torch.Generator().manual_seed(0)
+    noise, fresh = (torch.randn(200_000, 1, dtype=torch.float64, generator=generator) for _ in range(2))
+    step = torch.full((len(noise),), 5)
+    after = kernel.mean(sigmas[5] * noise, noise, step) + kernel.std_T[5] * fresh
+    assert float(after.std()) == pytest.approx(float(sigmas[6]), rel=5e-3)
+
+
+def test_the_second_order_solver_is_diffusers_own():
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        final_sigmas_type="zero",
+        lower_order_final=True,
+    )
+    scheduler.set_timesteps(6)
+    sigmas = scheduler.sigmas.double()
+    assert float(sigmas[0]) < 1
+    torch.manual_seed(0)
+    x = ours = torch.randn(2, 3, 4, dtype=torch.float64)
+    before = None
+    for i, t in enumerate(scheduler.timesteps):
+        v = torch.randn(2, 3, 4, dtype=torch.float64)
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+        x0 = ours - sigmas[i] * v
+        if before is None:
+            ours, before = euler(ours, v, sigmas[i], sigmas[i + 1]), (x0, sigmas[i])
+        elif sigmas[i + 1] == 0:
+            ours = x0
+        else:
+            ours = dpm_solver_2m(ours, x0, before[0], sigmas[i], sigmas[i + 1], before[1])
+            before = (x0, sigmas[i])
+        torch.testing.assert_close(ours.float(), x.float(), rtol=1e-5, atol=1e-5)

@@ -1,17 +1,20 @@
 """The wavefront sampler against the plain way: one trajectory at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from actors.policy.kernels import FlowSDE, ode_step
+from actors.policy.kernels import FlowSDE
+from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
-from actors.rollout.noise import noise
+from actors.policy.solvers import dpm_solver_2m, euler
 from actors.rollout.plans import Fork, Plan, make_plan
+from actors.rollout.plans.plan import visits
+from actors.rollout.plans.settings import ChainSettings, TrunkSettings, WindowSettings
 from actors.rollout.sampler import Sampler
-from actors.rollout.settings import ChainSettings, TrunkSettings
-from services.errors import UserError
 from tests.tiny import tiny_settings
 
 ROOT = (7, 3, 11)
@@ -37,7 +40,7 @@ def one_by_one(policy, plan, conditioning):
 
     def finish(x, start):
         for i in range(start, policy.settings.num_steps):
-            x = ode_step(x, velocity(x, i), policy.sigmas, i)
+            x = euler(x, velocity(x, i), *policy.sigmas[i : i + 2])
         return x
 
     leaves = {}
@@ -49,7 +52,7 @@ def one_by_one(policy, plan, conditioning):
                 mean = kernel.mean(trunk, velocity(trunk, i), step)
                 action = mean + kernel.std_T[i] * noise([(*ROOT, b, i, k)], shape)
                 leaves[b, i, k] = (trunk, action, finish(action, i + 1))
-            trunk = ode_step(trunk, velocity(trunk, i), policy.sigmas, i)
+            trunk = euler(trunk, velocity(trunk, i), *policy.sigmas[i : i + 2])
     return leaves
 
 
@@ -131,14 +134,67 @@ def test_noise_depends_on_the_address_alone():
     assert not torch.equal(noise([(1, 2, 3)], (4,)), noise([(1, 2, 3, 0)], (4,)))
 
 
-def test_a_schedule_of_one_step_leaves_nothing_to_train():
-    with pytest.raises(UserError, match="num_steps"):
-        make_plan(TrunkSettings(), 1)
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["euler", "dpm2"])
+def test_strides_and_solver_of_completions(policy, solver):
+    """Each action is completed once a stride, as if it were alone."""
+    sigmas, conditioning = policy.sigmas, policy.family.encode(["a cat"])
+    settings = TrunkSettings(seeds=1, explorations=2, strides=(1.0, 2.0), solver=solver)
+    plan = make_plan(settings, policy.settings.num_steps)
+    front = sampler_of(policy)(plan, [(*ROOT, 0)], [0], conditioning)
+    assert front.cost.nfe == plan.nfe
+    assert front.tree.num_leaves == plan.leaves == 2 * 4 * 2
+
+    def complete(x, grid):
+        before = None
+        for here, there in itertools.pairwise(grid):
+            v = policy.family.velocity(x, sigmas[here].expand(1), conditioning)
+            x0 = x - sigmas[here] * v
+            if solver == "euler" or before is None:
+                x, before = euler(x, v, sigmas[here], sigmas[there]), (x0, sigmas[here])
+            elif there == len(sigmas) - 1:
+                x = x0
+            else:
+                x = dpm_solver_2m(x, x0, before[0], sigmas[here], sigmas[there], before[1])
+                before = (x0, sigmas[here])
+        return x
+
+    for n, step in enumerate(front.tree.step_N):
+        for k in range(2):
+            action = torch.from_numpy(front.decisions.action_NKZ[n, k : k + 1])
+            for place, stride in enumerate(plan.forks[0].strides):
+                leaf = complete(action, visits(int(step) + 1, policy.settings.num_steps, stride))
+                ours = front.leaf_MZ[front.tree.leaf_NKL[n, k, place]]
+                np.testing.assert_allclose(ours, leaf[0], atol=2e-5)
 
 
-def test_branches_at_the_first_steps_only():
-    plan = make_plan(TrunkSettings(seeds=4, explorations=6, branch_steps=4), 10)
-    assert plan.trained_steps == [0, 1, 2, 3]
-    assert plan.nfe == 4 * (4 + 6 * (9 + 8 + 7 + 6)), "no trunk goes on beyond its last branches"
-    assert plan.leaves == 4 * 6 * 4
-    assert make_plan(TrunkSettings(branch_steps=99), 10) == make_plan(TrunkSettings(), 10)
+def test_a_shared_noise_gives_the_forward_that_it_would_give_apart(policy):
+    """One trunk that splits has decisions of one state, each with one action, and as many images."""
+    plan = make_plan(ChainSettings(seeds=3, shared_noise=True), policy.settings.num_steps)
+    front = sampler_of(policy)(plan, [(*ROOT, 0)], [0], policy.family.encode(["x"]))
+    first = front.tree.step_N == 0
+    assert first.sum() == 3
+    assert (front.decisions.state_NZ[first] == front.decisions.state_NZ[0]).all()
+    assert len(np.unique(front.decisions.action_NKZ[first, 0].reshape(3, -1), axis=0)) == 3
+    assert front.tree.leaf_NKL[first].ravel().tolist() == [0, 1, 2]
+    assert front.cost.nfe == plan.nfe == 1 + 3 * 4
+
+
+def test_a_window_is_an_ode_outside(policy):
+    plan = make_plan(WindowSettings(seeds=2, size=2, every=1), policy.settings.num_steps, (0, 1, 0))
+    front = sampler_of(policy)(plan, [(*ROOT, b) for b in range(2)], [0, 0], policy.family.encode(["x"]))
+    assert sorted(front.tree.step_N.tolist()) == [1, 1, 2, 2]
+    assert front.tree.num_leaves == plan.leaves == 2
+    np.testing.assert_array_equal(front.decisions.action_NKZ[:2, 0], front.decisions.state_NZ[2:])
+    assert front.tree.leaf_NKL[:, 0, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_decisions_of_a_drawn_step_count_by_its_chance_and_are_those_of_the_full_plan(policy):
+    full = make_plan(TrunkSettings(seeds=2, explorations=3), policy.settings.num_steps)
+    drawn = make_plan(TrunkSettings(seeds=2, explorations=3, strata=1), policy.settings.num_steps, (0, 0, 5))
+    roots, conditioning = [(*ROOT, b) for b in range(2)], policy.family.encode(["x"])
+    every, some = (sampler_of(policy)(plan, roots, [0, 0], conditioning).decisions for plan in (full, drawn))
+    step = drawn.trained_steps[0]
+    assert (some.weight_N == 4).all()
+    assert (every.weight_N == 1).all()
+    np.testing.assert_array_equal(some.action_NKZ, every.action_NKZ[every.step_N == step])

@@ -1,0 +1,34 @@
+"""Objectives: the loss of decisions, or of finished images. No actor knows any of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.learner.averages import Average
+from actors.learner.objectives.awm import Awm
+from actors.learner.objectives.grpo import Grpo
+from actors.learner.objectives.guard import GrpoGuard
+from actors.learner.objectives.nft import Nft
+from actors.learner.objectives.objective import Objective
+from actors.learner.settings import AwmSettings, GrpoSettings, GuardSettings, NftSettings, ObjectiveSettings
+from actors.policy.kernels import Kernel
+from actors.policy.policy import Policy
+
+
+def make_objective(
+    settings: ObjectiveSettings,
+    policy: Policy,
+    averages: Mapping[str, Average],
+    kernel: Kernel,
+    micro_batch: int,
+    trainable: list[int],
+) -> Objective[Any, Any]:
+    """The objective of a recipe."""
+    match settings:
+        case GrpoSettings():
+            return Grpo(settings, policy, averages, kernel, micro_batch, trainable)
+        case GuardSettings():
+            return GrpoGuard(settings, policy, averages, kernel, micro_batch)
+        case AwmSettings():
+            return Awm(settings, policy, averages, micro_batch)
+        case NftSettings():
+            return Nft(settings, policy, averages, micro_batch)

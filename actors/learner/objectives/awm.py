@@ -1,0 +1,65 @@
+"""Advantage-weighted matching. Shape legend: N rows, Z latent dimensions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from actors.learner.averages import Average
+from actors.learner.objectives.objective import Loss, clipped_surrogate
+from actors.learner.objectives.samples import OnSamples, SampleRows, mean_square
+from actors.learner.settings import AwmSettings
+from actors.policy.policy import Policy
+
+EPSILON = 1e-10
+ADVANTAGE_SCALE = 5.0
+
+
+class Awm(OnSamples):
+    """max(−A·ρ, −A·clip(ρ, 1 ± c)) + β·mean‖v − v_ref‖² + γ·mean‖v − v_ema‖².
+
+    AWM (arXiv 2509.25050): ρ = exp(log p − log p_old) of the surrogate log p = −t·[(m + ε)^q − ε^q]/q with
+    m = mean‖v − (ε − x₀)‖², the flow-matching loss at a noised image; A is clipped to ±5 and divided by 5.
+    """
+
+    def __init__(
+        self, settings: AwmSettings, policy: Policy, averages: Mapping[str, Average], micro_batch: int
+    ) -> None:
+        super().__init__(settings, policy, averages, micro_batch)
+        self.settings = settings
+
+    def log_prob(self, micro: SampleRows, v_NZ: Tensor) -> Tensor:
+        """The surrogate, (N,)."""
+        power = self.settings.power
+        m_N = mean_square(v_NZ - micro.target_NZ)
+        return -micro.time_N * ((m_N + EPSILON) ** power - EPSILON**power) / power
+
+    def before(self, micro: SampleRows) -> Tensor:
+        """log p, (N,)."""
+        return self.log_prob(micro, self.predicted(micro)).detach()
+
+    def loss(self, micro: SampleRows, before: Tensor | None) -> Loss:
+        settings, v_NZ = self.settings, self.predicted(micro)
+        log_prob_N = self.log_prob(micro, v_NZ)
+        old_N = log_prob_N.detach() if before is None else before
+        ratio_N = (log_prob_N - old_N).exp()
+        advantage_N = micro.advantage_N.clamp(-ADVANTAGE_SCALE, ADVANTAGE_SCALE) / ADVANTAGE_SCALE
+        policy_N, clipped_N = clipped_surrogate(ratio_N, advantage_N, settings.clip_range)
+        policy = (micro.real_N * policy_N).sum()
+        kl = pull = torch.zeros_like(policy)
+        if settings.kl:
+            with self.reference():
+                reference_NZ = self.predicted(micro)
+            kl = (micro.real_N * mean_square(v_NZ - reference_NZ)).sum()
+        if settings.ema_weight:
+            with self.frozen("ema"):
+                average_NZ = self.predicted(micro)
+            pull = (micro.real_N * mean_square(v_NZ - average_NZ)).sum()
+        return Loss(
+            policy + settings.kl * kl + settings.ema_weight * pull,
+            policy.detach(),
+            kl.detach(),
+            ratio_N.detach()[: micro.real, None],
+            clipped_N[: micro.real, None],
+            3 + bool(settings.kl) + bool(settings.ema_weight),
+        )

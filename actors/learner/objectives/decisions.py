@@ -1,0 +1,119 @@
+"""What objectives on decisions share: micro-batches, means, and the KL term.
+
+One forward and one backward serve all K siblings of a decision: they share the state, hence the velocity, and
+∂L/∂v is the sum over them. Shape legend: N decisions, K actions, Z latent dimensions, T steps.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.learner.averages import Average
+from actors.learner.objectives.objective import Loss, Objective, padded_rows
+from actors.policy.kernels import Kernel
+from actors.policy.policy import Policy
+from actors.trajectory import Decisions
+
+
+@dataclass(frozen=True)
+class DecisionRows:
+    """Decisions of one task on the device, padded to the fixed size with advantage 0."""
+
+    state_NZ: Tensor
+    action_NKZ: Tensor
+    step_N: Tensor
+    advantage_NK: Tensor
+    behaviour_NK: Tensor
+    weight_N: Tensor
+    """1 / (chance that the plan drew the decision's step)."""
+    conditioning: dict[str, Tensor]
+    real: int
+    """Rows that are not padding."""
+
+
+class OnDecisions(Objective[Decisions, DecisionRows]):
+    """An objective of the log-probs of actions.
+
+    A decision whose siblings all have advantage 0 has no gradient but that of the KL term; without one it is left out.
+    Such decisions, holes and groups with no spread keep their place in the denominator, where the references drop
+    them, so that the update does not depend on how many there are.
+    """
+
+    def __init__(
+        self, policy: Policy, averages: Mapping[str, Average], kernel: Kernel, micro_batch: int, kl: float
+    ) -> None:
+        super().__init__(policy, averages)
+        self.kernel, self.micro_batch, self.kl = kernel, micro_batch, kl
+
+    def planned(self, item: Decisions) -> float:
+        return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
+
+    def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> list[DecisionRows]:
+        conditioning = self.rows_of(item.conditioning, self.micro_batch)
+        taught = np.arange(len(item.step_N)) if self.kl else np.flatnonzero(advantage_NK.any(axis=1))
+        batches = []
+        for rows, real in padded_rows(taught, self.micro_batch):
+            advantage = advantage_NK[rows].astype(np.float32)
+            advantage[real:] = 0
+            batches.append(
+                DecisionRows(
+                    self.on_device(item.state_NZ[rows]),
+                    self.on_device(item.action_NKZ[rows]),
+                    self.on_device(item.step_N[rows]),
+                    self.on_device(advantage),
+                    self.on_device(item.log_prob_NK[rows]),
+                    self.on_device(item.weight_N[rows]),
+                    conditioning,
+                    real,
+                )
+            )
+        return batches
+
+    def mean(self, micro: DecisionRows) -> Tensor:
+        """μ of each decision, (N, Z)."""
+        sigma_N = self.policy.sigmas[micro.step_N]
+        return self.kernel.mean(
+            micro.state_NZ, self.velocity(micro.state_NZ, sigma_N, micro.conditioning), micro.step_N
+        )
+
+    def before(self, micro: DecisionRows) -> Tensor:
+        """μ (N, Z), by the same graph that the update itself will run."""
+        return self.mean(micro).detach()
+
+    def loss(self, micro: DecisionRows, before: Tensor | None) -> Loss:
+        mean_NZ = self.mean(micro)
+        old_NZ = mean_NZ.detach() if before is None else before
+        old_NK = self.kernel.log_prob(micro.action_NKZ, old_NZ, micro.step_N)
+        policy_NK, ratio_NK, clipped_NK = self.terms(micro, mean_NZ, old_NZ, old_NK)
+        policy = (micro.weight_N.unsqueeze(1) * policy_NK).sum()
+        kl = torch.zeros_like(policy)
+        if self.kl:
+            with self.reference():
+                reference_NZ = self.mean(micro)
+            kl_N = micro.weight_N * self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N)
+            kl = kl_N[: micro.real].sum() * policy_NK.shape[1]
+        real = slice(None, micro.real)
+        return Loss(
+            policy + self.kl * kl,
+            policy.detach(),
+            kl.detach(),
+            ratio_NK.detach()[real],
+            clipped_NK[real],
+            4 if self.kl else 3,
+            (micro.step_N[real], (old_NK - micro.behaviour_NK)[real]),
+        )
+
+    @abstractmethod
+    def terms(
+        self, micro: DecisionRows, mean_NZ: Tensor, old_NZ: Tensor, old_NK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each action, its ratio, and whether it is clipped, (N, K) each.
+
+        Args:
+            mean_NZ: μ now.
+            old_NZ, old_NK: μ and log p before the update.
+        """

@@ -1,0 +1,45 @@
+"""The clipped GRPO objective. Shape legend: N decisions, K actions, Z latent dimensions, T steps."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from actors.learner.averages import Average
+from actors.learner.objectives.decisions import DecisionRows, OnDecisions
+from actors.learner.objectives.objective import clipped_surrogate
+from actors.learner.settings import GrpoSettings
+from actors.policy.kernels import Kernel, noise_weights
+from actors.policy.policy import Policy
+
+
+class Grpo(OnDecisions):
+    """w_i · max(−A·ρ, −A·clip(ρ, 1 ± c)) with ρ = exp(log p − log p_old), + β·KL.
+
+    PPO's clipped surrogate as used by Flow-GRPO (arXiv 2505.05470) and, with w_i = s_i / mean(s), TempFlow-GRPO
+    (arXiv 2508.04324). The log-probs are means over latent dimensions, so ρ is a trust-region heuristic.
+    """
+
+    weight_T: Tensor
+
+    def __init__(
+        self,
+        settings: GrpoSettings,
+        policy: Policy,
+        averages: Mapping[str, Average],
+        kernel: Kernel,
+        micro_batch: int,
+        trainable: list[int],
+    ) -> None:
+        super().__init__(policy, averages, kernel, micro_batch, settings.kl)
+        self.settings = settings
+        std_T = kernel.std_T if settings.noise_weights else torch.ones_like(kernel.std_T)
+        self.weight_T = noise_weights(std_T, trainable)
+
+    def terms(
+        self, micro: DecisionRows, mean_NZ: Tensor, old_NZ: Tensor, old_NK: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_prob_NK = self.kernel.log_prob(micro.action_NKZ, mean_NZ, micro.step_N)
+        ratio_NK = (log_prob_NK - old_NK).exp()
+        loss_NK, clipped_NK = clipped_surrogate(ratio_NK, micro.advantage_NK, self.settings.clip_range)
+        return self.weight_T[micro.step_N].unsqueeze(1) * loss_NK, ratio_NK, clipped_NK

@@ -1,0 +1,60 @@
+"""DiffusionNFT. Shape legend: N rows, Z latent dimensions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from actors.learner.averages import Average
+from actors.learner.objectives.objective import Loss
+from actors.learner.objectives.samples import OnSamples, SampleRows, mean_square
+from actors.learner.settings import NftSettings
+from actors.policy.kernels import per_row
+from actors.policy.policy import Policy
+
+
+class Nft(OnSamples):
+    """scale·[r·L(v⁺) + (1 − r)·L(v⁻)]/b + β·mean‖v − v_ref‖² on images of the old policy.
+
+    DiffusionNFT (arXiv 2509.16117): v⁺ = b·v + (1 − b)·v_old and v⁻ = (1 + b)·v_old − b·v are what images of high and
+    of low reward should have come from; r = clip(A/(2·clip) + ½, 0, 1) says how high. L(v±) = mean[(x̂₀ − x₀)² / c] with
+    x̂₀ = x_t − t·v± and c = mean|x̂₀ − x₀|, held constant. The old policy stands still during an update;
+    there is no ratio, hence nothing is clipped.
+    """
+
+    def __init__(
+        self, settings: NftSettings, policy: Policy, averages: Mapping[str, Average], micro_batch: int
+    ) -> None:
+        super().__init__(settings, policy, averages, micro_batch)
+        self.settings = settings
+
+    def loss(self, micro: SampleRows, before: Tensor | None) -> Loss:
+        settings, v_NZ = self.settings, self.predicted(micro)
+        with self.frozen("old"):
+            old_NZ = self.predicted(micro)
+        b = settings.beta
+        share_N = (micro.advantage_N / (2 * settings.advantage_clip) + 0.5).clamp(0, 1)
+        better_N = self._distance(micro, b * v_NZ + (1 - b) * old_NZ)
+        worse_N = self._distance(micro, (1 + b) * old_NZ - b * v_NZ)
+        loss_N = settings.scale * (share_N * better_N + (1 - share_N) * worse_N) / b
+        policy = (micro.real_N * loss_N).sum()
+        kl = torch.zeros_like(policy)
+        if settings.kl:
+            with self.reference():
+                reference_NZ = self.predicted(micro)
+            kl = (micro.real_N * mean_square(v_NZ - reference_NZ)).sum()
+        ones_NK = torch.ones_like(loss_N.detach())[: micro.real, None]
+        return Loss(
+            policy + settings.kl * kl,
+            policy.detach(),
+            kl.detach(),
+            ones_NK,
+            torch.zeros_like(ones_NK, dtype=torch.bool),
+            4 + bool(settings.kl),
+        )
+
+    def _distance(self, micro: SampleRows, v_NZ: Tensor) -> Tensor:
+        """L(v), (N,)."""
+        difference_NZ = micro.x_NZ - per_row(micro.time_N, v_NZ) * v_NZ - micro.image_NZ
+        scale_N = difference_NZ.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
+        return mean_square(difference_NZ) / scale_N

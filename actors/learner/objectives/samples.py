@@ -1,0 +1,97 @@
+"""What objectives on finished images share: noised copies of x₀ at a few noise levels.
+
+Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.learner.averages import Average
+from actors.learner.objectives.objective import Objective, padded_rows
+from actors.learner.settings import OnSamples as Settings
+from actors.policy.kernels import per_row
+from actors.policy.noise import noise
+from actors.policy.policy import Policy
+from actors.trajectory import Samples
+
+LEARNER_STREAM = 12
+"""Sets the learner's noise apart from the rollout's of the same address."""
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Noised images of one task on the device, padded to the fixed size with weight 0."""
+
+    x_NZ: Tensor
+    """x_t = (1 − t)·x₀ + t·ε."""
+    image_NZ: Tensor
+    """x₀."""
+    target_NZ: Tensor
+    """ε − x₀."""
+    time_N: Tensor
+    """t, the noise level."""
+    advantage_N: Tensor
+    real_N: Tensor
+    """1, or 0 for padding."""
+    conditioning: dict[str, Tensor]
+    real: int
+
+
+class OnSamples(Objective[Samples, SampleRows]):
+    """An objective of the velocity at noised images; one forward and backward a row.
+
+    Noise levels lie on the sampling schedule, one from each of J runs of neighbouring steps; they and the noise follow
+    from the task's address, so that an update can be repeated.
+    """
+
+    def __init__(self, settings: Settings, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
+        super().__init__(policy, averages)
+        self.noise_levels, self.micro_batch = settings.noise_levels, micro_batch
+        steps = np.arange(max(1, round(settings.share * (len(policy.sigmas) - 1))))
+        self.runs = [run for run in np.array_split(steps, settings.noise_levels) if len(run)]
+
+    def planned(self, item: Samples) -> float:
+        return float(len(item.latent_MZ) * len(self.runs))
+
+    def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> list[SampleRows]:
+        images = len(item.latent_MZ)
+        step_MJ = np.stack([self._steps(item.address, m) for m in range(images)])
+        image_R = np.repeat(np.arange(images), step_MJ.shape[1])
+        addresses = [(*item.address, m, LEARNER_STREAM, j) for m in range(images) for j in range(step_MJ.shape[1])]
+        conditioning = self.rows_of(item.conditioning, self.micro_batch)
+        batches = []
+        for rows, real in padded_rows(np.arange(len(image_R)), self.micro_batch):
+            x0_NZ = self.on_device(item.latent_MZ[image_R[rows]])
+            noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
+            time_N = self.policy.sigmas[torch.from_numpy(step_MJ.reshape(-1)[rows]).to(self.policy.device)]
+            t_N1 = per_row(time_N, x0_NZ)
+            batches.append(
+                SampleRows(
+                    (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,
+                    x0_NZ,
+                    noise_NZ - x0_NZ,
+                    time_N,
+                    self.on_device(advantage_NK[image_R[rows], 0].astype(np.float32)),
+                    self.on_device((np.arange(len(rows)) < real).astype(np.float32)),
+                    conditioning,
+                    real,
+                )
+            )
+        return batches
+
+    def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
+        rng = np.random.default_rng([LEARNER_STREAM, *address, image])
+        return np.array([rng.choice(run) for run in self.runs])
+
+    def predicted(self, micro: SampleRows) -> Tensor:
+        """v at the noised images, (N, Z)."""
+        return self.velocity(micro.x_NZ, micro.time_N, micro.conditioning)
+
+
+def mean_square(difference_NZ: Tensor) -> Tensor:
+    """Over the latent dimensions, (N,)."""
+    return difference_NZ.square().flatten(1).mean(1)

@@ -1,0 +1,65 @@
+"""Plans: which steps of a trajectory are stochastic, how widely they branch, and how a branch goes on.
+
+A plan is data: one Fork a sampling step. The sampler runs every plan; no actor knows a method.
+"""
+
+import numpy as np
+
+from actors.rollout.plans.chain import chain_plan
+from actors.rollout.plans.plan import Fork, Plan, ode_plan
+from actors.rollout.plans.settings import (
+    ChainSettings,
+    PlanSettings,
+    SamplesSettings,
+    TreeSettings,
+    TrunkSettings,
+    WindowSettings,
+)
+from actors.rollout.plans.tree import tree_plan
+from actors.rollout.plans.trunk import trunk_plan, trunk_steps
+from actors.rollout.plans.window import window_plan
+from services.errors import UserError
+
+__all__ = ["Fork", "Plan", "make_plan", "ode_plan", "trainable_steps"]
+
+PLANS_STREAM = 11
+"""Sets the random choices of plans apart from other random numbers of the same address."""
+
+
+def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, int] = (0, 0, 0)) -> Plan:
+    """The plan of one task: a pure function of the recipe and of the task's address (run seed, step, prompt row).
+
+    What is drawn once a training step is equal for all its tasks.
+
+    Raises:
+        UserError: no step is left to train.
+    """
+    seed, step, row = address
+    for_step, for_task = (np.random.default_rng([PLANS_STREAM, *key]) for key in ((seed, step), (seed, step, row)))
+    match settings:
+        case TrunkSettings():
+            plan = trunk_plan(settings, num_steps, for_task)
+        case ChainSettings():
+            plan = chain_plan(settings, num_steps, for_step)
+        case WindowSettings():
+            plan = window_plan(settings, num_steps, step, for_step)
+        case TreeSettings():
+            plan = tree_plan(settings, num_steps, step)
+        case SamplesSettings():
+            return ode_plan(num_steps, settings.seeds)
+    if not plan.trained_steps:
+        raise UserError(f"plan {settings.name}: with policy.num_steps = {num_steps} no step is left to train")
+    return plan
+
+
+def trainable_steps(settings: PlanSettings, num_steps: int) -> list[int]:
+    """The steps that some draw of the plan trains: the noise weights average 1 over them."""
+    match settings:
+        case TrunkSettings():
+            return trunk_steps(settings, num_steps)
+        case WindowSettings():
+            return list(range(min(settings.within or num_steps, num_steps - 1)))
+        case SamplesSettings():
+            return []
+        case _:
+            return list(range(num_steps - 1))

@@ -1,0 +1,94 @@
+"""Settings of the plans."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from actors.rollout.plans.plan import Solver
+from services.settings import Settings, name_or
+
+
+class TrunkSettings(Settings):
+    """A deterministic trunk a seed, and at its steps K stochastic branches completed by ODE."""
+
+    name: Literal["trunk"] = "trunk"
+    seeds: int = Field(4, ge=1)
+    """Initial noises a prompt, each with a trunk of its own."""
+    explorations: int = Field(6, ge=1)
+    """K, the branches drawn at one step of one trunk."""
+    branch_steps: int | None = Field(None, ge=1)
+    """Branch at the first so many steps only; at all but the last if not given."""
+    strata: int | None = Field(None, ge=1)
+    """Branch at so many of these steps, drawn anew for each task: one from each of `strata` runs of neighbouring steps.
+    A step counts 1/p in the loss."""
+    strides: tuple[float, ...] = Field((1.0,), min_length=1)
+    """Each action is completed once for each of these, in steps of so many grid steps."""
+    solver: Solver = "euler"
+    """Of the completions; `dpm2` is DPM-Solver++ of second order."""
+
+
+class ChainSettings(Settings):
+    """Every step is stochastic, and all but the last may be trained on the final image's reward."""
+
+    name: Literal["chain"] = "chain"
+    seeds: int = Field(24, ge=2)
+    """Trajectories a prompt (the group size)."""
+    shared_noise: bool = False
+    """All trajectories of a prompt start from one noise."""
+    trained_share: float = Field(1.0, gt=0, le=1)
+    """Share of the steps that is trained, drawn anew for each training step."""
+
+
+class WindowSettings(Settings):
+    """Stochastic in a window of steps, deterministic elsewhere."""
+
+    name: Literal["window"] = "window"
+    seeds: int = Field(12, ge=2)
+    """Trajectories a prompt (the group size)."""
+    shared_noise: bool = False
+    """All trajectories of a prompt start from one noise."""
+    size: int = Field(4, ge=1)
+    strategy: Literal["progressive", "decay", "random"] = "progressive"
+    """`progressive`: the window slides by `shift` after every `every` training steps, and starts over at the end;
+    `decay`: ever sooner beyond step `decay_from`; `random`: drawn anew for each training step."""
+    within: int | None = Field(None, ge=1)
+    """The window lies within the first so many steps; within all but the last if not given."""
+    every: int = Field(25, ge=1)
+    shift: int = Field(1, ge=1)
+    decay_from: int = Field(13, ge=0)
+    decay_rate: float = Field(0.1, ge=0)
+    stride: float = Field(1.0, ge=1)
+    """After the window, in steps of so many grid steps."""
+    solver: Solver = "euler"
+    """After the window; `dpm2` is DPM-Solver++ of second order."""
+
+
+class TreeSettings(Settings):
+    """A tree whose edges are all stochastic; every node is compared within its depth."""
+
+    name: Literal["tree"] = "tree"
+    splits: tuple[int, ...] = (0, 3, 6, 9)
+    """Steps at which each trajectory splits."""
+    width: int = Field(2, ge=2)
+    """Children at a split."""
+    pruned_depths: int = Field(0, ge=0)
+    """So many neighbouring steps are sampled but not trained. They begin at the last trained step and slide one step
+    towards the root after each training step."""
+
+
+class SamplesSettings(Settings):
+    """Deterministic images, for objectives that train on images instead of decisions."""
+
+    name: Literal["samples"] = "samples"
+    seeds: int = Field(24, ge=2)
+    """Images a prompt (the group size)."""
+
+
+PlanSettings = Annotated[
+    Annotated[TrunkSettings, Tag("trunk")]
+    | Annotated[ChainSettings, Tag("chain")]
+    | Annotated[WindowSettings, Tag("window")]
+    | Annotated[TreeSettings, Tag("tree")]
+    | Annotated[SamplesSettings, Tag("samples")],
+    Discriminator(name_or("trunk")),
+]

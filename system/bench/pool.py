@@ -1,0 +1,191 @@
+"""The reward pool: each scorer's rate against a plain loop over its model, a held load over HTTP, a killed replica."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+from ray import serve
+
+from actors.reward.pool import RewardPool
+from services.client import PoolError, ScoreClient
+from services.scoring.scorer import load_scorer
+from services.scoring.settings import Replicas, ScorerSettings
+from services.serving.app import build
+from services.serving.gateway import deployment_name
+from services.serving.settings import PoolSettings
+from system.bench.measure import alternate
+from system.config import RunConfig
+from system.launch import connect
+from system.launch_env import LOOPBACK
+from system.prompts import read_prompts
+
+APP = "tempflow-bench-pool"
+TASKS, TASK_IMAGES = 4, 96
+"""Of one round: as many images as a training step of the miniature gives."""
+HELD_SHARE = 0.5
+"""The held load, as a share of the slowest scorer's measured rate."""
+HELD_S = 20.0
+REQUEST_IMAGES = 4
+KILL_AFTER_S = 5.0
+CALLERS = 64
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request of a held load: when it was due, when it was answered (seconds from the start)."""
+
+    due: float
+    done: float
+    scored: bool
+
+    @property
+    def latency(self) -> float:
+        """From the moment it was due, so that a late caller does not hide a slow pool."""
+        return self.done - self.due
+
+
+def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
+    """Figures by scorer, each on one replica; latency under a held load; what a killed replica costs."""
+    one = tuple(scorer.model_copy(update={"replicas": Replicas(), "num_cpus": 0.1}) for scorer in config.scorers)
+    gateway = config.serve.model_copy(update={"host": LOOPBACK, "port": _free_port()})
+    pool = PoolSettings(name=APP, scorers=one, serve=gateway)
+    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    rng = np.random.default_rng(0)
+    shape = (TASK_IMAGES, config.policy.height, config.policy.width, 3)
+    images_MHWC = rng.integers(0, 256, shape, np.uint8)
+    texts = [prompts[i % len(prompts)] for i in range(TASK_IMAGES)]
+    plain = {scorer.name: load_scorer(scorer) for scorer in one}
+    figures: dict[str, Any] = {"images_a_round": TASKS * TASK_IMAGES, "held_for_s": HELD_S}
+    with _running(pool) as url:
+        handles = {s.name: serve.get_deployment_handle(deployment_name(s.name), APP) for s in one}
+        reward_pool, stored = RewardPool(handles, one), ray.put(images_MHWC)
+        for scorer in one:
+            calls = {
+                "plain": _plain_loop(plain[scorer.name], scorer, images_MHWC, texts),
+                "pool": _through_the_pool(reward_pool, scorer.name, stored, texts),
+            }
+            best = alternate(calls, rounds, torch.device("cpu"))
+            rates = {name: TASKS * TASK_IMAGES / taken for name, taken in best.items()}
+            figures[scorer.name] = {
+                "plain_images_per_s": rates["plain"],
+                "pool_images_per_s": rates["pool"],
+                "ratio": rates["pool"] / rates["plain"],
+            }
+        slowest = min(figures[scorer.name]["pool_images_per_s"] for scorer in one)
+        rate = HELD_SHARE * slowest / REQUEST_IMAGES
+        asked = images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES]
+        figures["held load"] = _latencies(hold(url, *asked, rate, HELD_S))
+        victim = one[0].name
+        figures[f"`{victim}` killed at {KILL_AFTER_S:g} s"] = _latencies(
+            hold(url, *asked, rate, HELD_S, lambda: _kill_replica(victim))
+        )
+    return figures
+
+
+def hold(
+    url: str,
+    images_NHWC: np.ndarray,
+    prompts: list[str],
+    rate: float,
+    for_s: float,
+    disturb: Callable[[], None] | None = None,
+) -> list[Answered]:
+    """Send a request every 1 / `rate` seconds, however slowly earlier ones are answered.
+
+    Args:
+        disturb: called once, KILL_AFTER_S after the start.
+    """
+    client = ScoreClient(url, attempts=10)
+    client.scorers()
+    started = time.monotonic()
+
+    def ask(due: float) -> Answered:
+        time.sleep(max(0.0, started + due - time.monotonic()))
+        try:
+            answer = client.score(images_NHWC, prompts)
+            scored = all(np.isfinite(score_N).all() for score_N in answer.scores.values())
+        except PoolError:
+            scored = False
+        return Answered(due, time.monotonic() - started, scored)
+
+    with ThreadPoolExecutor(CALLERS) as threads:
+        disturbed = threads.submit(_after, KILL_AFTER_S, disturb) if disturb else None
+        answers = list(threads.map(ask, np.arange(0, for_s, 1 / rate)))
+        if disturbed:
+            disturbed.result()
+    return answers
+
+
+def _latencies(answers: list[Answered]) -> dict[str, float]:
+    taken = np.array([answer.latency for answer in answers])
+    return {
+        "requests_per_s": len(answers) / max(answer.done for answer in answers),
+        "p50_s": float(np.quantile(taken, 0.5)),
+        "p99_s": float(np.quantile(taken, 0.99)),
+        "slowest_s": float(taken.max()),
+        "unscored": float(sum(not answer.scored for answer in answers)),
+    }
+
+
+def _after(seconds: float, call: Callable[[], None]) -> None:
+    time.sleep(seconds)
+    call()
+
+
+def _kill_replica(scorer: str) -> None:
+    """SIGKILL a replica's process; it runs on this machine."""
+    name = f"ray::ServeReplica:{APP}:{deployment_name(scorer)}"
+    replicas = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(name)]
+    os.kill(replicas[0].pid, signal.SIGKILL)
+
+
+def _plain_loop(score: Any, scorer: ScorerSettings, images_MHWC: np.ndarray, texts: list[str]) -> Callable[[], None]:
+    size = scorer.request_images
+
+    def call() -> None:
+        torch.set_num_threads(scorer.threads)
+        for _ in range(TASKS):
+            for start in range(0, TASK_IMAGES, size):
+                score(images_MHWC[start : start + size], texts[start : start + size])
+
+    return call
+
+
+def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> Callable[[], None]:
+    def call() -> None:
+        with ThreadPoolExecutor(TASKS) as threads:
+            for done in [threads.submit(pool.score, images, texts, [name]) for _ in range(TASKS)]:
+                assert np.isfinite(done.result().by_scorer[name]).all()
+
+    return call
+
+
+@contextmanager
+def _running(pool: PoolSettings) -> Iterator[str]:
+    """The pool on a Ray of its own: its address."""
+    connect()
+    try:
+        serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
+        serve.run(build(pool), name=pool.name, route_prefix="/")
+        yield f"http://{pool.serve.host}:{pool.serve.port}"
+    finally:
+        serve.delete(pool.name)
+        ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((LOOPBACK, 0))
+        return sock.getsockname()[1]
