@@ -142,13 +142,38 @@ def bench(
 ) -> None:
     """Measure a part against the loop that the reference scripts use, on the same work in one run."""
     import json as encoder
+    from contextlib import redirect_stdout
 
     from system.bench.run import bench_table, run_bench
     from system.config import load_config
 
     log = Console(stderr=True) if json else console
-    figures = run_bench(kind, load_config(recipe, overrides or []), family, rounds, log)
+    with redirect_stdout(sys.stderr if json else sys.stdout):  # Ray's own messages
+        figures = run_bench(kind, load_config(recipe, overrides or []), family, rounds, log)
     console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))
+
+
+@app.command()
+def compare(
+    contenders: Annotated[
+        list[str], typer.Argument(help='Recipes; with overrides in quotes: "shapes learner.lr=1e-4 name=slow".')
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with the seeds 0, 1, …")] = 3,
+    budget: Annotated[int, typer.Option(min=1, help="NFE of each run.")] = 80_000,
+    evals: Annotated[int, typer.Option(min=1, help="Evaluations of each run, after the first one.")] = 8,
+    output: Annotated[Path, typer.Option(help="Where results, page and pictures go.")] = Path("compare"),
+) -> None:
+    """Train several recipes at an equal budget and put them on one page; goes on where it stopped."""
+    from system.compare.page import write_page
+    from system.compare.runs import parse_contenders, run_all
+
+    results, code = run_all(parse_contenders(contenders), range(seeds), budget, evals, output, console)
+    if results:
+        quoted = " ".join(f'"{text}"' if " " in text else text for text in contenders)
+        command = f"tempflow compare {quoted} --seeds {seeds} --budget {budget} --evals {evals} --output {output}"
+        page = write_page(results, output, f"{len(contenders)} contenders, {budget:,} NFE each", command)
+        console.print(f"page         {page}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
 
 
 @app.command()

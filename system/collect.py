@@ -26,6 +26,8 @@ class Experience:
     rewards: list[np.ndarray]
     """(M,) combined reward of each task's leaves; NaN is a hole."""
     advantages: Advantages
+    flat_groups: dict[str, float]
+    """Share of groups that a training scorer cannot tell apart, by scorer."""
     peak_bytes: int
     """Most bytes of images in flight at once."""
 
@@ -81,12 +83,13 @@ def collect(
     rewards = [score.combined(config.weights) for score in scores]
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
     trees = [task.tree for task in in_order]
-    if config.reward.combine == "raw":
-        compared = advantages(config.advantage, trees, rewards)
-    else:
-        by_scorer = [(weight, [score.by_scorer[name] for score in scores]) for name, weight in config.weights.items()]
-        compared = mixed_advantages(config.advantage, trees, by_scorer)
-    return Experience(in_order, scores, rewards, compared, room.peak)
+    by_scorer = {name: [score.by_scorer[name] for score in scores] for name in config.weights}
+    alone = {name: advantages(config.advantage, trees, leaves) for name, leaves in by_scorer.items()}
+    together = advantages(config.advantage, trees, rewards)
+    if config.reward.combine == "group_norm":
+        together = mixed_advantages(config.advantage, together, config.weights, alone)
+    flat_groups = {name: compared.flat_groups for name, compared in alone.items()}
+    return Experience(in_order, scores, rewards, together, flat_groups, room.peak)
 
 
 def _refuse_holes(rewards: Sequence[np.ndarray], scores: Sequence[Scores], bound: float) -> None:

@@ -227,11 +227,16 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; any other value of `above`, a list too, takes the place of that below."""
+    """Mappings are merged key by key; any other value of `above`, a list too, takes the place of that below.
+
+    So does a mapping with another `name`: another plan, kernel or objective shares no keys with the old one.
+    """
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            value = _over(old, value)
+        merged[key] = value
     return merged
 
 
@@ -255,7 +260,10 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     for place, part in enumerate(parents):
         slot = _slot(node, part, override, parents[:place])
         node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
-    node[_slot(node, last, override, parents)] = yaml.safe_load(text)
+    try:
+        node[_slot(node, last, override, parents)] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{override}`: the value is not YAML: {' '.join(str(error).split())}") from error
     return key
 
 

@@ -64,13 +64,21 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     ]
 
 
+def nfe_of_step(config: RunConfig, draws: int = 1) -> float:
+    """NFE of one training step, generation and update together, a mean over the plan's first draws."""
+    plans = [make_plan(config.plan, config.policy.num_steps, (config.seed, step, 0)) for step in range(draws)]
+    guided = 2 if family_class(config.policy).guides(config.policy) else 1
+    spent = sum(plan.nfe + _passes(config, plan) for plan in plans) / draws
+    return config.data.prompts_per_step * guided * spent
+
+
 def _passes(config: RunConfig, plan: Plan) -> float:
     """Transformer passes of the learner for one task; a backward counts 2."""
     objective = config.objective
     rows = plan.decisions if plan.trained_steps else plan.leaves
     passes, reads_back = 3 + bool(objective.kl), not isinstance(objective, NftSettings)
     if isinstance(objective, AwmSettings | NftSettings):
-        rows *= objective.noise_levels
+        rows *= len(objective.levels(config.policy.num_steps))
         passes += 1 if isinstance(objective, NftSettings) else bool(objective.ema_weight)
     return rows * (passes + reads_back * (objective.optimizer_steps - 1) / objective.optimizer_steps)
 

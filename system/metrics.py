@@ -14,8 +14,15 @@ def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any
     line: dict[str, Any] = {"reward/mean": float(np.nanmean(np.concatenate(experience.rewards)))}
     for name in config.weights:
         values = np.concatenate([score.by_scorer[name] for score in experience.scores])
-        line[f"reward/{name}/mean"] = float(np.nanmean(values))
-        line[f"reward/{name}/std"] = float(np.nanstd(values))
+        known = values[~np.isnan(values)]
+        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(name, [])]
+        line |= {
+            f"reward/{name}/mean": float(known.mean()) if len(known) else float("nan"),
+            f"reward/{name}/std": float(known.std()) if len(known) else float("nan"),
+            f"reward/{name}/holes": len(values) - len(known),
+            f"reward/{name}/flat_groups": experience.flat_groups[name],
+            f"reward/{name}/latency_s": float(np.mean(latency_s)) if latency_s else float("nan"),
+        }
     return line | {
         "advantage/flat_groups": experience.advantages.flat_groups,
         "holes": experience.advantages.holes,

@@ -3,8 +3,8 @@
 Shape legend: A all actions of a training step, task after task in index order.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,15 @@ class Advantages:
 
     by_task: list[np.ndarray]
     """(N, K) for each task; 0 for holes, for groups with no spread and for groups of one."""
-    holes: int
-    """Actions without a reward."""
+    hole_by_task: list[np.ndarray]
+    """Whether an action has no reward, (N, K) for each task."""
     flat_groups: float
     """Share of groups whose known rewards do not differ."""
+
+    @property
+    def holes(self) -> int:
+        """Actions without a reward."""
+        return int(sum(hole_NK.sum() for hole_NK in self.hole_by_task))
 
 
 def group_keys(rule: AdvantageSettings, trees: Sequence[Tree]) -> np.ndarray:
@@ -104,28 +109,27 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
         advantage_A[~extremes(advantage_A, group_A, rule.keep)] = 0
     advantage_A = advantage_A.clip(-rule.clip, rule.clip)
     ends = np.cumsum([tree.leaf_NKL[..., 0].size for tree in trees])[:-1]
-    by_task = [
-        part.reshape(tree.leaf_NKL.shape[:2]) for part, tree in zip(np.split(advantage_A, ends), trees, strict=True)
-    ]
+    by_task, hole_by_task = (
+        [part.reshape(tree.leaf_NKL.shape[:2]) for part, tree in zip(np.split(values_A, ends), trees, strict=True)]
+        for values_A in (advantage_A, hole_A)
+    )
     flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
-    return Advantages(by_task, int(hole_A.sum()), float(np.mean(flat)))
+    return Advantages(by_task, hole_by_task, float(np.mean(flat)))
 
 
 def mixed_advantages(
-    rule: AdvantageSettings, trees: Sequence[Tree], scores: Sequence[tuple[float, Sequence[np.ndarray]]]
+    rule: AdvantageSettings, together: Advantages, weights: Mapping[str, float], alone: Mapping[str, Advantages]
 ) -> Advantages:
-    """Advantages of each scorer by itself, then their weighted sum, as MixGRPO combines rewards (arXiv 2507.21802).
+    """Weighted sum of each scorer's own advantages, as MixGRPO combines rewards (arXiv 2507.21802).
 
     A scorer of a large scale cannot drown the others, and scorers that disagree give small advantages.
 
     Args:
-        scores: (weight, (M,) scores of each task's leaves) of each scorer; NaN for holes.
+        together: advantages of the combined reward, which has a hole where any scorer has one.
+        alone: advantages of each scorer by itself.
     """
-    combined = [np.sum([weight * leaves[i] for weight, leaves in scores], axis=0) for i in range(len(trees))]
-    whole = advantages(rule, trees, combined)
-    parts = [(weight, advantages(rule, trees, leaves).by_task) for weight, leaves in scores]
     by_task = []
-    for i, (tree, reward_M) in enumerate(zip(trees, combined, strict=True)):
-        sum_NK = np.sum([weight * part[i] for weight, part in parts], axis=0)
-        by_task.append(np.where(np.isnan(tree.reduce(reward_M)), 0.0, sum_NK).clip(-rule.clip, rule.clip))
-    return Advantages(by_task, whole.holes, whole.flat_groups)
+    for i, hole_NK in enumerate(together.hole_by_task):
+        sum_NK = np.sum([weight * alone[name].by_task[i] for name, weight in weights.items()], axis=0)
+        by_task.append(np.where(hole_NK, 0.0, sum_NK).clip(-rule.clip, rule.clip))
+    return replace(together, by_task=by_task)

@@ -50,7 +50,20 @@ class GuardSettings(_ObjectiveSettings):
     clip_range: float = Field(1e-4, gt=0)
 
 
-class AwmSettings(_ObjectiveSettings):
+class _OnSamplesSettings(_ObjectiveSettings):
+    noise_levels: int = Field(6, ge=1)
+    """Noise levels drawn for each image, one from each of so many runs of neighbouring steps (a step at least)."""
+    share: float = Field(0.9, gt=0, le=1)
+    """Share of the schedule, from its start, that noise levels are drawn from."""
+
+    def levels(self, num_steps: int) -> list[list[int]]:
+        """The runs of sampling steps that noise levels are drawn from."""
+        steps = list(range(max(1, round(self.share * num_steps))))
+        runs = min(self.noise_levels, len(steps))
+        return [steps[len(steps) * j // runs : len(steps) * (j + 1) // runs] for j in range(runs)]
+
+
+class AwmSettings(_OnSamplesSettings):
     """Advantage-weighted flow matching on finished images."""
 
     name: Literal["awm"] = "awm"
@@ -59,13 +72,9 @@ class AwmSettings(_ObjectiveSettings):
     """p of the generalised Huber loss; 1 is the squared error."""
     ema_weight: float = Field(1.0, ge=0)
     """Of the term that holds the policy to its own moving average (learner.ema)."""
-    noise_levels: int = Field(6, ge=1)
-    """Noise levels drawn for each image, one from each of so many runs of neighbouring steps."""
-    share: float = Field(0.9, gt=0, le=1)
-    """Share of the schedule, from its start, that noise levels are drawn from."""
 
 
-class NftSettings(_ObjectiveSettings):
+class NftSettings(_OnSamplesSettings):
     """DiffusionNFT: implicit positive and negative policies, on images sampled from an older one."""
 
     name: Literal["nft"] = "nft"
@@ -79,9 +88,6 @@ class NftSettings(_ObjectiveSettings):
     """The old policy keeps min(old_rate · step, old_most) of itself after each training step."""
     old_most: float = Field(0.5, ge=0, lt=1)
     noise_levels: int = Field(9, ge=1)
-    """Noise levels drawn for each image, one from each of so many runs of neighbouring steps."""
-    share: float = Field(0.9, gt=0, le=1)
-    """Share of the schedule, from its start, that noise levels are drawn from."""
 
 
 ObjectiveSettings = Annotated[

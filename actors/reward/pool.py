@@ -27,6 +27,8 @@ class Scores:
     """(M,) float64 each; NaN is a hole."""
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds that replicas worked on it."""
+    latency_s: dict[str, list[float]] = field(default_factory=dict)
+    """Of each request that was answered, from its last sending on: waiting and work."""
     errors: dict[str, str] = field(default_factory=dict)
     """Why a scorer left requests without an answer."""
     retries: int = 0
@@ -44,6 +46,7 @@ class Request:
     start: int
     prompts: list[str]
     deadline: float
+    sent: float = 0.0
     failures: int = 0
     reason: str = ""
     """Of its last failure."""
@@ -93,6 +96,7 @@ class RewardPool:
 
     def _send(self, images: ray.ObjectRef, request: Request) -> DeploymentResponse:
         handle = self.handles[request.scorer.name]
+        request.sent = time.monotonic()
         return handle.score.remote(images, request.prompts, request.start, self.run)
 
     def _collect(self, request: Request, response: DeploymentResponse, scores: Scores) -> bool:
@@ -110,6 +114,7 @@ class RewardPool:
         else:
             scores.by_scorer[scorer.name][request.start : request.start + len(score_N)] = score_N
             scores.busy_s[scorer.name] = scores.busy_s.get(scorer.name, 0) + busy_s
+            scores.latency_s.setdefault(scorer.name, []).append(time.monotonic() - request.sent)
             return True
         said = str(reason).strip().splitlines()
         request.reason = f"{type(reason).__name__}: {said[-1] if said else ''}"

@@ -13,6 +13,9 @@ from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import Gateway, deployment_name
 from services.serving.settings import GatewaySettings, PoolSettings
 
+HEALTH_CHECK_S = 1.0
+"""Serve replaces a dead replica when its next health check fails; by default one comes every 10 s."""
+
 
 def build(args: PoolSettings) -> serve.Application:
     """The application, for `import_path: services.serving.app:build` of a Serve config file."""
@@ -29,6 +32,7 @@ def build_app(
             ray_actor_options=_actor_options(scorer),
             max_ongoing_requests=scorer.max_ongoing,
             max_queued_requests=scorer.max_queued,
+            health_check_period_s=HEALTH_CHECK_S,
             **_replicas(scorer.replicas),
         ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
         for scorer in scorers

@@ -58,6 +58,8 @@ class ScorerDeployment:
         self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", tags)
         self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", tags)
         self.seconds = metrics.Histogram("tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, tags)
+        self.waiting = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", ("scorer",))
+        self.inside = 0
         self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, ("scorer",))
         metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",)).set(
             loaded_s, {"scorer": self.name}
@@ -76,7 +78,11 @@ class ScorerDeployment:
             ValueError: the scorer returned another number of scores than it was given images.
         """
         tags, started = {"scorer": self.name, "run": run}, time.perf_counter()
-        outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
+        self._count(1)
+        try:
+            outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
+        finally:
+            self._count(-1)
         self.seconds.observe(time.perf_counter() - started, tags)
         if isinstance(outcome, Exception):
             self.failures.inc(1, tags)
@@ -86,6 +92,10 @@ class ScorerDeployment:
         if holes := int(np.isnan(score_N).sum()):
             self.holes.inc(holes, tags)
         return score_N, seconds
+
+    def _count(self, change: int) -> None:
+        self.inside += change
+        self.waiting.set(self.inside, {"scorer": self.name})
 
     @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
     async def _batched(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,15 @@ from system.prompts import read_prompts
 APP = "tempflow-bench-pool"
 TASKS, TASK_IMAGES = 4, 96
 """Of one round: as many images as a training step of the miniature gives."""
-HELD_SHARE = 0.5
-"""The held load, as a share of the slowest scorer's measured rate."""
-HELD_S = 20.0
-REQUEST_IMAGES = 4
+REQUEST_IMAGES = 16
+"""Of one request of the held load."""
+EAGER_CALLERS, EAGER_S = 4, 8.0
+"""Callers who ask again at once, to find what the pool can bear."""
+HELD_SHARE, HELD_S = 0.5, 20.0
+"""The held load: this share of it, for so long."""
 KILL_AFTER_S = 5.0
 CALLERS = 64
+"""Requests of the held load that may wait at once."""
 
 
 @dataclass(frozen=True)
@@ -82,50 +86,66 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
                 "plain_images_per_s": rates["plain"],
                 "pool_images_per_s": rates["pool"],
                 "ratio": rates["pool"] / rates["plain"],
+                "replica_busy": _busy_share(reward_pool, scorer.name, stored, texts),
             }
-        slowest = min(figures[scorer.name]["pool_images_per_s"] for scorer in one)
-        rate = HELD_SHARE * slowest / REQUEST_IMAGES
-        asked = images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES]
-        figures["held load"] = _latencies(hold(url, *asked, rate, HELD_S))
+        load = Load(url, images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES])
+        figures["as fast as it answers"] = _latencies(load.eager())
+        rate = HELD_SHARE * figures["as fast as it answers"]["requests_per_s"]
+        figures["held load"] = _latencies(load.hold(rate))
         victim = one[0].name
-        figures[f"`{victim}` killed at {KILL_AFTER_S:g} s"] = _latencies(
-            hold(url, *asked, rate, HELD_S, lambda: _kill_replica(victim))
-        )
+        killed = load.hold(rate, lambda: _kill_replica(victim))
+        figures[f"held load, {victim} killed"] = _latencies(killed)
     return figures
 
 
-def hold(
-    url: str,
-    images_NHWC: np.ndarray,
-    prompts: list[str],
-    rate: float,
-    for_s: float,
-    disturb: Callable[[], None] | None = None,
-) -> list[Answered]:
-    """Send a request every 1 / `rate` seconds, however slowly earlier ones are answered.
+class Load:
+    """Callers over HTTP, each with a connection of its own, who all send the same images to every scorer."""
 
-    Args:
-        disturb: called once, KILL_AFTER_S after the start.
-    """
-    client = ScoreClient(url, attempts=10)
-    client.scorers()
-    started = time.monotonic()
+    def __init__(self, url: str, images_NHWC: np.ndarray, prompts: list[str]) -> None:
+        self.url, self.images_NHWC, self.prompts = url, images_NHWC, prompts
+        self.mine = threading.local()
 
-    def ask(due: float) -> Answered:
-        time.sleep(max(0.0, started + due - time.monotonic()))
+    def eager(self) -> list[Answered]:
+        """EAGER_CALLERS ask again as soon as they are answered, for EAGER_S."""
+        started = time.monotonic()
+
+        def keep_asking(_: int) -> list[Answered]:
+            answers: list[Answered] = []
+            while (due := time.monotonic() - started) < EAGER_S:
+                answers.append(self._ask(started, due))
+            return answers
+
+        with ThreadPoolExecutor(EAGER_CALLERS) as threads:
+            return [answer for answers in threads.map(keep_asking, range(EAGER_CALLERS)) for answer in answers]
+
+    def hold(self, rate: float, disturb: Callable[[], None] | None = None) -> list[Answered]:
+        """A request every 1 / `rate` seconds for HELD_S, however slowly earlier ones are answered.
+
+        Args:
+            disturb: called once, KILL_AFTER_S after the start.
+        """
+        started = time.monotonic()
+
+        def ask(due: float) -> Answered:
+            time.sleep(max(0.0, started + due - time.monotonic()))
+            return self._ask(started, due)
+
+        with ThreadPoolExecutor(CALLERS) as threads:
+            disturbed = threads.submit(_after, KILL_AFTER_S, disturb) if disturb else None
+            answers = list(threads.map(ask, np.arange(0, HELD_S, 1 / rate)))
+            if disturbed:
+                disturbed.result()
+        return answers
+
+    def _ask(self, started: float, due: float) -> Answered:
+        if not hasattr(self.mine, "client"):
+            self.mine.client = ScoreClient(self.url)
         try:
-            answer = client.score(images_NHWC, prompts)
+            answer = self.mine.client.score(self.images_NHWC, self.prompts)
             scored = all(np.isfinite(score_N).all() for score_N in answer.scores.values())
         except PoolError:
             scored = False
         return Answered(due, time.monotonic() - started, scored)
-
-    with ThreadPoolExecutor(CALLERS) as threads:
-        disturbed = threads.submit(_after, KILL_AFTER_S, disturb) if disturb else None
-        answers = list(threads.map(ask, np.arange(0, for_s, 1 / rate)))
-        if disturbed:
-            disturbed.result()
-    return answers
 
 
 def _latencies(answers: list[Answered]) -> dict[str, float]:
@@ -163,13 +183,23 @@ def _plain_loop(score: Any, scorer: ScorerSettings, images_MHWC: np.ndarray, tex
     return call
 
 
-def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> Callable[[], None]:
-    def call() -> None:
+def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> Callable[[], float]:
+    """Scores all tasks at once, as training does; gives the seconds that the replica worked."""
+
+    def call() -> float:
         with ThreadPoolExecutor(TASKS) as threads:
-            for done in [threads.submit(pool.score, images, texts, [name]) for _ in range(TASKS)]:
-                assert np.isfinite(done.result().by_scorer[name]).all()
+            tasks = [threads.submit(pool.score, images, texts, [name]) for _ in range(TASKS)]
+            scores = [task.result() for task in tasks]
+        assert all(np.isfinite(score.by_scorer[name]).all() for score in scores)
+        return sum(score.busy_s[name] for score in scores)
 
     return call
+
+
+def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> float:
+    """Share of the wall time that the replica worked; the rest is what the pool costs."""
+    started = time.perf_counter()
+    return _through_the_pool(pool, name, images, texts)() / (time.perf_counter() - started)
 
 
 @contextmanager

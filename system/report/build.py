@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from system.report.data import Paired, Run, comparisons, read_run, scores
 from system.report.figures import branches, curves, health, time_use
@@ -26,6 +26,17 @@ class Headline:
     note: str
 
 
+def pages(package: str) -> Environment:
+    """Templates of a package, and the style that all pages share."""
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("system.report", ".")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def build_report(run: Path) -> Path:
     """Write `run/report.html` from what the folder holds, however little; returns its path.
 
@@ -33,13 +44,7 @@ def build_report(run: Path) -> Path:
         UserError: the folder has no metrics.jsonl, or no readable line in it.
     """
     read = read_run(run)
-    environment = Environment(
-        loader=PackageLoader("system.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages("system.report")
     environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
     compared = comparisons(read)
     page = environment.get_template("report.html.j2").render(

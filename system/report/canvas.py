@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 SIZE_INCHES = (4.6, 2.85)
+PNG_INCHES, PNG_DPI = (6.4, 4.0), 160
 SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "svg.fonttype": "none",
@@ -60,16 +62,27 @@ def draw(key: str, plot: Callable[[Axes], None]) -> Markup:
         key: unique in the page; makes the SVG's ids unique and its bytes reproducible.
     """
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": key}):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = _paint(plot, SIZE_INCHES)
         figure.patch.set_alpha(0)
-        axis = figure.subplots()
-        style(axis)
-        plot(axis)
-        _legend(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return Markup(_adapt(buffer.getvalue(), key))
+
+
+def draw_png(path: Path, plot: Callable[[Axes], None]) -> None:
+    """The same as a picture on white, for documents."""
+    with mpl.rc_context(SETTINGS):
+        _paint(plot, PNG_INCHES).savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
+
+
+def _paint(plot: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    style(axis)
+    plot(axis)
+    _legend(figure)
+    return figure
 
 
 def style(axis: Axes, sides: Sequence[str] = ("left", "bottom")) -> None:

@@ -50,12 +50,10 @@ class OnSamples(Objective[Samples, SampleRows]):
 
     def __init__(self, settings: Settings, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
         super().__init__(policy, averages)
-        self.noise_levels, self.micro_batch = settings.noise_levels, micro_batch
-        steps = np.arange(max(1, round(settings.share * (len(policy.sigmas) - 1))))
-        self.runs = [run for run in np.array_split(steps, settings.noise_levels) if len(run)]
+        self.micro_batch, self.levels = micro_batch, settings.levels(len(policy.sigmas) - 1)
 
     def planned(self, item: Samples) -> float:
-        return float(len(item.latent_MZ) * len(self.runs))
+        return float(len(item.latent_MZ) * len(self.levels))
 
     def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> list[SampleRows]:
         images = len(item.latent_MZ)
@@ -85,7 +83,7 @@ class OnSamples(Objective[Samples, SampleRows]):
 
     def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])
-        return np.array([rng.choice(run) for run in self.runs])
+        return np.array([rng.choice(steps) for steps in self.levels])
 
     def predicted(self, micro: SampleRows) -> Tensor:
         """v at the noised images, (N, Z)."""

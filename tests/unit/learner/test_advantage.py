@@ -116,21 +116,30 @@ def test_seed_groups_of_a_tree_are_its_states():
     assert group_keys(AdvantageSettings(group="prompt"), [tree, tree]).tolist() == [0] * 6 + [1] * 6
 
 
+def mixed(rule, tree, scores):
+    """`mixed_advantages` of (weight, rewards of one task) pairs."""
+    names = [str(i) for i in range(len(scores))]
+    alone = {name: advantages(rule, [tree], leaves) for name, (_, leaves) in zip(names, scores, strict=True)}
+    combined = [np.sum([weight * leaves[0] for weight, leaves in scores], axis=0)]
+    weights = dict(zip(names, (weight for weight, _ in scores), strict=True))
+    return mixed_advantages(rule, advantages(rule, [tree], combined), weights, alone)
+
+
 def test_scorers_normalised_apart_are_added_by_weight_whatever_their_scale():
     tree, rule = trunk_tree(1, 2, 3), AdvantageSettings()
     small, large = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.2]), np.array([900.0, 300.0, 600.0, 0.0, 0.0, 300.0])
-    result = mixed_advantages(rule, [tree], [(1.0, [small]), (0.5, [large])])
+    result = mixed(rule, tree, [(1.0, [small]), (0.5, [large])])
     one = advantages(rule, [tree], [small]).by_task[0]
     other = advantages(rule, [tree], [large]).by_task[0]
     np.testing.assert_allclose(result.by_task[0], one + 0.5 * other)
-    rescaled = mixed_advantages(rule, [tree], [(1.0, [small]), (0.5, [large * 1e3])])
+    rescaled = mixed(rule, tree, [(1.0, [small]), (0.5, [large * 1e3])])
     np.testing.assert_allclose(rescaled.by_task[0], result.by_task[0], atol=1e-5)
 
 
 def test_a_hole_of_any_scorer_is_a_hole_of_their_sum():
     tree, rule = trunk_tree(1, 1, 3), AdvantageSettings()
     scores = [(1.0, [np.array([1.0, 2.0, 3.0])]), (1.0, [np.array([5.0, np.nan, 1.0])])]
-    result = mixed_advantages(rule, [tree], scores)
+    result = mixed(rule, tree, scores)
     assert result.by_task[0][0, 1] == 0
     assert result.holes == 1
     assert result.by_task[0][0, 0] != 0

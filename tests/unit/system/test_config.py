@@ -82,6 +82,7 @@ def test_a_wrong_recipe_is_explained(recipe, changes, message):
     ("override", "message"),
     [
         ("learner.lr", "key=value"),
+        ("plan={name:", "the value is not YAML"),
         ("learner.lrr=3", r"learner\.lrr=3: unknown key .*did you mean `lr`"),
         ("steps=many", r"steps=many: `steps` = 'many'"),
         ("steps.more=1", "`steps` has no `more`"),

@@ -1,0 +1,185 @@
+"""The page of a comparison: curves with their spread over seeds, what it took, and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from system.compare.result import Point, Result
+from system.report.build import pages, score
+from system.report.canvas import SERIES, Panel, draw, draw_png, short
+
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95% quantiles of Student's t at 1 … 9 degrees of freedom; 1.96 beyond."""
+TARGETS = 4
+COSTS = {"nfe": "NFE", "step": "training steps", "seconds": "seconds of training"}
+DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender in the table."""
+
+    label: str
+    seeds: int
+    first: str
+    last: str
+    reached: list[str]
+    """What it took to reach each target: NFE, decodes and scores, and how many seeds got there."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A contender against the first one, seed by seed, at the end."""
+
+    label: str
+    seeds: int
+    difference: str
+    interval: str
+    verdict: str
+
+
+def write_page(results: Sequence[Result], output: Path, title: str, command: str) -> Path:
+    """Write compare.html and a PNG a panel; returns the page."""
+    by_label: dict[str, list[Result]] = {}
+    for result in results:
+        by_label.setdefault(result.label, []).append(result)
+    scorers = list(results[0].points[0].held_out)
+    watched = [name for name in scorers if name not in results[0].trained_on]
+    judge = (watched or scorers)[0]
+    panels = [_curve(by_label, name, cost, output) for name in (judge, *results[0].trained_on) for cost in COSTS]
+    panels.append(_spread(by_label, output))
+    targets = _targets(by_label, judge)
+    page = (
+        pages("system.compare")
+        .get_template("compare.html.j2")
+        .render(
+            title=title,
+            command=command,
+            judge=judge,
+            panels=panels,
+            targets=[score(target, 3) for target in targets],
+            rows=[_row(label, runs, judge, targets) for label, runs in by_label.items()],
+            paired=_paired(by_label, judge),
+            recipes={label: runs[0].recipe for label, runs in by_label.items()},
+            made_by=sorted({result.made_by for result in results}),
+        )
+    )
+    path = output / "compare.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _series(runs: Sequence[Result], name: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cost (P,), a mean over seeds, and score (S, P) of the points that every seed has."""
+    count = min(len(run.points) for run in runs)
+    costs_SP = np.array([[getattr(point, cost) for point in run.points[:count]] for run in runs], float)
+    score_SP = np.array([[point.held_out[name] for point in run.points[:count]] for run in runs], float)
+    return costs_SP.mean(0), score_SP
+
+
+def _curve(by_label: dict[str, list[Result]], name: str, cost: str, output: Path) -> Panel:
+    def plot(axis: Axes) -> None:
+        for place, (label, runs) in enumerate(by_label.items()):
+            cost_P, score_SP = _series(runs, name, cost)
+            colour, dash = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+            axis.plot(cost_P, score_SP.mean(0), dash, color=colour, linewidth=1.4, marker="o", ms=2.5, label=label)
+            if len(runs) > 1:
+                axis.fill_between(cost_P, score_SP.min(0), score_SP.max(0), color=colour, alpha=0.12, linewidth=0)
+        axis.set_xlabel(COSTS[cost])
+        axis.set_ylabel(f"held-out {name}")
+        axis.xaxis.set_major_formatter(lambda value, _: short(value))
+
+    key = f"{name}-{cost}"
+    draw_png(output / f"{key}.png", plot)
+    seeds = max(len(runs) for runs in by_label.values())
+    caption = f"Mean held-out {name} over {COSTS[cost]}" + (f"; the band is all {seeds} seeds." if seeds > 1 else ".")
+    ends = [f"{label} {_series(runs, name, cost)[1].mean(0)[-1]:.3f}" for label, runs in by_label.items()]
+    return Panel(f"{name} over {COSTS[cost]}", caption, f"At the end: {', '.join(ends)}.", draw(key, plot))
+
+
+def _spread(by_label: dict[str, list[Result]], output: Path) -> Panel:
+    def plot(axis: Axes) -> None:
+        for place, (label, runs) in enumerate(by_label.items()):
+            spread_ST = np.array([run.spread for run in runs], float)
+            drawn = np.flatnonzero(~np.isnan(spread_ST).any(0))
+            colour, dash = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+            axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=label)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("sampling step i (0 starts from pure noise)")
+        axis.set_ylabel("reward std within a group")
+
+    draw_png(output / "spread.png", plot)
+    caption = "Standard deviation of the reward among siblings (among a prompt's images where K = 1), by sampling step."
+    return Panel("What exploration sees", caption, "Reward std by sampling step.", draw("spread", plot))
+
+
+def _targets(by_label: dict[str, list[Result]], judge: str) -> list[float]:
+    """Accuracies between the mean start and the best mean end, evenly apart."""
+    ends = {label: _series(runs, judge, "nfe")[1].mean(0)[[0, -1]] for label, runs in by_label.items()}
+    low, high = mean(end[0] for end in ends.values()), max(end[1] for end in ends.values())
+    return [low + (high - low) * (k + 1) / (TARGETS + 1) for k in range(TARGETS)]
+
+
+def _row(label: str, runs: Sequence[Result], judge: str, targets: Sequence[float]) -> Row:
+    start_S, end_S = _series(runs, judge, "nfe")[1][:, [0, -1]].T
+    reached = [_reached(runs, judge, target) for target in targets]
+    return Row(label, len(runs), _mean_and_spread(start_S), _mean_and_spread(end_S), reached)
+
+
+def _mean_and_spread(score_S: np.ndarray) -> str:
+    return f"{score_S.mean():.3f}" + (f" ± {score_S.std(ddof=1):.3f}" if len(score_S) > 1 else "")
+
+
+def _reached(runs: Sequence[Result], judge: str, target: float) -> str:
+    """Mean NFE / decodes / scores at the first crossing, interpolated, and the seeds that crossed."""
+    costs = [found for run in runs if (found := crossing(run.points, judge, target)) is not None]
+    if not costs:
+        return "–"
+    text = " / ".join(short(float(value)) for value in np.mean(costs, axis=0))
+    return text if len(costs) == len(runs) else f"{text} ({len(costs)} of {len(runs)})"
+
+
+def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, float, float] | None:
+    """(NFE, decodes, scores) at which a score first reaches `target`, linear between evaluations.
+
+    Evaluations that are holes are passed over.
+    """
+    known = [(point, value) for point in points if (value := point.held_out[name]) is not None]
+    if known and known[0][1] >= target:
+        return float(known[0][0].nfe), float(known[0][0].decodes), float(known[0][0].scores)
+    for (before, low), (after, high) in pairwise(known):
+        if low < target <= high:
+            part = (target - low) / (high - low)
+            pairs = ((getattr(before, cost), getattr(after, cost)) for cost in ("nfe", "decodes", "scores"))
+            nfe, decodes, scores = (start + part * (end - start) for start, end in pairs)
+            return nfe, decodes, scores
+    return None
+
+
+def _paired(by_label: dict[str, list[Result]], judge: str) -> list[Paired]:
+    """Each contender's last score less that of the first contender, over the seeds that both have."""
+    (base, *_), found = by_label, []
+    ends = {label: {run.seed: run.points[-1].held_out[judge] for run in runs} for label, runs in by_label.items()}
+    for label in list(by_label)[1:]:
+        shared = sorted(ends[base].keys() & ends[label].keys())
+        gaps = [
+            mine - theirs
+            for seed in shared
+            if (mine := ends[label][seed]) is not None and (theirs := ends[base][seed]) is not None
+        ]
+        if len(gaps) < 2:
+            continue
+        half = (T_95[len(gaps) - 2] if len(gaps) - 2 < len(T_95) else 1.96) * stdev(gaps) / math.sqrt(len(gaps))
+        middle = mean(gaps)
+        verdict = "not distinguishable" if abs(middle) <= half else "better" if middle > 0 else "worse"
+        interval = " to ".join(score(end, 3, "+") for end in (middle - half, middle + half))
+        found.append(Paired(label, len(gaps), score(middle, 3, "+"), interval, verdict))
+    return found

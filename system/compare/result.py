@@ -1,0 +1,87 @@
+"""What is kept of a finished run: small enough to live in a repository."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from services.errors import UserError
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state of the policy that was evaluated."""
+
+    step: int
+    nfe: int
+    decodes: int
+    scores: int
+    seconds: float
+    """Of training so far, evaluations left out."""
+    held_out: dict[str, float | None]
+    """Mean held-out score by scorer."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    label: str
+    seed: int
+    made_by: str
+    """Version and commit of tempflow."""
+    recipe: dict[str, Any]
+    """Plan, kernel, advantage, objective, prompts a step and learning rate, as resolved."""
+    trained_on: list[str]
+    """Scorers of the training reward."""
+    points: list[Point]
+    spread: list[float | None]
+    """Reward std within a group by sampling step, a mean over the run."""
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            return cls(**{**raw, "points": [Point(**point) for point in raw["points"]]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a result of `tempflow compare`: {error}") from error
+
+
+def condense(run: Path, label: str) -> Result:
+    """What a comparison needs of a finished run's folder."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    scorers = [scorer["name"] for scorer in config["scorers"]]
+    seconds, points = 0.0, []
+    for line in lines:
+        seconds += line.get("seconds/step", 0.0) - (line.get("seconds/eval", 0.0) if line["step"] else 0.0)
+        if f"eval/{scorers[0]}" in line:
+            held_out = {name: line[f"eval/{name}"] for name in scorers}
+            counts = {key: line[key] for key in ("step", "nfe", "decodes", "scores")}
+            points.append(Point(**counts, seconds=round(seconds, 2), held_out=held_out))
+    spread = np.array([line["branch/std"] for line in lines if "branch/std" in line], float)
+    drawn = ~np.isnan(spread)
+    means = np.where(drawn, spread, 0).sum(0) / np.maximum(drawn.sum(0), 1)
+    return Result(
+        label,
+        config["seed"],
+        " ".join(str(part)[:12] for part in config.get("tempflow", {}).values() if part),
+        {key: config[key] for key in ("plan", "kernel", "advantage", "objective")}
+        | {"prompts_per_step": config["data"]["prompts_per_step"], "lr": config["learner"]["lr"]},
+        [scorer["name"] for scorer in config["scorers"] if scorer["weight"]],
+        points,
+        [round(float(mean), 5) if known else None for mean, known in zip(means, drawn.any(0), strict=True)],
+    )

@@ -1,0 +1,96 @@
+"""`tempflow compare`: the same budget for every recipe and seed; goes on where it stopped."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from services.errors import UserError
+from system.compare.result import Result, condense
+from system.config import RunConfig, load_config
+from system.estimate import nfe_of_step
+from system.train import check, train_run
+
+DRAWS = 64
+"""Draws of a random plan that its cost is averaged over."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recipe, its overrides, and its name in the comparison."""
+
+    label: str
+    recipe: str
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """`RECIPE key=value …` as a shell would split it, the name being that of the recipe or given as name=…
+
+        Raises:
+            UserError: a quote is not closed, or nothing is named.
+        """
+        try:
+            recipe, *overrides = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"`{text}` is not a recipe with overrides: {error}") from error
+        names = [override.removeprefix("name=") for override in overrides if override.startswith("name=")]
+        label = names[-1] if names else Path(recipe).stem
+        return cls(label, recipe, tuple(override for override in overrides if not override.startswith("name=")))
+
+    def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
+        """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
+        load = [*self.overrides, f"name={self.label}-seed{seed}", f"seed={seed}", f"output={runs}"]
+        steps = max(1, round(budget / nfe_of_step(load_config(self.recipe, load), DRAWS)))
+        every = max(1, round(steps / evals))
+        return load_config(self.recipe, [*load, f"steps={steps}", f"eval.every={every}"])
+
+
+def parse_contenders(texts: Sequence[str]) -> list[Contender]:
+    """All contenders, each with a name of its own.
+
+    Raises:
+        UserError: two have one name.
+    """
+    contenders = [Contender.parse(text) for text in texts]
+    labels = [contender.label for contender in contenders]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"two contenders are named {max(labels, key=labels.count)}; give one another name=…")
+    return contenders
+
+
+def run_all(
+    contenders: Sequence[Contender], seeds: Sequence[int], budget: int, evals: int, output: Path, console: Console
+) -> tuple[list[Result], int]:
+    """Every contender with every seed, seed by seed; finished ones are read, not run.
+
+    Returns:
+        results so far, and the exit code of the last run: other than 0 where one was stopped.
+
+    Raises:
+        UserError: a recipe is wrong; nothing has been started then.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    configs = {
+        (seed, contender.label): contender.config(seed, budget, evals, output / "runs")
+        for seed in seeds
+        for contender in contenders
+    }
+    for config in configs.values():
+        check(config)
+    results: list[Result] = []
+    for number, ((_, label), config) in enumerate(configs.items(), 1):
+        path = output / f"{config.name}.json"
+        if not path.exists():
+            console.print(f"[bold]{config.name}[/], {number} of {len(configs)}: {config.steps} steps", highlight=False)
+            folder = Path(config.output) / config.name
+            code = train_run(config, resume=folder.exists(), console=console)
+            if code:
+                return results, code
+            condense(folder, label).save(path)
+        results.append(Result.load(path))
+    return results, 0

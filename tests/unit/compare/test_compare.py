@@ -1,0 +1,140 @@
+"""What is kept of a run, and what the page says of several."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from services.errors import UserError
+from system.compare.page import crossing, write_page
+from system.compare.result import Point, Result, condense
+from system.compare.runs import Contender, parse_contenders
+
+
+def points(*scores, nfe=1000):
+    return [
+        Point(10 * i, nfe * i, 24 * i, 48 * i, 2.0 * i, {"reward": 1 + s / 10, "judge": s})
+        for i, s in enumerate(scores)
+    ]
+
+
+def result(label, seed, *scores, nfe=1000, spread=(0.2, 0.1, None)):
+    recipe = {"plan": {"name": "trunk"}, "lr": 1e-3}
+    return Result(label, seed, "0.1 abc", recipe, ["reward"], points(*scores, nfe=nfe), list(spread))
+
+
+def test_a_contender_is_a_recipe_with_overrides_and_a_name():
+    assert Contender.parse("shapes") == Contender("shapes", "shapes", ())
+    slow = Contender.parse("shapes learner.lr=1e-4 name=slow")
+    assert slow == Contender("slow", "shapes", ("learner.lr=1e-4",))
+    assert Contender.parse("my/own.yaml").label == "own"
+    quoted = Contender.parse("shapes 'plan={name: chain, seeds: 4}'")
+    assert quoted.overrides == ("plan={name: chain, seeds: 4}",)
+    for wrong in ("shapes 'plan", " "):
+        with pytest.raises(UserError, match="not a recipe with overrides"):
+            Contender.parse(wrong)
+    with pytest.raises(UserError, match="two contenders are named shapes"):
+        parse_contenders(["shapes", "shapes learner.lr=1"])
+
+
+def test_an_equal_budget_is_as_many_steps_as_it_pays_for(tmp_path):
+    budget = 80_000
+    plain = Contender.parse("shapes").config(3, budget, 8, tmp_path)
+    # 4 prompts of 4 trunks: 4 velocities of the trunk and 6 of each completion, and a forward and backward a decision.
+    per_step = 4 * (4 * (4 + 6 * (5 + 4 + 3 + 2)) + 3 * 16)
+    assert (plain.steps, plain.eval.every, plain.seed) == (budget // per_step, 6, 3)
+    assert plain.name == "shapes-seed3"
+    drawn = Contender.parse("shapes plan.strata=1").config(0, budget, 8, tmp_path)
+    assert drawn.steps > 3 * plain.steps
+
+
+def test_the_cost_of_a_target_is_linear_between_evaluations():
+    assert crossing(points(0.5, 0.6, 0.8), "judge", 0.7) == pytest.approx((1500, 36, 72))
+    assert crossing(points(0.5, 0.6, 0.55, 0.8), "judge", 0.6) == pytest.approx((1000, 24, 48))
+    assert crossing(points(0.5, 0.6), "judge", 0.7) is None
+    assert crossing(points(0.8, 0.6), "judge", 0.7) == (0, 0, 0)
+    holes = points(0.5, 0.6, 0.8)
+    holes[1].held_out["judge"] = None
+    assert crossing(holes, "judge", 0.65) == pytest.approx((1000, 24, 48))
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    one = result("a", 0, 0.5, 0.6)
+    one.save(tmp_path / "a.json")
+    assert Result.load(tmp_path / "a.json") == one
+    (tmp_path / "b.json").write_text('{"label": "b"}')
+    with pytest.raises(UserError, match=r"b\.json: not a result"):
+        Result.load(tmp_path / "b.json")
+
+
+def test_a_run_in_small(tmp_path):
+    config = {
+        "seed": 4,
+        "plan": {},
+        "kernel": {},
+        "advantage": {},
+        "objective": {},
+        "data": {"prompts_per_step": 2},
+        "learner": {"lr": 1},
+        "scorers": [{"name": "reward", "weight": 1.0}, {"name": "judge", "weight": 0}],
+        "tempflow": {"version": "0.1", "commit": "abcdef0123456789"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    counts = {"decodes": 5, "scores": 7}
+    lines = [
+        {"step": 0, "nfe": 0, "eval/reward": 1, "eval/judge": 0.5, "seconds/eval": 9, **counts},
+        {"step": 1, "nfe": 10, "seconds/step": 3, "branch/std": [0.2, None], **counts},
+        {
+            "step": 2,
+            "nfe": 20,
+            "eval/reward": 2,
+            "eval/judge": None,
+            "seconds/step": 12,
+            "seconds/eval": 8,
+            "branch/std": [0.4, None],
+            **counts,
+        },
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = condense(tmp_path, "mine")
+    assert (small.label, small.seed, small.made_by, small.trained_on) == ("mine", 4, "abcdef012345 0.1", ["reward"])
+    assert [(p.step, p.nfe, p.seconds) for p in small.points] == [(0, 0, 0), (2, 20, 7)]
+    assert small.points[1].held_out == {"reward": 2, "judge": None}
+    assert small.spread == [pytest.approx(0.3), None]
+
+
+def test_the_page_says_who_is_better_and_who_cannot_be_told_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    runs = []
+    for seed in range(4):
+        base = 0.7 + rng.normal() / 50
+        runs += [
+            result("plain", seed, 0.5, 0.6, base),
+            result("good", seed, 0.5, 0.7, base + 0.1 + rng.normal() / 500, nfe=500),
+            result("same", seed, 0.5, 0.6, base + (-1) ** seed * 0.03),
+        ]
+    page = write_page(runs, tmp_path, "three of them", 'tempflow compare "plain x=<1>"').read_text()
+    rows = {
+        label: page[page.index(f'<th scope="row">{label}</th>', page.index('id="paired"')) :]
+        for label in ("good", "same")
+    }
+    assert rows["good"].index("better") < rows["good"].index("</tr>")
+    assert rows["same"].index("not distinguishable") < rows["same"].index("</tr>")
+    assert "x=&lt;1&gt;" in page
+    assert "<script" not in page
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "judge-nfe.png",
+        "judge-seconds.png",
+        "judge-step.png",
+        "reward-nfe.png",
+        "reward-seconds.png",
+        "reward-step.png",
+        "spread.png",
+    ]
+
+
+def test_one_run_alone_makes_a_page(tmp_path):
+    page = write_page([result("only", 0, 0.5, 0.4)], tmp_path, "alone", "tempflow compare only").read_text()
+    assert "seed by seed" not in page
+    assert "only" in page
