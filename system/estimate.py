@@ -39,7 +39,8 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
     transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
     latent = _latent_bytes(config, folder)
-    decisions = prompts * (plan.decisions + plan.actions) * latent
+    trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
+    experience = prompts * trained * latent
     images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
     learn = prompts * guided * _passes(config, plan)
     training = [scorer for scorer in config.scorers if scorer.weight]
@@ -49,7 +50,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
             str(config.rollout.workers),
             f"{prompts * plan.nfe * guided:,}",
             f"{prompts * plan.leaves:,}",
-            _mb(images + decisions),
+            _mb(images + experience),
             _mb(base),
         ),
         (
@@ -60,7 +61,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
             _mb(images * len(training)),
             ", ".join(_mb(_weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
         ),
-        ("learner", "1", f"{round(learn):,}", "0", _mb(decisions), _mb(transformer)),
+        ("learner", "1", f"{round(learn):,}", "0", _mb(experience), _mb(transformer)),
     ]
 
 

@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from actors.learner.averages import Average, ema
 from actors.learner.masters import Masters
-from actors.learner.objectives import make_objective
-from actors.learner.settings import LearnerSettings, NftSettings, ObjectiveSettings
+from actors.learner.objectives import make_averages, make_objective
+from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import Monitor, UpdateStats
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
@@ -53,12 +52,7 @@ class Learner:
             weight_decay=settings.weight_decay,
             eps=settings.eps,
         )
-        self.averages: dict[str, Average] = {}
-        if settings.ema:
-            self.averages["ema"] = ema(settings.ema, self.masters.tensors)
-        if isinstance(objective, NftSettings):
-            rate, most = objective.old_rate, objective.old_most
-            self.averages["old"] = Average(self.masters.tensors, lambda n: min(rate * n, most))
+        self.averages = make_averages(objective, settings.ema, self.masters.tensors)
         self.optimizer_steps = objective.optimizer_steps
         self.objective = make_objective(objective, policy, self.averages, self.kernel, settings.micro_batch, trainable)
         self.version = 0

@@ -89,6 +89,10 @@ class NftSettings(_OnSamplesSettings):
     old_most: float = Field(0.5, ge=0, lt=1)
     noise_levels: int = Field(9, ge=1)
 
+    def old_decay(self, step: int) -> float:
+        """What the old policy keeps of itself after training step `step`, counted from 1."""
+        return min(self.old_rate * step, self.old_most)
+
 
 ObjectiveSettings = Annotated[
     Annotated[GrpoSettings, Tag("grpo")]

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from actors.rollout.plans.settings import TrunkSettings
 from services.errors import UserError
 from system.bench.learner import bench_learner
 from system.bench.models import FULL_SIZES, bench_policy
@@ -37,6 +38,8 @@ def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, 
         from system.bench.pipeline import bench_pipeline, bench_weights
 
         return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
+    if not isinstance(config.plan, TrunkSettings) or config.plan.strata or config.plan.strides != (1.0,):
+        raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
     policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)
     return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)

@@ -14,7 +14,6 @@ from actors.policy.noise import Address, noise
 from actors.policy.policy import Policy
 from actors.policy.solvers import euler
 from actors.rollout.plans import Plan, make_plan
-from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.sampler import Sampler
 from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of, seconds
 from system.config import RunConfig
@@ -22,7 +21,6 @@ from system.config import RunConfig
 
 def bench_sampler(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:
     """Figures of both, on one task of the recipe's size (TempFlow-GRPO's plan)."""
-    assert isinstance(config.plan, TrunkSettings)
     plan = make_plan(config.plan, policy.settings.num_steps)
     kernel = make_kernel(config.kernel, policy.sigmas)
     sampler = Sampler(policy.family, policy.sigmas, kernel, config.rollout.micro_batch)

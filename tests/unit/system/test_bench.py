@@ -5,6 +5,7 @@ import torch
 
 from actors.policy.family import DTYPES
 from actors.policy.policy import Policy
+from actors.rollout.plans.settings import ChainSettings
 from services.errors import UserError
 from system.bench.learner import bench_learner
 from system.bench.measure import flops_of
@@ -76,3 +77,6 @@ def test_what_cannot_be_measured_is_named(config):
     ):
         with pytest.raises(UserError, match=message):
             run_bench(kind, config, family, 1, Console())
+    chain = config.model_copy(update={"plan": ChainSettings()})
+    with pytest.raises(UserError, match="whole trunk"):
+        run_bench("learner", chain, None, 1, Console())
