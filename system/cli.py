@@ -131,7 +131,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command()
 def bench(
-    kind: Annotated[str, typer.Argument(help="sampler, learner, weights, pipeline or pool.")],
+    kind: Annotated[str, typer.Argument(help="sampler, learner, weights, pipeline, pool or completions.")],
     recipe: Recipe = "shapes",
     overrides: Overrides = None,
     family: Annotated[

@@ -1,6 +1,6 @@
 """One step's experience: tasks generated and scored at the same time, then compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from actors.reward.pool import Scores
 from actors.rollout.fleet import Generated
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
-from actors.trajectory import Cost, Task
+from actors.trajectory import Cost, Task, Tree
 from services.errors import UserError
 from system.config import RunConfig
 from system.launch import Roles
@@ -84,12 +84,27 @@ def collect(
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
     trees = [task.tree for task in in_order]
     by_scorer = {name: [score.by_scorer[name] for score in scores] for name in config.weights}
-    alone = {name: advantages(config.advantage, trees, leaves) for name, leaves in by_scorer.items()}
-    together = advantages(config.advantage, trees, rewards)
-    if config.reward.combine == "group_norm":
-        together = mixed_advantages(config.advantage, together, config.weights, alone)
-    flat_groups = {name: compared.flat_groups for name, compared in alone.items()}
+    together, flat_groups = compare(config, trees, by_scorer)
     return Experience(in_order, scores, rewards, together, flat_groups, room.peak)
+
+
+def compare(
+    config: RunConfig, trees: Sequence[Tree], by_scorer: Mapping[str, Sequence[np.ndarray]]
+) -> tuple[Advantages, dict[str, float]]:
+    """Advantages of a training step from each training scorer's scores of each task's leaves, combined as the recipe
+    says; and the share of groups that each scorer cannot tell apart.
+    """
+    rule = config.advantage
+    combined = [
+        np.sum([weight * by_scorer[name][i] for name, weight in config.weights.items()], axis=0)
+        for i in range(len(trees))
+    ]
+    together = advantages(rule, trees, combined)
+    unpruned = rule.model_copy(update={"keep": None})
+    alone = {name: advantages(unpruned, trees, leaves) for name, leaves in by_scorer.items()}
+    if config.reward.combine == "group_norm":
+        together = mixed_advantages(rule, trees, together, config.weights, alone)
+    return together, {name: compared.flat_groups for name, compared in alone.items()}
 
 
 def _refuse_holes(rewards: Sequence[np.ndarray], scores: Sequence[Scores], bound: float) -> None:

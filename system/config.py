@@ -138,6 +138,11 @@ class RunConfig(Settings):
             raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
 
     @property
+    def evaluates_an_average(self) -> bool:
+        """Whether the weights that are evaluated and saved differ from those that are sampled from."""
+        return self.learner.ema is not None or isinstance(self.objective, NftSettings)
+
+    @property
     def eval_steps(self) -> int:
         """T of held-out images."""
         return self.eval.num_steps or self.policy.num_steps
@@ -156,6 +161,8 @@ TAGS = {
     for member in get_args(get_args(union)[0])
 }
 """Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""
+NAMELESS = {"plan": "trunk", "kernel": "flow_sde", "objective": "grpo"}
+"""What a mapping without a name is."""
 
 
 def find_recipe(name: str) -> Path:
@@ -234,8 +241,9 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
-            value = _over(old, value)
+        if isinstance(old, dict) and isinstance(value, dict):
+            name = old.get("name", NAMELESS.get(key))
+            value = _over(old, value) if value.get("name", name) == name else value
         merged[key] = value
     return merged
 

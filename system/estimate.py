@@ -65,18 +65,27 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     ]
 
 
-def nfe_of_step(config: RunConfig, draws: int = 1) -> float:
-    """NFE of one training step, generation and update together, a mean over the plan's first draws."""
-    plans = [make_plan(config.plan, config.policy.num_steps, (config.seed, step, 0)) for step in range(draws)]
+def steps_within(config: RunConfig, budget: int) -> int:
+    """How many training steps a budget of NFE pays for, by the plans of the steps themselves; 1 at least.
+
+    What is not known beforehand, groups with no spread, which are not trained on, is counted as if they were.
+    """
     guided = 2 if family_class(config.policy).guides(config.policy) else 1
-    spent = sum(plan.nfe + _passes(config, plan) for plan in plans) / draws
-    return config.data.prompts_per_step * guided * spent
+    spent, steps = 0.0, 0
+    while spent < budget:
+        plan = make_plan(config.plan, config.policy.num_steps, (config.seed, steps, 0))
+        spent += config.data.prompts_per_step * guided * (plan.nfe + _passes(config, plan))
+        steps += 1
+    return max(1, steps - (spent > budget))
 
 
 def _passes(config: RunConfig, plan: Plan) -> float:
     """Transformer passes of the learner for one task; a backward counts 2."""
     objective = config.objective
     rows = plan.decisions if plan.trained_steps else plan.leaves
+    if config.advantage.keep and config.advantage.group == "prompt_step" and not objective.kl:
+        kept = 2 * config.advantage.keep
+        rows = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
     passes, reads_back = 3 + bool(objective.kl), not isinstance(objective, NftSettings)
     if isinstance(objective, AwmSettings | NftSettings):
         rows *= len(objective.levels(config.policy.num_steps))

@@ -6,7 +6,7 @@ from rich.console import Console
 from actors.policy.families import family_path
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError
-from services.logs import log_to
+from services.logs import logging_to
 from services.scoring.scorer import check_scorer
 from system.config import RunConfig
 from system.progress import Progress
@@ -36,8 +36,7 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     """Run a recipe to its end or to a stop; returns the exit code."""
     train, heldout = check(config)
     run = RunFolder.open(config, resume)
-    log_to(run.logs / "driver.log")
-    with StopFlag() as stop:
+    with logging_to(run.logs / "driver.log"), StopFlag() as stop:
         try:
             _train(config, run, train, heldout, console, stop)
         except Stopped as stopped:

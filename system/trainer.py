@@ -156,10 +156,10 @@ class Trainer:
         return self.state.step % self.config.eval.every == 0 or self.state.step == self.config.steps
 
     def _evaluate(self) -> dict[str, Any]:
-        """Held-out scores of the evaluated weights (the EMA where there is one)."""
+        """Held-out scores of the weights that are saved: the EMA where there is one."""
         if self.heldout is None:
             return {}
-        if self.config.learner.ema:
+        if self.config.evaluates_an_average:
             self._send(self.roles.learner.evaluated.remote())
         scorers = [scorer.name for scorer in self.config.scorers]
         result: Evaluation = evaluate(
@@ -172,7 +172,7 @@ class Trainer:
             self.config.eval_steps,
             progress=lambda done, of: self.progress.stage(self.state.step, "evaluate", done, of),
         )
-        if self.config.learner.ema:
+        if self.config.evaluates_an_average:
             self._broadcast()
         self.run.write_eval(self.state.step, result.table)
         self.run.write_samples(self.state.step, result.grid_NHWC)

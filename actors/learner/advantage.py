@@ -103,22 +103,34 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
         for place in places
     ]
     normalised = [normalise(reward_A, group_A, rule) for reward_A in by_place]
-    hole_A = np.isnan(by_place).any(axis=0)
+    hole_A: np.ndarray = np.isnan(np.stack(by_place)).any(axis=0)
     advantage_A = np.where(hole_A, 0.0, np.sum([advantage_A for advantage_A, _ in normalised], axis=0))
-    if rule.keep:
-        advantage_A[~extremes(advantage_A, group_A, rule.keep)] = 0
-    advantage_A = advantage_A.clip(-rule.clip, rule.clip)
-    ends = np.cumsum([tree.leaf_NKL[..., 0].size for tree in trees])[:-1]
-    by_task, hole_by_task = (
-        [part.reshape(tree.leaf_NKL.shape[:2]) for part, tree in zip(np.split(values_A, ends), trees, strict=True)]
-        for values_A in (advantage_A, hole_A)
-    )
     flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
-    return Advantages(by_task, hole_by_task, float(np.mean(flat)))
+    return Advantages(
+        _by_task(_bounded(advantage_A, group_A, rule), trees), _by_task(hole_A, trees), float(np.mean(flat))
+    )
+
+
+def _bounded(advantage_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> np.ndarray:
+    """Pruned and clipped as the rule says."""
+    if rule.keep:
+        advantage_A = np.where(extremes(advantage_A, group_A, rule.keep), advantage_A, 0.0)
+    return advantage_A.clip(-rule.clip, rule.clip)
+
+
+def _by_task(values_A: np.ndarray, trees: Sequence[Tree]) -> list[np.ndarray]:
+    """(N, K) of each task."""
+    shapes = [tree.leaf_NKL.shape[:2] for tree in trees]
+    ends = np.cumsum([n * k for n, k in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values_A, ends), shapes, strict=True)]
 
 
 def mixed_advantages(
-    rule: AdvantageSettings, together: Advantages, weights: Mapping[str, float], alone: Mapping[str, Advantages]
+    rule: AdvantageSettings,
+    trees: Sequence[Tree],
+    together: Advantages,
+    weights: Mapping[str, float],
+    alone: Mapping[str, Advantages],
 ) -> Advantages:
     """Weighted sum of each scorer's own advantages, as MixGRPO combines rewards (arXiv 2507.21802).
 
@@ -126,10 +138,11 @@ def mixed_advantages(
 
     Args:
         together: advantages of the combined reward, which has a hole where any scorer has one.
-        alone: advantages of each scorer by itself.
+        alone: advantages of each scorer by itself, nothing pruned.
     """
-    by_task = []
-    for i, hole_NK in enumerate(together.hole_by_task):
-        sum_NK = np.sum([weight * alone[name].by_task[i] for name, weight in weights.items()], axis=0)
-        by_task.append(np.where(hole_NK, 0.0, sum_NK).clip(-rule.clip, rule.clip))
-    return replace(together, by_task=by_task)
+    parts = [
+        weight * np.concatenate([part.ravel() for part in alone[name].by_task]) for name, weight in weights.items()
+    ]
+    hole_A = np.concatenate([hole_NK.ravel() for hole_NK in together.hole_by_task])
+    sum_A = np.where(hole_A, 0.0, np.sum(parts, axis=0))
+    return replace(together, by_task=_by_task(_bounded(sum_A, group_keys(rule, trees), rule), trees))

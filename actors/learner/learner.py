@@ -1,7 +1,7 @@
 """The learner: experience and advantages in, one policy version further out. Plain PyTorch, no Ray."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,12 @@ class Learner:
         started = time.perf_counter()
         monitor = Monitor(len(self.kernel.std_T), self.policy.device)
         parts = [part for part in np.array_split(np.arange(len(batch)), self.optimizer_steps) if len(part)]
-        minibatches = [[micro for i in part for micro in self.objective.micro_batches(*batch[i])] for part in parts]
+        minibatches = [[batch[i] for i in part] for part in parts]
         before = [self._before(minibatch, monitor) if m else None for m, minibatch in enumerate(minibatches)]
         norms = []
         for m, minibatch in enumerate(minibatches):
-            planned = sum(self.objective.planned(batch[i][0]) for i in parts[m])
-            for j, micro in enumerate(minibatch):
+            planned = sum(self.objective.planned(item) for item, _ in minibatch)
+            for j, micro in enumerate(self._micro_batches(minibatch)):
                 kept = before[m]
                 self._accumulate(micro, None if kept is None else kept[j], planned, monitor)
             if m == 0:
@@ -86,10 +86,16 @@ class Learner:
         self.version += 1
         return monitor.stats(len(parts), first_deviation, float(np.mean(norms)), time.perf_counter() - started)
 
-    def _before(self, minibatch: list[Any], monitor: Monitor) -> list[Tensor | None]:
-        kept = [self.objective.before(micro) for micro in minibatch]
-        rows = sum(micro.real for micro, values in zip(minibatch, kept, strict=True) if values is not None)
-        monitor.nfe += rows * self.policy.family.forwards_per_row
+    def _micro_batches(self, minibatch: list[tuple[Any, np.ndarray]]) -> Iterator[Any]:
+        for item, advantage_NK in minibatch:
+            yield from self.objective.micro_batches(item, advantage_NK)
+
+    def _before(self, minibatch: list[tuple[Any, np.ndarray]], monitor: Monitor) -> list[Tensor | None]:
+        kept = []
+        for micro in self._micro_batches(minibatch):
+            kept.append(self.objective.before(micro))
+            if kept[-1] is not None:
+                monitor.nfe += micro.real * self.policy.family.forwards_per_row
         return kept
 
     def _accumulate(self, micro: Any, before: Tensor | None, planned: float, monitor: Monitor) -> None:

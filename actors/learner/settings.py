@@ -34,20 +34,25 @@ class _ObjectiveSettings(Settings):
     """β of the term that holds the policy to the base without its adapter."""
 
 
-class GrpoSettings(_ObjectiveSettings):
+class _OnDecisionsSettings(_ObjectiveSettings):
+    clip_range: float = Field(1e-4, gt=0)
+    kl_dt: bool = True
+    """KL of the Normals that are drawn from, over 2s² (TempFlow-GRPO); false leaves |dt| out of s² (Flow-GRPO). The
+    CPS kernel has no variance: its term is mean (μ − μ_ref)² in both."""
+
+
+class GrpoSettings(_OnDecisionsSettings):
     """The clipped GRPO objective on decisions."""
 
     name: Literal["grpo"] = "grpo"
     noise_weights: bool = True
     """Weight each step by its injected noise s_i (TempFlow-GRPO)."""
-    clip_range: float = Field(1e-4, gt=0)
 
 
-class GuardSettings(_ObjectiveSettings):
+class GuardSettings(_OnDecisionsSettings):
     """GRPO-Guard: normalised ratios, and steps weighted by 1 / |dt|."""
 
     name: Literal["grpo_guard"] = "grpo_guard"
-    clip_range: float = Field(1e-4, gt=0)
 
 
 class _OnSamplesSettings(_ObjectiveSettings):

@@ -45,7 +45,7 @@ class Kernel(ABC):
         """log p of each action, (N, K): a MEAN over the latent dimensions."""
 
     @abstractmethod
-    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor) -> Tensor:
+    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
         """How far two means are apart in units of `log_prob`, mean over dimensions, (N,)."""
 
 
@@ -71,9 +71,10 @@ class _Normal(Kernel):
         squared_NK = squared_distance(action_NKZ, mean_NZ)
         return -squared_NK / (2 * std_N1.square()) - std_N1.log() - 0.5 * math.log(2 * math.pi)
 
-    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor) -> Tensor:
-        """KL of two Normals of equal std: (μ − μ')² / (2s²)."""
-        return (mean_NZ - other_NZ).square().flatten(1).mean(1) / (2 * self.std_T[step_N].square())
+    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
+        """KL of two Normals of equal std: (μ − μ')² / (2s²), or Flow-GRPO's (μ − μ')² / (2g²), s² = g²·|dt|."""
+        kl_N = (mean_NZ - other_NZ).square().flatten(1).mean(1) / (2 * self.std_T[step_N].square())
+        return kl_N if with_dt else kl_N * self.dt_T[step_N].abs()
 
 
 class FlowSDE(_Normal):
@@ -126,8 +127,8 @@ class CPS(Kernel):
         """−mean (action − μ)²."""
         return -squared_distance(action_NKZ, mean_NZ)
 
-    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor) -> Tensor:
-        """mean (μ − μ')², which the surrogate of an action at one mean loses at the other."""
+    def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
+        """mean (μ − μ')², whatever `with_dt`: what the surrogate of an action at one mean loses at the other."""
         return (mean_NZ - other_NZ).square().flatten(1).mean(1)
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from actors.learner.advantage import advantages
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.scoring.scorer import load_scorer
+from system.collect import compare
 from system.config import RunConfig
 from system.prompts import read_prompts, rows_of_step
 from system.train import train_run
@@ -66,7 +66,6 @@ def one_process(config: RunConfig, steps: int) -> float:
     It has the CPU threads of all rollout workers together.
     """
     torch.set_num_threads(config.rollout.threads * config.rollout.workers)
-    plan = make_plan(config.plan, config.policy.num_steps)
     generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
     policy = Policy(config.policy, config.seed, "transformer")
     learner = Learner(
@@ -80,17 +79,19 @@ def one_process(config: RunConfig, steps: int) -> float:
             started = time.perf_counter()
         generator.load(learner.export())
         rows = rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed)
-        done, rewards = [], []
+        done: list[Any] = []
+        by_scorer: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
         for i, row in enumerate(rows):
             task = Task(i, prompts[row], (config.seed, step, row), step)
-            experience, images_MHWC, tree, _ = generator.generate(task, plan)
+            experience, images_MHWC, tree, _ = generator.generate(
+                task, make_plan(config.plan, config.policy.num_steps, task.address)
+            )
             texts = [task.prompt] * len(images_MHWC)
             done.append((experience, tree))
-            rewards.append(
-                np.sum([config.weights[name] * score(images_MHWC, texts) for name, score in scorers.items()], axis=0)
-            )
+            for name, score in scorers.items():
+                by_scorer[name].append(score(images_MHWC, texts))
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
-        compared = advantages(config.advantage, [tree for _, tree in done], rewards)
+        compared, _ = compare(config, [tree for _, tree in done], by_scorer)
         learner.update([(experience, a) for (experience, _), a in zip(done, compared.by_task, strict=True)])
     return images / (time.perf_counter() - started)
 

@@ -204,7 +204,7 @@ def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[
 
 @contextmanager
 def _running(pool: PoolSettings) -> Iterator[str]:
-    """The pool on a Ray of its own: its address."""
+    """The pool, on a Ray of its own unless one is there: its address."""
     connect()
     try:
         serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})

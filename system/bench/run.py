@@ -15,7 +15,8 @@ from system.bench.models import FULL_SIZES, bench_policy
 from system.bench.sampler import bench_sampler
 from system.config import RunConfig
 
-KINDS = ("sampler", "learner", "weights", "pipeline", "pool")
+OF_A_MODEL = ("sampler", "learner")
+KINDS = (*OF_A_MODEL, "weights", "pipeline", "pool", "completions")
 
 
 def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, console: Console) -> dict[str, Any]:
@@ -28,18 +29,24 @@ def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, 
         raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)}")
     if full_size is not None and full_size not in FULL_SIZES:
         raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
-    if kind in ("weights", "pipeline", "pool"):
-        if full_size:
-            raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
-        if kind == "pool":
+    if full_size and kind not in OF_A_MODEL:
+        raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
+    whole_trunk = isinstance(config.plan, TrunkSettings) and not config.plan.strata and config.plan.strides == (1.0,)
+    if kind in (*OF_A_MODEL, "completions") and not whole_trunk:
+        raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
+    match kind:
+        case "pool":
             from system.bench.pool import bench_pool
 
             return bench_pool(config, rounds)
-        from system.bench.pipeline import bench_pipeline, bench_weights
+        case "completions":
+            from system.bench.completions import bench_completions
 
-        return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
-    if not isinstance(config.plan, TrunkSettings) or config.plan.strata or config.plan.strides != (1.0,):
-        raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
+            return bench_completions(config, rounds)
+        case "weights" | "pipeline":
+            from system.bench.pipeline import bench_pipeline, bench_weights
+
+            return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
     policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)
     return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)

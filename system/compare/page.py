@@ -29,6 +29,8 @@ class Row:
 
     label: str
     seeds: int
+    spent: str
+    """Mean NFE of a run."""
     first: str
     last: str
     reached: list[str]
@@ -131,7 +133,8 @@ def _targets(by_label: dict[str, list[Result]], judge: str) -> list[float]:
 def _row(label: str, runs: Sequence[Result], judge: str, targets: Sequence[float]) -> Row:
     start_S, end_S = _series(runs, judge, "nfe")[1][:, [0, -1]].T
     reached = [_reached(runs, judge, target) for target in targets]
-    return Row(label, len(runs), _mean_and_spread(start_S), _mean_and_spread(end_S), reached)
+    spent = mean(run.points[-1].nfe for run in runs)
+    return Row(label, len(runs), f"{spent:,.0f}", _mean_and_spread(start_S), _mean_and_spread(end_S), reached)
 
 
 def _mean_and_spread(score_S: np.ndarray) -> str:

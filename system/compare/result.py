@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import yaml
 
 from services.errors import UserError
+from system.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class Result:
 
     label: str
     seed: int
+    key: str
+    """Of the recipe that made it, steps and evaluations included: equal keys, equal runs."""
     made_by: str
-    """Version and commit of tempflow."""
+    """Version and commit of tempflow, marked where the checkout was changed."""
     recipe: dict[str, Any]
     """Plan, kernel, advantage, objective, prompts a step and learning rate, as resolved."""
     trained_on: list[str]
@@ -60,7 +64,13 @@ class Result:
             raise UserError(f"{path}: not a result of `tempflow compare`: {error}") from error
 
 
-def condense(run: Path, label: str) -> Result:
+def key_of(config: RunConfig) -> str:
+    """A digest of a resolved recipe, without its name and the folder it writes to."""
+    resolved = config.model_dump(mode="json", exclude={"name", "output"})
+    return hashlib.blake2b(json.dumps(resolved, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def condense(run: Path, label: str, key: str) -> Result:
     """What a comparison needs of a finished run's folder."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
@@ -78,10 +88,17 @@ def condense(run: Path, label: str) -> Result:
     return Result(
         label,
         config["seed"],
-        " ".join(str(part)[:12] for part in config.get("tempflow", {}).values() if part),
+        key,
+        _made_by(config.get("tempflow", {})),
         {key: config[key] for key in ("plan", "kernel", "advantage", "objective")}
         | {"prompts_per_step": config["data"]["prompts_per_step"], "lr": config["learner"]["lr"]},
         [scorer["name"] for scorer in config["scorers"] if scorer["weight"]],
         points,
         [round(float(mean), 5) if known else None for mean, known in zip(means, drawn.any(0), strict=True)],
     )
+
+
+def _made_by(version: dict[str, str | None]) -> str:
+    """tempflow's version and the first digits of its commit."""
+    commit, dirty, _ = (version.get("commit") or "").partition("-dirty")
+    return " ".join(part for part in (version.get("version"), commit[:12] + dirty) if part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from services.errors import UserError
-from system.compare.result import Result, condense
+from system.compare.result import Result, condense, key_of
 from system.config import RunConfig, load_config
-from system.estimate import nfe_of_step
+from system.estimate import steps_within
 from system.train import check, train_run
-
-DRAWS = 64
-"""Draws of a random plan that its cost is averaged over."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,11 @@ class Contender:
     def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
         """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
         load = [*self.overrides, f"name={self.label}-seed{seed}", f"seed={seed}", f"output={runs}"]
-        steps = max(1, round(budget / nfe_of_step(load_config(self.recipe, load), DRAWS)))
-        every = max(1, round(steps / evals))
+        steps = steps_within(load_config(self.recipe, load), budget)
+        choices = (max(1, steps // evals), math.ceil(steps / evals))
+        every = max(
+            choices, key=lambda every: ((steps - 1) % every + 1) / every
+        )  # the last one not right after another
         return load_config(self.recipe, [*load, f"steps={steps}", f"eval.every={every}"])
 
 
@@ -80,8 +81,7 @@ def run_all(
         for seed in seeds
         for contender in contenders
     }
-    for config in configs.values():
-        check(config)
+    _check_comparable(list(configs.values()))
     results: list[Result] = []
     for number, ((_, label), config) in enumerate(configs.items(), 1):
         path = output / f"{config.name}.json"
@@ -91,6 +91,24 @@ def run_all(
             code = train_run(config, resume=folder.exists(), console=console)
             if code:
                 return results, code
-            condense(folder, label).save(path)
-        results.append(Result.load(path))
+            condense(folder, label, key_of(config)).save(path)
+        result = Result.load(path)
+        if result.key != key_of(config):
+            raise UserError(f"{path} is of another recipe or budget; delete it, or give another name=… or --output")
+        results.append(result)
     return results, 0
+
+
+def _check_comparable(configs: Sequence[RunConfig]) -> None:
+    """All that can be known to fail before anything starts.
+
+    Raises:
+        UserError: a recipe is wrong, has no held-out prompts, or other scorers than the first one.
+    """
+    names = [scorer.name for scorer in configs[0].scorers]
+    for config in configs:
+        check(config)
+        if config.data.heldout is None:
+            raise UserError(f"{config.name}: a comparison needs held-out prompts; set data.heldout")
+        if sorted(scorer.name for scorer in config.scorers) != sorted(names):
+            raise UserError(f"{config.name} has other scorers than {configs[0].name} ({', '.join(names)})")

@@ -5,7 +5,7 @@ One forward and one backward serve all K siblings of a decision: they share the 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from actors.learner.averages import Average
-from actors.learner.objectives.objective import Loss, Objective, padded_rows
+from actors.learner.objectives.objective import Loss, Objective, clipped_surrogate, padded_rows
+from actors.learner.settings import OnDecisions as Settings
 from actors.policy.kernels import Kernel
 from actors.policy.policy import Policy
 from actors.trajectory import Decisions
@@ -35,6 +36,18 @@ class DecisionRows:
     """Rows that are not padding."""
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What an objective makes of a micro-batch."""
+
+    ratio_NK: Tensor
+    """ρ, which the clipped surrogate multiplies with the advantage."""
+    weight_N1: Tensor
+    """Of each decision in the loss."""
+    old_NK: Tensor
+    """log p before the update."""
+
+
 class OnDecisions(Objective[Decisions, DecisionRows]):
     """An objective of the log-probs of actions.
 
@@ -44,34 +57,31 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     """
 
     def __init__(
-        self, policy: Policy, averages: Mapping[str, Average], kernel: Kernel, micro_batch: int, kl: float
+        self, settings: Settings, policy: Policy, averages: Mapping[str, Average], kernel: Kernel, micro_batch: int
     ) -> None:
         super().__init__(policy, averages)
-        self.kernel, self.micro_batch, self.kl = kernel, micro_batch, kl
+        self.kernel, self.micro_batch = kernel, micro_batch
+        self.kl, self.kl_dt, self.clip_range = settings.kl, settings.kl_dt, settings.clip_range
 
     def planned(self, item: Decisions) -> float:
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
-    def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> list[DecisionRows]:
+    def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
         taught = np.arange(len(item.step_N)) if self.kl else np.flatnonzero(advantage_NK.any(axis=1))
-        batches = []
         for rows, real in padded_rows(taught, self.micro_batch):
             advantage = advantage_NK[rows].astype(np.float32)
             advantage[real:] = 0
-            batches.append(
-                DecisionRows(
-                    self.on_device(item.state_NZ[rows]),
-                    self.on_device(item.action_NKZ[rows]),
-                    self.on_device(item.step_N[rows]),
-                    self.on_device(advantage),
-                    self.on_device(item.log_prob_NK[rows]),
-                    self.on_device(item.weight_N[rows]),
-                    conditioning,
-                    real,
-                )
+            yield DecisionRows(
+                self.on_device(item.state_NZ[rows]),
+                self.on_device(item.action_NKZ[rows]),
+                self.on_device(item.step_N[rows]),
+                self.on_device(advantage),
+                self.on_device(item.log_prob_NK[rows]),
+                self.on_device(item.weight_N[rows]),
+                conditioning,
+                real,
             )
-        return batches
 
     def mean(self, micro: DecisionRows) -> Tensor:
         """μ of each decision, (N, Z)."""
@@ -81,39 +91,44 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
         )
 
     def before(self, micro: DecisionRows) -> Tensor:
-        """μ (N, Z), by the same graph that the update itself will run."""
-        return self.mean(micro).detach()
+        """What is kept of the policy, by the same graph that the update itself will run."""
+        return self.kept(micro, self.mean(micro)).detach()
+
+    def kept(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
+        """What the loss compares with: log p of the actions, (N, K)."""
+        return self.log_prob(micro, mean_NZ)
+
+    def log_prob(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
+        """log p of the actions around μ, (N, K)."""
+        return self.kernel.log_prob(micro.action_NKZ, mean_NZ, micro.step_N)
 
     def loss(self, micro: DecisionRows, before: Tensor | None) -> Loss:
         mean_NZ = self.mean(micro)
-        old_NZ = mean_NZ.detach() if before is None else before
-        old_NK = self.kernel.log_prob(micro.action_NKZ, old_NZ, micro.step_N)
-        policy_NK, ratio_NK, clipped_NK = self.terms(micro, mean_NZ, old_NZ, old_NK)
-        policy = (micro.weight_N.unsqueeze(1) * policy_NK).sum()
+        terms = self.terms(micro, mean_NZ, self.kept(micro, mean_NZ).detach() if before is None else before)
+        surrogate_NK, clipped_NK = clipped_surrogate(terms.ratio_NK, micro.advantage_NK, self.clip_range)
+        policy = (micro.weight_N.unsqueeze(1) * terms.weight_N1 * surrogate_NK).sum()
         kl = torch.zeros_like(policy)
         if self.kl:
             with self.reference():
                 reference_NZ = self.mean(micro)
-            kl_N = micro.weight_N * self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N)
-            kl = kl_N[: micro.real].sum() * policy_NK.shape[1]
+            apart_N = self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N, self.kl_dt)
+            kl = (micro.weight_N * apart_N)[: micro.real].sum() * surrogate_NK.shape[1]
         real = slice(None, micro.real)
         return Loss(
             policy + self.kl * kl,
             policy.detach(),
             kl.detach(),
-            ratio_NK.detach()[real],
+            terms.ratio_NK.detach()[real],
             clipped_NK[real],
             4 if self.kl else 3,
-            (micro.step_N[real], (old_NK - micro.behaviour_NK)[real]),
+            (micro.step_N[real], (terms.old_NK - micro.behaviour_NK)[real]),
         )
 
     @abstractmethod
-    def terms(
-        self, micro: DecisionRows, mean_NZ: Tensor, old_NZ: Tensor, old_NK: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of each action, its ratio, and whether it is clipped, (N, K) each.
+    def terms(self, micro: DecisionRows, mean_NZ: Tensor, kept: Tensor) -> Terms:
+        """Ratios and weights.
 
         Args:
             mean_NZ: μ now.
-            old_NZ, old_NK: μ and log p before the update.
+            kept: of the policy before the update, without gradient.
         """

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from actors.learner.averages import Average
-from actors.learner.objectives.decisions import DecisionRows, OnDecisions
-from actors.learner.objectives.objective import clipped_surrogate
+from actors.learner.objectives.decisions import DecisionRows, OnDecisions, Terms
 from actors.learner.settings import GrpoSettings
 from actors.policy.kernels import Kernel, noise_weights
 from actors.policy.policy import Policy
@@ -31,15 +30,10 @@ class Grpo(OnDecisions):
         micro_batch: int,
         trainable: list[int],
     ) -> None:
-        super().__init__(policy, averages, kernel, micro_batch, settings.kl)
-        self.settings = settings
+        super().__init__(settings, policy, averages, kernel, micro_batch)
         std_T = kernel.std_T if settings.noise_weights else torch.ones_like(kernel.std_T)
         self.weight_T = noise_weights(std_T, trainable)
 
-    def terms(
-        self, micro: DecisionRows, mean_NZ: Tensor, old_NZ: Tensor, old_NK: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        log_prob_NK = self.kernel.log_prob(micro.action_NKZ, mean_NZ, micro.step_N)
-        ratio_NK = (log_prob_NK - old_NK).exp()
-        loss_NK, clipped_NK = clipped_surrogate(ratio_NK, micro.advantage_NK, self.settings.clip_range)
-        return self.weight_T[micro.step_N].unsqueeze(1) * loss_NK, ratio_NK, clipped_NK
+    def terms(self, micro: DecisionRows, mean_NZ: Tensor, kept: Tensor) -> Terms:
+        ratio_NK = (self.log_prob(micro, mean_NZ) - kept).exp()
+        return Terms(ratio_NK, self.weight_T[micro.step_N].unsqueeze(1), kept)

@@ -59,8 +59,8 @@ class Objective(ABC, Generic[Item, Micro]):
         """How many actions a task counts for in the loss's denominator, holes and flat groups included."""
 
     @abstractmethod
-    def micro_batches(self, item: Item, advantage_NK: np.ndarray) -> list[Micro]:
-        """A task in padded batches of one shape."""
+    def micro_batches(self, item: Item, advantage_NK: np.ndarray) -> Iterator[Micro]:
+        """A task in padded batches of one shape, made one at a time; the same whenever they are asked for."""
 
     def before(self, micro: Micro) -> Tensor | None:
         """What the loss needs to know of the policy as it was before the update's first optimizer step, if anything."""

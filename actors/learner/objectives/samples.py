@@ -3,7 +3,7 @@
 Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,31 +55,27 @@ class OnSamples(Objective[Samples, SampleRows]):
     def planned(self, item: Samples) -> float:
         return float(len(item.latent_MZ) * len(self.levels))
 
-    def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> list[SampleRows]:
+    def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> Iterator[SampleRows]:
         images = len(item.latent_MZ)
         step_MJ = np.stack([self._steps(item.address, m) for m in range(images)])
         image_R = np.repeat(np.arange(images), step_MJ.shape[1])
         addresses = [(*item.address, m, LEARNER_STREAM, j) for m in range(images) for j in range(step_MJ.shape[1])]
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        batches = []
         for rows, real in padded_rows(np.arange(len(image_R)), self.micro_batch):
             x0_NZ = self.on_device(item.latent_MZ[image_R[rows]])
             noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
             time_N = self.policy.sigmas[torch.from_numpy(step_MJ.reshape(-1)[rows]).to(self.policy.device)]
             t_N1 = per_row(time_N, x0_NZ)
-            batches.append(
-                SampleRows(
-                    (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,
-                    x0_NZ,
-                    noise_NZ - x0_NZ,
-                    time_N,
-                    self.on_device(advantage_NK[image_R[rows], 0].astype(np.float32)),
-                    self.on_device((np.arange(len(rows)) < real).astype(np.float32)),
-                    conditioning,
-                    real,
-                )
+            yield SampleRows(
+                (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,
+                x0_NZ,
+                noise_NZ - x0_NZ,
+                time_N,
+                self.on_device(advantage_NK[image_R[rows], 0].astype(np.float32)),
+                self.on_device((np.arange(len(rows)) < real).astype(np.float32)),
+                conditioning,
+                real,
             )
-        return batches
 
     def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])

@@ -21,7 +21,8 @@ class Fork:
     strides: tuple[float, ...] = (1.0,)
     """How branches are completed: one leaf a stride, in steps of so many grid steps."""
     chance: float = 1.0
-    """Marginal probability that a draw of the plan has this fork. Its actions count 1 / chance in the loss."""
+    """Its actions count 1 / chance in the loss: the probability that a draw has this fork, where the loss stands for
+    all steps that could have been drawn; 1 where it stands for itself."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Plan:
 
     @property
     def siblings(self) -> int:
-        """K of every decision: the width of the trained forks. Where they differ each action is a decision, K = 1."""
-        widths = {self.forks[i].width for i in self.trained_steps}
+        """K of every decision: the width of the forks. Where they differ each action is a decision, K = 1."""
+        widths = {fork.width for fork in self.forks if fork.width}
         return widths.pop() if len(widths) == 1 else 1
 
     @property

@@ -2,6 +2,7 @@
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import TreeSettings
+from services.errors import UserError
 
 
 def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
@@ -12,8 +13,15 @@ def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
 
     Deviations: the last step is never trained. The reference code scales the noise at splits by 4 and computes the
     log-prob with the unscaled std; here both have the kernel's.
+
+    Raises:
+        UserError: a split outside the trained steps, or every step pruned.
     """
     trained = num_steps - 1
+    if not all(0 <= i < trained for i in settings.splits):
+        raise UserError(f"plan.splits: {list(settings.splits)} do not all lie in steps 0 to {trained - 1}")
+    if settings.pruned_depths >= trained:
+        raise UserError(f"plan.pruned_depths: {settings.pruned_depths} leaves none of {trained} steps to train")
     pruned: set[int] = set()
     if settings.pruned_depths:
         positions = trained - settings.pruned_depths + 1

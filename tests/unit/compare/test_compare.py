@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from services.errors import UserError
 from system.compare.page import crossing, write_page
-from system.compare.result import Point, Result, condense
-from system.compare.runs import Contender, parse_contenders
+from system.compare.result import Point, Result, condense, key_of
+from system.compare.runs import Contender, parse_contenders, run_all
 
 
 def points(*scores, nfe=1000):
@@ -21,7 +22,7 @@ def points(*scores, nfe=1000):
 
 def result(label, seed, *scores, nfe=1000, spread=(0.2, 0.1, None)):
     recipe = {"plan": {"name": "trunk"}, "lr": 1e-3}
-    return Result(label, seed, "0.1 abc", recipe, ["reward"], points(*scores, nfe=nfe), list(spread))
+    return Result(label, seed, "key", "0.1 abc", recipe, ["reward"], points(*scores, nfe=nfe), list(spread))
 
 
 def test_a_contender_is_a_recipe_with_overrides_and_a_name():
@@ -47,6 +48,33 @@ def test_an_equal_budget_is_as_many_steps_as_it_pays_for(tmp_path):
     assert plain.name == "shapes-seed3"
     drawn = Contender.parse("shapes plan.strata=1").config(0, budget, 8, tmp_path)
     assert drawn.steps > 3 * plain.steps
+    pruned, whole = (
+        Contender.parse(f"shapes_branchgrpo {more}").config(0, budget, 8, tmp_path)
+        for more in ("advantage.keep=1", "advantage.keep=null")
+    )
+    assert pruned.steps > 1.5 * whole.steps
+    assert key_of(plain) != key_of(Contender.parse("shapes").config(3, 2 * budget, 8, tmp_path))
+    again = Contender.parse("shapes name=other").config(3, budget, 8, tmp_path / "elsewhere")
+    assert key_of(plain) == key_of(again)
+
+
+@pytest.mark.parametrize(
+    ("contenders", "message"),
+    [
+        (["shapes", "shapes_both"], "shapes_both-seed0 has other scorers"),
+        (["shapes data.heldout=null"], "needs held-out prompts"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(contenders, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run_all(parse_contenders(contenders), [0], 8000, 2, tmp_path, Console())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_result_of_another_budget_is_not_taken_for_this_one(tmp_path):
+    result("shapes", 0, 0.5, 0.6).save(tmp_path / "shapes-seed0.json")
+    with pytest.raises(UserError, match=r"shapes-seed0\.json is of another recipe or budget"):
+        run_all(parse_contenders(["shapes"]), [0], 8000, 2, tmp_path, Console())
 
 
 def test_the_cost_of_a_target_is_linear_between_evaluations():
@@ -78,7 +106,7 @@ def test_a_run_in_small(tmp_path):
         "data": {"prompts_per_step": 2},
         "learner": {"lr": 1},
         "scorers": [{"name": "reward", "weight": 1.0}, {"name": "judge", "weight": 0}],
-        "tempflow": {"version": "0.1", "commit": "abcdef0123456789"},
+        "tempflow": {"version": "0.1", "commit": "abcdef0123456789-dirty"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     counts = {"decodes": 5, "scores": 7}
@@ -97,8 +125,13 @@ def test_a_run_in_small(tmp_path):
         },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    small = condense(tmp_path, "mine")
-    assert (small.label, small.seed, small.made_by, small.trained_on) == ("mine", 4, "abcdef012345 0.1", ["reward"])
+    small = condense(tmp_path, "mine", "key")
+    assert (small.label, small.seed, small.made_by, small.trained_on) == (
+        "mine",
+        4,
+        "0.1 abcdef012345-dirty",
+        ["reward"],
+    )
     assert [(p.step, p.nfe, p.seconds) for p in small.points] == [(0, 0, 0), (2, 20, 7)]
     assert small.points[1].held_out == {"reward": 2, "judge": None}
     assert small.spread == [pytest.approx(0.3), None]

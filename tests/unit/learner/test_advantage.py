@@ -119,10 +119,11 @@ def test_seed_groups_of_a_tree_are_its_states():
 def mixed(rule, tree, scores):
     """`mixed_advantages` of (weight, rewards of one task) pairs."""
     names = [str(i) for i in range(len(scores))]
-    alone = {name: advantages(rule, [tree], leaves) for name, (_, leaves) in zip(names, scores, strict=True)}
+    unpruned = rule.model_copy(update={"keep": None})
+    alone = {name: advantages(unpruned, [tree], leaves) for name, (_, leaves) in zip(names, scores, strict=True)}
     combined = [np.sum([weight * leaves[0] for weight, leaves in scores], axis=0)]
     weights = dict(zip(names, (weight for weight, _ in scores), strict=True))
-    return mixed_advantages(rule, advantages(rule, [tree], combined), weights, alone)
+    return mixed_advantages(rule, [tree], advantages(rule, [tree], combined), weights, alone)
 
 
 def test_scorers_normalised_apart_are_added_by_weight_whatever_their_scale():
@@ -143,3 +144,10 @@ def test_a_hole_of_any_scorer_is_a_hole_of_their_sum():
     assert result.by_task[0][0, 1] == 0
     assert result.holes == 1
     assert result.by_task[0][0, 0] != 0
+
+
+def test_pruning_looks_at_the_sum_of_scorers_not_at_each():
+    tree = trunk_tree(1, 1, 4)
+    first, second = np.array([0.0, 1.0, 2.0, 3.0]), np.array([3.0, 0.0, 1.0, 4.0])
+    kept = mixed(AdvantageSettings(keep=1), tree, [(1.0, [first]), (1.0, [second])]).by_task[0][0]
+    assert np.flatnonzero(kept).tolist() == [1, 3]

@@ -70,9 +70,9 @@ def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_fol
     seen = []
     terms = objective.terms
 
-    def spy(micro, mean_NZ, old_NZ, old_NK):
-        seen.append(old_NZ.clone())
-        return terms(micro, mean_NZ, old_NZ, old_NK)
+    def spy(micro, mean_NZ, kept):
+        seen.append(kept.clone())
+        return terms(micro, mean_NZ, kept)
 
     objective.terms = spy
     learner.update(batch)

@@ -32,6 +32,7 @@ GRPO_CASES = [
     (GrpoSettings(clip_range=0.05, kl=0.03), "flow_sde"),
     (GrpoSettings(clip_range=0.05, noise_weights=False, kl=0.03), "dance"),
     (GrpoSettings(clip_range=0.05, noise_weights=False, kl=0.03), "cps"),
+    (GrpoSettings(clip_range=0.05, kl=0.03, kl_dt=False), "flow_sde"),
     (GuardSettings(clip_range=0.05, kl=0.03), "flow_sde"),
     (GuardSettings(clip_range=0.05, kl=0.03), "dance"),
 ]
@@ -126,6 +127,7 @@ def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective
         with torch.no_grad(), policy.reference():
             base = learner.kernel.mean(x, forward(policy, x, sigma, conditioning), step)
         apart = (mean - base).square().mean() / (1 if kernel == "cps" else 2 * std**2)
+        apart = apart if objective.kl_dt else apart * (grid[i] - grid[i + 1])
         for k in range(advantage_NK.shape[1]):
             distance = (tensor(decisions.action_NKZ[n, k]) - mean[0]).square().mean()
             log_prob = -distance if kernel == "cps" else -distance / (2 * std**2)

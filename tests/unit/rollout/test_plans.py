@@ -116,7 +116,12 @@ def test_a_tree_splits_where_it_is_told_and_prunes_depths_from_the_end():
     plan = make_plan(TreeSettings(splits=(0, 3, 6, 9)), 16)
     assert plan.trunks() == [1, 2, 2, 2, 4, 4, 4, 8, 8, 8, *[16] * 6]
     assert (plan.leaves, plan.siblings) == (16, 1)
-    pruned = [make_plan(TreeSettings(pruned_depths=2), 6, (0, step, 0)).trained_steps for step in range(5)]
+    for wrong in (TreeSettings(splits=(0, 5)), TreeSettings(splits=(0,), pruned_depths=5)):
+        with pytest.raises(UserError, match=r"plan\.(splits|pruned_depths)"):
+            make_plan(wrong, 6)
+    pruned = [
+        make_plan(TreeSettings(splits=(0, 3), pruned_depths=2), 6, (0, step, 0)).trained_steps for step in range(5)
+    ]
     assert pruned == [[0, 1, 2], [0, 1, 4], [0, 3, 4], [2, 3, 4], [0, 1, 2]]
     assert plan.nfe == sum(plan.trunks())
 

@@ -42,6 +42,23 @@ def test_shipped_recipes_are_valid(name):
     assert load_config(name).name == name
 
 
+def test_what_is_evaluated_is_what_is_saved():
+    """Workers that sample from another copy of the policy get the saved weights for an evaluation."""
+    kept = {name: load_config(name).evaluates_an_average for name in ("shapes", "shapes_nft", "shapes_awm", "sd35_nft")}
+    assert kept == {"shapes": False, "shapes_nft": True, "shapes_awm": True, "sd35_nft": True}
+
+
+def test_a_name_that_is_the_default_keeps_the_parents_settings(tmp_path):
+    child = tmp_path / "child.yaml"
+    text = {"extends": "sd35_pickscore", "objective": {"name": "grpo", "kl": 0.5}, "kernel": {"name": "cps"}}
+    child.write_text(yaml.safe_dump(text | {"plan": {"name": "chain"}, "advantage": {"group": "prompt"}}))
+    with pytest.raises(UserError, match="noise_weights"):
+        load_config(str(child))
+    config = load_config(str(child), ["objective.noise_weights=false"])
+    assert (config.objective.kl, config.objective.optimizer_steps) == (0.5, 2)
+    assert (config.kernel.noise_level, config.plan.seeds) == (0.8, 24)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
