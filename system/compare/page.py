@@ -11,6 +11,7 @@ from statistics import mean, stdev
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from system.compare.result import Point, Result
 from system.report.build import pages, score
@@ -115,6 +116,7 @@ def _spread(by_label: dict[str, list[Result]], output: Path) -> Panel:
             colour, dash = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
             axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=label)
         axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("sampling step i (0 starts from pure noise)")
         axis.set_ylabel("reward std within a group")
 
