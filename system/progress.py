@@ -1,5 +1,6 @@
 """Progress that moves: a live table on a terminal, a line a step elsewhere."""
 
+import math
 import time
 from types import TracebackType
 from typing import Any
@@ -81,7 +82,7 @@ class Progress:
 def _cells(line: dict[str, Any]) -> list[str]:
     def number(key: str, form: str) -> str:
         value = line.get(key)
-        return "" if value is None else format(value, form)
+        return "" if value is None or math.isnan(value) else format(value, form)
 
     return [
         str(line["step"]),
@@ -112,7 +113,7 @@ def describe(line: dict[str, Any], steps: int, left_s: float | None) -> str:
     parts = [f"step {line['step']}/{steps}"]
     parts += [f"{name} {value:.4f}" for name, value in rewards(line).items()]
     parts += [f"held-out {name} {value:.3f}" for name, value in heldout(line).items()]
-    if "drift/mean" in line:
+    if not math.isnan(line.get("drift/mean", math.nan)):
         parts.append(f"drift {line['drift/mean']:.1e}")
     parts.append(f"NFE {line['nfe']:,}")
     stages = ("generate", "score", "update", "broadcast", "eval")
