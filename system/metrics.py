@@ -21,7 +21,7 @@ def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any
             f"reward/{name}/std": float(known.std()) if len(known) else float("nan"),
             f"reward/{name}/holes": len(values) - len(known),
             f"reward/{name}/flat_groups": experience.flat_groups[name],
-            f"reward/{name}/latency_s": float(np.mean(latency_s)) if latency_s else float("nan"),
+            f"seconds/request/{name}": float(np.mean(latency_s)) if latency_s else float("nan"),
         }
     return line | {
         "advantage/flat_groups": experience.advantages.flat_groups,
