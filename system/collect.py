@@ -1,6 +1,6 @@
 """One step's experience: tasks generated and scored at the same time, then compared."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -83,25 +83,23 @@ def collect(
     rewards = [score.combined(config.weights) for score in scores]
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
     trees = [task.tree for task in in_order]
-    by_scorer = {name: [score.by_scorer[name] for score in scores] for name in config.weights}
-    together, flat_groups = compare(config, trees, by_scorer)
+    together, flat_groups = compare(config, trees, scores, rewards)
     return Experience(in_order, scores, rewards, together, flat_groups, room.peak)
 
 
 def compare(
-    config: RunConfig, trees: Sequence[Tree], by_scorer: Mapping[str, Sequence[np.ndarray]]
+    config: RunConfig, trees: Sequence[Tree], scores: Sequence[Scores], rewards: Sequence[np.ndarray]
 ) -> tuple[Advantages, dict[str, float]]:
-    """Advantages of a training step from each training scorer's scores of each task's leaves, combined as the recipe
-    says; and the share of groups that each scorer cannot tell apart.
+    """Advantages of a training step from the scores of each task's leaves, combined as the recipe says; and the share
+    of groups that each training scorer cannot tell apart.
+
+    Args:
+        rewards: the scores of each task combined.
     """
     rule = config.advantage
-    combined = [
-        np.sum([weight * by_scorer[name][i] for name, weight in config.weights.items()], axis=0)
-        for i in range(len(trees))
-    ]
-    together = advantages(rule, trees, combined)
+    together = advantages(rule, trees, rewards)
     unpruned = rule.model_copy(update={"keep": None})
-    alone = {name: advantages(unpruned, trees, leaves) for name, leaves in by_scorer.items()}
+    alone = {name: advantages(unpruned, trees, [score.by_scorer[name] for score in scores]) for name in config.weights}
     if config.reward.combine == "group_norm":
         together = mixed_advantages(rule, trees, together, config.weights, alone)
     return together, {name: compared.flat_groups for name, compared in alone.items()}

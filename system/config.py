@@ -161,7 +161,7 @@ TAGS = {
     for member in get_args(get_args(union)[0])
 }
 """Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""
-NAMELESS = {"plan": "trunk", "kernel": "flow_sde", "objective": "grpo"}
+NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
 
 

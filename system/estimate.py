@@ -34,7 +34,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     """Rows of the table, as text; a figure that needs the model's files says `?` where they are not on this machine."""
     plan = make_plan(config.plan, config.policy.num_steps)
     prompts = config.data.prompts_per_step
-    guided = 2 if family_class(config.policy).guides(config.policy) else 1
+    guided = family_class(config.policy).forwards(config.policy)
     folder = Path(resolve_model(config.policy.model))
     base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
     transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
@@ -70,7 +70,7 @@ def steps_within(config: RunConfig, budget: int) -> int:
 
     What is not known beforehand, groups with no spread, which are not trained on, is counted as if they were.
     """
-    guided = 2 if family_class(config.policy).guides(config.policy) else 1
+    guided = family_class(config.policy).forwards(config.policy)
     spent, steps = 0.0, 0
     while spent < budget:
         plan = make_plan(config.plan, config.policy.num_steps, (config.seed, steps, 0))
@@ -86,11 +86,10 @@ def _passes(config: RunConfig, plan: Plan) -> float:
     if config.advantage.keep and config.advantage.group == "prompt_step" and not objective.kl:
         kept = 2 * config.advantage.keep
         rows = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
-    passes, reads_back = 3 + bool(objective.kl), not isinstance(objective, NftSettings)
     if isinstance(objective, AwmSettings | NftSettings):
         rows *= len(objective.levels(config.policy.num_steps))
-        passes += 1 if isinstance(objective, NftSettings) else bool(objective.ema_weight)
-    return rows * (passes + reads_back * (objective.optimizer_steps - 1) / objective.optimizer_steps)
+    reads_back = not isinstance(objective, NftSettings)
+    return rows * (objective.passes + reads_back * (objective.optimizer_steps - 1) / objective.optimizer_steps)
 
 
 def _mb(count: float) -> str:

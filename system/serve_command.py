@@ -1,6 +1,11 @@
 """`tempflow serve`: a recipe's scorers as a service of their own."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import ray
 import yaml
@@ -13,6 +18,9 @@ from services.scoring.scorer import check_scorer
 from services.serving.app import PoolSettings, build
 from system.launch_env import LOOPBACK
 from system.stop import StopFlag
+
+if TYPE_CHECKING:
+    from system.launch import Connection
 
 POLL_S = 0.2
 
@@ -44,28 +52,36 @@ def serve_config(pool: PoolSettings) -> str:
     return yaml.safe_dump({"http_options": options, "applications": [application]}, sort_keys=False, width=120)
 
 
+@contextmanager
+def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
+    """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
+
+    On the way out the application, and nothing else, is deleted.
+    """
+    from system.launch import connect
+
+    connection = connect()
+    try:
+        serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
+        started = time.perf_counter()
+        serve.run(build(pool), name=pool.name, route_prefix="/")
+        yield connection, time.perf_counter() - started
+    finally:
+        serve.delete(pool.name)
+        ray.shutdown()
+
+
 def run_pool(pool: PoolSettings, console: Console) -> None:
-    """Serve until Ctrl-C or SIGTERM; deletes the application, and nothing else, on the way out.
+    """Serve until Ctrl-C or SIGTERM.
 
     Raises:
         Stopped: by the signal.
     """
-    from system.launch import connect
-
     check_pool(pool)
-    with StopFlag() as stop:
-        connection = connect()
-        try:
-            serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
-            started = time.perf_counter()
-            serve.run(build(pool), name=pool.name, route_prefix="/")
-            address = f"http://{pool.serve.host}:{pool.serve.port}"
-            console.print(f"[bold]{pool.name}[/] ready in {time.perf_counter() - started:.1f} s at {address}/docs")
-            if connection.dashboard:
-                console.print(f"Ray dashboard at http://{connection.dashboard}")
-            while True:
-                stop.check()
-                time.sleep(POLL_S)
-        finally:
-            serve.delete(pool.name)
-            ray.shutdown()
+    with StopFlag() as stop, running_pool(pool) as (connection, ready_s):
+        console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
+        if connection.dashboard:
+            console.print(f"Ray dashboard at http://{connection.dashboard}")
+        while True:
+            stop.check()
+            time.sleep(POLL_S)

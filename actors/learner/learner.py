@@ -102,7 +102,7 @@ class Learner:
         """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number."""
         loss = self.objective.loss(micro, before)
         (loss.total / planned).backward()
-        monitor.nfe += loss.passes * micro.real * self.policy.family.forwards_per_row
+        monitor.nfe += self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row
         monitor.add_loss(loss.policy / planned, loss.kl / planned)
         monitor.add_ratio(loss.ratio_NK, loss.clipped_NK)
         if loss.drift:

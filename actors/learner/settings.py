@@ -33,6 +33,11 @@ class _ObjectiveSettings(Settings):
     kl: float = Field(0.0, ge=0)
     """β of the term that holds the policy to the base without its adapter."""
 
+    @property
+    def passes(self) -> int:
+        """Transformer passes of the update a row: a forward, a backward (which counts 2), and those held to."""
+        return 3 + bool(self.kl)
+
 
 class _OnDecisionsSettings(_ObjectiveSettings):
     clip_range: float = Field(1e-4, gt=0)
@@ -78,6 +83,10 @@ class AwmSettings(_OnSamplesSettings):
     ema_weight: float = Field(1.0, ge=0)
     """Of the term that holds the policy to its own moving average (learner.ema)."""
 
+    @property
+    def passes(self) -> int:
+        return super().passes + bool(self.ema_weight)
+
 
 class NftSettings(_OnSamplesSettings):
     """DiffusionNFT: implicit positive and negative policies, on images sampled from an older one."""
@@ -93,6 +102,10 @@ class NftSettings(_OnSamplesSettings):
     """The old policy keeps min(old_rate · step, old_most) of itself after each training step."""
     old_most: float = Field(0.5, ge=0, lt=1)
     noise_levels: int = Field(9, ge=1)
+
+    @property
+    def passes(self) -> int:
+        return super().passes + 1
 
     def old_decay(self, step: int) -> float:
         """What the old policy keeps of itself after training step `step`, counted from 1."""

@@ -88,6 +88,11 @@ class Family(ABC):
         """Whether the settings switch classifier-free guidance on."""
         return cls.classifier_free and settings.guidance > 1
 
+    @classmethod
+    def forwards(cls, settings: PolicySettings) -> int:
+        """Transformer forwards (NFE) that one velocity costs with these settings."""
+        return 2 if cls.guides(settings) else 1
+
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance is on."""
@@ -96,7 +101,7 @@ class Family(ABC):
     @property
     def forwards_per_row(self) -> int:
         """Transformer forwards (NFE) that one velocity costs."""
-        return 2 if self.guided else 1
+        return self.forwards(self.settings)
 
 
 def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:

@@ -18,6 +18,11 @@ def per_row(values_N: Tensor, like_NZ: Tensor) -> Tensor:
     return values_N.view(-1, *[1] * (like_NZ.dim() - 1))
 
 
+def mean_square(difference_NZ: Tensor) -> Tensor:
+    """Over the latent dimensions, (N,)."""
+    return difference_NZ.square().flatten(1).mean(1)
+
+
 def squared_distance(action_NKZ: Tensor, mean_NZ: Tensor) -> Tensor:
     """Mean over the latent dimensions of (action − μ)², (N, K)."""
     return (action_NKZ - mean_NZ.unsqueeze(1)).square().flatten(2).mean(2)
@@ -73,7 +78,7 @@ class _Normal(Kernel):
 
     def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
         """KL of two Normals of equal std: (μ − μ')² / (2s²), or Flow-GRPO's (μ − μ')² / (2g²), s² = g²·|dt|."""
-        kl_N = (mean_NZ - other_NZ).square().flatten(1).mean(1) / (2 * self.std_T[step_N].square())
+        kl_N = mean_square(mean_NZ - other_NZ) / (2 * self.std_T[step_N].square())
         return kl_N if with_dt else kl_N * self.dt_T[step_N].abs()
 
 
@@ -129,7 +134,7 @@ class CPS(Kernel):
 
     def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
         """mean (μ − μ')², whatever `with_dt`: what the surrogate of an action at one mean loses at the other."""
-        return (mean_NZ - other_NZ).square().flatten(1).mean(1)
+        return mean_square(mean_NZ - other_NZ)
 
 
 def make_kernel(settings: KernelSettings, sigmas: Tensor) -> Kernel:

@@ -5,7 +5,7 @@ neighbours. Shape legend: B trunks, R live rows, N decisions, K actions, Z laten
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -71,12 +71,12 @@ class _Record:
     """The decisions of a task as they are made."""
 
     siblings: int
-    step_N: list[int]
-    seed_N: list[int]
-    states: list[Tensor]
-    actions: list[Tensor]
-    log_probs: list[Tensor]
-    weight_N: list[float]
+    step_N: list[int] = field(default_factory=list)
+    seed_N: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
+    log_probs: list[Tensor] = field(default_factory=list)
+    weight_N: list[float] = field(default_factory=list)
 
     def add(
         self, i: int, seeds: list[int], state_BZ: Tensor, action_BKZ: Tensor, log_prob_BK: Tensor, weight: float
@@ -137,7 +137,7 @@ class Sampler:
         branches: list[_Rows] = []
         seed_of = {root: b for b, root in enumerate(roots)}
         depth = len(roots[0])
-        record = _Record(plan.siblings, [], [], [], [], [], [])
+        record = _Record(plan.siblings)
         nfe = padding = 0
         for i, fork in enumerate(plan.forks):
             due = [branch for branch in branches if branch.visits[0] == i]
@@ -161,16 +161,17 @@ class Sampler:
                 trunks = _Rows(trunks.x_RZ[:0], [], [], [])
         leaves = [trunks, *branches]
         owners = [above for rows in leaves for above in rows.owners]
+        decisions = record.decisions(self.family.latent_shape)
         tree = Tree(
-            np.array(record.step_N, np.int64),
+            decisions.step_N,
             np.array(record.seed_N, np.int64),
-            _ownership(owners, len(record.step_N), plan.siblings),
+            _ownership(owners, len(decisions.step_N), plan.siblings),
             len(owners),
         )
         return Wavefront(
             torch.cat([rows.x_RZ for rows in leaves]),
             tree,
-            record.decisions(self.family.latent_shape),
+            decisions,
             Cost(nfe * self.family.forwards_per_row, padding * self.family.forwards_per_row),
         )
 

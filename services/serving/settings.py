@@ -24,6 +24,10 @@ class GatewaySettings(Settings):
     max_waiting_per_run: int = Field(2048, ge=1)
     """Of them, those of one run (or of all callers that name none)."""
 
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
 
 class PoolSettings(Settings):
     """A reward pool: what `tempflow serve` runs, and what a Serve config file gives `services.serving.app:build`."""

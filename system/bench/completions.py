@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from actors.policy.policy import Policy
+from actors.reward.pool import Scores
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
@@ -28,7 +29,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(config.rollout.threads)
     generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
     generator.load(generator.policy.export(0))
-    scorers = [(scorer.weight, load_scorer(scorer)) for scorer in config.scorers if scorer.weight]
+    scorers = {scorer.name: load_scorer(scorer) for scorer in config.scorers if scorer.weight}
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
     figures: dict[str, Any] = {"prompts": rounds * config.data.prompts_per_step, "scorers": list(config.weights)}
     for solver in ("euler", "dpm2"):
@@ -40,7 +41,8 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
                 task = Task(0, prompts[row], (config.seed, step, row), 0)
                 _, images_MHWC, tree, _ = generator.generate(task, plan)
                 texts = [task.prompt] * len(images_MHWC)
-                reward_M = np.sum([weight * score(images_MHWC, texts) for weight, score in scorers], axis=0)
+                scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
+                reward_M = scores.combined(config.weights)
                 full_NK = tree.reduce(reward_M, 0)
                 for place, stride in enumerate(STRIDES[1:], 1):
                     found[stride].append(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
+from actors.reward.pool import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
@@ -80,7 +81,7 @@ def one_process(config: RunConfig, steps: int) -> float:
         generator.load(learner.export())
         rows = rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed)
         done: list[Any] = []
-        by_scorer: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+        scores: list[Scores] = []
         for i, row in enumerate(rows):
             task = Task(i, prompts[row], (config.seed, step, row), step)
             experience, images_MHWC, tree, _ = generator.generate(
@@ -88,10 +89,10 @@ def one_process(config: RunConfig, steps: int) -> float:
             )
             texts = [task.prompt] * len(images_MHWC)
             done.append((experience, tree))
-            for name, score in scorers.items():
-                by_scorer[name].append(score(images_MHWC, texts))
+            scores.append(Scores({name: score(images_MHWC, texts) for name, score in scorers.items()}))
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
-        compared, _ = compare(config, [tree for _, tree in done], by_scorer)
+        rewards = [score.combined(config.weights) for score in scores]
+        compared, _ = compare(config, [tree for _, tree in done], scores, rewards)
         learner.update([(experience, a) for (experience, _), a in zip(done, compared.by_task, strict=True)])
     return images / (time.perf_counter() - started)
 

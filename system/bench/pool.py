@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +22,13 @@ from actors.reward.pool import RewardPool
 from services.client import PoolError, ScoreClient
 from services.scoring.scorer import load_scorer
 from services.scoring.settings import Replicas, ScorerSettings
-from services.serving.app import build
 from services.serving.gateway import deployment_name
 from services.serving.settings import PoolSettings
 from system.bench.measure import alternate
 from system.config import RunConfig
-from system.launch import connect
 from system.launch_env import LOOPBACK
 from system.prompts import read_prompts
+from system.serve_command import running_pool
 
 APP = "tempflow-bench-pool"
 TASKS, TASK_IMAGES = 4, 96
@@ -72,7 +70,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     texts = [prompts[i % len(prompts)] for i in range(TASK_IMAGES)]
     plain = {scorer.name: load_scorer(scorer) for scorer in one}
     figures: dict[str, Any] = {"images_a_round": TASKS * TASK_IMAGES, "held_for_s": HELD_S}
-    with _running(pool) as url:
+    with running_pool(pool):
         handles = {s.name: serve.get_deployment_handle(deployment_name(s.name), APP) for s in one}
         reward_pool, stored = RewardPool(handles, one), ray.put(images_MHWC)
         for scorer in one:
@@ -88,7 +86,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
                 "ratio": rates["pool"] / rates["plain"],
                 "replica_busy": _busy_share(reward_pool, scorer.name, stored, texts),
             }
-        load = Load(url, images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES])
+        load = Load(gateway.url, images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES])
         figures["as fast as it answers"] = _latencies(load.eager())
         rate = HELD_SHARE * figures["as fast as it answers"]["requests_per_s"]
         figures["held load"] = _latencies(load.hold(rate))
@@ -200,19 +198,6 @@ def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[
     """Share of the wall time that the replica worked; the rest is what the pool costs."""
     started = time.perf_counter()
     return _through_the_pool(pool, name, images, texts)() / (time.perf_counter() - started)
-
-
-@contextmanager
-def _running(pool: PoolSettings) -> Iterator[str]:
-    """The pool, on a Ray of its own unless one is there: its address."""
-    connect()
-    try:
-        serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
-        serve.run(build(pool), name=pool.name, route_prefix="/")
-        yield f"http://{pool.serve.host}:{pool.serve.port}"
-    finally:
-        serve.delete(pool.name)
-        ray.shutdown()
 
 
 def _free_port() -> int:

@@ -88,11 +88,16 @@ def _series(runs: Sequence[Result], name: str, cost: str) -> tuple[np.ndarray, n
     return costs_SP.mean(0), score_SP
 
 
+def _look(place: int) -> tuple[str, str]:
+    """Colour and dash of a contender, by its place."""
+    return SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+
+
 def _curve(by_label: dict[str, list[Result]], name: str, cost: str, output: Path) -> Panel:
     def plot(axis: Axes) -> None:
         for place, (label, runs) in enumerate(by_label.items()):
             cost_P, score_SP = _series(runs, name, cost)
-            colour, dash = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+            colour, dash = _look(place)
             axis.plot(cost_P, score_SP.mean(0), dash, color=colour, linewidth=1.4, marker="o", ms=2.5, label=label)
             if len(runs) > 1:
                 axis.fill_between(cost_P, score_SP.min(0), score_SP.max(0), color=colour, alpha=0.12, linewidth=0)
@@ -113,7 +118,7 @@ def _spread(by_label: dict[str, list[Result]], output: Path) -> Panel:
         for place, (label, runs) in enumerate(by_label.items()):
             spread_ST = np.array([run.spread for run in runs], float)
             drawn = np.flatnonzero(~np.isnan(spread_ST).any(0))
-            colour, dash = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+            colour, dash = _look(place)
             axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=label)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

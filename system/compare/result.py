@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from services.errors import UserError
 from system.config import RunConfig
+from system.report.data import by_sampling_step
+from system.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def key_of(config: RunConfig) -> str:
 def condense(run: Path, label: str, key: str) -> Result:
     """What a comparison needs of a finished run's folder."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = RunFolder(run).read_metrics()
     scorers = [scorer["name"] for scorer in config["scorers"]]
     seconds, points = 0.0, []
     for line in lines:
@@ -82,9 +84,6 @@ def condense(run: Path, label: str, key: str) -> Result:
             held_out = {name: line[f"eval/{name}"] for name in scorers}
             counts = {key: line[key] for key in ("step", "nfe", "decodes", "scores")}
             points.append(Point(**counts, seconds=round(seconds, 2), held_out=held_out))
-    spread = np.array([line["branch/std"] for line in lines if "branch/std" in line], float)
-    drawn = ~np.isnan(spread)
-    means = np.where(drawn, spread, 0).sum(0) / np.maximum(drawn.sum(0), 1)
     return Result(
         label,
         config["seed"],
@@ -94,7 +93,7 @@ def condense(run: Path, label: str, key: str) -> Result:
         | {"prompts_per_step": config["data"]["prompts_per_step"], "lr": config["learner"]["lr"]},
         [scorer["name"] for scorer in config["scorers"] if scorer["weight"]],
         points,
-        [round(float(mean), 5) if known else None for mean, known in zip(means, drawn.any(0), strict=True)],
+        [None if math.isnan(mean) else round(mean, 5) for mean in by_sampling_step(lines, "branch/std").tolist()],
     )
 
 

@@ -45,9 +45,8 @@ class Contender:
         load = [*self.overrides, f"name={self.label}-seed{seed}", f"seed={seed}", f"output={runs}"]
         steps = steps_within(load_config(self.recipe, load), budget)
         choices = (max(1, steps // evals), math.ceil(steps / evals))
-        every = max(
-            choices, key=lambda every: ((steps - 1) % every + 1) / every
-        )  # the last one not right after another
+        # The last evaluation is that of the last step: let it not come right after another.
+        every = max(choices, key=lambda every: ((steps - 1) % every + 1) / every)
         return load_config(self.recipe, [*load, f"steps={steps}", f"eval.every={every}"])
 
 
@@ -81,19 +80,19 @@ def run_all(
         for seed in seeds
         for contender in contenders
     }
-    _check_comparable(list(configs.values()))
+    _check_comparable([configs[seeds[0], contender.label] for contender in contenders])
     results: list[Result] = []
     for number, ((_, label), config) in enumerate(configs.items(), 1):
-        path = output / f"{config.name}.json"
+        path, key = output / f"{config.name}.json", key_of(config)
         if not path.exists():
             console.print(f"[bold]{config.name}[/], {number} of {len(configs)}: {config.steps} steps", highlight=False)
             folder = Path(config.output) / config.name
             code = train_run(config, resume=folder.exists(), console=console)
             if code:
                 return results, code
-            condense(folder, label, key_of(config)).save(path)
+            condense(folder, label, key).save(path)
         result = Result.load(path)
-        if result.key != key_of(config):
+        if result.key != key:
             raise UserError(f"{path} is of another recipe or budget; delete it, or give another name=… or --output")
         results.append(result)
     return results, 0

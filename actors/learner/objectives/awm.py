@@ -1,15 +1,12 @@
 """Advantage-weighted matching. Shape legend: N rows, Z latent dimensions."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from actors.learner.averages import Average
 from actors.learner.objectives.objective import Loss, clipped_surrogate
-from actors.learner.objectives.samples import OnSamples, SampleRows, mean_square
+from actors.learner.objectives.samples import OnSamples, SampleRows
 from actors.learner.settings import AwmSettings
-from actors.policy.policy import Policy
+from actors.policy.kernels import mean_square
 
 EPSILON = 1e-10
 ADVANTAGE_SCALE = 5.0
@@ -22,11 +19,7 @@ class Awm(OnSamples):
     m = mean‖v − (ε − x₀)‖², the flow-matching loss at a noised image; A is clipped to ±5 and divided by 5.
     """
 
-    def __init__(
-        self, settings: AwmSettings, policy: Policy, averages: Mapping[str, Average], micro_batch: int
-    ) -> None:
-        super().__init__(settings, policy, averages, micro_batch)
-        self.settings = settings
+    settings: AwmSettings
 
     def log_prob(self, micro: SampleRows, v_NZ: Tensor) -> Tensor:
         """The surrogate, (N,)."""
@@ -45,21 +38,14 @@ class Awm(OnSamples):
         ratio_N = (log_prob_N - old_N).exp()
         advantage_N = micro.advantage_N.clamp(-ADVANTAGE_SCALE, ADVANTAGE_SCALE) / ADVANTAGE_SCALE
         policy_N, clipped_N = clipped_surrogate(ratio_N, advantage_N, settings.clip_range)
-        policy = (micro.real_N * policy_N).sum()
-        kl = pull = torch.zeros_like(policy)
-        if settings.kl:
-            with self.reference():
-                reference_NZ = self.predicted(micro)
-            kl = (micro.real_N * mean_square(v_NZ - reference_NZ)).sum()
-        if settings.ema_weight:
-            with self.frozen("ema"):
-                average_NZ = self.predicted(micro)
-            pull = (micro.real_N * mean_square(v_NZ - average_NZ)).sum()
+        policy = policy_N[: micro.real].sum()
+        none = torch.zeros_like(policy)
+        kl = self.distance(micro, v_NZ, self.reference()) if settings.kl else none
+        pull = self.distance(micro, v_NZ, self.frozen("ema")) if settings.ema_weight else none
         return Loss(
             policy + settings.kl * kl + settings.ema_weight * pull,
             policy.detach(),
             kl.detach(),
             ratio_N.detach()[: micro.real, None],
             clipped_N[: micro.real, None],
-            3 + bool(settings.kl) + bool(settings.ema_weight),
         )

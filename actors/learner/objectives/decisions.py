@@ -56,19 +56,20 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     them, so that the update does not depend on how many there are.
     """
 
+    settings: Settings
+
     def __init__(
         self, settings: Settings, policy: Policy, averages: Mapping[str, Average], kernel: Kernel, micro_batch: int
     ) -> None:
-        super().__init__(policy, averages)
-        self.kernel, self.micro_batch = kernel, micro_batch
-        self.kl, self.kl_dt, self.clip_range = settings.kl, settings.kl_dt, settings.clip_range
+        super().__init__(settings, policy, averages, micro_batch)
+        self.kernel = kernel
 
     def planned(self, item: Decisions) -> float:
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        taught = np.arange(len(item.step_N)) if self.kl else np.flatnonzero(advantage_NK.any(axis=1))
+        taught = np.arange(len(item.step_N)) if self.settings.kl else np.flatnonzero(advantage_NK.any(axis=1))
         for rows, real in padded_rows(taught, self.micro_batch):
             advantage = advantage_NK[rows].astype(np.float32)
             advantage[real:] = 0
@@ -105,22 +106,21 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     def loss(self, micro: DecisionRows, before: Tensor | None) -> Loss:
         mean_NZ = self.mean(micro)
         terms = self.terms(micro, mean_NZ, self.kept(micro, mean_NZ).detach() if before is None else before)
-        surrogate_NK, clipped_NK = clipped_surrogate(terms.ratio_NK, micro.advantage_NK, self.clip_range)
+        surrogate_NK, clipped_NK = clipped_surrogate(terms.ratio_NK, micro.advantage_NK, self.settings.clip_range)
         policy = (micro.weight_N.unsqueeze(1) * terms.weight_N1 * surrogate_NK).sum()
         kl = torch.zeros_like(policy)
-        if self.kl:
+        if self.settings.kl:
             with self.reference():
                 reference_NZ = self.mean(micro)
-            apart_N = self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N, self.kl_dt)
+            apart_N = self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N, self.settings.kl_dt)
             kl = (micro.weight_N * apart_N)[: micro.real].sum() * surrogate_NK.shape[1]
         real = slice(None, micro.real)
         return Loss(
-            policy + self.kl * kl,
+            policy + self.settings.kl * kl,
             policy.detach(),
             kl.detach(),
             terms.ratio_NK.detach()[real],
             clipped_NK[real],
-            4 if self.kl else 3,
             (micro.step_N[real], (terms.old_NK - micro.behaviour_NK)[real]),
         )
 

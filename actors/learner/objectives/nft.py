@@ -1,16 +1,12 @@
 """DiffusionNFT. Shape legend: N rows, Z latent dimensions."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from actors.learner.averages import Average
 from actors.learner.objectives.objective import Loss
-from actors.learner.objectives.samples import OnSamples, SampleRows, mean_square
+from actors.learner.objectives.samples import OnSamples, SampleRows
 from actors.learner.settings import NftSettings
-from actors.policy.kernels import per_row
-from actors.policy.policy import Policy
+from actors.policy.kernels import mean_square, per_row
 
 
 class Nft(OnSamples):
@@ -22,11 +18,7 @@ class Nft(OnSamples):
     there is no ratio, hence nothing is clipped.
     """
 
-    def __init__(
-        self, settings: NftSettings, policy: Policy, averages: Mapping[str, Average], micro_batch: int
-    ) -> None:
-        super().__init__(settings, policy, averages, micro_batch)
-        self.settings = settings
+    settings: NftSettings
 
     def loss(self, micro: SampleRows, before: Tensor | None) -> Loss:
         settings, v_NZ = self.settings, self.predicted(micro)
@@ -34,15 +26,11 @@ class Nft(OnSamples):
             old_NZ = self.predicted(micro)
         b = settings.beta
         share_N = (micro.advantage_N / (2 * settings.advantage_clip) + 0.5).clamp(0, 1)
-        better_N = self._distance(micro, b * v_NZ + (1 - b) * old_NZ)
-        worse_N = self._distance(micro, (1 + b) * old_NZ - b * v_NZ)
+        better_N = self._miss(micro, b * v_NZ + (1 - b) * old_NZ)
+        worse_N = self._miss(micro, (1 + b) * old_NZ - b * v_NZ)
         loss_N = settings.scale * (share_N * better_N + (1 - share_N) * worse_N) / b
-        policy = (micro.real_N * loss_N).sum()
-        kl = torch.zeros_like(policy)
-        if settings.kl:
-            with self.reference():
-                reference_NZ = self.predicted(micro)
-            kl = (micro.real_N * mean_square(v_NZ - reference_NZ)).sum()
+        policy = loss_N[: micro.real].sum()
+        kl = self.distance(micro, v_NZ, self.reference()) if settings.kl else torch.zeros_like(policy)
         ones_NK = torch.ones_like(loss_N.detach())[: micro.real, None]
         return Loss(
             policy + settings.kl * kl,
@@ -50,10 +38,9 @@ class Nft(OnSamples):
             kl.detach(),
             ones_NK,
             torch.zeros_like(ones_NK, dtype=torch.bool),
-            4 + bool(settings.kl),
         )
 
-    def _distance(self, micro: SampleRows, v_NZ: Tensor) -> Tensor:
+    def _miss(self, micro: SampleRows, v_NZ: Tensor) -> Tensor:
         """L(v), (N,)."""
         difference_NZ = micro.x_NZ - per_row(micro.time_N, v_NZ) * v_NZ - micro.image_NZ
         scale_N = difference_NZ.detach().abs().flatten(1).mean(1).clamp_min(1e-5)

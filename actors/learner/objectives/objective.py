@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -34,8 +34,6 @@ class Loss:
     ratio_NK: Tensor
     clipped_NK: Tensor
     """Whether the clip cuts the gradient."""
-    passes: int
-    """Transformer passes a row; a backward counts 2."""
     drift: tuple[Tensor, Tensor] | None = None
     """Sampling step (N,) and log p(learner before the update) − log p(rollout) (N, K)."""
 
@@ -44,6 +42,7 @@ class Objective(ABC, Generic[Item, Micro]):
     """The loss of one kind of experience.
 
     Args:
+        settings: whose `passes` say what a row of it costs.
         averages: moving averages of the trained parameters: `ema` where the recipe has one, and `old`, which is sampled
             from, where the objective is DiffusionNFT's.
     """
@@ -51,8 +50,8 @@ class Objective(ABC, Generic[Item, Micro]):
     weight_T: Tensor | None = None
     """The weight w_i of each sampling step, where the objective has such."""
 
-    def __init__(self, policy: Policy, averages: Mapping[str, Average]) -> None:
-        self.policy, self.averages = policy, averages
+    def __init__(self, settings: Any, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
+        self.settings, self.policy, self.averages, self.micro_batch = settings, policy, averages, micro_batch
 
     @abstractmethod
     def planned(self, item: Item) -> float:

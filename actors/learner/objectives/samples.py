@@ -4,6 +4,7 @@ Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from actors.learner.averages import Average
 from actors.learner.objectives.objective import Objective, padded_rows
 from actors.learner.settings import OnSamples as Settings
-from actors.policy.kernels import per_row
+from actors.policy.kernels import mean_square, per_row
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.trajectory import Samples
@@ -24,7 +25,7 @@ LEARNER_STREAM = 12
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Noised images of one task on the device, padded to the fixed size with weight 0."""
+    """Noised images of one task on the device, padded to the fixed size."""
 
     x_NZ: Tensor
     """x_t = (1 − t)·x₀ + t·ε."""
@@ -35,10 +36,9 @@ class SampleRows:
     time_N: Tensor
     """t, the noise level."""
     advantage_N: Tensor
-    real_N: Tensor
-    """1, or 0 for padding."""
     conditioning: dict[str, Tensor]
     real: int
+    """Rows that are not padding."""
 
 
 class OnSamples(Objective[Samples, SampleRows]):
@@ -49,8 +49,8 @@ class OnSamples(Objective[Samples, SampleRows]):
     """
 
     def __init__(self, settings: Settings, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
-        super().__init__(policy, averages)
-        self.micro_batch, self.levels = micro_batch, settings.levels(len(policy.sigmas) - 1)
+        super().__init__(settings, policy, averages, micro_batch)
+        self.levels = settings.levels(len(policy.sigmas) - 1)
 
     def planned(self, item: Samples) -> float:
         return float(len(item.latent_MZ) * len(self.levels))
@@ -72,7 +72,6 @@ class OnSamples(Objective[Samples, SampleRows]):
                 noise_NZ - x0_NZ,
                 time_N,
                 self.on_device(advantage_NK[image_R[rows], 0].astype(np.float32)),
-                self.on_device((np.arange(len(rows)) < real).astype(np.float32)),
                 conditioning,
                 real,
             )
@@ -85,7 +84,8 @@ class OnSamples(Objective[Samples, SampleRows]):
         """v at the noised images, (N, Z)."""
         return self.velocity(micro.x_NZ, micro.time_N, micro.conditioning)
 
-
-def mean_square(difference_NZ: Tensor) -> Tensor:
-    """Over the latent dimensions, (N,)."""
-    return difference_NZ.square().flatten(1).mean(1)
+    def distance(self, micro: SampleRows, v_NZ: Tensor, other: AbstractContextManager[None]) -> Tensor:
+        """Sum over rows of mean‖v − v_other‖², v_other being that of the policy within the context `other`."""
+        with other:
+            other_NZ = self.predicted(micro)
+        return mean_square(v_NZ - other_NZ)[: micro.real].sum()

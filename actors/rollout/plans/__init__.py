@@ -17,7 +17,7 @@ from actors.rollout.plans.settings import (
 )
 from actors.rollout.plans.tree import tree_plan
 from actors.rollout.plans.trunk import trunk_plan, trunk_steps
-from actors.rollout.plans.window import window_plan
+from actors.rollout.plans.window import window_limit, window_plan
 from services.errors import UserError
 
 __all__ = ["Fork", "Plan", "make_plan", "ode_plan", "trainable_steps"]
@@ -34,15 +34,14 @@ def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, i
     Raises:
         UserError: no step is left to train.
     """
-    seed, step, row = address
-    for_step, for_task = (np.random.default_rng([PLANS_STREAM, *key]) for key in ((seed, step), (seed, step, row)))
+    seed, step, _ = address
     match settings:
         case TrunkSettings():
-            plan = trunk_plan(settings, num_steps, for_task)
+            plan = trunk_plan(settings, num_steps, _generator(*address))
         case ChainSettings():
-            plan = chain_plan(settings, num_steps, for_step)
+            plan = chain_plan(settings, num_steps, _generator(seed, step))
         case WindowSettings():
-            plan = window_plan(settings, num_steps, step, for_step)
+            plan = window_plan(settings, num_steps, step, _generator(seed, step))
         case TreeSettings():
             plan = tree_plan(settings, num_steps, step)
         case SamplesSettings():
@@ -52,13 +51,17 @@ def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, i
     return plan
 
 
+def _generator(*address: int) -> np.random.Generator:
+    return np.random.default_rng([PLANS_STREAM, *address])
+
+
 def trainable_steps(settings: PlanSettings, num_steps: int) -> list[int]:
     """The steps that some draw of the plan trains: the noise weights average 1 over them."""
     match settings:
         case TrunkSettings():
             return trunk_steps(settings, num_steps)
         case WindowSettings():
-            return list(range(min(settings.within or num_steps, num_steps - 1)))
+            return list(range(window_limit(settings, num_steps)))
         case SamplesSettings():
             return []
         case _:

@@ -1,6 +1,7 @@
 """The plans with a window of stochastic steps: Flow-GRPO-Fast and MixGRPO."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,20 +21,20 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
     end; its first step after the window is of first order, where the code uses the x̂₀ of the last stochastic step.
     """
     first = window_start(settings, num_steps, step, rng)
-    last = min(first + settings.size, _within(settings, num_steps)) - 1
+    last = min(first + settings.size, window_limit(settings, num_steps)) - 1
     forks = [Fork() for _ in range(num_steps)]
     for i in range(first, last + 1):
         forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,))
     seeds = settings.seeds
     if settings.shared_noise:
         seeds = 1
-        forks[first] = Fork(settings.seeds, forks[first].keep_trunk, strides=forks[first].strides)
+        forks[first] = replace(forks[first], width=settings.seeds)
     return Plan(seeds, tuple(forks), settings.solver)
 
 
 def window_start(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> int:
     """First step of the window in training step `step`."""
-    latest = max(0, _within(settings, num_steps) - settings.size)
+    latest = max(0, window_limit(settings, num_steps) - settings.size)
     if settings.strategy == "random":
         return int(rng.integers(latest + 1))
     starts = list(range(0, latest + 1, settings.shift))
@@ -53,5 +54,6 @@ def _stay(settings: WindowSettings, start: int) -> int:
     return math.ceil(settings.every * math.exp(-settings.decay_rate * max(0, start - settings.decay_from)))
 
 
-def _within(settings: WindowSettings, num_steps: int) -> int:
+def window_limit(settings: WindowSettings, num_steps: int) -> int:
+    """The step before which every window ends."""
     return min(settings.within or num_steps, num_steps - 1)

@@ -38,12 +38,15 @@ GRPO_CASES = [
 ]
 
 
-def generated(folder, plan_settings, kernel, address=(0, 0, 0)):
-    """A task's experience and made-up advantages, beyond ±5 too, whose fifths and tenths are exact in fp32."""
+def generated(folder, plan_settings, kernel, row=0):
+    """A task's experience and made-up advantages, beyond ±5 too, whose fifths and tenths are exact in fp32.
+
+    `row` is the row that the plan is drawn for.
+    """
     generator = Generator(Policy(tiny_settings(folder), 0), kernel, RolloutSettings(micro_batch=8))
     generator.load(generator.policy.export(0))
-    plan = make_plan(plan_settings, STEPS, address)
-    experience, _, tree, _ = generator.generate(Task(0, "a cat", address, 0), plan)
+    plan = make_plan(plan_settings, STEPS, (0, 0, row))
+    experience, _, tree, _ = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
     return experience, np.random.default_rng(0).integers(-12, 13, tree.leaf_NKL.shape[:2]) * 0.625
 
 
@@ -258,7 +261,7 @@ def test_drawing_steps_leaves_the_gradient_unbiased(sd3_folder):
     drawn: dict[int, dict] = {}
     settings = TrunkSettings(seeds=2, explorations=3, strata=1)
     for row in itertools.count():
-        decisions, _ = generated_draw(sd3_folder, settings, kernel, row)
+        decisions, _ = generated(sd3_folder, settings, kernel, row)
         step = int(decisions.step_N[0])
         if step not in drawn:
             rows = full.step_N == step
@@ -270,15 +273,6 @@ def test_drawing_steps_leaves_the_gradient_unbiased(sd3_folder):
     for name, expected in whole.items():
         mean = torch.stack([found[name] for found in drawn.values()]).mean(0)
         torch.testing.assert_close(mean, expected, rtol=1e-7, atol=1e-14)
-
-
-def generated_draw(folder, settings, kernel, row):
-    """The same task with the plan that row `row` would draw."""
-    generator = Generator(Policy(tiny_settings(folder), 0), kernel, RolloutSettings(micro_batch=8))
-    generator.load(generator.policy.export(0))
-    plan = make_plan(settings, STEPS, (0, 0, row))
-    experience, _, tree, _ = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
-    return experience, tree
 
 
 def test_decisions_without_advantage_cost_nothing_unless_held_to_the_reference(sd3_folder):
