@@ -1,4 +1,4 @@
-"""A rollout worker and the learner in one process, taking turns over one copy of the base model."""
+"""A rollout worker and a rank of the learner in one process, taking turns over one copy of the base model."""
 
 from collections.abc import Sequence
 
@@ -34,15 +34,17 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         trainable: list[int],
         seed: int,
         log_file: str,
+        rank: int = 0,
     ) -> None:
         log_to(log_file)
         from actors.learner.learner import Learner
+        from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
         from actors.rollout.worker import Generator
 
         self.policy = Policy(policy, seed)
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
-        self.learner = Learner(self.policy, kernel, objective, learner, trainable)
+        self.learner = Learner(self.policy, kernel, objective, learner, trainable, Ranks(rank, learner.ranks))
         self.generator = Generator(self.policy, kernel, rollout)
         self.threads = {"rollout": rollout.threads, "learner": learner.threads}
 
@@ -64,7 +66,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         with self.policy.holding(self.sampled):
             return super().sample(prompts, addresses, num_steps, base)
 
-    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples) -> UpdateStats:
+    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples | None) -> UpdateStats:
         self._turn("learner")
         return super().update(advantages, *experience)
 

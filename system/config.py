@@ -79,7 +79,7 @@ class RunConfig(Settings):
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
     placement: Literal["split", "colocated"] = "split"
-    """`split`: each role in processes, and on devices, of its own. `colocated`: the learner and the first rollout
+    """`split`: each role in processes, and on devices, of its own. `colocated`: each rank of the learner and a rollout
     worker take turns in one process over one copy of the base, so that no GPU waits for the other role."""
     policy: PolicySettings
     kernel: KernelSettings = FlowSDESettings()
@@ -111,6 +111,17 @@ class RunConfig(Settings):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
         if not any(scorer.weight for scorer in self.scorers):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
+        ranks = self.learner.ranks
+        if self.data.prompts_per_step < ranks:
+            raise ValueError(
+                f"learner.ranks: {self.data.prompts_per_step} prompts a step cannot be shared by {ranks} ranks; "
+                "raise data.prompts_per_step or lower learner.ranks"
+            )
+        if self.placement == "colocated" and ranks > self.rollout.workers:
+            raise ValueError(
+                f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "
+                f"{self.rollout.workers}"
+            )
         if self.policy.num_steps < 2:
             raise ValueError("policy.num_steps: no step is left to train")
         return self

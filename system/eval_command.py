@@ -45,7 +45,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
                     names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
                     arrays = read_trained(adapter, names, config.policy.lora)
                     weights = Weights(0, checksum(arrays), arrays)
-                    roles.fleet.broadcast(ray.put(weights), weights.version, weights.checksum)
+                    roles.fleet.broadcast(ray.put(weights), weights.label)
                     results["adapter"] = evaluate(*arguments)
         finally:
             ray.shutdown()

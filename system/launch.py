@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.colocated import ColocatedWorker
 from actors.learner.actor import LearnerWorker
+from actors.learner.group import LearnerGroup, LearnerLost
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
@@ -72,7 +73,7 @@ class Roles:
     """
 
     fleet: Fleet
-    learner: ActorHandle
+    learner: LearnerGroup
     pool: RewardPool
 
     def __init__(
@@ -94,6 +95,8 @@ class Roles:
             self._reserve()
             self._start_policy_roles()
             self._start_pool()
+            if self.with_learner:
+                self.learner.join(self.config.ray.start_timeout_s)
             self.fleet.wait_ready(self.config.ray.start_timeout_s)
         except BaseException:
             self.__exit__()
@@ -108,8 +111,8 @@ class Roles:
             serve.delete(self.app)
         if hasattr(self, "fleet"):
             self.fleet.close()
-        if hasattr(self, "learner") and not self.colocated:
-            ray.kill(self.learner)
+        if hasattr(self, "learner"):
+            self.learner.close()
         if self.group is not None:
             remove_placement_group(self.group)
 
@@ -119,9 +122,10 @@ class Roles:
         bundles = [{"CPU": rollout.num_cpus, "GPU": rollout.num_gpus}] * rollout.workers
         learns = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
         if self.colocated:
-            bundles[0] = {kind: max(count, learns[kind]) for kind, count in bundles[0].items()}
+            both = {kind: max(count, learns[kind]) for kind, count in bundles[0].items()}
+            bundles[: learner.ranks] = [both] * learner.ranks
         elif self.with_learner:
-            bundles = [*bundles, learns]
+            bundles += [learns] * learner.ranks
         bundles = [{kind: count for kind, count in bundle.items() if count} or {"CPU": 0.001} for bundle in bundles]
         self.group = placement_group(bundles, strategy="PACK")
         try:
@@ -130,9 +134,10 @@ class Roles:
             asked = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
             free = ray.available_resources()
             raise UserError(
-                f"the Ray cluster cannot place {rollout.workers} rollout workers and the learner: they ask for "
-                f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, {free.get('CPU', 0):g} and {free.get('GPU', 0):g} "
-                "are free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use a larger cluster"
+                f"the Ray cluster cannot place {rollout.workers} rollout workers and the learner's {learner.ranks} "
+                f"ranks: they ask for {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, {free.get('CPU', 0):g} and "
+                f"{free.get('GPU', 0):g} are free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use "
+                "a larger cluster"
             ) from error
 
     def _may_grow(self) -> bool:
@@ -140,37 +145,52 @@ class Roles:
         return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
     def _start_policy_roles(self) -> None:
-        config = self.config
-        self.fleet = Fleet(self._start_worker, config.rollout.workers, config.rollout.task_timeout_s, self.check_stop)
+        rollout = self.config.rollout
+        if self.with_learner:
+            self.learner = LearnerGroup(self._start_rank, self.config.learner)
+        self.fleet = Fleet(self._start_worker, rollout.workers, rollout.task_timeout_s, self.check_stop)
+
+    def restart_learner(self) -> None:
+        """All ranks anew, with the initial weights; and the workers that share their processes."""
+        self.learner.restart(self.config.ray.start_timeout_s)
         if self.colocated:
-            self.learner = self.fleet.workers[0]
-        elif self.with_learner:
-            learner = config.learner
-            self.learner = self._actor(
-                LearnerWorker, config.rollout.workers, learner.num_cpus, learner.num_gpus
-            ).remote(
+            self.fleet.workers[: len(self.learner.workers)] = self.learner.workers
+
+    def _start_rank(self, rank: int) -> ActorHandle:
+        config, rollout, learner = self.config, self.config.rollout, self.config.learner
+        if self.colocated:
+            cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
+            return self._actor(ColocatedWorker, rank, cpus, gpus).remote(
                 config.policy,
                 config.kernel,
                 config.objective,
+                rollout,
                 learner,
                 self.trainable,
                 config.seed,
-                str(self.logs / "learner.log"),
+                str(self.logs / f"rollout-{rank}.log"),
+                rank,
             )
+        return self._actor(LearnerWorker, rollout.workers + rank, learner.num_cpus, learner.num_gpus).remote(
+            config.policy,
+            config.kernel,
+            config.objective,
+            learner,
+            self.trainable,
+            config.seed,
+            str(self.logs / f"learner-{rank}.log"),
+            rank,
+        )
 
     def _start_worker(self, slot: int) -> ActorHandle:
         config, rollout = self.config, self.config.rollout
-        log_file = str(self.logs / f"rollout-{slot}.log")
-        if not self.colocated or slot:
+        if not self.colocated or slot >= config.learner.ranks:
             worker = self._actor(RolloutWorker, slot, rollout.num_cpus, rollout.num_gpus)
+            log_file = str(self.logs / f"rollout-{slot}.log")
             return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
-        if hasattr(self, "learner"):
-            raise RuntimeError("the process that holds the learner died; go on with --resume")
-        learner = config.learner
-        cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
-        return self._actor(ColocatedWorker, 0, cpus, gpus).remote(
-            config.policy, config.kernel, config.objective, rollout, learner, self.trainable, config.seed, log_file
-        )
+        if hasattr(self, "fleet"):
+            raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
+        return self.learner.workers[slot]
 
     def _actor(self, kind: type, bundle: int, num_cpus: float, num_gpus: float) -> Any:
         """A class of actors placed in a bundle of the run's placement group."""

@@ -1,6 +1,8 @@
 """The training loop: generate, score, compare, update, broadcast, evaluate, write down."""
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from typing import Any
 
 import ray
 
+from actors.learner.group import Exported, LearnerLost
 from actors.learner.stats import UpdateStats
 from actors.rollout.plans import make_plan
 from actors.trajectory import Cost, Task
@@ -23,8 +26,10 @@ from system.prompts import Prompts, rows_of_step
 from system.run_folder import RunFolder
 from system.stop import Stopped
 
-CONTROL_TIMEOUT_S = 600
-"""Small requests to the learner: export, save, restore."""
+log = logging.getLogger(__name__)
+
+MAX_LOSSES = 3
+"""Losses of the learner without a new checkpoint between them."""
 
 
 @dataclass
@@ -65,27 +70,47 @@ class Trainer:
         self.state = RunState()
         self.saved_step = -1
         self.kept_exports: list[ray.ObjectRef] = []
+        self.losses: Counter[int] = Counter()
         self.schedule: dict[str, list[float]] = {}
 
     def fit(self) -> None:
-        """All steps of the run, from its latest checkpoint on; a stop leaves a checkpoint of the last whole step."""
-        schedule = ray.get(self.roles.learner.describe.remote(), timeout=self.config.ray.start_timeout_s)
-        self.schedule = {f"branch/{name}": values for name, values in schedule.items()}
-        try:
-            self._begin()
-            while self.state.step < self.config.steps:
-                self._step()
-        except Stopped:
-            self._checkpoint()
-            raise
-        self._checkpoint()
+        """All steps of the run, from its latest checkpoint on; a stop leaves a checkpoint of the last whole step.
+
+        A learner that is lost starts again from the latest checkpoint, and the steps since are made again: their tasks
+        give the same bytes, so each optimizer step counts once.
+        """
+        self.schedule = {f"branch/{name}": values for name, values in self.roles.learner.describe().items()}
+        while True:
+            try:
+                self._begin()
+                while self.state.step < self.config.steps:
+                    self._step()
+                return self._checkpoint()
+            except LearnerLost as lost:
+                self._restart(lost)
+            except Stopped:
+                self._checkpoint()
+                raise
+
+    def _restart(self, lost: LearnerLost) -> None:
+        """A new learner, to be restored.
+
+        Raises:
+            LearnerLost: it happens again and again.
+        """
+        self.losses[self.saved_step] += 1
+        if self.losses[self.saved_step] == MAX_LOSSES:
+            raise lost
+        log.warning("the learner is lost at step %d and starts again: %s", self.state.step, lost)
+        self.state, self.saved_step = RunState(), -1
+        self.roles.restart_learner()
 
     def _begin(self) -> None:
         """Restore the latest checkpoint, or evaluate the model as it comes."""
         found = latest_checkpoint(self.run.checkpoints)
         if found is not None:
             folder, self.state = found
-            self._ask(self.roles.learner.restore, str(folder), self.state.step)
+            self.roles.learner.restore(str(folder), self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
         self._broadcast()
@@ -117,6 +142,7 @@ class Trainer:
         self.run.write_experience(self.state.step, experience_table(experience))
         line = describe_rewards(self.config, experience) | describe_update(stats) | self.schedule
         line |= {"bytes/weights": weights_bytes, "workers_replaced": self.roles.fleet.replaced}
+        line |= {"learner_restarts": self.roles.learner.restarts}
         try:
             if self._eval_due():
                 with clock("eval"):
@@ -137,20 +163,18 @@ class Trainer:
         return [Task(i, self.train[row], (config.seed, step, row), step) for i, row in enumerate(rows)]
 
     def _update(self, experience: Experience) -> UpdateStats:
-        answer = self.roles.learner.update.remote(
-            experience.advantages.by_task, *[task.experience for task in experience.generated]
+        return self.roles.learner.update(
+            [task.experience for task in experience.generated], experience.advantages.by_task
         )
-        return ray.get(answer, timeout=self.config.learner.update_timeout_s)
 
     def _broadcast(self) -> int:
         """Send the learner's weights to every worker and wait for all confirmations; returns their bytes."""
-        return self._send(self.roles.learner.export.remote(self.state.step))
+        return self._send(self.roles.learner.export(self.state.step))
 
-    def _send(self, weights: ray.ObjectRef) -> int:
-        exported = ray.get(weights, timeout=CONTROL_TIMEOUT_S)
-        self.roles.fleet.broadcast(weights, exported.version, exported.checksum)
-        self.kept_exports = [*self.kept_exports[-1:], weights]
-        return exported.num_bytes
+    def _send(self, exported: Exported) -> int:
+        self.roles.fleet.broadcast(exported.weights, exported.label)
+        self.kept_exports = [*self.kept_exports[-1:], exported.weights]
+        return exported.label.num_bytes
 
     def _eval_due(self) -> bool:
         return self.state.step % self.config.eval.every == 0 or self.state.step == self.config.steps
@@ -160,7 +184,7 @@ class Trainer:
         if self.heldout is None:
             return {}
         if self.config.evaluates_an_average:
-            self._send(self.roles.learner.evaluated.remote())
+            self._send(self.roles.learner.evaluated())
         scorers = [scorer.name for scorer in self.config.scorers]
         result: Evaluation = evaluate(
             self.roles.fleet,
@@ -186,14 +210,11 @@ class Trainer:
         save_checkpoint(
             self.run.checkpoints,
             self.state,
-            lambda folder: self._ask(learner.save, folder),
+            learner.save,
             self.config.checkpoint.keep,
         )
-        self._ask(learner.save_model, str(self.run.trained))
+        learner.save_model(str(self.run.trained))
         self.saved_step = self.state.step
-
-    def _ask(self, method: Any, *arguments: Any) -> Any:
-        return ray.get(method.remote(*arguments), timeout=CONTROL_TIMEOUT_S)
 
     def _spend(self, cost: Cost, scores: int) -> None:
         self.state.nfe += cost.nfe

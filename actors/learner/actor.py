@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import ray
 
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
-from actors.policy.weights import Weights
+from actors.policy.weights import Label, Weights
 from actors.trajectory import Decisions, Samples
 from services.logs import log_to
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
 
+JOIN_TIMEOUT_S = 120
+
 
 class LearnerWorker:
-    """A `Learner` in a process of its own. Never retried by Ray: a restarted learner would answer with version 0."""
+    """A rank of the learner: a `Learner` in a process of its own.
+
+    Never retried by Ray: a restarted learner would answer with version 0.
+    """
 
     learner: Learner
 
@@ -32,15 +38,31 @@ class LearnerWorker:
         trainable: list[int],
         seed: int,
         log_file: str,
+        rank: int = 0,
     ) -> None:
         log_to(log_file)
         import torch
 
         from actors.learner.learner import Learner
+        from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
 
         torch.set_num_threads(settings.threads)
-        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable)
+        ranks = Ranks(rank, settings.ranks)
+        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable, ranks)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Open the group's meeting place, on the address that Ray knows this node by."""
+        from actors.learner.ranks import Rendezvous
+
+        self.meeting = Rendezvous(ray.util.get_node_ip_address(), JOIN_TIMEOUT_S)
+        return self.meeting.endpoint
+
+    def join(self, endpoint: tuple[str, int]) -> None:
+        """Meet the other ranks."""
+        from actors.learner.ranks import join
+
+        join(endpoint, self.learner.ranks, self.learner.policy.device, self.learner.settings.update_timeout_s)
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
@@ -49,11 +71,12 @@ class LearnerWorker:
             described["weight"] = self.learner.objective.weight_T.tolist()
         return described
 
-    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples) -> UpdateStats:
-        """One training step on all tasks, in index order."""
+    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples | None) -> UpdateStats:
+        """One training step on all tasks, in index order; None where another rank has the task."""
         return self.learner.update(list(zip(experience, advantages, strict=True)))
 
-    def export(self, version: int) -> Weights:
+    @ray.method(num_returns=2)
+    def export(self, version: int) -> tuple[Weights, Label]:
         """The weights of `version`.
 
         Raises:
@@ -61,10 +84,13 @@ class LearnerWorker:
         """
         if version != self.learner.version:
             raise RuntimeError(f"asked for policy version {version}, holding {self.learner.version}")
-        return self.learner.export()
+        weights = self.learner.export()
+        return weights, weights.label
 
-    def evaluated(self) -> Weights:
-        return self.learner.evaluated()
+    @ray.method(num_returns=2)
+    def evaluated(self) -> tuple[Weights, Label]:
+        weights = self.learner.evaluated()
+        return weights, weights.label
 
     def save(self, folder: str) -> None:
         self.learner.save(Path(folder))
@@ -74,4 +100,4 @@ class LearnerWorker:
 
     def save_model(self, folder: str) -> None:
         """Write the evaluated weights in diffusers' layout."""
-        self.learner.policy.save(Path(folder), self.learner.evaluated().arrays)
+        self.learner.save_model(Path(folder))

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.learner.masters import Masters
+from actors.learner.monitor import Monitor
 from actors.learner.objectives import make_averages, make_objective
+from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
-from actors.learner.stats import Monitor, UpdateStats
+from actors.learner.stats import UpdateStats
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
@@ -21,6 +23,8 @@ from actors.policy.settings import KernelSettings
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Samples
 from services.errors import UserError
+
+Taught = tuple[Decisions | Samples, np.ndarray]
 
 MASTERS_FILE, OPTIMIZER_FILE = "trained.safetensors", "optimizer.safetensors"
 
@@ -31,6 +35,8 @@ class Learner:
     Args:
         policy: loaded with parts="transformer".
         trainable: the sampling steps the plan may train; the noise weights average 1 over them.
+        ranks: this process among those of the learner. Each holds all of the above, takes the gradient of its share of
+            the tasks and the same optimizer steps on the sum.
     """
 
     def __init__(
@@ -40,9 +46,11 @@ class Learner:
         objective: ObjectiveSettings,
         settings: LearnerSettings,
         trainable: list[int],
+        ranks: Ranks = ALONE,
     ) -> None:
         self.policy = policy
         self.settings = settings
+        self.ranks = ranks
         self.kernel = make_kernel(kernel, policy.sigmas)
         self.masters = Masters(policy.parameters)
         self.optimizer = torch.optim.AdamW(
@@ -52,16 +60,16 @@ class Learner:
             weight_decay=settings.weight_decay,
             eps=settings.eps,
         )
-        self.averages = make_averages(objective, settings.ema, self.masters.tensors)
         self.optimizer_steps = objective.optimizer_steps
+        self.averages = make_averages(objective, settings.ema, self.masters.tensors)
         self.objective = make_objective(objective, policy, self.averages, self.kernel, settings.micro_batch, trainable)
         self.version = 0
 
-    def update(self, batch: Sequence[tuple[Decisions | Samples, np.ndarray]]) -> UpdateStats:
+    def update(self, batch: Sequence[tuple[Decisions | Samples | None, np.ndarray]]) -> UpdateStats:
         """One training step: policy version n to n + 1.
 
         Args:
-            batch: (experience, advantage_NK) of each task, in index order.
+            batch: (experience, advantage_NK) of each task, in index order; no experience where another rank has it.
 
         Raises:
             UserError: rollout and learner disagree by more than `max_drift`, or a gradient is not finite.
@@ -69,28 +77,38 @@ class Learner:
         started = time.perf_counter()
         monitor = Monitor(len(self.kernel.std_T), self.policy.device)
         parts = [part for part in np.array_split(np.arange(len(batch)), self.optimizer_steps) if len(part)]
-        minibatches = [[batch[i] for i in part] for part in parts]
+        minibatches = [
+            [(item, advantage_NK) for item, advantage_NK in (batch[i] for i in part) if item is not None]
+            for part in parts
+        ]
+        planned_M = torch.tensor(
+            [sum(self.objective.planned(item) for item, _ in minibatch) for minibatch in minibatches],
+            dtype=torch.float64,
+            device=self.policy.device,
+        )
+        self.ranks.sum(planned_M)
         before = [self._before(minibatch, monitor) if m else None for m, minibatch in enumerate(minibatches)]
         norms = []
-        for m, minibatch in enumerate(minibatches):
-            planned = sum(self.objective.planned(item) for item, _ in minibatch)
+        for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
             for j, micro in enumerate(self._micro_batches(minibatch)):
                 kept = before[m]
                 self._accumulate(micro, None if kept is None else kept[j], planned, monitor)
             if m == 0:
-                first_deviation = float(monitor.max_deviation)
-                monitor.check_drift(self.settings.max_drift)
+                first = monitor.shared(self.ranks)
+                first.check_drift(self.settings.max_drift)
             norms.append(self._step())
         if "old" in self.averages:
             self.averages["old"].update()
         self.version += 1
-        return monitor.stats(len(parts), first_deviation, float(np.mean(norms)), time.perf_counter() - started)
+        return monitor.shared(self.ranks).stats(
+            len(minibatches), float(first.max_deviation), float(np.mean(norms)), time.perf_counter() - started
+        )
 
-    def _micro_batches(self, minibatch: list[tuple[Any, np.ndarray]]) -> Iterator[Any]:
+    def _micro_batches(self, minibatch: list[Taught]) -> Iterator[Any]:
         for item, advantage_NK in minibatch:
             yield from self.objective.micro_batches(item, advantage_NK)
 
-    def _before(self, minibatch: list[tuple[Any, np.ndarray]], monitor: Monitor) -> list[Tensor | None]:
+    def _before(self, minibatch: list[Taught], monitor: Monitor) -> list[Tensor | None]:
         kept = []
         for micro in self._micro_batches(minibatch):
             kept.append(self.objective.before(micro))
@@ -109,7 +127,8 @@ class Learner:
             monitor.add_drift(*loss.drift)
 
     def _step(self) -> float:
-        """Clip, step, zero; returns the gradient's norm before clipping."""
+        """Sum over ranks, clip, step, zero; returns the gradient's norm before clipping."""
+        self.ranks.sum_gradients(list(self.masters.tensors.values()))
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.tensors.values(), self.settings.max_grad_norm))
         if not np.isfinite(norm):
             raise UserError("the gradient is not finite; lower learner.lr or look at the rewards of the last step")
@@ -137,7 +156,9 @@ class Learner:
         return Weights(self.version, checksum(arrays), arrays)
 
     def save(self, folder: Path) -> None:
-        """Write the trained parameters in fp32, averages and optimizer state as safetensors."""
+        """Write the trained parameters in fp32, averages and optimizer state as safetensors; the first rank does."""
+        if self.ranks.rank:
+            return
         save_file({name: t.detach().contiguous() for name, t in self.masters.tensors.items()}, folder / MASTERS_FILE)
         for name, average in self.averages.items():
             save_file(average.state(), folder / f"{name}.safetensors")
@@ -161,3 +182,8 @@ class Learner:
                 state["step"] = state["step"].cpu()
                 self.optimizer.state[master] = state
         self.version = version
+
+    def save_model(self, folder: Path) -> None:
+        """Write the evaluated weights in diffusers' layout; the first rank does."""
+        if not self.ranks.rank:
+            self.policy.save(folder, self.evaluated().arrays)

@@ -135,6 +135,8 @@ class EmaSettings(Settings):
 class LearnerSettings(Settings):
     """The learner."""
 
+    ranks: int = Field(1, ge=1)
+    """Processes that share the tasks of a training step; the resources below are each one's."""
     lr: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)

@@ -10,6 +10,15 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Label:
+    """What the weights are, without them."""
+
+    version: int
+    checksum: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """The trained parameters of one policy version, on the CPU."""
 
@@ -19,8 +28,8 @@ class Weights:
     arrays: Arrays
 
     @property
-    def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
+    def label(self) -> Label:
+        return Label(self.version, self.checksum, sum(array.nbytes for array in self.arrays.values()))
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from actors.policy.weights import Label
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
@@ -62,7 +63,7 @@ class Fleet:
         self.task_timeout_s = task_timeout_s
         self.check_stop = check_stop
         self.workers = [start_worker(slot) for slot in range(slots)]
-        self.weights: tuple[ray.ObjectRef, int, str] | None = None
+        self.weights: tuple[ray.ObjectRef, Label] | None = None
         self.replaced = 0
 
     def __len__(self) -> int:
@@ -72,13 +73,13 @@ class Fleet:
         """Wait until every worker has loaded its model; returns the latent shape."""
         return ray.get([worker.ready.remote() for worker in self.workers], timeout=timeout_s)[0]
 
-    def broadcast(self, weights: ray.ObjectRef, version: int, checksum: str) -> None:
+    def broadcast(self, weights: ray.ObjectRef, label: Label) -> None:
         """Give every worker the weights and wait until each has confirmed version and checksum.
 
         Raises:
             RuntimeError: a worker holds something else afterwards.
         """
-        self.weights = (weights, version, checksum)
+        self.weights = (weights, label)
         answers = [(slot, worker.load.remote(weights)) for slot, worker in enumerate(self.workers)]
         for slot, answer in answers:
             try:
@@ -88,9 +89,9 @@ class Fleet:
 
     def _confirm(self, answer: tuple[int, str]) -> None:
         assert self.weights is not None
-        _, version, checksum = self.weights
-        if answer != (version, checksum):
-            raise RuntimeError(f"a rollout worker confirmed weights {answer}, not version {version} ({checksum})")
+        _, label = self.weights
+        if answer != (label.version, label.checksum):
+            raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
 
     def _replace(self, slot: int, why: Exception) -> None:
         """A new worker in a slot, with the current weights."""

@@ -67,8 +67,11 @@ class Result:
 
 
 def key_of(config: RunConfig) -> str:
-    """A digest of a resolved recipe, without its name and the folder it writes to."""
-    resolved = config.model_dump(mode="json", exclude={"name", "output"})
+    """A digest of what a recipe sets, without its name and the folder it writes to.
+
+    Defaults are left out, so that a setting that is new in a later version does not make every result another's.
+    """
+    resolved = config.model_dump(mode="json", exclude={"name", "output"}, exclude_defaults=True)
     return hashlib.blake2b(json.dumps(resolved, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

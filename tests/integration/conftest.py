@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
+
+from system.launch_env import LOOPBACK
 
 ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 600
@@ -50,6 +53,15 @@ def ray_head() -> Iterator[Head]:
     yield Head(address, dashboard, head.pid)
     head.stdin.close()
     head.wait(60)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray that this process drives, without a dashboard."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

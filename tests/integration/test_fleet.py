@@ -14,7 +14,6 @@ from actors.rollout.fleet import Fleet
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import Plan, ode_plan
 from actors.trajectory import Cost, Task
-from system.launch_env import LOOPBACK
 
 PLAN = ode_plan(1)
 
@@ -43,19 +42,14 @@ class FakeWorker:
         return f"decisions {task.index}", f"images {task.index}", (task.index, Cost())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture
 def fleet(tmp_path):
     fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 60, lambda: None)
     weights = Weights(3, "abc", {})
-    fleet.broadcast(ray.put(weights), 3, "abc")
+    fleet.broadcast(ray.put(weights), weights.label)
     yield fleet
     fleet.close()
 
@@ -98,8 +92,9 @@ def test_a_task_that_kills_every_worker_stops_the_run(fleet):
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
     fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1, 60, lambda: None)
+    weights = Weights(3, "abc", {})
     with pytest.raises(RuntimeError, match="confirmed weights"):
-        fleet.broadcast(ray.put(Weights(3, "abc", {})), 3, "abc")
+        fleet.broadcast(ray.put(weights), weights.label)
     fleet.close()
 
 

@@ -28,10 +28,10 @@ def epoch(rollout, learner, version: int):
     decisions, images, _ = rollout.generate(task, PLAN)
     advantage = np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape)
     learner.update([advantage], decisions)
-    confirmed = rollout.load(learner.evaluated())
+    confirmed = rollout.load(learner.evaluated()[0])
     evaluated, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, False)
     base, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, True)
-    weights = learner.export(version + 1)
+    weights, _ = learner.export(version + 1)
     assert rollout.load(weights) == (version + 1, weights.checksum)
     return [decisions.log_prob_NK, images, evaluated, base, confirmed[1], weights.checksum]
 
@@ -46,7 +46,7 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
     )
     one = ColocatedWorker(policy, KERNEL, OBJECTIVE, ROLLOUT, LEARNER, PLAN.trained_steps, 0, log)
     for rollout, learner in (split, (one, one)):
-        rollout.load(learner.export(0))
+        rollout.load(learner.export(0)[0])
     for version in range(2):
         expected, found = epoch(*split, version), epoch(one, one, version)
         for left, right in zip(expected, found, strict=True):

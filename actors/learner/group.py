@@ -1,0 +1,146 @@
+"""The learner as the training loop sees it: one or several ranks that live and die together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from actors.learner.settings import LearnerSettings
+from actors.learner.stats import UpdateStats
+from actors.policy.weights import Label
+
+log = logging.getLogger(__name__)
+
+CONTROL_TIMEOUT_S = 600
+"""Small requests: export, save, restore."""
+GRACE_S = 10
+"""Between one rank's failed collective and the news of the death that caused it."""
+
+
+class LearnerLost(Exception):
+    """A rank died or does not answer: what the learner held since its last checkpoint is gone."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights in the object store, and what they are."""
+
+    weights: ray.ObjectRef
+    label: Label
+
+
+class LearnerGroup:
+    """The ranks of one learner. Each answers every request; the first one's answer counts.
+
+    Requests are never repeated: an optimizer step is applied once, by all ranks or by none that live on.
+
+    Args:
+        start_rank: makes the actor of a rank.
+    """
+
+    def __init__(self, start_rank: Callable[[int], ActorHandle], settings: LearnerSettings) -> None:
+        self.start_rank, self.settings = start_rank, settings
+        self.workers = [start_rank(rank) for rank in range(settings.ranks)]
+        self.restarts = 0
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until every rank has loaded its model and met the others."""
+        self._ask("describe", timeout_s=timeout_s)
+        if len(self.workers) > 1:
+            endpoint = self._answers([self.workers[0].rendezvous.remote()], CONTROL_TIMEOUT_S)[0]
+            self._ask("join", endpoint)
+
+    def restart(self, timeout_s: float) -> None:
+        """New ranks in place of all; they hold the initial weights until `restore`."""
+        self.restarts += 1
+        self.close()
+        self.workers = [self.start_rank(rank) for rank in range(len(self.workers))]
+        self.join(timeout_s)
+
+    def describe(self) -> dict[str, list[float]]:
+        """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
+        return self._ask("describe")
+
+    def update(self, experience: Sequence[ray.ObjectRef], advantages: Sequence[np.ndarray]) -> UpdateStats:
+        """One training step on all tasks, given in index order.
+
+        They are dealt out in turn, so that no rank has more than one more than another in any optimizer step.
+        """
+        answers = [
+            worker.update.remote(
+                advantages, *[task if i % len(self.workers) == rank else None for i, task in enumerate(experience)]
+            )
+            for rank, worker in enumerate(self.workers)
+        ]
+        return self._answers(answers, self.settings.update_timeout_s)[0]
+
+    def export(self, version: int) -> Exported:
+        """The weights of `version`, which outlive the learner's processes."""
+        return self._export("export", version)
+
+    def evaluated(self) -> Exported:
+        """The weights that evaluation and the saved model use, likewise."""
+        return self._export("evaluated")
+
+    def save(self, folder: str) -> None:
+        self._ask("save", folder)
+
+    def restore(self, folder: str, version: int) -> None:
+        self._ask("restore", folder, version)
+
+    def save_model(self, folder: str) -> None:
+        """Write the evaluated weights in diffusers' layout."""
+        self._ask("save_model", folder)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+
+    def _export(self, method: str, *arguments: Any) -> Exported:
+        pairs = [getattr(worker, method).remote(*arguments) for worker in self.workers]
+        label = self._answers([label for _, label in pairs], CONTROL_TIMEOUT_S)[0]
+        return Exported(pairs[0][0], label)
+
+    def _ask(self, method: str, *arguments: Any, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
+        return self._answers([getattr(worker, method).remote(*arguments) for worker in self.workers], timeout_s)[0]
+
+    def _answers(self, refs: list[ray.ObjectRef], timeout_s: float) -> list[Any]:
+        """What each rank answers; the first failure ends the wait, since the others may hang on it.
+
+        Raises:
+            LearnerLost: a rank is dead or late.
+        """
+        deadline = time.monotonic() + timeout_s
+        waiting = refs
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=max(0, deadline - time.monotonic()))
+            if not done:
+                raise LearnerLost(f"the learner did not answer within {timeout_s:g} s")
+            error = _failure(done[0])
+            if isinstance(error, RayTaskError) and waiting:
+                # A collective fails on those that live when another dies.
+                ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
+                dead = [other for other in map(_failure, waiting) if isinstance(other, RayActorError)]
+                error = dead[0] if dead else error
+            if isinstance(error, RayActorError):
+                raise LearnerLost(str(error).strip().splitlines()[0]) from error
+            if error is not None:
+                raise error
+        return ray.get(refs, timeout=CONTROL_TIMEOUT_S)
+
+
+def _failure(answer: ray.ObjectRef) -> RayError | None:
+    """Why there is no answer."""
+    try:
+        ray.get(answer, timeout=CONTROL_TIMEOUT_S)
+    except RayError as error:
+        return error
+    return None

@@ -1,0 +1,93 @@
+"""The processes of one learner: who they are, and the sums that all of them agree on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of `size`. A collective of one process does nothing, and needs no process group."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace by the sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def max(self, tensor: Tensor) -> None:
+        """Replace by the elementwise maximum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace each gradient by its sum over all ranks, in one collective.
+
+        A rank that had nothing to learn from brings zeros; a parameter that has no gradient on any rank keeps none, as
+        with one rank. That is DistributedDataParallel's result with one collective an optimizer step instead of one a
+        micro-batch, and ranks may run unequal numbers of micro-batches.
+        """
+        if self.size == 1:
+            return
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([has, *(grad.flatten() for grad in grads)])
+        dist.all_reduce(flat)
+        sums = flat[len(has) :].split([p.numel() for p in parameters])
+        for parameter, count, total in zip(parameters, flat[: len(has)].tolist(), sums, strict=True):
+            parameter.grad = total.view_as(parameter) if count else None
+
+
+ALONE = Ranks()
+
+
+class Rendezvous:
+    """The meeting place of a group, held open by its first rank on one address of its node.
+
+    Args:
+        host: the address to listen on.
+        timeout_s: how long a rank waits for the others, here and in each collective.
+    """
+
+    def __init__(self, host: str, timeout_s: float) -> None:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.bind((host, 0))
+        listener.listen()
+        self.endpoint = (host, listener.getsockname()[1])
+        self.store = dist.TCPStore(
+            *self.endpoint,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+
+
+def join(endpoint: tuple[str, int], ranks: Ranks, device: torch.device, timeout_s: float) -> None:
+    """Enter the process group that meets at `endpoint`: NCCL on GPUs, Gloo on CPUs."""
+    if endpoint[0] == LOOPBACK:
+        # Gloo would listen on the address of the host's name.
+        os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(*endpoint, is_master=False, timeout=timeout, wait_for_workers=False)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )

@@ -1,0 +1,103 @@
+"""The learner's ranks on real Ray: the update of one, whatever the shares; and no hang when one of them dies."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from actors.learner.actor import LearnerWorker
+from actors.learner.group import LearnerGroup, LearnerLost
+from actors.learner.settings import GrpoSettings, LearnerSettings
+from actors.policy.settings import FlowSDESettings
+from services.errors import UserError
+from tests.tiny import tiny_settings
+from tests.unit.learner.test_learner import PLAN, tasks_of
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+OBJECTIVE = GrpoSettings(kl=0.01, optimizer_steps=2)
+
+
+@pytest.fixture(scope="module")
+def group(sd3_folder, local_ray, tmp_path_factory):
+    """Starts groups of any size, one of each, and closes them."""
+    started = {}
+    logs = tmp_path_factory.mktemp("logs")
+
+    def start(ranks: int) -> LearnerGroup:
+        if ranks in started:
+            started[ranks].restart(120)
+            return started[ranks]
+        settings = LearnerSettings(ranks=ranks, lr=1e-2, micro_batch=3, max_drift=10, update_timeout_s=60)
+        policy, kernel, steps = tiny_settings(sd3_folder), FlowSDESettings(), PLAN.trained_steps
+        started[ranks] = LearnerGroup(
+            lambda rank: (
+                ray.remote(LearnerWorker)
+                .options(num_cpus=0)
+                .remote(policy, kernel, OBJECTIVE, settings, steps, 0, str(logs / f"{rank}.log"), rank)
+            ),
+            settings,
+        )
+        started[ranks].join(120)
+        return started[ranks]
+
+    yield start
+    for each in started.values():
+        each.close()
+
+
+def experience(folder, count):
+    """Tasks in the object store, and advantages of which the second task's are all 0."""
+    batch = tasks_of(folder, count)
+    advantages = [advantage_NK * (i != 1) for i, (_, advantage_NK) in enumerate(batch)]
+    return [ray.put(decisions) for decisions, _ in batch], advantages
+
+
+def arrays_of(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
+    return ray.get(group.export(version).weights, timeout=60).arrays
+
+
+def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(sd3_folder, group, tmp_path):
+    """Three tasks: uneven shares, a rank without a task in the second optimizer step, and a task of zeros."""
+    tasks, advantages = experience(sd3_folder, 3)
+    one, two = group(1), group(2)
+    for version in (1, 2):
+        alone, shared = one.update(tasks, advantages), two.update(tasks, advantages)
+        assert alone.grad_norm == pytest.approx(shared.grad_norm, rel=1e-5)
+        assert shared.first_ratio_deviation == 0
+        assert (alone.nfe, alone.clip_fraction) == (shared.nfe, pytest.approx(shared.clip_fraction))
+        np.testing.assert_allclose(alone.drift_mean, shared.drift_mean, rtol=1e-4, atol=1e-7)
+        expected, found = arrays_of(one, version), arrays_of(two, version)
+        for name, array in expected.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
+        if version == 1:
+            two.save(str(tmp_path))
+    of_each = [label for _, label in (worker.export.remote(2) for worker in two.workers)]
+    assert len({label.checksum for label in ray.get(of_each, timeout=60)}) == 1
+
+    expected = two.export(2).label
+    two = group(2)
+    two.restore(str(tmp_path), 1)
+    two.update(tasks, advantages)
+    assert two.export(2).label == expected
+
+    with pytest.raises(UserError, match="not finite"):
+        two.update(tasks, [advantage * np.nan for advantage in advantages])
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_dies_in_an_update_is_a_lost_learner_at_once(sd3_folder, group, killed):
+    tasks, advantages = experience(sd3_folder, 4)
+    two = group(2)
+    pid = ray.get(two.workers[killed].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+    two.workers[killed].__ray_call__.remote(lambda _: time.sleep(60))
+    threading.Timer(1, os.kill, [pid, signal.SIGKILL]).start()
+    started = time.monotonic()
+    with pytest.raises(LearnerLost):
+        two.update(tasks, advantages)
+    assert time.monotonic() - started < 30
