@@ -37,14 +37,12 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         rank: int = 0,
     ) -> None:
         log_to(log_file)
-        from actors.learner.learner import Learner
-        from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
         from actors.rollout.worker import Generator
 
         self.policy = Policy(policy, seed)
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
-        self.learner = Learner(self.policy, kernel, objective, learner, trainable, Ranks(rank, learner.ranks))
+        self._begin(self.policy, kernel, objective, learner, trainable, rank)
         self.generator = Generator(self.policy, kernel, rollout)
         self.threads = {"rollout": rollout.threads, "learner": learner.threads}
 

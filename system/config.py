@@ -122,6 +122,11 @@ class RunConfig(Settings):
                 f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "
                 f"{self.rollout.workers}"
             )
+        if self.learner.shard and (ranks == 1 or self.placement == "colocated"):
+            raise ValueError(
+                "learner.shard: a sharded learner has at least 2 ranks, in processes of their own; "
+                "set learner.ranks and placement: split"
+            )
         if self.policy.num_steps < 2:
             raise ValueError("policy.num_steps: no step is left to train")
         return self

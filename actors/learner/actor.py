@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from services.logs import log_to
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
+    from actors.policy.policy import Policy
 
 JOIN_TIMEOUT_S = 120
 
@@ -43,13 +45,28 @@ class LearnerWorker:
         log_to(log_file)
         import torch
 
-        from actors.learner.learner import Learner
-        from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
 
         torch.set_num_threads(settings.threads)
-        ranks = Ranks(rank, settings.ranks)
-        self.learner = Learner(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable, ranks)
+        self._begin(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable, rank)
+
+    def _begin(
+        self,
+        policy: Policy,
+        kernel: KernelSettings,
+        objective: ObjectiveSettings,
+        settings: LearnerSettings,
+        trainable: list[int],
+        rank: int,
+    ) -> None:
+        """Make the learner, or be ready to: one of several is made when it has met the others."""
+        from actors.learner.learner import Learner
+        from actors.learner.ranks import Ranks
+
+        self.policy, self.settings, self.ranks = policy, settings, Ranks(rank, settings.ranks)
+        self._make_learner = partial(Learner, policy, kernel, objective, settings, trainable, self.ranks)
+        if settings.ranks == 1:
+            self.learner = self._make_learner()
 
     def rendezvous(self) -> tuple[str, int]:
         """Open the group's meeting place, on the address that Ray knows this node by."""
@@ -59,10 +76,13 @@ class LearnerWorker:
         return self.meeting.endpoint
 
     def join(self, endpoint: tuple[str, int]) -> None:
-        """Meet the other ranks."""
+        """Meet the other ranks, share the model with them where it is sharded, and make the learner."""
         from actors.learner.ranks import join
 
-        join(endpoint, self.learner.ranks, self.learner.policy.device, self.learner.settings.update_timeout_s)
+        join(endpoint, self.ranks, self.policy.device, self.settings.update_timeout_s)
+        if self.settings.shard:
+            self.policy.shard(self.ranks.size)
+        self.learner = self._make_learner()
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""

@@ -53,10 +53,10 @@ class LearnerGroup:
 
     def join(self, timeout_s: float) -> None:
         """Wait until every rank has loaded its model and met the others."""
-        self._ask("describe", timeout_s=timeout_s)
         if len(self.workers) > 1:
-            endpoint = self._answers([self.workers[0].rendezvous.remote()], CONTROL_TIMEOUT_S)[0]
-            self._ask("join", endpoint)
+            endpoint = self._answers([self.workers[0].rendezvous.remote()], timeout_s)[0]
+            self._ask("join", endpoint, timeout_s=timeout_s)
+        self._ask("describe", timeout_s=timeout_s)
 
     def restart(self, timeout_s: float) -> None:
         """New ranks in place of all; they hold the initial weights until `restore`."""

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.learner.masters import Masters
 from actors.learner.monitor import Monitor
 from actors.learner.objectives import make_averages, make_objective
+from actors.learner.parts import Parts
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
@@ -20,13 +21,15 @@ from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings
+from actors.policy.sharding import full, is_sharded
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Samples
 from services.errors import UserError
 
 Taught = tuple[Decisions | Samples, np.ndarray]
 
-MASTERS_FILE, OPTIMIZER_FILE = "trained.safetensors", "optimizer.safetensors"
+MASTERS, OPTIMIZER = "trained", "optimizer"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Learner:
@@ -87,12 +90,12 @@ class Learner:
             device=self.policy.device,
         )
         self.ranks.sum(planned_M)
-        before = [self._before(minibatch, monitor) if m else None for m, minibatch in enumerate(minibatches)]
+        spare = next(self.objective.idle(item) for item, _ in batch if item is not None)
+        before = [self._before(minibatch, spare, monitor) if m else [] for m, minibatch in enumerate(minibatches)]
         norms = []
         for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
-            for j, micro in enumerate(self._micro_batches(minibatch)):
-                kept = before[m]
-                self._accumulate(micro, None if kept is None else kept[j], planned, monitor)
+            for micro, kept in zip_longest(self._micro_batches(minibatch, spare), before[m]):
+                self._accumulate(micro, kept, planned, monitor)
             if m == 0:
                 first = monitor.shared(self.ranks)
                 first.check_drift(self.settings.max_drift)
@@ -104,13 +107,23 @@ class Learner:
             len(minibatches), float(first.max_deviation), float(np.mean(norms)), time.perf_counter() - started
         )
 
-    def _micro_batches(self, minibatch: list[Taught]) -> Iterator[Any]:
-        for item, advantage_NK in minibatch:
-            yield from self.objective.micro_batches(item, advantage_NK)
+    def _micro_batches(self, minibatch: list[Taught], spare: Any) -> Iterator[Any]:
+        """Those of this rank; where the base is sharded, `spare` ones until no rank has any left, since each takes part
+        in every forward and backward.
+        """
+        mine = chain.from_iterable(self.objective.micro_batches(*taught) for taught in minibatch)
+        if not self.policy.sharded:
+            yield from mine
+            return
+        while True:
+            micro = next(mine, None)
+            if not self.ranks.any(micro is not None, self.policy.device):
+                return
+            yield spare if micro is None else micro
 
-    def _before(self, minibatch: list[Taught], monitor: Monitor) -> list[Tensor | None]:
+    def _before(self, minibatch: list[Taught], spare: Any, monitor: Monitor) -> list[Tensor | None]:
         kept = []
-        for micro in self._micro_batches(minibatch):
+        for micro in self._micro_batches(minibatch, spare):
             kept.append(self.objective.before(micro))
             if kept[-1] is not None:
                 monitor.nfe += micro.real * self.policy.family.forwards_per_row
@@ -120,6 +133,8 @@ class Learner:
         """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number."""
         loss = self.objective.loss(micro, before)
         (loss.total / planned).backward()
+        if not micro.real:
+            return
         monitor.nfe += self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row
         monitor.add_loss(loss.policy / planned, loss.kl / planned)
         monitor.add_ratio(loss.ratio_NK, loss.clipped_NK)
@@ -128,8 +143,9 @@ class Learner:
 
     def _step(self) -> float:
         """Sum over ranks, clip, step, zero; returns the gradient's norm before clipping."""
-        self.ranks.sum_gradients(list(self.masters.tensors.values()))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.tensors.values(), self.settings.max_grad_norm))
+        masters = list(self.masters.tensors.values())
+        self.ranks.sum_gradients([master for master in masters if not is_sharded(master)])
+        norm = float(full(torch.nn.utils.clip_grad_norm_(masters, self.settings.max_grad_norm)))
         if not np.isfinite(norm):
             raise UserError("the gradient is not finite; lower learner.lr or look at the rewards of the last step")
         self.optimizer.step()
@@ -148,42 +164,45 @@ class Learner:
         return self._weights("ema")
 
     def _weights(self, average: str) -> Weights:
-        """Those of an average, or the current ones where there is no such average."""
-        if average not in self.averages:
-            return self.policy.export(self.version)
-        live, shadow = self.policy.parameters, self.averages[average].shadow
-        arrays = {name: to_array(value.to(live[name].dtype)) for name, value in shadow.items()}
+        """Those of an average, or the current ones where there is no such average; the first rank has them."""
+        values = self.averages[average].shadow if average in self.averages else self.policy.parameters
+        arrays = {}
+        for name, value in values.items():
+            whole = full(value)
+            if not self.ranks.rank:
+                arrays[name] = to_array(whole.to(self.policy.export_dtype))
         return Weights(self.version, checksum(arrays), arrays)
 
     def save(self, folder: Path) -> None:
-        """Write the trained parameters in fp32, averages and optimizer state as safetensors; the first rank does."""
-        if self.ranks.rank:
-            return
-        save_file({name: t.detach().contiguous() for name, t in self.masters.tensors.items()}, folder / MASTERS_FILE)
+        """Write the trained parameters in fp32, averages and optimizer state as safetensors."""
+        parts = Parts(folder, self.ranks)
+        parts.save(MASTERS, self.masters.tensors)
         for name, average in self.averages.items():
-            save_file(average.state(), folder / f"{name}.safetensors")
-        moments = {}
-        for name, master in self.masters.tensors.items():
-            for key, value in self.optimizer.state[master].items():
-                moments[f"{name}/{key}"] = value.contiguous()
-        save_file(moments, folder / OPTIMIZER_FILE)
+            parts.save(name, average.state())
+        moments = {
+            f"{name}/{key}": value
+            for name, master in self.masters.tensors.items()
+            for key, value in self.optimizer.state[master].items()
+        }
+        parts.save(OPTIMIZER, moments)
 
     def restore(self, folder: Path, version: int) -> None:
-        """Load what `save` wrote; the next update continues exactly."""
-        self.masters.restore(load_file(folder / MASTERS_FILE))
+        """Load what `save` wrote, with any number of ranks; the next update continues exactly."""
+        parts = Parts(folder, self.ranks)
+        self.masters.restore(parts.load(MASTERS, self.masters.tensors))
         for name, average in self.averages.items():
-            average.restore(load_file(folder / f"{name}.safetensors"))
-        moments = load_file(folder / OPTIMIZER_FILE, device=str(self.policy.device))
-        for name, master in self.masters.tensors.items():
-            state = {
-                key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments
-            }
+            average.restore(parts.load(name, average.state()))
+        masters = self.masters.tensors
+        like = {f"{name}/{key}": master for name, master in masters.items() for key in MOMENTS}
+        moments = parts.load(OPTIMIZER, like | {f"{name}/step": torch.tensor(0.0) for name in masters})
+        for name, master in masters.items():
+            state = {key: moments[f"{name}/{key}"] for key in MOMENTS if f"{name}/{key}" in moments}
             if state:
-                state["step"] = state["step"].cpu()
                 self.optimizer.state[master] = state
         self.version = version
 
     def save_model(self, folder: Path) -> None:
-        """Write the evaluated weights in diffusers' layout; the first rank does."""
+        """Write the evaluated weights in diffusers' layout."""
+        weights = self.evaluated()
         if not self.ranks.rank:
-            self.policy.save(folder, self.evaluated().arrays)
+            self.policy.save(folder, weights.arrays)

@@ -32,6 +32,12 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
 
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so on some rank."""
+        flag = torch.tensor(float(here), device=device)
+        self.max(flag)
+        return bool(flag)
+
     @torch.no_grad()
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace each gradient by its sum over all ranks, in one collective.
@@ -40,7 +46,7 @@ class Ranks:
         with one rank. That is DistributedDataParallel's result with one collective an optimizer step instead of one a
         micro-batch, and ranks may run unequal numbers of micro-batches.
         """
-        if self.size == 1:
+        if self.size == 1 or not parameters:
             return
         has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

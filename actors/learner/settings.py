@@ -137,6 +137,9 @@ class LearnerSettings(Settings):
 
     ranks: int = Field(1, ge=1)
     """Processes that share the tasks of a training step; the resources below are each one's."""
+    shard: bool = False
+    """Each rank holds a part of the transformer (FSDP2), for models that outgrow one GPU and for full fine-tuning; an
+    adapter stays whole. Else each rank holds all of it."""
     lr: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)

@@ -17,6 +17,7 @@ from actors.policy.arrays import to_array, to_tensor
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
+from actors.policy.sharding import is_sharded, local, shard
 from actors.policy.weights import Arrays, Weights, checksum
 from services.errors import UserError
 from services.paths import resolve_model
@@ -39,6 +40,7 @@ class Policy:
         family: text encoding, velocity and decoding of the model.
         sigmas: (T+1,) fp32 on the policy's device, the schedule of training.
         parameters: the trained parameters by name.
+        sharded: whether the transformer lies in parts on several processes.
     """
 
     def __init__(self, settings: PolicySettings, seed: int, parts: Parts = "all", family: Family | None = None) -> None:
@@ -54,16 +56,32 @@ class Policy:
             self._add_adapter(settings.lora, seed)
         else:
             self.transformer.requires_grad_(True)
-        self.parameters: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
-        }
-        self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.sharded = False
+        self._take_parameters()
         if settings.adapter:
             self._start_from(Path(settings.adapter))
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if settings.compile:
             self.transformer.compile()
+
+    def _take_parameters(self) -> None:
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
+        }
+        self._base = None if self.settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def shard(self, ranks: int) -> None:
+        """Leave each of `ranks` processes its part of the transformer. An adapter stays whole on each; weights that are
+        all trained become fp32, so that they are their own master copies, and compute in the configured dtype.
+        """
+        whole = list(self.parameters.values()) if self.settings.lora else []
+        if not whole:
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.float()
+        shard(self.transformer, ranks, self.family.dtype, whole)
+        self.sharded = True
+        self._take_parameters()
 
     def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -100,17 +118,32 @@ class Policy:
 
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """The trained parameters hold `values`, tensors on the policy's device, and change them where they change."""
+        """The trained parameters hold `values`, tensors on the policy's device, and change them where they change.
+
+        Values of sharded parameters are sharded alike.
+        """
         self._swap(values)
         try:
             yield
         finally:
             self._swap(values)
 
+    @torch.no_grad()
     def _swap(self, values: dict[str, Tensor]) -> None:
-        """Exchange the storage of the live parameters and of `values`; copies nothing."""
+        """Exchange the storage of the live parameters and of `values`; copies nothing but shards, which FSDP owns."""
         for name, parameter in self.parameters.items():
-            parameter.data, values[name] = values[name], parameter.data
+            if is_sharded(parameter):
+                live, other = local(parameter), local(values[name])
+                kept = live.clone()
+                live.copy_(other)
+                other.copy_(kept)
+            else:
+                parameter.data, values[name] = values[name], parameter.data
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """Of weights on their way to the workers."""
+        return torch.float32 if self.settings.lora else self.family.dtype
 
     def arrays(self) -> Arrays:
         """Copies of the trained parameters."""

@@ -24,17 +24,20 @@ OBJECTIVE = GrpoSettings(kl=0.01, optimizer_steps=2)
 
 @pytest.fixture(scope="module")
 def group(sd3_folder, local_ray, tmp_path_factory):
-    """Starts groups of any size, one of each, and closes them."""
+    """Starts groups and closes them; asked again for the same one, it restarts it."""
     started = {}
     logs = tmp_path_factory.mktemp("logs")
 
-    def start(ranks: int) -> LearnerGroup:
-        if ranks in started:
-            started[ranks].restart(120)
-            return started[ranks]
-        settings = LearnerSettings(ranks=ranks, lr=1e-2, micro_batch=3, max_drift=10, update_timeout_s=60)
-        policy, kernel, steps = tiny_settings(sd3_folder), FlowSDESettings(), PLAN.trained_steps
-        started[ranks] = LearnerGroup(
+    def start(ranks: int, shard: bool = False, **changes) -> LearnerGroup:
+        key = str((ranks, shard, changes))
+        if key in started:
+            started[key].restart(120)
+            return started[key]
+        settings = LearnerSettings(
+            ranks=ranks, shard=shard, lr=1e-2, micro_batch=3, max_drift=10, update_timeout_s=60, ema={"every": 1}
+        )
+        policy, kernel, steps = tiny_settings(sd3_folder, **changes), FlowSDESettings(), PLAN.trained_steps
+        started[key] = LearnerGroup(
             lambda rank: (
                 ray.remote(LearnerWorker)
                 .options(num_cpus=0)
@@ -42,8 +45,8 @@ def group(sd3_folder, local_ray, tmp_path_factory):
             ),
             settings,
         )
-        started[ranks].join(120)
-        return started[ranks]
+        started[key].join(120)
+        return started[key]
 
     yield start
     for each in started.values():
@@ -61,10 +64,24 @@ def arrays_of(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
     return ray.get(group.export(version).weights, timeout=60).arrays
 
 
-def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(sd3_folder, group, tmp_path):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("shared_by", "changes"),
+    [
+        pytest.param({}, {}, id="adapter"),
+        pytest.param({"shard": True}, {"lora": None}, id="every weight, sharded"),
+        pytest.param({"shard": True}, {}, id="sharded base", marks=SLOW),
+        pytest.param({}, {"lora": None}, id="every weight", marks=SLOW),
+    ],
+)
+def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
+    sd3_folder, group, tmp_path, shared_by, changes
+):
     """Three tasks: uneven shares, a rank without a task in the second optimizer step, and a task of zeros."""
     tasks, advantages = experience(sd3_folder, 3)
-    one, two = group(1), group(2)
+    one, two = group(1, **changes), group(2, **shared_by, **changes)
     for version in (1, 2):
         alone, shared = one.update(tasks, advantages), two.update(tasks, advantages)
         assert alone.grad_norm == pytest.approx(shared.grad_norm, rel=1e-5)
@@ -76,14 +93,15 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(sd3_fol
             np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
         if version == 1:
             two.save(str(tmp_path))
-    of_each = [label for _, label in (worker.export.remote(2) for worker in two.workers)]
-    assert len({label.checksum for label in ray.get(of_each, timeout=60)}) == 1
+    if not shared_by:
+        of_each = [worker.__ray_call__.remote(lambda rank: rank.policy.export(2).checksum) for worker in two.workers]
+        assert len(set(ray.get(of_each, timeout=60))) == 1
 
-    expected = two.export(2).label
-    two = group(2)
+    expected = two.evaluated().label
+    two = group(2, **shared_by, **changes)
     two.restore(str(tmp_path), 1)
     two.update(tasks, advantages)
-    assert two.export(2).label == expected
+    assert two.evaluated().label == expected
 
     with pytest.raises(UserError, match="not finite"):
         two.update(tasks, [advantage * np.nan for advantage in advantages])

@@ -68,21 +68,26 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
-        conditioning = self.rows_of(item.conditioning, self.micro_batch)
         taught = np.arange(len(item.step_N)) if self.settings.kl else np.flatnonzero(advantage_NK.any(axis=1))
         for rows, real in padded_rows(taught, self.micro_batch):
-            advantage = advantage_NK[rows].astype(np.float32)
-            advantage[real:] = 0
-            yield DecisionRows(
-                self.on_device(item.state_NZ[rows]),
-                self.on_device(item.action_NKZ[rows]),
-                self.on_device(item.step_N[rows]),
-                self.on_device(advantage),
-                self.on_device(item.log_prob_NK[rows]),
-                self.on_device(item.weight_N[rows]),
-                conditioning,
-                real,
-            )
+            yield self._rows(item, advantage_NK, rows, real)
+
+    def idle(self, item: Decisions) -> DecisionRows:
+        return self._rows(item, np.zeros(item.log_prob_NK.shape), np.zeros(self.micro_batch, int), 0)
+
+    def _rows(self, item: Decisions, advantage_NK: np.ndarray, rows: np.ndarray, real: int) -> DecisionRows:
+        advantage = advantage_NK[rows].astype(np.float32)
+        advantage[real:] = 0
+        return DecisionRows(
+            self.on_device(item.state_NZ[rows]),
+            self.on_device(item.action_NKZ[rows]),
+            self.on_device(item.step_N[rows]),
+            self.on_device(advantage),
+            self.on_device(item.log_prob_NK[rows]),
+            self.on_device(item.weight_N[rows]),
+            self.rows_of(item.conditioning, self.micro_batch),
+            real,
+        )
 
     def mean(self, micro: DecisionRows) -> Tensor:
         """μ of each decision, (N, Z)."""

@@ -61,6 +61,10 @@ class Objective(ABC, Generic[Item, Micro]):
     def micro_batches(self, item: Item, advantage_NK: np.ndarray) -> Iterator[Micro]:
         """A task in padded batches of one shape, made one at a time; the same whenever they are asked for."""
 
+    @abstractmethod
+    def idle(self, item: Item) -> Micro:
+        """A micro-batch of padding alone: its loss is 0."""
+
     def before(self, micro: Micro) -> Tensor | None:
         """What the loss needs to know of the policy as it was before the update's first optimizer step, if anything."""
         return None

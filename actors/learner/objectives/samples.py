@@ -5,7 +5,7 @@ Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,9 @@ class OnSamples(Objective[Samples, SampleRows]):
                 conditioning,
                 real,
             )
+
+    def idle(self, item: Samples) -> SampleRows:
+        return replace(next(self.micro_batches(item, np.zeros((len(item.latent_MZ), 1)))), real=0)
 
     def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])

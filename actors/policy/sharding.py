@@ -1,0 +1,50 @@
+"""FSDP2: a transformer that is too large for one device lies in shards on the learner's ranks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, whole: Iterable[nn.Parameter]) -> None:
+    """Leave each rank its share of every parameter; blocks are gathered one at a time as they run.
+
+    Gradients of sharded parameters are summed over ranks in fp32, not averaged.
+
+    Args:
+        transformer: a diffusers model; its `_no_split_modules` name the classes of its blocks.
+        compute: the dtype that gathered weights have.
+        whole: parameters that stay as they are on every rank (an adapter).
+    """
+    mesh = init_device_mesh(next(transformer.parameters()).device.type, (ranks,))
+    # Inputs come in the dtype that the family chose: timesteps, for one, in fp32.
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    kept = set(whole)
+    names: Any = transformer._no_split_modules
+    blocks = [module for module in transformer.modules() if type(module).__name__ in names]
+    for module in (*blocks, transformer):
+        # The root too gives back what it gathered: between two forwards the shards may hold another policy.
+        fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=kept, reshard_after_forward=True)
+    for module in transformer.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Gloo cannot scale within a reduction.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor, which every rank must ask for where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
