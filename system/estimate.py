@@ -61,7 +61,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
             _mb(images * len(training)),
             ", ".join(_mb(_weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
         ),
-        ("learner", "1", f"{round(learn):,}", "0", _mb(experience), _mb(transformer)),
+        ("learner", str(config.learner.ranks), f"{round(learn):,}", "0", _mb(experience), _mb(transformer)),
     ]
 
 
