@@ -117,6 +117,10 @@ class RunConfig(Settings):
                 f"learner.ranks: {self.data.prompts_per_step} prompts a step cannot be shared by {ranks} ranks; "
                 "raise data.prompts_per_step or lower learner.ranks"
             )
+        if self.rollout.max_workers is not None and self.rollout.max_workers < self.rollout.workers:
+            raise ValueError(
+                f"rollout.max_workers: {self.rollout.max_workers} is less than rollout.workers = {self.rollout.workers}"
+            )
         if self.placement == "colocated" and ranks > self.rollout.workers:
             raise ValueError(
                 f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "

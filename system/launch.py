@@ -148,13 +148,20 @@ class Roles:
         rollout = self.config.rollout
         if self.with_learner:
             self.learner = LearnerGroup(self._start_rank, self.config.learner)
-        self.fleet = Fleet(self._start_worker, rollout.workers, rollout.task_timeout_s, self.check_stop)
+        self.fleet = Fleet(
+            self._start_worker,
+            rollout.workers,
+            rollout.task_timeout_s,
+            self.check_stop,
+            more=max(0, (rollout.max_workers or 0) - rollout.workers),
+            start_timeout_s=self.config.ray.start_timeout_s,
+        )
 
     def restart_learner(self) -> None:
         """All ranks anew, with the initial weights; and the workers that share their processes."""
         self.learner.restart(self.config.ray.start_timeout_s)
         if self.colocated:
-            self.fleet.workers[: len(self.learner.workers)] = self.learner.workers
+            self.fleet.adopt(dict(enumerate(self.learner.workers)))
 
     def _start_rank(self, rank: int) -> ActorHandle:
         config, rollout, learner = self.config, self.config.rollout, self.config.learner
@@ -185,17 +192,18 @@ class Roles:
     def _start_worker(self, slot: int) -> ActorHandle:
         config, rollout = self.config, self.config.rollout
         if not self.colocated or slot >= config.learner.ranks:
-            worker = self._actor(RolloutWorker, slot, rollout.num_cpus, rollout.num_gpus)
+            bundle = slot if slot < rollout.workers else None
+            worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus)
             log_file = str(self.logs / f"rollout-{slot}.log")
             return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
         return self.learner.workers[slot]
 
-    def _actor(self, kind: type, bundle: int, num_cpus: float, num_gpus: float) -> Any:
-        """A class of actors placed in a bundle of the run's placement group."""
+    def _actor(self, kind: type, bundle: int | None, num_cpus: float, num_gpus: float) -> Any:
+        """A class of actors placed in a bundle of the run's placement group, or wherever there is room."""
         assert self.group is not None
-        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+        strategy = "DEFAULT" if bundle is None else PlacementGroupSchedulingStrategy(self.group, bundle)
         return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=strategy)
 
     def _start_pool(self) -> None:

@@ -58,12 +58,16 @@ def _worst(by_step: list[float]) -> float:
 
 
 def describe_time(
-    config: RunConfig, experience: Experience, stats: UpdateStats, seconds: dict[str, float]
+    config: RunConfig, experience: Experience, stats: UpdateStats, seconds: dict[str, float], workers: int
 ) -> dict[str, float]:
-    """Seconds by stage, and the share of the step, evaluation left out, that each role's processes waited."""
+    """Seconds by stage, and the share of the step, evaluation left out, that each role's processes waited.
+
+    Args:
+        workers: rollout workers at the end of the step.
+    """
     replicas = sum(scorer.replicas.max for scorer in config.scorers if scorer.weight)
     busy = {
-        "rollout": experience.cost.seconds / config.rollout.workers,
+        "rollout": experience.cost.seconds / max(1, workers),
         "reward": experience.scoring_s / replicas,
         "learner": stats.seconds,
     }

@@ -141,7 +141,8 @@ class Trainer:
         self._spend(experience.cost + Cost(nfe=stats.nfe), experience.num_scores)
         self.run.write_experience(self.state.step, experience_table(experience))
         line = describe_rewards(self.config, experience) | describe_update(stats) | self.schedule
-        line |= {"bytes/weights": weights_bytes, "workers_replaced": self.roles.fleet.replaced}
+        workers = len(self.roles.fleet.workers)
+        line |= {"bytes/weights": weights_bytes, "workers": workers, "workers_replaced": self.roles.fleet.replaced}
         line |= {"learner_restarts": self.roles.learner.restarts}
         try:
             if self._eval_due():
@@ -150,7 +151,7 @@ class Trainer:
         finally:
             clock.seconds["step"] = time.perf_counter() - started
             self.state.elapsed_s += clock.seconds["step"]
-            self._record(line | describe_time(self.config, experience, stats, clock.seconds))
+            self._record(line | describe_time(self.config, experience, stats, clock.seconds, workers))
         if self.state.step % self.config.checkpoint.every == 0:
             self._checkpoint()
 

@@ -9,6 +9,9 @@ class RolloutSettings(Settings):
     """The rollout workers."""
 
     workers: int = Field(1, ge=1)
+    """Workers that the run begins with, on reserved resources."""
+    max_workers: int | None = Field(None, ge=1)
+    """More, up to this many, come while the cluster has room for them, and may go again; none if not given."""
     micro_batch: int = Field(24, ge=1)
     """Rows of one transformer forward; the halves of classifier-free guidance count as rows."""
     decode_batch: int = Field(24, ge=1)

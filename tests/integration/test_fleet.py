@@ -48,6 +48,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 @pytest.fixture
 def fleet(tmp_path):
     fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 60, lambda: None)
+    fleet.wait_ready(60)
     weights = Weights(3, "abc", {})
     fleet.broadcast(ray.put(weights), weights.label)
     yield fleet
@@ -92,6 +93,7 @@ def test_a_task_that_kills_every_worker_stops_the_run(fleet):
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
     fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1, 60, lambda: None)
+    fleet.wait_ready(60)
     weights = Weights(3, "abc", {})
     with pytest.raises(RuntimeError, match="confirmed weights"):
         fleet.broadcast(ray.put(weights), weights.label)

@@ -1,0 +1,84 @@
+"""Rollout workers that come and go with the nodes of a cluster."""
+
+import os
+import time
+from collections import Counter
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.policy.weights import Weights
+from actors.rollout.fleet import Fleet
+from actors.rollout.in_flight import InFlight
+from actors.rollout.plans import Plan, ode_plan
+from actors.trajectory import Cost, Task
+
+PLAN = ode_plan(1)
+TASK_S = 0.2
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Slow:
+    """Takes a while for a task, and says which process did it."""
+
+    def ready(self):
+        return (1,)
+
+    def load(self, weights: Weights):
+        return weights.version, weights.checksum
+
+    @ray.method(num_returns=3)
+    def generate(self, task: Task, plan: Plan):
+        time.sleep(TASK_S)
+        return None, None, (os.getpid(), Cost())
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def step(fleet: Fleet, version: int, tasks: int = 20) -> Counter[int]:
+    """One training step's weights and tasks: how many tasks each process did."""
+    weights = Weights(version, "abc", {})
+    fleet.broadcast(ray.put(weights), weights.label)
+    work = [Task(i, "", (0, 0, i), version) for i in range(tasks)]
+    done = list(fleet.generate(work, [PLAN] * tasks, InFlight(10**9), 1))
+    assert sorted(result.task.index for result in done) == list(range(tasks))
+    return Counter(result.tree for result in done)
+
+
+@pytest.mark.chaos
+def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(cluster):
+    fleet = Fleet(
+        lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(), 1, 60, lambda: None, more=2
+    )
+    fleet.wait_ready(60)
+    assert len(step(fleet, 0)) == 1
+
+    node = cluster.add_node(num_cpus=1, resources={"spot": 2})
+    grown = step(fleet, 1, 60)
+    assert len(grown) == 3
+    assert min(grown.values()) > 5
+    assert len(step(fleet, 2)) == 3
+
+    weights = Weights(3, "abc", {})
+    fleet.broadcast(ray.put(weights), weights.label)
+    work = [Task(i, "", (0, 0, i), 3) for i in range(30)]
+    results = fleet.generate(work, [PLAN] * 30, InFlight(10**9), 1)
+    found = [next(results).task.index for _ in range(5)]
+    cluster.remove_node(node)
+    found += [result.task.index for result in results]
+    assert sorted(found) == list(range(30))
+    assert len(fleet.workers) == 1
+    assert len(fleet.joining) == 2
+
+    cluster.add_node(num_cpus=1, resources={"spot": 1})
+    assert len(step(fleet, 4, 60)) == 2
+    fleet.close()
