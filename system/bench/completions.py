@@ -1,18 +1,25 @@
-"""Cheaper completions are a bias: how well their rewards rank siblings as full completions do."""
+"""Cheaper completions are a bias: how their rewards rank siblings, and what gradient they give an NFE.
+
+Shape legend: D entries of all trained parameters, N decisions and K actions of a task, B branch steps, S strides.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from actors.learner.advantage import advantages
+from actors.learner.learner import Learner
 from actors.policy.policy import Policy
 from actors.reward.pool import Scores
-from actors.rollout.plans import make_plan
+from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
-from actors.trajectory import Task
+from actors.trajectory import Decisions, Task
 from services.scoring.scorer import load_scorer
 from system.config import RunConfig
 from system.prompts import read_prompts, rows_of_step
@@ -22,40 +29,118 @@ STRIDES = (1.0, 2.0, 3.0, 100.0)
 
 
 def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
-    """For each stride and solver, over `rounds` training steps' prompts on the untrained policy: NFE of a task, and
-    Spearman's rank correlation with full completion among siblings, a mean over groups, by branch step.
+    """Of each stride and solver, over `rounds` training steps' prompts on the policy that the recipe starts from.
+
+    NFE of a task; by branch step Spearman's rank correlation with full completion among siblings, a mean over groups;
+    and the plan's signal an NFE (`Signal.efficiency`), for branches at the first so many steps.
     """
     assert isinstance(config.plan, TrunkSettings)
     torch.set_num_threads(config.rollout.threads)
-    generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
-    generator.load(generator.policy.export(0))
+    policy = Policy(config.policy, config.seed)
+    generator = Generator(policy, config.kernel, config.rollout)
+    generator.load(policy.export(0))
+    trainable = trainable_steps(config.plan, config.policy.num_steps)
+    learner = Learner(policy, config.kernel, config.objective, config.learner, trainable)
     scorers = {scorer.name: load_scorer(scorer) for scorer in config.scorers if scorer.weight}
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
     figures: dict[str, Any] = {"prompts": rounds * config.data.prompts_per_step, "scorers": list(config.weights)}
     for solver in ("euler", "dpm2"):
-        settings = config.plan.model_copy(update={"strides": STRIDES, "solver": solver, "strata": None})
+        settings = config.plan.model_copy(update={"strides": STRIDES, "solver": solver})
         plan = make_plan(settings, config.policy.num_steps)
-        found: dict[float, list[list[float]]] = {stride: [] for stride in STRIDES[1:]}
-        for step in range(rounds):
-            for row in rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed):
-                task = Task(0, prompts[row], (config.seed, step, row), 0)
-                _, images_MHWC, tree, _ = generator.generate(task, plan)
-                texts = [task.prompt] * len(images_MHWC)
-                scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
-                reward_M = scores.combined(config.weights)
-                full_NK = tree.reduce(reward_M, 0)
-                for place, stride in enumerate(STRIDES[1:], 1):
-                    found[stride].append(
-                        _by_step(full_NK, tree.reduce(reward_M, place), tree.step_N, plan.trained_steps)
-                    )
-        for stride, by_task in found.items():
+        alike: dict[float, list[list[float]]] = {stride: [] for stride in STRIDES}
+        signal = Signal(len(plan.trained_steps), len(STRIDES), sum(p.numel() for p in policy.parameters.values()))
+        for task in _tasks(config, prompts, rounds):
+            decisions, images_MHWC, tree, _ = generator.generate(task, plan)
+            texts = [task.prompt] * len(images_MHWC)
+            scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
+            reward_M = scores.combined(config.weights)
+            trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
+            for stride, cheap in zip(STRIDES, trees, strict=True):
+                pair = (trees[0].reduce(reward_M), cheap.reduce(reward_M))
+                alike[stride].append(_by_step(*pair, tree.step_N, plan.trained_steps))
+            assert isinstance(decisions, Decisions)
+            advantage_SNK = [advantages(config.advantage, [tree], [reward_M]).by_task[0] for tree in trees]
+            signal.add(
+                np.array(
+                    [
+                        [_gradient(learner, decisions, a_NK * (tree.step_N == i)[:, None]) for a_NK in advantage_SNK]
+                        for i in plan.trained_steps
+                    ]
+                )
+            )
+        efficiency_SB = signal.efficiency(_costs(config, settings, learner.objective.settings.passes))
+        for place, stride in enumerate(STRIDES):
             alone = make_plan(settings.model_copy(update={"strides": (stride,)}), config.policy.num_steps)
-            by_step = np.nanmean(by_task, axis=0)
+            correlations = np.nanmean(alike[stride], axis=0)
             figures[f"{solver}, stride {stride:g}"] = {
                 "nfe_a_task": alone.nfe,
-                **{f"rank correlation, step {i}": float(r) for i, r in zip(plan.trained_steps, by_step, strict=True)},
+                **{
+                    f"rank correlation, step {i}": float(r)
+                    for i, r in zip(plan.trained_steps, correlations, strict=True)
+                },
+                **{f"signal an NFE, {n} steps": float(e) for n, e in enumerate(efficiency_SB[place], 1)},
             }
     return figures
+
+
+def _tasks(config: RunConfig, prompts: Any, rounds: int) -> Iterator[Task]:
+    for step in range(rounds):
+        for row in rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed):
+            yield Task(0, prompts[row], (config.seed, step, row), 0)
+
+
+def _gradient(learner: Learner, decisions: Decisions, advantage_NK: np.ndarray) -> np.ndarray:
+    """Of a task's loss, all trained parameters flattened, (D,)."""
+    parameters = list(learner.policy.parameters.values())
+    for micro in learner.objective.micro_batches(decisions, advantage_NK):
+        (learner.objective.loss(micro, None).total / advantage_NK.size).backward()
+    gradient_D = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten().cpu() for p in parameters])
+    learner.optimizer.zero_grad(set_to_none=True)
+    return gradient_D.numpy()
+
+
+def _costs(config: RunConfig, settings: TrunkSettings, passes: int) -> np.ndarray:
+    """NFE of a task, the learner's passes too, by stride and by the number of branch steps, (S, B)."""
+
+    def cost(stride: float, steps: int) -> float:
+        alone = settings.model_copy(update={"strides": (stride,), "branch_steps": steps})
+        plan = make_plan(alone, config.policy.num_steps)
+        return plan.nfe + passes * plan.decisions
+
+    steps = range(1, len(make_plan(settings, config.policy.num_steps).trained_steps) + 1)
+    return np.array([[cost(stride, count) for count in steps] for stride in STRIDES])
+
+
+class Signal:
+    """Sums over tasks of what gradients have in common; those of different prompts are independent, which takes the
+    noise out of their products.
+    """
+
+    def __init__(self, steps: int, strides: int, size: int) -> None:
+        self.sum_BSD = np.zeros((steps, strides, size))
+        self.square_SB = np.zeros((strides, steps))
+        self.own_SB = np.zeros((strides, steps))
+        self.tasks = 0
+
+    def add(self, gradient_BSD: np.ndarray) -> None:
+        """Take one task's gradients by branch step and stride; the first stride is full completion."""
+        self.tasks += 1
+        self.sum_BSD += gradient_BSD
+        until_BSD = gradient_BSD.cumsum(0)
+        self.square_SB += (until_BSD**2).sum(-1).T
+        self.own_SB += (until_BSD @ until_BSD[-1, 0]).T
+
+    def efficiency(self, cost_SB: np.ndarray) -> np.ndarray:
+        """Squared signal-to-noise of an NFE relative to the whole plan, by stride and number of branch steps, (S, B).
+
+        The signal of a plan is its mean gradient along the whole plan's: ⟨E g, E f⟩ over pairs of different prompts.
+        Its noise is E‖g‖². How far a budget of NFE takes a policy depends on signal² / (noise · cost), at the
+        learning rate that suits it.
+        """
+        until_BSD = self.sum_BSD.cumsum(0)
+        signal_SB = (until_BSD @ until_BSD[-1, 0]).T - self.own_SB
+        efficiency_SB = signal_SB**2 / (self.square_SB * cost_SB)
+        return efficiency_SB / efficiency_SB[0, -1]
 
 
 def _by_step(full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: list[int]) -> list[float]:

@@ -7,6 +7,7 @@ from actors.policy.family import DTYPES
 from actors.policy.policy import Policy
 from actors.rollout.plans.settings import ChainSettings
 from services.errors import UserError
+from system.bench.completions import bench_completions
 from system.bench.learner import bench_learner
 from system.bench.measure import flops_of
 from system.bench.models import FULL_SIZES
@@ -80,3 +81,16 @@ def test_what_cannot_be_measured_is_named(config):
     chain = config.model_copy(update={"plan": ChainSettings()})
     with pytest.raises(UserError, match="whole trunk"):
         run_bench("learner", chain, None, 1, Console())
+
+
+def test_full_completions_rank_as_themselves_and_signals_are_relative_to_the_whole_plan(config, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\na cow\n")
+    data = config.data.model_copy(update={"train": str(prompts), "prompts_per_step": 3})
+    figures = bench_completions(config.model_copy(update={"data": data}), rounds=1)
+    full, one_step = figures["euler, stride 1"], figures["euler, stride 100"]
+    assert [full[f"rank correlation, step {i}"] for i in range(4)] == pytest.approx([1] * 4)
+    assert full["signal an NFE, 4 steps"] == 1
+    assert one_step["rank correlation, step 3"] == pytest.approx(1)
+    assert one_step["nfe_a_task"] < full["nfe_a_task"]
+    assert figures["prompts"] == 3

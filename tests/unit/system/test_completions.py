@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from system.bench.completions import _by_step, spearman
+from system.bench.completions import Signal, _by_step, spearman
 
 
 def test_spearman_by_hand():
@@ -21,3 +21,19 @@ def test_groups_without_spread_are_left_out():
     cheap = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     assert _by_step(full, cheap, np.array([0, 0, 1]), [0, 1]) == [pytest.approx(1), pytest.approx(-1)]
     assert np.isnan(_by_step(full[1:2], cheap[1:2], np.array([0]), [0])).all()
+
+
+def test_signal_of_gradients_with_a_known_mean():
+    """Task gradients of mean m and noise σ in D dimensions: signal ⟨m_plan, m_whole⟩, noise ‖m_plan‖² + D·σ²."""
+    rng = np.random.default_rng(0)
+    mean_BSD = np.zeros((2, 2, 50))
+    mean_BSD[0, :, 0], mean_BSD[1, 0, 1], mean_BSD[1, 1, 1] = 0.5, 1.0, 0.8
+    signal = Signal(2, 2, 50)
+    for _ in range(3000):
+        signal.add(mean_BSD + rng.normal(size=mean_BSD.shape) * 0.3)
+    cost_SB = np.array([[10.0, 20.0], [5.0, 10.0]])
+    # whole plan's mean (0.5, 1.0); by stride and number of steps
+    along = np.array([[0.25, 1.25], [0.25, 1.05]])
+    noise = np.array([[0.25, 1.25], [0.25, 0.89]]) + 50 * 0.09 * np.array([1, 2])
+    expected = along**2 / (noise * cost_SB)
+    np.testing.assert_allclose(signal.efficiency(cost_SB), expected / expected[0, -1], rtol=0.05)
