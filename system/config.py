@@ -106,31 +106,12 @@ class RunConfig(Settings):
                 "set plan.explorations to at least 2 or advantage.group to prompt"
             )
         self._methods_fit()
+        self._roles_fit()
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
         if not any(scorer.weight for scorer in self.scorers):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
-        ranks = self.learner.ranks
-        if self.data.prompts_per_step < ranks:
-            raise ValueError(
-                f"learner.ranks: {self.data.prompts_per_step} prompts a step cannot be shared by {ranks} ranks; "
-                "raise data.prompts_per_step or lower learner.ranks"
-            )
-        if self.rollout.max_workers is not None and self.rollout.max_workers < self.rollout.workers:
-            raise ValueError(
-                f"rollout.max_workers: {self.rollout.max_workers} is less than rollout.workers = {self.rollout.workers}"
-            )
-        if self.placement == "colocated" and ranks > self.rollout.workers:
-            raise ValueError(
-                f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "
-                f"{self.rollout.workers}"
-            )
-        if self.learner.shard and (ranks == 1 or self.placement == "colocated"):
-            raise ValueError(
-                "learner.shard: a sharded learner has at least 2 ranks, in processes of their own; "
-                "set learner.ranks and placement: split"
-            )
         if self.policy.num_steps < 2:
             raise ValueError("policy.num_steps: no step is left to train")
         return self
@@ -156,6 +137,31 @@ class RunConfig(Settings):
             raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")
         if self.advantage.leaves == "each" and len(getattr(self.plan, "strides", ())) < 2:
             raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
+
+    def _roles_fit(self) -> None:
+        """Refuse roles that cannot be placed or kept busy."""
+        ranks = self.learner.ranks
+        if self.data.prompts_per_step < ranks:
+            raise ValueError(
+                f"learner.ranks: {self.data.prompts_per_step} prompts a step cannot be shared by {ranks} ranks; "
+                "raise data.prompts_per_step or lower learner.ranks"
+            )
+        if self.rollout.max_workers is not None and self.rollout.max_workers < self.rollout.workers:
+            raise ValueError(
+                f"rollout.max_workers: {self.rollout.max_workers} is less than rollout.workers = {self.rollout.workers}"
+            )
+        if self.placement == "colocated" and ranks > self.rollout.workers:
+            raise ValueError(
+                f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "
+                f"{self.rollout.workers}"
+            )
+        if self.learner.shard and (ranks == 1 or self.placement == "colocated"):
+            raise ValueError(
+                "learner.shard: a sharded learner has at least 2 ranks, in processes of their own; "
+                "set learner.ranks and placement: split"
+            )
+        if self.learner.shard and self.policy.compile:
+            raise ValueError("learner.shard: a sharded transformer is not compiled; set policy.compile to false")
 
     @property
     def evaluates_an_average(self) -> bool:

@@ -80,30 +80,36 @@ class Trainer:
         give the same bytes, so each optimizer step counts once.
         """
         self.schedule = {f"branch/{name}": values for name, values in self.roles.learner.describe().items()}
+        lost = None
         while True:
             try:
+                if lost:
+                    self._restart(lost)
                 self._begin()
                 while self.state.step < self.config.steps:
                     self._step()
                 return self._checkpoint()
-            except LearnerLost as lost:
-                self._restart(lost)
+            except LearnerLost as loss:
+                self.losses[self.saved_step] += 1
+                if self.losses[self.saved_step] == MAX_LOSSES:
+                    raise
+                lost = loss
             except Stopped:
-                self._checkpoint()
+                self._last_checkpoint()
                 raise
 
     def _restart(self, lost: LearnerLost) -> None:
-        """A new learner, to be restored.
-
-        Raises:
-            LearnerLost: it happens again and again.
-        """
-        self.losses[self.saved_step] += 1
-        if self.losses[self.saved_step] == MAX_LOSSES:
-            raise lost
+        """A new learner, to be restored."""
         log.warning("the learner is lost at step %d and starts again: %s", self.state.step, lost)
-        self.state, self.saved_step = RunState(), -1
+        self.state = RunState()
         self.roles.restart_learner()
+
+    def _last_checkpoint(self) -> None:
+        """That of a stopped run; a learner that is lost as well leaves the one before."""
+        try:
+            self._checkpoint()
+        except LearnerLost as lost:
+            log.warning("no checkpoint of step %d: %s", self.state.step, lost)
 
     def _begin(self) -> None:
         """Restore the latest checkpoint, or evaluate the model as it comes."""

@@ -127,9 +127,8 @@ class LearnerGroup:
             error = _failure(done[0])
             if isinstance(error, RayTaskError) and waiting:
                 # A collective fails on those that live when another dies.
-                ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
-                dead = [other for other in map(_failure, waiting) if isinstance(other, RayActorError)]
-                error = dead[0] if dead else error
+                others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
+                error = next((other for other in map(_failure, others) if isinstance(other, RayActorError)), error)
             if isinstance(error, RayActorError):
                 raise LearnerLost(str(error).strip().splitlines()[0]) from error
             if error is not None:

@@ -10,10 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from actors.learner.ranks import Ranks
-from actors.policy.sharding import is_sharded, local
+from actors.policy.sharding import is_sharded, local, placed
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Parts:
         files = sorted(self.folder.glob(f"{name}.*.safetensors")) or [self.folder / f"{name}.safetensors"]
         parts = [safe_open(file, "pt") for file in files]
         return {
-            key: _placed(
+            key: placed(
                 torch.cat([part.get_tensor(key) for part in parts])
                 if len(parts) > 1 and target.dim()
                 else parts[0].get_tensor(key),
@@ -44,9 +43,3 @@ class Parts:
             for key, target in like.items()
             if key in parts[0].keys()  # noqa: SIM118
         }
-
-
-def _placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """On the device of `like`, and sharded as it is."""
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

@@ -17,7 +17,7 @@ from actors.policy.arrays import to_array, to_tensor
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
-from actors.policy.sharding import is_sharded, local, shard
+from actors.policy.sharding import is_sharded, local, placed, shard
 from actors.policy.weights import Arrays, Weights, checksum
 from services.errors import UserError
 from services.paths import resolve_model
@@ -57,7 +57,8 @@ class Policy:
         else:
             self.transformer.requires_grad_(True)
         self.sharded = False
-        self._take_parameters()
+        self.parameters: dict[str, nn.Parameter] = self._trained()
+        self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
         if settings.adapter:
             self._start_from(Path(settings.adapter))
         if settings.gradient_checkpointing:
@@ -65,11 +66,8 @@ class Policy:
         if settings.compile:
             self.transformer.compile()
 
-    def _take_parameters(self) -> None:
-        self.parameters: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
-        }
-        self._base = None if self.settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
 
     def shard(self, ranks: int) -> None:
         """Leave each of `ranks` processes its part of the transformer. An adapter stays whole on each; weights that are
@@ -81,7 +79,9 @@ class Policy:
                 parameter.data = parameter.data.float()
         shard(self.transformer, ranks, self.family.dtype, whole)
         self.sharded = True
-        self._take_parameters()
+        self.parameters = self._trained()
+        if self._base is not None:
+            self._base = {name: placed(base.float(), self.parameters[name]) for name, base in self._base.items()}
 
     def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):

@@ -80,6 +80,17 @@ def test_a_name_that_is_the_default_keeps_the_parents_settings(tmp_path):
             r"objective\.ema_weight: there is no moving average",
         ),
         ({"advantage": {"leaves": "each"}}, r"advantage\.leaves: .*plan\.strides"),
+        (
+            {"learner": {"ranks": 3}, "data": {"train": "a.txt", "prompts_per_step": 2}},
+            r"learner\.ranks: 2 prompts a step",
+        ),
+        ({"learner": {"ranks": 2}, "placement": "colocated"}, r"learner\.ranks: 2 colocated ranks .*there are 1"),
+        ({"learner": {"shard": True}}, r"learner\.shard: .*at least 2 ranks"),
+        (
+            {"learner": {"shard": True, "ranks": 2}, "policy": {"model": "m", "compile": True}},
+            r"policy\.compile to false",
+        ),
+        ({"rollout": {"workers": 3, "max_workers": 2}}, r"rollout\.max_workers: 2 is less"),
         ({"plan": {"name": "trunk", "explorations": 1}}, r"at least 2"),
         ({"plan": {"name": "chain"}}, r"advantage\.group"),
         ({"scorers": []}, r"`scorers`"),
