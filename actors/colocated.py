@@ -14,7 +14,6 @@ from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
-from services.logs import log_to
 
 
 class ColocatedWorker(RolloutWorker, LearnerWorker):
@@ -24,25 +23,25 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
     average during evaluation). They change places in the one model when the roles do, at no cost.
     """
 
+    parts = "all"
+
     def __init__(
         self,
         policy: PolicySettings,
         kernel: KernelSettings,
         objective: ObjectiveSettings,
-        rollout: RolloutSettings,
         learner: LearnerSettings,
         trainable: list[int],
         seed: int,
         log_file: str,
         rank: int = 0,
+        *,
+        rollout: RolloutSettings,
     ) -> None:
-        log_to(log_file)
-        from actors.policy.policy import Policy
+        LearnerWorker.__init__(self, policy, kernel, objective, learner, trainable, seed, log_file, rank)
         from actors.rollout.worker import Generator
 
-        self.policy = Policy(policy, seed)
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
-        self._begin(self.policy, kernel, objective, learner, trainable, rank)
         self.generator = Generator(self.policy, kernel, rollout)
         self.threads = {"rollout": rollout.threads, "learner": learner.threads}
 

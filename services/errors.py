@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what Ray and Arrow print below it."""
+    return str(error).strip().partition("\n")[0]

@@ -153,7 +153,7 @@ class Roles:
             rollout.workers,
             rollout.task_timeout_s,
             self.check_stop,
-            more=max(0, (rollout.max_workers or 0) - rollout.workers),
+            more=(rollout.max_workers or rollout.workers) - rollout.workers,
             start_timeout_s=self.config.ray.start_timeout_s,
         )
 
@@ -165,28 +165,23 @@ class Roles:
 
     def _start_rank(self, rank: int) -> ActorHandle:
         config, rollout, learner = self.config, self.config.rollout, self.config.learner
+        kind: type
         if self.colocated:
+            kind, bundle, name, more = ColocatedWorker, rank, f"rollout-{rank}", {"rollout": rollout}
             cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
-            return self._actor(ColocatedWorker, rank, cpus, gpus).remote(
-                config.policy,
-                config.kernel,
-                config.objective,
-                rollout,
-                learner,
-                self.trainable,
-                config.seed,
-                str(self.logs / f"rollout-{rank}.log"),
-                rank,
-            )
-        return self._actor(LearnerWorker, rollout.workers + rank, learner.num_cpus, learner.num_gpus).remote(
+        else:
+            kind, bundle, name, more = LearnerWorker, rollout.workers + rank, f"learner-{rank}", {}
+            cpus, gpus = learner.num_cpus, learner.num_gpus
+        return self._actor(kind, bundle, cpus, gpus).remote(
             config.policy,
             config.kernel,
             config.objective,
             learner,
             self.trainable,
             config.seed,
-            str(self.logs / f"learner-{rank}.log"),
+            str(self.logs / f"{name}.log"),
             rank,
+            **more,
         )
 
     def _start_worker(self, slot: int) -> ActorHandle:

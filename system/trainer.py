@@ -13,7 +13,7 @@ import ray
 from actors.learner.group import Exported, LearnerLost
 from actors.learner.stats import UpdateStats
 from actors.rollout.plans import make_plan
-from actors.trajectory import Cost, Task
+from actors.trajectory import Cost
 from system.checkpoint import RunState, latest_checkpoint, save_checkpoint
 from system.collect import Experience, collect
 from system.config import RunConfig
@@ -22,7 +22,7 @@ from system.experience import experience_table
 from system.launch import Roles
 from system.metrics import describe_rewards, describe_time, describe_update
 from system.progress import Progress
-from system.prompts import Prompts, rows_of_step
+from system.prompts import Prompts, tasks_of_step
 from system.run_folder import RunFolder
 from system.stop import Stopped
 
@@ -132,7 +132,9 @@ class Trainer:
         """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
         started, clock = time.perf_counter(), Clock()
         self._show("generate", 0, self.config.data.prompts_per_step)
-        tasks = self._tasks()
+        tasks = tasks_of_step(
+            self.train, self.config.data.prompts_per_step, self.state.step, self.config.seed, version=self.state.step
+        )
         plans = [make_plan(self.config.plan, self.config.policy.num_steps, task.address) for task in tasks]
         with clock("generate"):
             experience = collect(
@@ -163,11 +165,6 @@ class Trainer:
 
     def _show(self, stage: str, done: int = 0, of: int = 0) -> None:
         self.progress.stage(self.state.step + 1, stage, done, of)
-
-    def _tasks(self) -> list[Task]:
-        step, config = self.state.step, self.config
-        rows = rows_of_step(len(self.train), config.data.prompts_per_step, step, config.seed)
-        return [Task(i, self.train[row], (config.seed, step, row), step) for i, row in enumerate(rows)]
 
     def _update(self, experience: Experience) -> UpdateStats:
         return self.roles.learner.update(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import ray
@@ -18,7 +18,7 @@ from services.logs import log_to
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
-    from actors.policy.policy import Policy
+    from actors.policy.family import Parts
 
 JOIN_TIMEOUT_S = 120
 
@@ -29,7 +29,10 @@ class LearnerWorker:
     Never retried by Ray: a restarted learner would answer with version 0.
     """
 
+    parts: ClassVar[Parts] = "transformer"
+    """Of the model that this process needs."""
     learner: Learner
+    """One of several ranks has it when it has met the others."""
 
     def __init__(
         self,
@@ -45,26 +48,14 @@ class LearnerWorker:
         log_to(log_file)
         import torch
 
+        from actors.learner.learner import Learner
+        from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
 
         torch.set_num_threads(settings.threads)
-        self._begin(Policy(policy, seed, "transformer"), kernel, objective, settings, trainable, rank)
-
-    def _begin(
-        self,
-        policy: Policy,
-        kernel: KernelSettings,
-        objective: ObjectiveSettings,
-        settings: LearnerSettings,
-        trainable: list[int],
-        rank: int,
-    ) -> None:
-        """Make the learner, or be ready to: one of several is made when it has met the others."""
-        from actors.learner.learner import Learner
-        from actors.learner.ranks import Ranks
-
-        self.policy, self.settings, self.ranks = policy, settings, Ranks(rank, settings.ranks)
-        self._make_learner = partial(Learner, policy, kernel, objective, settings, trainable, self.ranks)
+        self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
+        self.policy = Policy(policy, seed, self.parts)
+        self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
         if settings.ranks == 1:
             self.learner = self._make_learner()
 

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.learner.settings import LearnerSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.weights import Label
+from services.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class LearnerGroup:
                 others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
                 error = next((other for other in map(_failure, others) if isinstance(other, RayActorError)), error)
             if isinstance(error, RayActorError):
-                raise LearnerLost(str(error).strip().splitlines()[0]) from error
+                raise LearnerLost(first_line(error)) from error
             if error is not None:
                 raise error
         return ray.get(refs, timeout=CONTROL_TIMEOUT_S)

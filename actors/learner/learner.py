@@ -90,7 +90,9 @@ class Learner:
             device=self.policy.device,
         )
         self.ranks.sum(planned_M)
-        spare = next(self.objective.idle(item) for item, _ in batch if item is not None)
+        spare = (
+            next(self.objective.idle(item) for item, _ in batch if item is not None) if self.policy.sharded else None
+        )
         before = [self._before(minibatch, spare, monitor) if m else [] for m, minibatch in enumerate(minibatches)]
         norms = []
         for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Sequence
@@ -11,8 +12,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Rendezvous:
 
 def join(endpoint: tuple[str, int], ranks: Ranks, device: torch.device, timeout_s: float) -> None:
     """Enter the process group that meets at `endpoint`: NCCL on GPUs, Gloo on CPUs."""
-    if endpoint[0] == LOOPBACK:
+    if ipaddress.ip_address(endpoint[0]).is_loopback:
         # Gloo would listen on the address of the host's name.
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     timeout = timedelta(seconds=timeout_s)

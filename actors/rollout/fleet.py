@@ -15,6 +15,7 @@ from actors.policy.weights import Label
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
+from services.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class Fleet:
 
     def _replace(self, slot: int, why: Exception) -> None:
         """A new worker for a slot, which joins when it holds the current weights."""
-        log.warning("rollout worker %d is replaced: %s", slot, _first_line(why))
+        log.warning("rollout worker %d is replaced: %s", slot, first_line(why))
         self.replaced += 1
         ray.kill(self.workers.pop(slot))
         self._start(slot)
@@ -151,7 +152,7 @@ class Fleet:
             except RayActorError as error:
                 if join.attempts >= MAX_DEATHS_PER_JOB and slot < self.slots:
                     raise RuntimeError(f"rollout worker {slot} died {join.attempts} times as it started") from error
-                log.warning("rollout worker %d died as it started: %s", slot, _first_line(error))
+                log.warning("rollout worker %d died as it started: %s", slot, first_line(error))
                 self._start(slot, join.attempts + 1)
                 continue
             self.workers[slot] = join.worker
@@ -227,7 +228,3 @@ class Fleet:
     def close(self) -> None:
         for worker in [*self.workers.values(), *(join.worker for join in self.joining.values())]:
             ray.kill(worker)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -5,7 +5,6 @@ Shape legend: D entries of all trained parameters, N decisions and K actions of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +18,10 @@ from actors.reward.pool import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
-from actors.trajectory import Decisions, Task
+from actors.trajectory import Decisions
 from services.scoring.scorer import load_scorer
 from system.config import RunConfig
-from system.prompts import read_prompts, rows_of_step
+from system.prompts import read_prompts, tasks_of_step
 
 STRIDES = (1.0, 2.0, 3.0, 100.0)
 """Full, half, a third; and one step to the end."""
@@ -43,13 +42,18 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     learner = Learner(policy, config.kernel, config.objective, config.learner, trainable)
     scorers = {scorer.name: load_scorer(scorer) for scorer in config.scorers if scorer.weight}
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
-    figures: dict[str, Any] = {"prompts": rounds * config.data.prompts_per_step, "scorers": list(config.weights)}
+    tasks = [
+        task
+        for step in range(rounds)
+        for task in tasks_of_step(prompts, config.data.prompts_per_step, step, config.seed, version=0)
+    ]
+    figures: dict[str, Any] = {"prompts": len(tasks), "scorers": list(config.weights)}
     for solver in ("euler", "dpm2"):
         settings = config.plan.model_copy(update={"strides": STRIDES, "solver": solver})
         plan = make_plan(settings, config.policy.num_steps)
         alike: dict[float, list[list[float]]] = {stride: [] for stride in STRIDES}
         signal = Signal(len(plan.trained_steps), len(STRIDES), sum(p.numel() for p in policy.parameters.values()))
-        for task in _tasks(config, prompts, rounds):
+        for task in tasks:
             decisions, images_MHWC, tree, _ = generator.generate(task, plan)
             texts = [task.prompt] * len(images_MHWC)
             scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
@@ -83,12 +87,6 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     return figures
 
 
-def _tasks(config: RunConfig, prompts: Any, rounds: int) -> Iterator[Task]:
-    for step in range(rounds):
-        for row in rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed):
-            yield Task(0, prompts[row], (config.seed, step, row), 0)
-
-
 def _gradient(learner: Learner, decisions: Decisions, advantage_NK: np.ndarray) -> np.ndarray:
     """Of a task's loss, all trained parameters flattened, (D,)."""
     parameters = list(learner.policy.parameters.values())
@@ -120,11 +118,9 @@ class Signal:
         self.sum_BSD = np.zeros((steps, strides, size))
         self.square_SB = np.zeros((strides, steps))
         self.own_SB = np.zeros((strides, steps))
-        self.tasks = 0
 
     def add(self, gradient_BSD: np.ndarray) -> None:
         """Take one task's gradients by branch step and stride; the first stride is full completion."""
-        self.tasks += 1
         self.sum_BSD += gradient_BSD
         until_BSD = gradient_BSD.cumsum(0)
         self.square_SB += (until_BSD**2).sum(-1).T

@@ -17,11 +17,10 @@ from actors.policy.policy import Policy
 from actors.reward.pool import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
-from actors.trajectory import Task
 from services.scoring.scorer import load_scorer
 from system.collect import compare
 from system.config import RunConfig
-from system.prompts import read_prompts, rows_of_step
+from system.prompts import read_prompts, tasks_of_step
 from system.train import train_run
 
 SKIPPED_STEPS = 1
@@ -79,11 +78,9 @@ def one_process(config: RunConfig, steps: int) -> float:
         if step == SKIPPED_STEPS:
             started = time.perf_counter()
         generator.load(learner.export())
-        rows = rows_of_step(len(prompts), config.data.prompts_per_step, step, config.seed)
         done: list[Any] = []
         scores: list[Scores] = []
-        for i, row in enumerate(rows):
-            task = Task(i, prompts[row], (config.seed, step, row), step)
+        for task in tasks_of_step(prompts, config.data.prompts_per_step, step, config.seed, version=step):
             experience, images_MHWC, tree, _ = generator.generate(
                 task, make_plan(config.plan, config.policy.num_steps, task.address)
             )

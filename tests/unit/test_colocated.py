@@ -44,7 +44,7 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
         RolloutWorker(policy, KERNEL, ROLLOUT, 0, log),
         LearnerWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log),
     )
-    one = ColocatedWorker(policy, KERNEL, OBJECTIVE, ROLLOUT, LEARNER, PLAN.trained_steps, 0, log)
+    one = ColocatedWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log, rollout=ROLLOUT)
     for rollout, learner in (split, (one, one)):
         rollout.load(learner.export(0)[0])
     for version in range(2):
@@ -55,7 +55,9 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
 
 def test_the_base_exists_once_in_the_process(sd3_folder, tmp_path):
     policy = tiny_settings(sd3_folder)
-    one = ColocatedWorker(policy, KERNEL, OBJECTIVE, ROLLOUT, LEARNER, PLAN.trained_steps, 0, str(tmp_path / "log"))
+    one = ColocatedWorker(
+        policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, str(tmp_path / "log"), rollout=ROLLOUT
+    )
     transformer = one.policy.transformer
     assert one.learner.policy.transformer is transformer is one.generator.policy.transformer
     frozen = [p for p in transformer.parameters() if not p.requires_grad]

@@ -69,13 +69,17 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
         taught = np.arange(len(item.step_N)) if self.settings.kl else np.flatnonzero(advantage_NK.any(axis=1))
+        conditioning = self.rows_of(item.conditioning, self.micro_batch)
         for rows, real in padded_rows(taught, self.micro_batch):
-            yield self._rows(item, advantage_NK, rows, real)
+            yield self._rows(item, advantage_NK, conditioning, rows, real)
 
     def idle(self, item: Decisions) -> DecisionRows:
-        return self._rows(item, np.zeros(item.log_prob_NK.shape), np.zeros(self.micro_batch, int), 0)
+        conditioning = self.rows_of(item.conditioning, self.micro_batch)
+        return self._rows(item, np.zeros(item.log_prob_NK.shape), conditioning, np.zeros(self.micro_batch, int), 0)
 
-    def _rows(self, item: Decisions, advantage_NK: np.ndarray, rows: np.ndarray, real: int) -> DecisionRows:
+    def _rows(
+        self, item: Decisions, advantage_NK: np.ndarray, conditioning: dict[str, Tensor], rows: np.ndarray, real: int
+    ) -> DecisionRows:
         advantage = advantage_NK[rows].astype(np.float32)
         advantage[real:] = 0
         return DecisionRows(
@@ -85,7 +89,7 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
             self.on_device(advantage),
             self.on_device(item.log_prob_NK[rows]),
             self.on_device(item.weight_N[rows]),
-            self.rows_of(item.conditioning, self.micro_batch),
+            conditioning,
             real,
         )
 
