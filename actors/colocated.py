@@ -63,9 +63,11 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         with self.policy.holding(self.sampled):
             return super().sample(prompts, addresses, num_steps, base)
 
-    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples | None) -> UpdateStats:
+    def update(
+        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Samples | None
+    ) -> UpdateStats:
         self._turn("learner")
-        return super().update(advantages, *experience)
+        return super().update(advantages, behaviour, *experience)
 
     def _turn(self, role: str) -> None:
         """The CPU threads of a role are part of its arithmetic."""

@@ -1,21 +1,20 @@
-"""Checkpoints: everything the next step needs, written aside, checksummed, and moved into place."""
+"""Checkpoints: everything the next step needs, sealed by a manifest of checksums that is written last."""
 
-import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from services.storage import Folder
 from system import __version__
 
 log = logging.getLogger(__name__)
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+PREFIX = "step_"
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunState:
     """Where a run stands after a whole step."""
 
@@ -25,57 +24,71 @@ class RunState:
     decodes: int = 0
     scores: int = 0
     elapsed_s: float = 0.0
+    heldout: float | None = None
+    """Held-out reward of this step's policy, where it was evaluated."""
 
 
-def save_checkpoint(root: Path, state: RunState, save_learner: Callable[[str], None], keep: int) -> Path:
-    """Write `root/step_N`; older ones beyond `keep` are removed.
+class Checkpoints:
+    """The checkpoints of a run, one folder each.
 
     Args:
-        save_learner: writes the learner's files into the folder it is given.
+        folder: on any storage.
+        keep: so many newest ones are kept, and the one with the best held-out reward.
     """
-    target = root / f"step_{state.step:06d}"
-    aside = root / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_learner(str(aside))
-    (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
-    manifest = {
-        "tempflow": __version__,
-        "sha256": {path.name: _sha256(path) for path in sorted(aside.iterdir())},
-    }
-    (aside / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-    for old in _folders(root)[:-keep]:
-        shutil.rmtree(old)
-    return target
+
+    def __init__(self, folder: Folder, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def begin(self, step: int) -> Folder:
+        """An empty folder for the learner's files; without `commit` it counts for nothing."""
+        folder = self.folder / f"{PREFIX}{step:06d}"
+        folder.remove()
+        return folder
+
+    def commit(self, state: RunState, sha256: Mapping[str, str]) -> None:
+        """Seal a checkpoint whose files are written, and remove those that are not kept.
+
+        Args:
+            sha256: of each of the learner's files.
+        """
+        folder = self.folder / f"{PREFIX}{state.step:06d}"
+        sealed = {**sha256, STATE_FILE: folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())}
+        manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
+        folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
+        self._forget()
+
+    def latest(self) -> tuple[Folder, RunState] | None:
+        """The newest whole checkpoint; torn or altered ones are passed over, and the log says so."""
+        for name in reversed(self._names()):
+            folder = self.folder / name
+            problem = _problem(folder)
+            if problem is None:
+                return folder, _state(folder)
+            log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, problem)
+        return None
+
+    def _names(self) -> list[str]:
+        return [name for name in self.folder.names() if name.startswith(PREFIX)]
+
+    def _forget(self) -> None:
+        names = self._names()
+        states = {name: _state(self.folder / name) for name in names if MANIFEST_FILE in (self.folder / name).names()}
+        evaluated = {name: state.heldout for name, state in states.items() if state.heldout is not None}
+        best = [max(evaluated, key=lambda name: evaluated[name])] if evaluated else []
+        for name in set(names) - {*sorted(states)[-self.keep :], *best}:
+            (self.folder / name).remove()
 
 
-def latest_checkpoint(root: Path) -> tuple[Path, RunState] | None:
-    """The newest whole checkpoint; torn or altered ones are passed over, and the log says so."""
-    for folder in reversed(_folders(root)):
-        problem = _problem(folder)
-        if problem is None:
-            return folder, RunState(**json.loads((folder / STATE_FILE).read_text()))
-        log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, problem)
-    return None
+def _state(folder: Folder) -> RunState:
+    return RunState(**json.loads(folder.read(STATE_FILE)))
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("step_*") if path.is_dir())
-
-
-def _problem(folder: Path) -> str | None:
+def _problem(folder: Folder) -> str | None:
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest = json.loads(folder.read(MANIFEST_FILE))
         for name, expected in manifest["sha256"].items():
-            if _sha256(folder / name) != expected:
+            if folder.sha256(name) != expected:
                 return f"{name} does not match its checksum"
     except (OSError, json.JSONDecodeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -137,7 +137,10 @@ def bench(
     family: Annotated[
         str | None, typer.Option(help="Full-size shapes with random weights: sd35-medium or flux-dev.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds (training steps for weights and pipeline).")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds (training steps for pipeline).")] = 3,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="pipeline: 64 workers, 16 replicas and 4 ranks that sleep.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a part against the loop that the reference scripts use, on the same work in one run."""
@@ -149,7 +152,7 @@ def bench(
 
     log = Console(stderr=True) if json else console
     with redirect_stdout(sys.stderr if json else sys.stdout):  # Ray's own messages
-        figures = run_bench(kind, load_config(recipe, overrides or []), family, rounds, log)
+        figures = run_bench(kind, load_config(recipe, overrides or []), family, rounds, simulate, log)
     console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))
 
 

@@ -55,10 +55,14 @@ class EvalSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """When the run's state is written, and how many are kept."""
+    """When the run's state is written, where to, and how many are kept."""
 
     every: int = Field(10, ge=1)
+    """Steps between two; an evaluated step has one, too."""
     keep: int = Field(3, ge=1)
+    """The newest so many, and the one with the best held-out reward."""
+    folder: str | None = None
+    """A path or a URI (`s3://bucket/prefix`) that gets a folder of the run's name; the run folder if not given."""
 
 
 class RaySettings(Settings):
@@ -159,6 +163,21 @@ class RunConfig(Settings):
             raise ValueError(
                 "learner.shard: a sharded learner has at least 2 ranks, in processes of their own; "
                 "set learner.ranks and placement: split"
+            )
+        if self.learner.max_staleness and self.placement == "colocated":
+            raise ValueError(
+                "learner.max_staleness: colocated roles take turns, so no experience is made ahead; "
+                "set placement: split, or max_staleness to 0"
+            )
+        if self.learner.max_staleness and self.policy.lora is None:
+            raise ValueError(
+                "learner.max_staleness: the learner keeps the trained weights of each version, which is meant for "
+                "adapters; set policy.lora, or max_staleness to 0"
+            )
+        if self.learner.max_staleness and isinstance(self.objective, NftSettings):
+            raise ValueError(
+                "learner.max_staleness: DiffusionNFT compares with the policy that its images came from as it is now; "
+                "set max_staleness to 0"
             )
         if self.learner.shard and self.policy.compile:
             raise ValueError("learner.shard: a sharded transformer is not compiled; set policy.compile to false")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import ray
 from rich.table import Table
 
-from actors.policy.weights import Weights, checksum
+from actors.policy.weights import Exported, Weights, checksum
 from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
@@ -39,14 +39,17 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
         connect()
         try:
             with Roles(config, [], Path(logs), stop.check, with_learner=False) as roles:
-                arguments = (roles.fleet, roles.pool, heldout, scorers, config.eval, config.seed, config.eval_steps)
+                arguments = (
+                    *(roles.fleet, roles.pool, heldout, scorers),
+                    *(config.eval, config.seed, config.eval_steps, stop.check),
+                )
                 results["base"] = evaluate(*arguments, base=True)
                 if adapter:
                     names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
                     arrays = read_trained(adapter, names, config.policy.lora)
                     weights = Weights(0, checksum(arrays), arrays)
-                    roles.fleet.broadcast(ray.put(weights), weights.label)
-                    results["adapter"] = evaluate(*arguments)
+                    exported = Exported(ray.put(weights), weights.label)
+                    results["adapter"] = evaluate(*arguments, weights=exported)
         finally:
             ray.shutdown()
     if output:

@@ -1,13 +1,15 @@
 """Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from actors.policy.weights import Exported
 from actors.reward.pool import RewardPool, Scores
 from actors.rollout.fleet import Fleet
 from actors.trajectory import Cost
@@ -17,6 +19,9 @@ from system.prompts import Prompts
 EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
 IMAGES_TIMEOUT_S = 120
+POLL_S = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Evaluation:
         return summary
 
 
+def _as_completed(jobs: Iterable[Future[T]], check_stop: Callable[[], None]) -> Iterator[Future[T]]:
+    waiting = set(jobs)
+    while waiting:
+        done, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
+        check_stop()
+        yield from done
+
+
 def _mean(scores: np.ndarray) -> float:
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else float("nan")
@@ -56,29 +69,39 @@ def evaluate(
     settings: EvalSettings,
     seed: int,
     num_steps: int,
+    check_stop: Callable[[], None],
+    weights: Exported | None = None,
     base: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
-    """Generate one deterministic image a prompt with the fleet's weights and score them all.
+    """Generate one deterministic image a prompt with the fleet and score them all.
 
     Args:
         num_steps: T of these images.
+        check_stop: called while waiting; raises to end the wait.
+        weights: to sample from; what the model came with if not given.
         base: sample from the model without its adapter.
         progress: told (batches done, batches).
     """
     rows = range(min(settings.prompts, len(prompts)))
     chunks = [list(rows[start : start + settings.batch]) for start in range(0, len(rows), settings.batch)]
-    batches = [([prompts[row] for row in chunk], [(seed, EVAL_STREAM, row, 0) for row in chunk]) for chunk in chunks]
     cost = Cost()
     scored: dict[int, Future[Scores]] = {}
     grid: dict[int, np.ndarray] = {}
     with ThreadPoolExecutor(len(fleet) + 1, "evaluate") as threads:
-        for done, (index, images, spent) in enumerate(fleet.sample(batches, num_steps, base), 1):
+        sampled = {}
+        for index, chunk in enumerate(chunks):
+            addresses = [(seed, EVAL_STREAM, row, 0) for row in chunk]
+            job = fleet.sample([prompts[row] for row in chunk], addresses, num_steps, weights, base)
+            sampled[job] = index
+        for done, job in enumerate(_as_completed(sampled, check_stop), 1):
+            index = sampled.pop(job)
+            images, spent = job.result()
             cost += spent
             if chunks[index][0] < settings.grid:
                 grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
-            scored[index] = threads.submit(pool.score, images, batches[index][0], scorers)
-            progress(done, len(batches))
+            scored[index] = threads.submit(pool.score, images, [prompts[row] for row in chunks[index]], scorers)
+            progress(done, len(chunks))
         scores = [scored[index].result() for index in range(len(chunks))]
     columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
     table = pa.table(

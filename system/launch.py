@@ -152,7 +152,6 @@ class Roles:
             self._start_worker,
             rollout.workers,
             rollout.task_timeout_s,
-            self.check_stop,
             more=(rollout.max_workers or rollout.workers) - rollout.workers,
             start_timeout_s=self.config.ray.start_timeout_s,
         )

@@ -68,7 +68,7 @@ class Progress:
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold", padding=(0, 1))
-        columns = ["step", "reward", "held out", "ρ drift", "NFE", "generate", "score", "update", "broadcast", "step s"]
+        columns = ["step", "reward", "held out", "ρ drift", "NFE", "generate", "score", "update", "export", "step s"]
         for column in columns:
             table.add_column(column, justify="right")
         for line in self.lines[-12:]:
@@ -90,7 +90,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
         " ".join(f"{name} {value:.3f}" for name, value in heldout(line).items()),
         number("drift/mean", ".1e"),
         number("nfe", ","),
-        *[number(f"seconds/{stage}", ".1f") for stage in ("generate", "score", "update", "broadcast", "step")],
+        *[number(f"seconds/{stage}", ".1f") for stage in ("generate", "score", "update", "export", "step")],
     ]
 
 
@@ -116,7 +116,7 @@ def describe(line: dict[str, Any], steps: int, left_s: float | None) -> str:
     if not math.isnan(line.get("drift/mean", math.nan)):
         parts.append(f"drift {line['drift/mean']:.1e}")
     parts.append(f"NFE {line['nfe']:,}")
-    stages = ("generate", "score", "update", "broadcast", "eval")
+    stages = ("generate", "score", "update", "export", "eval")
     parts.append(" ".join(f"{s} {line[f'seconds/{s}']:.1f}s" for s in stages if f"seconds/{s}" in line))
     if left_s is not None:
         parts.append(f"about {minutes(left_s)} left")

@@ -25,8 +25,10 @@ import yaml
 from PIL import Image
 
 from services.errors import UserError
+from services.storage import Folder
 from system import __version__
-from system.config import RunConfig, parse_config
+from system.checkpoint import Checkpoints
+from system.config import CheckpointSettings, RunConfig, parse_config
 
 MAY_CHANGE = {"steps", "output", "eval", "checkpoint", "ray", "reward"}
 """Settings that a resumed run may change: none of them enters the arithmetic of a step."""
@@ -80,9 +82,15 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self, settings: CheckpointSettings) -> Checkpoints:
+        """Of this run, in its folder or where the settings say.
+
+        Raises:
+            UserError: the settings name no storage.
+        """
+        if settings.folder is None:
+            return Checkpoints(Folder.at(str(self.path / "checkpoints")), settings.keep)
+        return Checkpoints(Folder.at(settings.folder) / self.path.name, settings.keep)
 
     @property
     def trained(self) -> Path:

@@ -1,28 +1,27 @@
-"""The training loop: generate, score, compare, update, broadcast, evaluate, write down."""
+"""The training loop: take experience, update, publish the weights, evaluate, write down."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray
-
-from actors.learner.group import Exported, LearnerLost
-from actors.learner.stats import UpdateStats
-from actors.rollout.plans import make_plan
+from actors.learner.group import LearnerLost
+from actors.policy.weights import Exported
 from actors.trajectory import Cost
-from system.checkpoint import RunState, latest_checkpoint, save_checkpoint
-from system.collect import Experience, collect
+from services.errors import UserError, first_line
+from system.checkpoint import RunState
+from system.collect import Collector
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
 from system.experience import experience_table
 from system.launch import Roles
 from system.metrics import describe_rewards, describe_time, describe_update
 from system.progress import Progress
-from system.prompts import Prompts, tasks_of_step
+from system.prompts import Prompts
 from system.run_folder import RunFolder
 from system.stop import Stopped
 
@@ -68,8 +67,11 @@ class Trainer:
         self.train, self.heldout = train, heldout
         self.progress, self.check_stop = progress, check_stop
         self.state = RunState()
+        self.checkpoints = run.checkpoints(config.checkpoint)
+        self.saving: RunState | None = None
+        """A checkpoint whose files are being written."""
         self.saved_step = -1
-        self.kept_exports: list[ray.ObjectRef] = []
+        self.collector = Collector(config, roles, train, 0)
         self.losses: Counter[int] = Counter()
         self.schedule: dict[str, list[float]] = {}
 
@@ -88,107 +90,121 @@ class Trainer:
                 self._begin()
                 while self.state.step < self.config.steps:
                     self._step()
-                return self._checkpoint()
+                return self._last_checkpoint()
             except LearnerLost as loss:
                 self.losses[self.saved_step] += 1
                 if self.losses[self.saved_step] == MAX_LOSSES:
                     raise
                 lost = loss
             except Stopped:
-                self._last_checkpoint()
+                self._stopped()
                 raise
+            finally:
+                self.collector.close()
 
     def _restart(self, lost: LearnerLost) -> None:
         """A new learner, to be restored."""
         log.warning("the learner is lost at step %d and starts again: %s", self.state.step, lost)
-        self.state = RunState()
+        self.state, self.saving = RunState(), None
         self.roles.restart_learner()
 
     def _last_checkpoint(self) -> None:
-        """That of a stopped run; a learner that is lost as well leaves the one before."""
+        """That of the end.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self._checkpoint()
+        self._seal(wait=True)
+        if self.saved_step != self.state.step:
+            raise UserError(
+                f"the checkpoint of step {self.state.step} cannot be written to {self.checkpoints.folder} "
+                f"(logs/driver.log says why); make room there and go on with --resume from step {self.saved_step}"
+            )
+
+    def _stopped(self) -> None:
+        """The checkpoint of a stopped run; a learner that is lost as well leaves the one before."""
         try:
-            self._checkpoint()
+            self._last_checkpoint()
         except LearnerLost as lost:
             log.warning("no checkpoint of step %d: %s", self.state.step, lost)
 
     def _begin(self) -> None:
         """Restore the latest checkpoint, or evaluate the model as it comes."""
-        found = latest_checkpoint(self.run.checkpoints)
+        found = self.checkpoints.latest()
         if found is not None:
             folder, self.state = found
-            self.roles.learner.restore(str(folder), self.state.step)
+            self.roles.learner.restore(folder, self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
-        self._broadcast()
+        self.collector = Collector(self.config, self.roles, self.train, self.state.step)
+        learner = self.roles.learner
+        for version in range(max(0, self.state.step - self.config.learner.max_staleness), self.state.step):
+            self.collector.publish(learner.export(version))
+        sampled = learner.export(self.state.step)
         if found is None:
             clock = Clock()
             with clock("eval"):
-                line = self._evaluate()
+                line = self._evaluate(sampled)
             self._record(line | {"seconds/eval": clock.seconds["eval"]})
         elif self._eval_due() and not self.run.has_eval(self.state.step):
-            self.run.amend_metrics(self._evaluate())
+            self.run.amend_metrics(self._evaluate(sampled))
+        self.collector.publish(sampled)
 
     def _step(self) -> None:
         """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
         started, clock = time.perf_counter(), Clock()
-        self._show("generate", 0, self.config.data.prompts_per_step)
-        tasks = tasks_of_step(
-            self.train, self.config.data.prompts_per_step, self.state.step, self.config.seed, version=self.state.step
-        )
-        plans = [make_plan(self.config.plan, self.config.policy.num_steps, task.address) for task in tasks]
+        learner, fleet = self.roles.learner, self.roles.fleet
         with clock("generate"):
-            experience = collect(
-                self.config, self.roles, tasks, plans, lambda done, of: self._show("generate", done, of)
-            )
+            experience = self.collector.take(self.state.step, lambda done, of: self._show("generate", done, of))
         self._show("update")
         with clock("update"):
-            stats = self._update(experience)
-        self.state.step += 1
-        with clock("broadcast"):
-            weights_bytes = self._broadcast()
-        self._spend(experience.cost + Cost(nfe=stats.nfe), experience.num_scores)
-        self.run.write_experience(self.state.step, experience_table(experience))
-        line = describe_rewards(self.config, experience) | describe_update(stats) | self.schedule
-        workers = len(self.roles.fleet.workers)
-        line |= {"bytes/weights": weights_bytes, "workers": workers, "workers_replaced": self.roles.fleet.replaced}
-        line |= {"learner_restarts": self.roles.learner.restarts}
+            stats = learner.update(
+                [task.experience for task in experience.generated],
+                experience.advantages.by_task,
+                experience.behaviour,
+            )
+        self.state = replace(self.state, step=self.state.step + 1, heldout=None)
+        with clock("export"):
+            sampled = learner.export(self.state.step)
+        line: dict[str, Any] = {}
         try:
             if self._eval_due():
                 with clock("eval"):
-                    line |= self._evaluate()
+                    line = self._evaluate(sampled)
+            self.collector.publish(sampled)
         finally:
             clock.seconds["step"] = time.perf_counter() - started
-            self.state.elapsed_s += clock.seconds["step"]
+            cost = experience.cost + Cost(nfe=stats.nfe)
+            self.state = replace(
+                self.state,
+                nfe=self.state.nfe + cost.nfe,
+                decodes=self.state.decodes + cost.decodes,
+                scores=self.state.scores + experience.num_scores,
+                elapsed_s=self.state.elapsed_s + clock.seconds["step"],
+                heldout=self._heldout_reward(line),
+            )
+            self.run.write_experience(self.state.step, experience_table(experience))
+            workers = len(fleet.workers)
+            line |= {"bytes/weights": sampled.label.num_bytes, "workers": workers, "workers_replaced": fleet.replaced}
+            line |= {"learner_restarts": learner.restarts, "staleness": self.state.step - 1 - experience.behaviour}
+            line |= describe_rewards(self.config, experience) | describe_update(stats) | self.schedule
             self._record(line | describe_time(self.config, experience, stats, clock.seconds, workers))
-        if self.state.step % self.config.checkpoint.every == 0:
+        self._seal()
+        if self.state.step % self.config.checkpoint.every == 0 or self.state.heldout is not None:
             self._checkpoint()
 
     def _show(self, stage: str, done: int = 0, of: int = 0) -> None:
         self.progress.stage(self.state.step + 1, stage, done, of)
 
-    def _update(self, experience: Experience) -> UpdateStats:
-        return self.roles.learner.update(
-            [task.experience for task in experience.generated], experience.advantages.by_task
-        )
-
-    def _broadcast(self) -> int:
-        """Send the learner's weights to every worker and wait for all confirmations; returns their bytes."""
-        return self._send(self.roles.learner.export(self.state.step))
-
-    def _send(self, exported: Exported) -> int:
-        self.roles.fleet.broadcast(exported.weights, exported.label)
-        self.kept_exports = [*self.kept_exports[-1:], exported.weights]
-        return exported.label.num_bytes
-
     def _eval_due(self) -> bool:
         return self.state.step % self.config.eval.every == 0 or self.state.step == self.config.steps
 
-    def _evaluate(self) -> dict[str, Any]:
-        """Held-out scores of the weights that are saved: the EMA where there is one."""
+    def _evaluate(self, sampled: Exported) -> dict[str, Any]:
+        """Held-out scores of the weights that are saved: those that are sampled from, or the EMA where there is one."""
         if self.heldout is None:
             return {}
-        if self.config.evaluates_an_average:
-            self._send(self.roles.learner.evaluated())
+        weights = self.roles.learner.evaluated() if self.config.evaluates_an_average else sampled
         scorers = [scorer.name for scorer in self.config.scorers]
         result: Evaluation = evaluate(
             self.roles.fleet,
@@ -198,32 +214,44 @@ class Trainer:
             self.config.eval,
             self.config.seed,
             self.config.eval_steps,
+            self.check_stop,
+            weights,
             progress=lambda done, of: self.progress.stage(self.state.step, "evaluate", done, of),
         )
-        if self.config.evaluates_an_average:
-            self._broadcast()
         self.run.write_eval(self.state.step, result.table)
         self.run.write_samples(self.state.step, result.grid_NHWC)
         return result.summary(scorers)
 
     def _checkpoint(self) -> None:
-        """Write the state of the last whole step, unless it is written already."""
-        if self.saved_step == self.state.step:
+        """Begin to write the state of the last whole step, unless that is done already."""
+        if self.state.step in (self.saved_step, self.saving.step if self.saving else None):
             return
+        self._seal(wait=True)
         learner = self.roles.learner
-        save_checkpoint(
-            self.run.checkpoints,
-            self.state,
-            learner.save,
-            self.config.checkpoint.keep,
-        )
+        learner.save(self.checkpoints.begin(self.state.step))
         learner.save_model(str(self.run.trained))
-        self.saved_step = self.state.step
+        self.saving = self.state
 
-    def _spend(self, cost: Cost, scores: int) -> None:
-        self.state.nfe += cost.nfe
-        self.state.decodes += cost.decodes
-        self.state.scores += scores
+    def _seal(self, wait: bool = False) -> None:
+        """Make the checkpoint that is being written count, if its files are there. One that cannot be written leaves
+        the one before it.
+        """
+        if self.saving is None:
+            return
+        try:
+            digests = self.roles.learner.saved(wait)
+            if digests is None:
+                return
+            self.checkpoints.commit(self.saving, digests)
+            self.saved_step = self.saving.step
+        except OSError as error:
+            log.warning("no checkpoint of step %d: %s", self.saving.step, first_line(error))
+        self.saving = None
+
+    def _heldout_reward(self, line: dict[str, Any]) -> float | None:
+        """What is trained for, on held-out prompts; None where it is not known."""
+        reward = sum(weight * line.get(f"eval/{name}", math.nan) for name, weight in self.config.weights.items())
+        return None if math.isnan(reward) else reward
 
     def _record(self, line: dict[str, Any]) -> None:
         state = {"step": self.state.step, "version": self.state.step, "elapsed_s": self.state.elapsed_s}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,6 +16,7 @@ from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Label, Weights
 from actors.trajectory import Decisions, Samples
 from services.logs import log_to
+from services.storage import Folder
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
@@ -33,6 +35,7 @@ class LearnerWorker:
     """Of the model that this process needs."""
     learner: Learner
     """One of several ranks has it when it has met the others."""
+    writing: Future[dict[str, str]]
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class LearnerWorker:
         from actors.policy.policy import Policy
 
         torch.set_num_threads(settings.threads)
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
         self.policy = Policy(policy, seed, self.parts)
         self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
@@ -82,20 +86,21 @@ class LearnerWorker:
             described["weight"] = self.learner.objective.weight_T.tolist()
         return described
 
-    def update(self, advantages: list[np.ndarray], *experience: Decisions | Samples | None) -> UpdateStats:
-        """One training step on all tasks, in index order; None where another rank has the task."""
-        return self.learner.update(list(zip(experience, advantages, strict=True)))
+    def update(
+        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Samples | None
+    ) -> UpdateStats:
+        """One training step on all tasks, in index order, of policy version `behaviour`; None where another rank has
+        the task."""
+        return self.learner.update(list(zip(experience, advantages, strict=True)), behaviour)
 
     @ray.method(num_returns=2)
     def export(self, version: int) -> tuple[Weights, Label]:
-        """The weights of `version`.
+        """The weights to sample from of `version`.
 
         Raises:
-            RuntimeError: this learner holds another version.
+            RuntimeError: this learner does not hold that version.
         """
-        if version != self.learner.version:
-            raise RuntimeError(f"asked for policy version {version}, holding {self.learner.version}")
-        weights = self.learner.export()
+        weights = self.learner.export(version)
         return weights, weights.label
 
     @ray.method(num_returns=2)
@@ -103,12 +108,25 @@ class LearnerWorker:
         weights = self.learner.evaluated()
         return weights, weights.label
 
-    def save(self, folder: str) -> None:
-        self.learner.save(Path(folder))
+    def save(self, folder: Folder) -> None:
+        """Begin to write this rank's files of a checkpoint; they hold the state as it is now."""
+        self.writing = self.writer.submit(_write, folder, self.learner.files())
 
-    def restore(self, folder: str, version: int) -> None:
-        self.learner.restore(Path(folder), version)
+    def saved(self, wait: bool) -> dict[str, str] | None:
+        """SHA-256 by file, once all of them are written; None if they are not yet and we do not `wait`.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        return self.writing.result() if wait or self.writing.done() else None
+
+    def restore(self, folder: Folder, version: int) -> None:
+        self.learner.restore(folder, version)
 
     def save_model(self, folder: str) -> None:
         """Write the evaluated weights in diffusers' layout."""
         self.learner.save_model(Path(folder))
+
+
+def _write(folder: Folder, files: dict[str, bytes]) -> dict[str, str]:
+    return {name: folder.write(name, content) for name, content in files.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.learner.settings import LearnerSettings
 from actors.learner.stats import UpdateStats
-from actors.policy.weights import Label
+from actors.policy.weights import Exported
 from services.errors import first_line
+from services.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,6 @@ GRACE_S = 10
 
 class LearnerLost(Exception):
     """A rank died or does not answer: what the learner held since its last checkpoint is gone."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Weights in the object store, and what they are."""
-
-    weights: ray.ObjectRef
-    label: Label
 
 
 class LearnerGroup:
@@ -70,14 +62,18 @@ class LearnerGroup:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
         return self._ask("describe")
 
-    def update(self, experience: Sequence[ray.ObjectRef], advantages: Sequence[np.ndarray]) -> UpdateStats:
-        """One training step on all tasks, given in index order.
+    def update(
+        self, experience: Sequence[ray.ObjectRef], advantages: Sequence[np.ndarray], behaviour: int
+    ) -> UpdateStats:
+        """One training step on all tasks, given in index order, which policy version `behaviour` generated.
 
         They are dealt out in turn, so that no rank has more than one more than another in any optimizer step.
         """
         answers = [
             worker.update.remote(
-                advantages, *[task if i % len(self.workers) == rank else None for i, task in enumerate(experience)]
+                advantages,
+                behaviour,
+                *[task if i % len(self.workers) == rank else None for i, task in enumerate(experience)],
             )
             for rank, worker in enumerate(self.workers)
         ]
@@ -91,10 +87,23 @@ class LearnerGroup:
         """The weights that evaluation and the saved model use, likewise."""
         return self._export("evaluated")
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: Folder) -> None:
+        """Begin to write a checkpoint's files; `update` may go on meanwhile."""
         self._ask("save", folder)
 
-    def restore(self, folder: str, version: int) -> None:
+    def saved(self, wait: bool) -> dict[str, str] | None:
+        """SHA-256 of each file of the checkpoint that was begun last, once all are written; None if they are not yet
+        and we do not `wait`.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        of_ranks = self._answers([worker.saved.remote(wait) for worker in self.workers], CONTROL_TIMEOUT_S)
+        if None in of_ranks:
+            return None
+        return {name: digest for of_rank in of_ranks for name, digest in of_rank.items()}
+
+    def restore(self, folder: Folder, version: int) -> None:
         self._ask("restore", folder, version)
 
     def save_model(self, folder: str) -> None:

@@ -1,7 +1,8 @@
 """The learner: experience and advantages in, one policy version further out. Plain PyTorch, no Ray."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from actors.learner.masters import Masters
 from actors.learner.monitor import Monitor
 from actors.learner.objectives import make_averages, make_objective
-from actors.learner.parts import Parts
+from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
@@ -25,10 +26,11 @@ from actors.policy.sharding import full, is_sharded
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Samples
 from services.errors import UserError
+from services.storage import Folder
 
 Taught = tuple[Decisions | Samples, np.ndarray]
 
-MASTERS, OPTIMIZER = "trained", "optimizer"
+MASTERS, OPTIMIZER, PAST = "trained", "optimizer", "version_"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -67,12 +69,17 @@ class Learner:
         self.averages = make_averages(objective, settings.ema, self.masters.tensors)
         self.objective = make_objective(objective, policy, self.averages, self.kernel, settings.micro_batch, trainable)
         self.version = 0
+        self.past: dict[int, dict[str, Tensor]] = {}
+        """What was sampled from in the last `max_staleness` versions before this one."""
 
-    def update(self, batch: Sequence[tuple[Decisions | Samples | None, np.ndarray]]) -> UpdateStats:
+    def update(
+        self, batch: Sequence[tuple[Decisions | Samples | None, np.ndarray]], behaviour: int | None = None
+    ) -> UpdateStats:
         """One training step: policy version n to n + 1.
 
         Args:
             batch: (experience, advantage_NK) of each task, in index order; no experience where another rank has it.
+            behaviour: the version that generated it; this one if not given.
 
         Raises:
             UserError: rollout and learner disagree by more than `max_drift`, or a gradient is not finite.
@@ -93,7 +100,13 @@ class Learner:
         spare = (
             next(self.objective.idle(item) for item, _ in batch if item is not None) if self.policy.sharded else None
         )
-        before = [self._before(minibatch, spare, monitor) if m else [] for m, minibatch in enumerate(minibatches)]
+        with self._as_of(self.version if behaviour is None else behaviour) as stale:
+            before = [
+                self._before(minibatch, spare, monitor) if m or stale else [] for m, minibatch in enumerate(minibatches)
+            ]
+        if self.settings.max_staleness:
+            self.past[self.version] = {name: value.detach().clone() for name, value in self._sampled().items()}
+            self.past.pop(self.version - self.settings.max_staleness, None)
         norms = []
         for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
             for micro, kept in zip_longest(self._micro_batches(minibatch, spare), before[m]):
@@ -122,6 +135,25 @@ class Learner:
             if not self.ranks.any(micro is not None, self.policy.device):
                 return
             yield spare if micro is None else micro
+
+    @contextmanager
+    def _as_of(self, version: int) -> Iterator[bool]:
+        """The policy is that of `version`; gives whether this is another than the current one."""
+        if version == self.version:
+            yield False
+            return
+        with self.policy.holding(self._kept(version)):
+            yield True
+
+    def _kept(self, version: int) -> dict[str, Tensor]:
+        """What was sampled from in a version before this one.
+
+        Raises:
+            RuntimeError: it is not kept.
+        """
+        if version not in self.past:
+            raise RuntimeError(f"asked for policy version {version}, holding {sorted([*self.past, self.version])}")
+        return self.past[version]
 
     def _before(self, minibatch: list[Taught], spare: Any, monitor: Monitor) -> list[Tensor | None]:
         kept = []
@@ -157,51 +189,69 @@ class Learner:
             self.averages["ema"].update()
         return norm
 
-    def export(self) -> Weights:
-        """The weights to sample from: the current ones, or the slow copy that the objective asks for."""
-        return self._weights("old")
+    def export(self, version: int | None = None) -> Weights:
+        """The weights to sample from: the current ones, or those of a version before that are kept."""
+        if version is None or version == self.version:
+            return self._weights(self.version, self._sampled())
+        return self._weights(version, self._kept(version))
 
     def evaluated(self) -> Weights:
         """The weights that evaluation and the saved model use: the EMA where there is one, else the current ones."""
-        return self._weights("ema")
+        return self._weights(self.version, self._average("ema"))
 
-    def _weights(self, average: str) -> Weights:
-        """Those of an average, or the current ones where there is no such average; the first rank has them."""
-        values = self.averages[average].shadow if average in self.averages else self.policy.parameters
+    def _sampled(self) -> Mapping[str, Tensor]:
+        """The current weights, or the slow copy that the objective asks for."""
+        return self._average("old")
+
+    def _average(self, name: str) -> Mapping[str, Tensor]:
+        return self.averages[name].shadow if name in self.averages else self.policy.parameters
+
+    def _weights(self, version: int, values: Mapping[str, Tensor]) -> Weights:
+        """Their arrays, which the first rank has."""
         arrays = {}
         for name, value in values.items():
             whole = full(value)
             if not self.ranks.rank:
                 arrays[name] = to_array(whole.to(self.policy.export_dtype))
-        return Weights(self.version, checksum(arrays), arrays)
+        return Weights(version, checksum(arrays), arrays)
 
-    def save(self, folder: Path) -> None:
-        """Write the trained parameters in fp32, averages and optimizer state as safetensors."""
-        parts = Parts(folder, self.ranks)
-        parts.save(MASTERS, self.masters.tensors)
-        for name, average in self.averages.items():
-            parts.save(name, average.state())
+    def files(self) -> dict[str, bytes]:
+        """All that the next update needs, as it is now, in safetensors: this rank's share of the files of a checkpoint.
+
+        Trained parameters in fp32, averages, optimizer state, and the past versions that are kept.
+        """
         moments = {
             f"{name}/{key}": value
             for name, master in self.masters.tensors.items()
             for key, value in self.optimizer.state[master].items()
         }
-        parts.save(OPTIMIZER, moments)
+        kinds = {MASTERS: self.masters.tensors, OPTIMIZER: moments}
+        kinds |= {name: average.state() for name, average in self.averages.items()}
+        kinds |= {f"{PAST}{version}": past for version, past in self.past.items()}
+        return {
+            file: content
+            for name, tensors in kinds.items()
+            for file, content in packed(name, tensors, self.ranks).items()
+        }
 
-    def restore(self, folder: Path, version: int) -> None:
-        """Load what `save` wrote, with any number of ranks; the next update continues exactly."""
-        parts = Parts(folder, self.ranks)
-        self.masters.restore(parts.load(MASTERS, self.masters.tensors))
-        for name, average in self.averages.items():
-            average.restore(parts.load(name, average.state()))
+    def restore(self, folder: Folder, version: int) -> None:
+        """Load the files of any number of ranks; the next update continues exactly."""
         masters = self.masters.tensors
+        self.masters.restore(unpacked(MASTERS, masters, folder))
+        for name, average in self.averages.items():
+            average.restore(unpacked(name, average.state(), folder))
         like = {f"{name}/{key}": master for name, master in masters.items() for key in MOMENTS}
-        moments = parts.load(OPTIMIZER, like | {f"{name}/step": torch.tensor(0.0) for name in masters})
+        moments = unpacked(OPTIMIZER, like | {f"{name}/step": torch.tensor(0.0) for name in masters}, folder)
         for name, master in masters.items():
             state = {key: moments[f"{name}/{key}"] for key in MOMENTS if f"{name}/{key}" in moments}
             if state:
                 self.optimizer.state[master] = state
         self.version = version
+        sampled = self._sampled()
+        self.past = {
+            past: unpacked(f"{PAST}{past}", sampled, folder)
+            for past in range(max(0, version - self.settings.max_staleness), version)
+        }
 
     def save_model(self, folder: Path) -> None:
         """Write the evaluated weights in diffusers' layout."""

@@ -147,6 +147,10 @@ class LearnerSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     micro_batch: int = Field(8, ge=1)
     """Decisions of one forward and backward."""
+    max_staleness: int = Field(0, ge=0)
+    """How many policy versions experience is older than the policy that learns from it (fewer at a run's start), so
+    that generation goes on while the learner learns; 0 is on-policy. Old log-probs come from the version that
+    generated."""
     max_drift: float = Field(0.05, gt=0)
     """A run stops when the mean |Δ log p| between rollout and learner exceeds this at any step."""
     ema: EmaSettings | None = None

@@ -1,10 +1,16 @@
 """Weights on their way from the learner to the workers: named arrays with a version and a checksum."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 Arrays = dict[str, np.ndarray]
 
@@ -16,6 +22,14 @@ class Label:
     version: int
     checksum: str
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights in the object store, and what they are."""
+
+    weights: ObjectRef
+    label: Label
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
-"""The rollout workers as the training loop sees them: tasks in, results out in any order, deaths mended."""
+"""The rollout workers as the training loop sees them: jobs in, futures of their answers out, deaths mended."""
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 
-from actors.policy.weights import Label
+from actors.policy.weights import Exported, Label
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
@@ -20,49 +23,70 @@ from services.errors import first_line
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+WAKE_S = 0.02
+"""How soon a worker that waits for a job gets it."""
 SMALL_RESULT_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One finished task. The two references stay in the object store until dropped."""
+    """One finished task. What the references name stays in the object store until they are dropped."""
 
     task: Task
-    experience: ray.ObjectRef
-    images: ray.ObjectRef
+    experience: ObjectRef
+    images: ObjectRef | None
+    """None once they are scored."""
     tree: Tree
     cost: Cost
 
 
+@dataclass(eq=False)
+class _Job:
+    start: Callable[[ActorHandle], list[ObjectRef]]
+    """Starts it on a worker; the last reference is what the driver reads."""
+    answer: Callable[[list[ObjectRef], Any], Any]
+    """What the future gives, of the references and what was read."""
+    weights: Exported | None
+    """What the worker must hold; whatever it holds if None."""
+    may_start: Callable[[], bool]
+    future: Future[Any] = field(default_factory=Future)
+    started: bool = False
+    deaths: int = 0
+
+
 @dataclass(frozen=True)
 class _Running:
-    job: int
+    job: _Job
     slot: int
-    refs: list[ray.ObjectRef]
+    worker: ActorHandle
+    refs: list[ObjectRef]
+    confirmation: ObjectRef | None
+    """Of weights that were sent with the job."""
     deadline: float
 
 
 @dataclass(frozen=True)
 class _Joining:
-    """A worker that is starting, or loading weights, while the others work."""
+    """A worker that is starting while the others work."""
 
     worker: ActorHandle
-    answer: ray.ObjectRef
-    """Of `load`, or of `ready` while there are no weights."""
+    ready: ObjectRef
     attempts: int
 
 
 class Fleet:
-    """Slots for workers. Those that hold the current weights get tasks; the others join when they do.
+    """Slots for workers, and a thread that gives waiting jobs, first come first served, to those that are free.
+
+    A worker gets the weights of a job with the job, unless it holds them already. A job whose worker dies or hangs runs
+    again, on whoever is free; a slot whose worker died gets a new one, which joins once it has loaded its model.
 
     Args:
         start_worker: makes the worker of a slot; it may have to wait for a place on the cluster.
         slots: workers without which the run does not begin.
         task_timeout_s: a job that takes longer counts as lost and its worker is replaced.
-        check_stop: called while waiting; raises to end the wait.
         more: further slots, whose workers come and go as the cluster has room.
-        start_timeout_s: how long there may be no worker at all.
+        start_timeout_s: how long jobs may wait with no worker at all.
     """
 
     def __init__(
@@ -70,85 +94,171 @@ class Fleet:
         start_worker: Callable[[int], ActorHandle],
         slots: int,
         task_timeout_s: float,
-        check_stop: Callable[[], None],
         more: int = 0,
         start_timeout_s: float = 900,
     ) -> None:
         self.start_worker = start_worker
         self.task_timeout_s, self.start_timeout_s = task_timeout_s, start_timeout_s
-        self.check_stop = check_stop
         self.slots = slots
-        self.weights: tuple[ray.ObjectRef, Label] | None = None
         self.workers: dict[int, ActorHandle] = {}
         self.joining: dict[int, _Joining] = {}
         self.replaced = 0
+        self._held: dict[int, Label] = {}
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[ObjectRef, _Running] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._closed = False
+        self._last_seen = time.monotonic()
         for slot in range(slots + more):
             self._start(slot)
+        self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
 
     def __len__(self) -> int:
         return len(self.workers) + len(self.joining)
 
     def wait_ready(self, timeout_s: float) -> tuple[int, ...]:
-        """Wait until the workers that the run needs have loaded their model; returns the latent shape."""
+        """Wait until the workers that the run needs have loaded their model, and take jobs from now on.
+
+        Returns the latent shape.
+        """
         needed = {slot: join for slot, join in self.joining.items() if slot < self.slots}
-        shapes = ray.get([join.answer for join in needed.values()], timeout=timeout_s)
+        shapes = ray.get([join.ready for join in needed.values()], timeout=timeout_s)
         self.adopt({slot: join.worker for slot, join in needed.items()})
+        self._thread.start()
         return shapes[0]
 
     def adopt(self, workers: Mapping[int, ActorHandle]) -> None:
-        """Take workers that live into their slots; the next broadcast reaches them."""
-        for slot, worker in workers.items():
-            self.joining.pop(slot, None)
-            self.workers[slot] = worker
+        """Take workers that live into their slots."""
+        with self._changed:
+            for slot, worker in workers.items():
+                self.joining.pop(slot, None)
+                self._held.pop(slot, None)
+                self.workers[slot] = worker
 
-    def broadcast(self, weights: ray.ObjectRef, label: Label) -> None:
-        """Give every worker the weights and wait until each has confirmed version and checksum; those that are starting
-        get them too, and are not waited for.
+    def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
+        """Run a task by its plan, once there is room for `num_bytes` of images; the caller gives it back."""
+        return self._submit(
+            lambda worker: worker.generate.remote(task, plan),
+            lambda refs, answer: Generated(task, refs[0], refs[1], *answer),
+            weights,
+            lambda: room.reserve(num_bytes),
+        )
 
-        Raises:
-            RuntimeError: a worker holds something else afterwards.
+    def sample(
+        self,
+        prompts: list[str],
+        addresses: Sequence[tuple[int, ...]],
+        num_steps: int,
+        weights: Exported | None = None,
+        base: bool = False,
+    ) -> Future[tuple[ObjectRef, Cost]]:
+        """Deterministic images, one a prompt, and what they cost.
+
+        Args:
+            weights: to sample from; what the model came with if not given.
+            base: leave out what is trained.
         """
-        self.weights = (weights, label)
-        self.joining = {
-            slot: replace(join, answer=join.worker.load.remote(weights)) for slot, join in self.joining.items()
-        }
-        answers = [(slot, worker.load.remote(weights)) for slot, worker in self.workers.items()]
-        for slot, answer in answers:
+        return self._submit(
+            lambda worker: worker.sample.remote(prompts, addresses, num_steps, base),
+            lambda refs, cost: (refs[0], cost),
+            weights,
+        )
+
+    def cancel(self) -> None:
+        """Forget the jobs that no worker has yet."""
+        with self._changed:
+            for job in self._waiting:
+                job.future.cancel()
+            self._waiting.clear()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self.cancel()
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(SMALL_RESULT_TIMEOUT_S)
+        for worker in [*self.workers.values(), *(join.worker for join in self.joining.values())]:
+            ray.kill(worker)
+
+    def _submit(
+        self,
+        start: Callable[[ActorHandle], list[ObjectRef]],
+        answer: Callable[[list[ObjectRef], Any], Any],
+        weights: Exported | None,
+        may_start: Callable[[], bool] = lambda: True,
+    ) -> Future[Any]:
+        job = _Job(start, answer, weights, may_start)
+        with self._changed:
+            if not self._waiting and not self._running:
+                self._last_seen = time.monotonic()
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.future
+
+    def _serve(self) -> None:
+        """Give out jobs and take in answers until closed. What no retry mends is raised by every unfinished future."""
+        while not self._closed:
             try:
-                self._confirm(ray.get(answer, timeout=self.task_timeout_s))
-            except (RayActorError, GetTimeoutError) as error:
-                self._replace(slot, error)
+                with self._changed:
+                    self._give_out()
+                done = self._wait()
+                with self._changed:
+                    self._welcome(done)
+                    self._take_in(done)
+                    self._look_after_time()
+            except Exception as error:
+                log.warning("the fleet gives up its jobs: %s", first_line(error))
+                with self._changed:
+                    lost = [*self._waiting, *(run.job for run in self._running.values())]
+                    self._waiting.clear()
+                    self._running.clear()
+                for job in lost:
+                    job.future.set_exception(error)
 
-    def _confirm(self, answer: tuple[int, str]) -> None:
-        assert self.weights is not None
-        _, label = self.weights
-        if answer != (label.version, label.checksum):
-            raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
+    def _idle(self) -> list[int]:
+        busy = {run.slot for run in self._running.values() if self.workers.get(run.slot) is run.worker}
+        return [slot for slot in self.workers if slot not in busy]
 
-    def _start(self, slot: int, attempts: int = 1) -> None:
-        worker = self.start_worker(slot)
-        answer = worker.load.remote(self.weights[0]) if self.weights else worker.ready.remote()
-        self.joining[slot] = _Joining(worker, answer, attempts)
+    def _give_out(self) -> None:
+        for slot in self._idle():
+            if not self._waiting:
+                return
+            job = self._waiting[0]
+            if not job.started and not job.may_start():
+                return
+            job.started = True
+            del self._waiting[0]
+            worker, confirmation = self.workers[slot], None
+            if job.weights is not None and self._held.get(slot) != job.weights.label:
+                confirmation = worker.load.remote(job.weights.weights)
+                self._held[slot] = job.weights.label
+            refs = job.start(worker)
+            deadline = time.monotonic() + self.task_timeout_s
+            self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, deadline)
 
-    def _replace(self, slot: int, why: Exception) -> None:
-        """A new worker for a slot, which joins when it holds the current weights."""
-        log.warning("rollout worker %d is replaced: %s", slot, first_line(why))
-        self.replaced += 1
-        ray.kill(self.workers.pop(slot))
-        self._start(slot)
+    def _wait(self) -> list[ObjectRef]:
+        """References that have an answer; none after a while, or when there may be something to give out."""
+        with self._changed:
+            expected = [*self._running, *(join.ready for join in self.joining.values())]
+            idle = bool(self._idle())
+            if not self._running and (idle or not expected):
+                self._changed.wait(WAKE_S if self._waiting else POLL_S)
+                timeout_s = 0.0
+            else:
+                timeout_s = WAKE_S if idle else POLL_S
+        return ray.wait(expected, timeout=timeout_s)[0] if expected else []
 
-    def _welcome(self, done: Sequence[ray.ObjectRef], idle: list[int]) -> None:
-        """Let those that have answered join.
+    def _welcome(self, done: Sequence[ObjectRef]) -> None:
+        """Let those that have loaded their model join.
 
         Raises:
             RuntimeError: a worker that the run needs cannot start.
         """
-        for slot, join in [(slot, join) for slot, join in self.joining.items() if join.answer in done]:
+        for slot, join in [(slot, join) for slot, join in self.joining.items() if join.ready in done]:
             del self.joining[slot]
             try:
-                answer = ray.get(join.answer, timeout=SMALL_RESULT_TIMEOUT_S)
-                if self.weights:
-                    self._confirm(answer)
+                ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
             except RayActorError as error:
                 if join.attempts >= MAX_DEATHS_PER_JOB and slot < self.slots:
                     raise RuntimeError(f"rollout worker {slot} died {join.attempts} times as it started") from error
@@ -156,75 +266,61 @@ class Fleet:
                 self._start(slot, join.attempts + 1)
                 continue
             self.workers[slot] = join.worker
-            idle.append(slot)
 
-    def generate(
-        self, tasks: Sequence[Task], plans: Sequence[Plan], room: InFlight, image_bytes: int
-    ) -> Iterator[Generated]:
-        """Run each task by its plan; yields each as it finishes. The caller gives the room back once it is scored.
+    def _take_in(self, done: Sequence[ObjectRef]) -> None:
+        for ref in [ref for ref in done if ref in self._running]:
+            run = self._running.pop(ref)
+            try:
+                if run.confirmation is not None:
+                    self._confirm(run)
+                answer = ray.get(run.refs[-1], timeout=SMALL_RESULT_TIMEOUT_S)
+            except RayActorError as error:
+                self._lost(run, error)
+            except Exception as error:
+                run.job.future.set_exception(error)
+            else:
+                run.job.future.set_result(run.job.answer(run.refs, answer))
 
-        Args:
-            room: bounds the bytes of images in flight.
-            image_bytes: of one image.
+    def _confirm(self, run: _Running) -> None:
+        """Check that the worker holds what it was sent.
+
+        Raises:
+            RuntimeError: something else.
         """
-        jobs = [
-            lambda worker, task=task, plan=plan: worker.generate.remote(task, plan)
-            for task, plan in zip(tasks, plans, strict=True)
-        ]
-        results = self._run(jobs, lambda job, wait_s: room.reserve(plans[job].leaves * image_bytes, wait_s))
-        for job, (experience, images, _), (tree, cost) in results:
-            yield Generated(tasks[job], experience, images, tree, cost)
+        assert run.job.weights is not None
+        label = run.job.weights.label
+        answer = ray.get(run.confirmation, timeout=SMALL_RESULT_TIMEOUT_S)
+        if answer != (label.version, label.checksum):
+            raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
 
-    def sample(
-        self, batches: Sequence[tuple[list[str], Sequence[tuple[int, ...]]]], num_steps: int, base: bool = False
-    ) -> Iterator[tuple[int, ray.ObjectRef, Cost]]:
-        """Deterministic images of (prompts, addresses) batches: (index of the batch, images, cost) as they finish."""
-        jobs = [lambda worker, batch=batch: worker.sample.remote(*batch, num_steps, base) for batch in batches]
-        for job, (images, _), cost in self._run(jobs, lambda job, wait_s: True):
-            yield job, images, cost
+    def _look_after_time(self) -> None:
+        now = time.monotonic()
+        for ref in [ref for ref, run in self._running.items() if now > run.deadline]:
+            self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
+        if self.workers or not self._waiting:
+            self._last_seen = now
+        elif now - self._last_seen > self.start_timeout_s:
+            raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
 
-    def _run(
-        self, jobs: Sequence[Callable[[ActorHandle], list[ray.ObjectRef]]], may_start: Callable[[int, float], bool]
-    ) -> Iterator[tuple[int, list[ray.ObjectRef], Any]]:
-        """Each job once, on any worker; a job whose worker dies or hangs runs again, on whoever is free."""
-        waiting, idle = deque(range(len(jobs))), list(self.workers)
-        running: dict[ray.ObjectRef, _Running] = {}
-        deaths = [0] * len(jobs)
-        started = [False] * len(jobs)
-        last_seen = time.monotonic()
-        while waiting or running:
-            while waiting and idle and (started[waiting[0]] or may_start(waiting[0], 0 if running else POLL_S)):
-                job, slot = waiting.popleft(), idle.pop(0)
-                started[job] = True
-                refs = jobs[job](self.workers[slot])
-                running[refs[-1]] = _Running(job, slot, refs, time.monotonic() + self.task_timeout_s)
-            expected = [*running, *(join.answer for join in self.joining.values())]
-            done, _ = ray.wait(expected, num_returns=1, timeout=POLL_S) if running or not idle else ([], [])
-            self.check_stop()
-            self._welcome(done, idle)
-            for ref in [ref for ref in done if ref in running]:
-                run = running.pop(ref)
-                try:
-                    result = ray.get(ref, timeout=SMALL_RESULT_TIMEOUT_S)
-                except RayActorError as error:
-                    self._lost(run, error, deaths, waiting)
-                    continue
-                idle.append(run.slot)
-                yield run.job, run.refs, result
-            for ref in [ref for ref, run in running.items() if time.monotonic() > run.deadline]:
-                late = TimeoutError(f"no answer within {self.task_timeout_s:g} s")
-                self._lost(running.pop(ref), late, deaths, waiting)
-            last_seen = time.monotonic() if self.workers else last_seen
-            if time.monotonic() - last_seen > self.start_timeout_s:
-                raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
+    def _lost(self, run: _Running, why: Exception) -> None:
+        """The job runs again; a worker that is still in its slot gives it to a new one."""
+        job = run.job
+        job.deaths += 1
+        if job.deaths >= MAX_DEATHS_PER_JOB:
+            many = RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last: {why}")
+            many.__cause__ = why
+            job.future.set_exception(many)
+        else:
+            self._waiting.appendleft(job)
+        if self.workers.get(run.slot) is not run.worker:
+            return
+        log.warning("rollout worker %d is replaced: %s", run.slot, first_line(why))
+        self.replaced += 1
+        del self.workers[run.slot]
+        self._held.pop(run.slot, None)
+        ray.kill(run.worker)
+        self._start(run.slot)
 
-    def _lost(self, run: _Running, why: Exception, deaths: list[int], waiting: deque[int]) -> None:
-        deaths[run.job] += 1
-        if deaths[run.job] >= MAX_DEATHS_PER_JOB:
-            raise RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last: {why}") from why
-        waiting.appendleft(run.job)
-        self._replace(run.slot, why)
-
-    def close(self) -> None:
-        for worker in [*self.workers.values(), *(join.worker for join in self.joining.values())]:
-            ray.kill(worker)
+    def _start(self, slot: int, attempts: int = 1) -> None:
+        worker = self.start_worker(slot)
+        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts)

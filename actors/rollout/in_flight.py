@@ -14,18 +14,23 @@ class InFlight:
         self.bound = bound
         self.bytes = 0
         self.peak = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
-    def reserve(self, count: int, wait_s: float = 0.0) -> bool:
-        """Take `count` bytes if they fit within `wait_s` seconds; False if not."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self.bytes or self.bytes + count <= self.bound, wait_s):
+    def reserve(self, count: int) -> bool:
+        """Take `count` bytes if they fit; False if not."""
+        with self._lock:
+            if self.bytes and self.bytes + count > self.bound:
                 return False
             self.bytes += count
             self.peak = max(self.peak, self.bytes)
             return True
 
     def release(self, count: int) -> None:
-        with self._changed:
+        with self._lock:
             self.bytes -= count
-            self._changed.notify_all()
+
+    def take_peak(self) -> int:
+        """The most bytes at once since this was last asked."""
+        with self._lock:
+            peak, self.peak = self.peak, self.bytes
+            return peak

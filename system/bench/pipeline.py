@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import ray
 import torch
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from actors.rollout.worker import Generator
 from services.scoring.scorer import load_scorer
 from system.collect import compare
 from system.config import RunConfig
+from system.launch import Roles, connect
 from system.prompts import read_prompts, tasks_of_step
 from system.train import train_run
 
@@ -44,19 +45,29 @@ def bench_pipeline(config: RunConfig, steps: int, console: Console) -> dict[str,
     }
 
 
-def bench_weights(config: RunConfig, steps: int, console: Console) -> dict[str, Any]:
-    """MB and seconds from the learner's export to the last confirmation, for an adapter and for every weight."""
+def bench_weights(config: RunConfig, rounds: int) -> dict[str, Any]:
+    """MB, and seconds from the export to the last confirmation, for an adapter and for every weight."""
     full = config.policy.model_copy(update={"lora": None})
     runs = {"lora": config, "full": config.model_copy(update={"policy": full})}
     figures: dict[str, Any] = {"rollout_workers": config.rollout.workers}
-    for name, run in runs.items():
-        lines = _train(run, steps, console)[SKIPPED_STEPS:]
-        taken = float(np.mean([line["seconds/broadcast"] for line in lines]))
-        figures[name] = {
-            "mb": lines[-1]["bytes/weights"] / 1e6,
-            "seconds": taken,
-            "share_of_a_step": taken / float(np.mean([line["seconds/step"] for line in lines])),
-        }
+    trainable = trainable_steps(config.plan, config.policy.num_steps)
+    connect()
+    try:
+        for name, run in runs.items():
+            with TemporaryDirectory() as logs, Roles(run, trainable, Path(logs), lambda: None) as roles:
+                started = 0.0
+                for i in range(SKIPPED_STEPS + rounds):
+                    if i == SKIPPED_STEPS:
+                        started = time.perf_counter()
+                    exported = roles.learner.export(0)
+                    answers = [worker.load.remote(exported.weights) for worker in roles.fleet.workers.values()]
+                    ray.get(answers, timeout=config.rollout.task_timeout_s)
+                figures[name] = {
+                    "mb": exported.label.num_bytes / 1e6,
+                    "seconds": (time.perf_counter() - started) / rounds,
+                }
+    finally:
+        ray.shutdown()
     return figures
 
 

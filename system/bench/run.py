@@ -19,7 +19,9 @@ OF_A_MODEL = ("sampler", "learner")
 KINDS = (*OF_A_MODEL, "weights", "pipeline", "pool", "completions")
 
 
-def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, console: Console) -> dict[str, Any]:
+def run_bench(
+    kind: str, config: RunConfig, full_size: str | None, rounds: int, simulate: bool, console: Console
+) -> dict[str, Any]:
     """Figures of one benchmark.
 
     Raises:
@@ -31,6 +33,8 @@ def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, 
         raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
     if full_size and kind not in OF_A_MODEL:
         raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
+    if simulate and kind != "pipeline":
+        raise UserError(f"--simulate: `bench {kind}` measures computing; only `bench pipeline` can do without")
     whole_trunk = isinstance(config.plan, TrunkSettings) and not config.plan.strata and config.plan.strides == (1.0,)
     if kind in (*OF_A_MODEL, "completions") and not whole_trunk:
         raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
@@ -43,10 +47,18 @@ def run_bench(kind: str, config: RunConfig, full_size: str | None, rounds: int, 
             from system.bench.completions import bench_completions
 
             return bench_completions(config, rounds)
-        case "weights" | "pipeline":
-            from system.bench.pipeline import bench_pipeline, bench_weights
+        case "weights":
+            from system.bench.pipeline import bench_weights
 
-            return (bench_pipeline if kind == "pipeline" else bench_weights)(config, rounds + 1, console)
+            return bench_weights(config, rounds)
+        case "pipeline" if simulate:
+            from system.bench.simulate import bench_simulated
+
+            return bench_simulated(config, rounds, console)
+        case "pipeline":
+            from system.bench.pipeline import bench_pipeline
+
+            return bench_pipeline(config, rounds + 1, console)
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
     policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)
     return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)

@@ -31,7 +31,7 @@ FEWEST_STEPS_TO_SMOOTH = 10
 FEWEST_STEPS_TO_CORRELATE = 5
 SMALLEST_SHARE = 0.005
 """Of the time: stages below it go into `other`."""
-STAGES = {"generate": BLUE, "update": ORANGE, "broadcast": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
+STAGES = {"generate": BLUE, "update": ORANGE, "export": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
 """Stages that follow one another within a step, bottom up; scoring runs within `generate`."""
 ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
 

@@ -3,18 +3,20 @@
 import os
 import time
 from collections import Counter
+from concurrent.futures import Future
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.policy.weights import Weights
-from actors.rollout.fleet import Fleet
+from actors.policy.weights import Exported, Weights
+from actors.rollout.fleet import Fleet, Generated
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import Plan, ode_plan
 from actors.trajectory import Cost, Task
 
 PLAN = ode_plan(1)
+ROOM = InFlight(10**9)
 TASK_S = 0.2
 
 
@@ -44,21 +46,21 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-def step(fleet: Fleet, version: int, tasks: int = 20) -> Counter[int]:
-    """One training step's weights and tasks: how many tasks each process did."""
+def submit(fleet: Fleet, version: int, tasks: int) -> list[Future[Generated]]:
+    """One training step's tasks, with its weights."""
     weights = Weights(version, "abc", {})
-    fleet.broadcast(ray.put(weights), weights.label)
-    work = [Task(i, "", (0, 0, i), version) for i in range(tasks)]
-    done = list(fleet.generate(work, [PLAN] * tasks, InFlight(10**9), 1))
-    assert sorted(result.task.index for result in done) == list(range(tasks))
-    return Counter(result.tree for result in done)
+    exported = Exported(ray.put(weights), weights.label)
+    return [fleet.generate(Task(i, "", (0, 0, i), version), PLAN, exported, ROOM, 1) for i in range(tasks)]
+
+
+def step(fleet: Fleet, version: int, tasks: int = 20) -> Counter[int]:
+    """How many of a training step's tasks each process did."""
+    return Counter(future.result(60).tree for future in submit(fleet, version, tasks))
 
 
 @pytest.mark.chaos
 def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(cluster):
-    fleet = Fleet(
-        lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(), 1, 60, lambda: None, more=2
-    )
+    fleet = Fleet(lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(), 1, 60, more=2)
     fleet.wait_ready(60)
     assert len(step(fleet, 0)) == 1
 
@@ -68,14 +70,12 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
     assert min(grown.values()) > 5
     assert len(step(fleet, 2)) == 3
 
-    weights = Weights(3, "abc", {})
-    fleet.broadcast(ray.put(weights), weights.label)
-    work = [Task(i, "", (0, 0, i), 3) for i in range(30)]
-    results = fleet.generate(work, [PLAN] * 30, InFlight(10**9), 1)
-    found = [next(results).task.index for _ in range(5)]
+    futures = submit(fleet, 3, 30)
+    for future in futures[:5]:
+        future.result(60)
     cluster.remove_node(node)
-    found += [result.task.index for result in results]
-    assert sorted(found) == list(range(30))
+    for future in futures:
+        future.result(60)
     assert len(fleet.workers) == 1
     assert len(fleet.joining) == 2
 

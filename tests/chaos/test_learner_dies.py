@@ -14,7 +14,9 @@ from tests.integration.conftest import RUN_TIMEOUT_S, environment
 from tests.integration.test_training import adapter, figures, metrics
 
 STEPS = 8
-SPLIT, RANKS, COLOCATED = [], ["learner.ranks=2"], ["learner.ranks=2", "placement=colocated"]
+SPLIT: list[str] = []
+RANKS, COLOCATED = ["learner.ranks=2"], ["learner.ranks=2", "placement=colocated"]
+STALE = ["learner.max_staleness=2"]
 
 
 def learners(head: int) -> list[psutil.Process]:
@@ -36,7 +38,7 @@ def learners(head: int) -> list[psutil.Process]:
         (RANKS, 0),
         *(
             pytest.param(overrides, seed, marks=pytest.mark.chaos)
-            for overrides in (SPLIT, COLOCATED)
+            for overrides in (SPLIT, COLOCATED, STALE)
             for seed in (0, 1)
         ),
         *(pytest.param(RANKS, seed, marks=pytest.mark.chaos) for seed in range(1, 6)),

@@ -3,19 +3,21 @@
 import os
 import signal
 import threading
-import time
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import ray
 
-from actors.policy.weights import Weights
-from actors.rollout.fleet import Fleet
+from actors.policy.weights import Exported, Weights
+from actors.rollout.fleet import Fleet, Generated
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import Plan, ode_plan
 from actors.trajectory import Cost, Task
 
 PLAN = ode_plan(1)
+EMPTY = InFlight(10**9)
 
 
 @ray.remote(num_cpus=0)
@@ -29,6 +31,7 @@ class FakeWorker:
         return (1,)
 
     def load(self, weights: Weights):
+        self.version = weights.version
         return weights.version, "something else" if self.lies else weights.checksum
 
     @ray.method(num_returns=3)
@@ -39,37 +42,47 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL if task.prompt == "die" else signal.SIGSTOP)
         if task.prompt == "always die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index}", f"images {task.index}", (task.index, Cost())
+        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, Cost())
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+def exported(version: int = 3) -> Exported:
+    weights = Weights(version, "abc", {})
+    return Exported(ray.put(weights), weights.label)
+
+
 @pytest.fixture
 def fleet(tmp_path):
-    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 60, lambda: None)
+    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 60)
     fleet.wait_ready(60)
-    weights = Weights(3, "abc", {})
-    fleet.broadcast(ray.put(weights), weights.label)
     yield fleet
     fleet.close()
 
 
-def tasks(*prompts: str) -> list[Task]:
-    return [Task(i, prompt, (0, 0, i), 3) for i, prompt in enumerate(prompts)]
+def submit(fleet: Fleet, prompts: Iterable[str], room: InFlight = EMPTY, num_bytes: int = 1) -> list[Future[Generated]]:
+    weights = exported()
+    tasks = [Task(i, prompt, (0, 0, i), 3) for i, prompt in enumerate(prompts)]
+    return [fleet.generate(task, PLAN, weights, room, num_bytes) for task in tasks]
 
 
 def run(fleet: Fleet, *prompts: str) -> list[str]:
-    done = {
-        result.task.index: ray.get(result.images, timeout=30)
-        for result in fleet.generate(tasks(*prompts), [PLAN] * len(prompts), InFlight(10**9), 1)
-    }
-    return [done[i] for i in range(len(prompts))]
+    return [ray.get(future.result(60).images, timeout=30) for future in submit(fleet, prompts)]
 
 
 def test_every_task_is_done_once(fleet):
     assert run(fleet, *"abcdefg") == [f"images {i}" for i in range(7)]
     assert fleet.replaced == 0
+
+
+def test_each_task_is_done_with_its_own_weights(fleet):
+    older, newer = exported(3), exported(4)
+    futures = [
+        fleet.generate(Task(i, "what", (0, 0, i), 3), PLAN, newer if i % 3 else older, EMPTY, 1) for i in range(9)
+    ]
+    held = [ray.get(future.result(60).experience, timeout=30) for future in futures]
+    assert held == [f"decisions {i} of {4 if i % 3 else 3}" for i in range(9)]
 
 
 @pytest.mark.chaos
@@ -92,37 +105,40 @@ def test_a_task_that_kills_every_worker_stops_the_run(fleet):
 
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
-    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1, 60, lambda: None)
+    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1, 60)
     fleet.wait_ready(60)
-    weights = Weights(3, "abc", {})
     with pytest.raises(RuntimeError, match="confirmed weights"):
-        fleet.broadcast(ray.put(weights), weights.label)
+        run(fleet, "a")
     fleet.close()
 
 
 def test_generation_waits_while_the_bytes_in_flight_are_at_the_bound(fleet):
     room = InFlight(25)
     most = 0
-    for result in fleet.generate(tasks(*"abcdefgh"), [PLAN] * 8, room, 10):
+    for future in submit(fleet, "abcdefgh", room, 10):
+        future.result(60)
         most = max(most, room.bytes)
         threading.Timer(0.05, room.release, [10]).start()
-        assert result.task.index >= 0
     assert most <= 20
-    assert room.peak == 20
+    assert room.take_peak() == 20
 
 
-def test_a_stop_ends_the_wait(fleet):
-    class Stop(Exception):
-        pass
+def test_what_no_worker_has_begun_can_be_cancelled_and_the_fleet_goes_on(fleet):
+    room = InFlight(1)
+    room.reserve(1)
+    waiting = submit(fleet, "ab", room)
+    fleet.cancel()
+    assert all(future.cancelled() for future in waiting)
+    assert run(fleet, "c") == ["images 0"]
 
-    def stop():
-        raise Stop
 
-    fleet.check_stop = stop
-    started = time.monotonic()
-    with pytest.raises(Stop):
-        run(fleet, "a", "b")
-    assert time.monotonic() - started < 30
+def test_a_run_without_workers_ends_after_its_time(tmp_path):
+    slots = iter((FakeWorker, FakeWorker.options(resources={"none": 1})))
+    fleet = Fleet(lambda slot: next(slots).remote(str(tmp_path)), 1, 60, start_timeout_s=2)
+    fleet.wait_ready(60)
+    with pytest.raises(RuntimeError, match="no rollout worker for 2 s"):
+        run(fleet, "die")
+    fleet.close()
 
 
 def test_one_task_may_exceed_the_bound_when_nothing_else_is_in_flight():

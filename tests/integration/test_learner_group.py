@@ -14,6 +14,7 @@ from actors.learner.group import LearnerGroup, LearnerLost
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.policy.settings import FlowSDESettings
 from services.errors import UserError
+from services.storage import Folder
 from tests.tiny import tiny_settings
 from tests.unit.learner.test_learner import PLAN, tasks_of
 
@@ -83,7 +84,7 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
     tasks, advantages = experience(sd3_folder, 3)
     one, two = group(1, **changes), group(2, **shared_by, **changes)
     for version in (1, 2):
-        alone, shared = one.update(tasks, advantages), two.update(tasks, advantages)
+        alone, shared = (group.update(tasks, advantages, version - 1) for group in (one, two))
         assert alone.grad_norm == pytest.approx(shared.grad_norm, rel=1e-5)
         assert shared.first_ratio_deviation == 0
         assert (alone.nfe, alone.clip_fraction) == (shared.nfe, pytest.approx(shared.clip_fraction))
@@ -92,19 +93,20 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6)
         if version == 1:
-            two.save(str(tmp_path))
+            two.save(Folder.at(str(tmp_path)))
+            assert two.saved(wait=True)
     if not shared_by:
         of_each = [worker.__ray_call__.remote(lambda rank: rank.policy.export(2).checksum) for worker in two.workers]
         assert len(set(ray.get(of_each, timeout=60))) == 1
 
     expected = two.evaluated().label
     two = group(2, **shared_by, **changes)
-    two.restore(str(tmp_path), 1)
-    two.update(tasks, advantages)
+    two.restore(Folder.at(str(tmp_path)), 1)
+    two.update(tasks, advantages, 1)
     assert two.evaluated().label == expected
 
     with pytest.raises(UserError, match="not finite"):
-        two.update(tasks, [advantage * np.nan for advantage in advantages])
+        two.update(tasks, [advantage * np.nan for advantage in advantages], 2)
 
 
 @pytest.mark.chaos
@@ -117,5 +119,5 @@ def test_a_rank_that_dies_in_an_update_is_a_lost_learner_at_once(sd3_folder, gro
     threading.Timer(1, os.kill, [pid, signal.SIGKILL]).start()
     started = time.monotonic()
     with pytest.raises(LearnerLost):
-        two.update(tasks, advantages)
+        two.update(tasks, advantages, 0)
     assert time.monotonic() - started < 30

@@ -32,20 +32,25 @@ def figures(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in metrics(run)]
 
 
-def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tempflow, ray_head, tmp_path):
+@pytest.mark.parametrize("staleness", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tempflow, ray_head, tmp_path, staleness):
+    stale = f"learner.max_staleness={staleness}"
     for arguments in (["name=one"], ["name=two"], ["name=halves", "steps=2"], ["name=halves", "--resume"]):
-        done = tempflow("train", recipe, *arguments, address=ray_head.address)
+        done = tempflow("train", recipe, *arguments, stale, address=ray_head.address)
         assert done.returncode == 0, done.stderr
     one, two, halves = (tmp_path / "runs" / name for name in ("one", "two", "halves"))
     assert adapter(one) == adapter(two) == adapter(halves)
     assert figures(one) == figures(two)
     assert [line["step"] for line in metrics(halves)] == [0, 1, 2, 3, 4]
     assert figures(halves) == figures(one)
+    assert [line["staleness"] for line in metrics(one)[1:]] == [min(step, staleness) for step in range(4)]
+    check_run_folder(one, staleness)
+    if staleness:
+        return
     other = tempflow("train", recipe, "name=other", "seed=1", address=ray_head.address)
     assert other.returncode == 0
     assert adapter(tmp_path / "runs" / "other") != adapter(one)
 
-    check_run_folder(one)
     again = tempflow("train", recipe, "name=one", address=ray_head.address)
     assert again.returncode == 2
     assert "--resume" in again.stderr
@@ -54,14 +59,14 @@ def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tem
     assert "other settings of learner" in changed.stderr
 
 
-def check_run_folder(run: Path) -> None:
+def check_run_folder(run: Path, staleness: int) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["tempflow"]["version"]
     assert config["learner"]["betas"] == [0.9, 0.999]
     lines = metrics(run)
     assert {"eval/size", "nfe"} <= lines[0].keys()
     for line in lines[1:]:
-        assert line["ratio/first_deviation"] == 0
+        assert (line["ratio/first_deviation"] == 0) == (line["staleness"] == 0)
         assert line["drift/mean"] < 1e-4
         assert line["holes"] == 0
     assert lines[-1]["nfe"] == sum(line["nfe/generate"] + line["nfe/learn"] for line in lines[1:])

@@ -27,7 +27,7 @@ def epoch(rollout, learner, version: int):
     task = Task(0, "a red cat", (0, version, 0), version)
     decisions, images, _ = rollout.generate(task, PLAN)
     advantage = np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape)
-    learner.update([advantage], decisions)
+    learner.update([advantage], version, decisions)
     confirmed = rollout.load(learner.evaluated()[0])
     evaluated, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, False)
     base, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, True)

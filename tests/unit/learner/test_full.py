@@ -8,8 +8,9 @@ from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.arrays import to_array, to_tensor
 from actors.policy.policy import Policy, read_trained
 from services.errors import UserError
+from services.storage import Folder
 from tests.tiny import stir, tiny_settings
-from tests.unit.learner.test_learner import learner_of, tasks_of
+from tests.unit.learner.test_learner import keep, learner_of, tasks_of
 
 FULL = {"lora": None, "dtype": "bf16"}
 SMALL_LR = LearnerSettings(lr=1e-6, weight_decay=0, micro_batch=3, max_drift=10)
@@ -66,10 +67,10 @@ def test_a_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
     settings = LearnerSettings(lr=1e-4, ema=ema, max_drift=10)
     learner = learner_of(sd3_folder, settings=settings, **FULL)
     learner.update(batch)
-    learner.save(tmp_path)
+    keep(learner, tmp_path)
     learner.update(batch)
     again = learner_of(sd3_folder, settings=settings, **FULL)
-    again.restore(tmp_path, 1)
+    again.restore(Folder.at(str(tmp_path)), 1)
     again.update(batch)
     assert again.export().checksum == learner.export().checksum
     assert again.evaluated().checksum == learner.evaluated().checksum

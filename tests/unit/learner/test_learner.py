@@ -16,6 +16,7 @@ from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.errors import UserError
+from services.storage import Folder
 from tests.tiny import tiny_settings
 
 KERNEL = FlowSDESettings()
@@ -38,6 +39,11 @@ def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
     policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
     settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
     return Learner(policy, KERNEL, objective or GrpoSettings(), settings, PLAN.trained_steps)
+
+
+def keep(learner, folder):
+    for name, content in learner.files().items():
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -177,15 +183,60 @@ def test_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
     settings = LearnerSettings(lr=1e-2, ema=ema, max_drift=10)
     learner = learner_of(sd3_folder, settings=settings)
     learner.update(batch)
-    learner.save(tmp_path)
+    keep(learner, tmp_path)
     learner.update(batch)
     again = learner_of(sd3_folder, settings=settings)
-    again.restore(tmp_path, 1)
+    again.restore(Folder.at(str(tmp_path)), 1)
     assert again.version == 1
     again.update(batch)
     assert again.export().checksum == learner.export().checksum
     assert again.evaluated().checksum == learner.evaluated().checksum
     assert (again.evaluated().checksum == again.export().checksum) == (ema is None)
+
+
+def of_version(folder, learner, version):
+    """Decisions sampled from the weights that the learner exports for a version."""
+    generator = Generator(Policy(tiny_settings(folder), 0), KERNEL, RolloutSettings(micro_batch=8))
+    generator.load(learner.export(version))
+    decisions, *_ = generator.generate(Task(0, "a prompt", (0, version, 0), version), PLAN)
+    return [(decisions, np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape))]
+
+
+def test_a_stale_update_compares_with_the_version_that_generated(sd3_folder):
+    """Two versions behind, the ratio is exp(log p now − log p of the rollout), and there is no drift."""
+    learner = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, micro_batch=8, max_staleness=2))
+    for version in range(2):
+        learner.update(of_version(sd3_folder, learner, version))
+    ((decisions, advantage),) = batch = of_version(sd3_folder, learner, 0)
+    micro = next(learner.objective.micro_batches(decisions, advantage))
+    now_NK = learner.objective.before(micro)[: micro.real].numpy()
+    ratio_NK = np.exp(now_NK - decisions.log_prob_NK)
+    stats = learner.update(batch, behaviour=0)
+    assert max(stats.drift_mean[:4]) < 1e-5
+    assert stats.ratio_max_deviation == pytest.approx(abs(ratio_NK - 1).max(), rel=1e-3)
+    assert stats.ratio_max_deviation > 1e-3
+    assert stats.nfe == 4 * PLAN.decisions
+
+
+def test_the_last_versions_are_kept_and_survive_a_restart(sd3_folder, tmp_path):
+    settings = LearnerSettings(lr=1e-2, max_staleness=2)
+    learner = learner_of(sd3_folder, settings=settings)
+    exported = [learner.export(0).checksum]
+    for version in range(4):
+        learner.update(of_version(sd3_folder, learner, max(0, version - 2)), behaviour=max(0, version - 2))
+        exported.append(learner.export().checksum)
+    assert [learner.export(version).checksum for version in (2, 3, 4)] == exported[2:]
+    assert learner.export(3).version == 3
+    with pytest.raises(RuntimeError, match=r"asked for policy version 1, holding \[2, 3, 4\]"):
+        learner.export(1)
+    keep(learner, tmp_path)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(Folder.at(str(tmp_path)), 4)
+    batch = of_version(sd3_folder, again, 2)
+    assert [again.export(version).checksum for version in (2, 3, 4)] == exported[2:]
+    for one in (learner, again):
+        one.update(batch, behaviour=2)
+    assert again.export().checksum == learner.export().checksum
 
 
 def test_drift_above_the_bound_stops_the_run(sd3_folder):

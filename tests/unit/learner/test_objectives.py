@@ -23,7 +23,9 @@ from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
+from services.storage import Folder
 from tests.tiny import tiny_settings
+from tests.unit.learner.test_learner import keep
 
 TRUNK, SAMPLES = TrunkSettings(seeds=2, explorations=3), SamplesSettings(seeds=3)
 STEPS = 5
@@ -243,9 +245,9 @@ def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path
     straight, broken = new(), new()
     for learner in (straight, broken):
         learner.update([(samples, advantage)])
-    broken.save(tmp_path)
+    keep(broken, tmp_path)
     again = new()
-    again.restore(tmp_path, 1)
+    again.restore(Folder.at(str(tmp_path)), 1)
     for learner in (straight, again):
         learner.update([(samples, advantage)])
     for weights in ("export", "evaluated"):

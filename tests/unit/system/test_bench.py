@@ -71,16 +71,17 @@ def test_full_size_shapes_are_those_of_the_published_models(name):
 def test_what_cannot_be_measured_is_named(config):
     from rich.console import Console
 
-    for kind, family, message in (
-        ("speed", None, "no benchmark"),
-        ("sampler", "sd9", "sd9"),
-        ("pipeline", "flux-dev", "recipe"),
+    for kind, family, simulate, message in (
+        ("speed", None, False, "no benchmark"),
+        ("sampler", "sd9", False, "sd9"),
+        ("pipeline", "flux-dev", False, "recipe"),
+        ("sampler", None, True, "--simulate"),
     ):
         with pytest.raises(UserError, match=message):
-            run_bench(kind, config, family, 1, Console())
+            run_bench(kind, config, family, 1, simulate, Console())
     chain = config.model_copy(update={"plan": ChainSettings()})
     with pytest.raises(UserError, match="whole trunk"):
-        run_bench("learner", chain, None, 1, Console())
+        run_bench("learner", chain, None, 1, False, Console())
 
 
 def test_full_completions_rank_as_themselves_and_signals_are_relative_to_the_whole_plan(config, tmp_path):

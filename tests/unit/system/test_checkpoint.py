@@ -1,34 +1,72 @@
-"""Checkpoints: whole or not there, newest first, torn ones passed over."""
+"""Checkpoints: whole or not there, newest first, torn ones passed over; on a disk and on S3."""
 
 import logging
 
+import boto3
 import pytest
+from moto.moto_api._internal.models import moto_api_backend
+from moto.server import ThreadedMotoServer
 
-from system.checkpoint import RunState, latest_checkpoint, save_checkpoint
-
-
-def write(folder: str) -> None:
-    from pathlib import Path
-
-    (Path(folder) / "trained.safetensors").write_bytes(b"weights")
+from services.errors import UserError
+from services.storage import Folder
+from system.checkpoint import Checkpoints, RunState
 
 
-def test_the_newest_is_found_and_old_ones_go(tmp_path):
+@pytest.fixture(params=["disk", "s3"])
+def folder(request, tmp_path) -> Folder:
+    if request.param == "disk":
+        return Folder.at(str(tmp_path / "run"))
+    return Folder.at(request.getfixturevalue("bucket")) / "run"
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> str:
+    """The URI of an empty bucket on an S3-compatible server on loopback."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="runs")
+    yield "s3://runs?region=us-east-1"
+    moto_api_backend.reset()
+    moto.stop()
+
+
+def save(checkpoints: Checkpoints, step: int, heldout: float | None = None) -> None:
+    folder = checkpoints.begin(step)
+    digests = {"trained.safetensors": folder.write("trained.safetensors", b"weights of %d" % step)}
+    checkpoints.commit(RunState(step=step, nfe=step * 100, heldout=heldout), digests)
+
+
+def test_the_newest_is_found_and_old_ones_go(folder):
+    checkpoints = Checkpoints(folder, keep=2)
     for step in (2, 4, 10):
-        save_checkpoint(tmp_path, RunState(step=step, nfe=step * 100), write, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000010"]
-    folder, state = latest_checkpoint(tmp_path)
-    assert (folder.name, state) == ("step_000010", RunState(step=10, nfe=1000))
+        save(checkpoints, step)
+    assert folder.names() == ["step_000004", "step_000010"]
+    found, state = checkpoints.latest()
+    assert state == RunState(step=10, nfe=1000)
+    assert found.read("trained.safetensors") == b"weights of 10"
+
+
+def test_the_best_is_kept_as_well(folder):
+    checkpoints = Checkpoints(folder, keep=1)
+    for step, heldout in ((2, 0.1), (4, 0.5), (6, 0.3), (8, None)):
+        save(checkpoints, step, heldout)
+    assert folder.names() == ["step_000004", "step_000008"]
+    assert checkpoints.latest()[1].step == 8
 
 
 @pytest.mark.parametrize("damage", ["altered", "torn", "no manifest", "half a manifest"])
 def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplog, damage):
+    checkpoints = Checkpoints(Folder.at(str(tmp_path)), keep=3)
     for step in (2, 4):
-        save_checkpoint(tmp_path, RunState(step=step), write, keep=3)
+        save(checkpoints, step)
     newest = tmp_path / "step_000004"
     match damage:
         case "altered":
-            (newest / "trained.safetensors").write_bytes(b"weight5")
+            (newest / "trained.safetensors").write_bytes(b"weights of 5")
         case "torn":
             (newest / "trained.safetensors").unlink()
         case "no manifest":
@@ -36,25 +74,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplo
         case "half a manifest":
             (newest / "manifest.json").write_text('{"sha256": {')
     with caplog.at_level(logging.WARNING):
-        folder, _ = latest_checkpoint(tmp_path)
-    assert folder.name == "step_000002"
+        _, state = checkpoints.latest()
+    assert state.step == 2
     assert "step_000004 is not usable" in caplog.text
 
 
-def test_a_crash_while_writing_leaves_the_checkpoint_before_it(tmp_path):
-    save_checkpoint(tmp_path, RunState(step=2), write, keep=3)
-
-    def crash(folder: str) -> None:
-        write(folder)
-        raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(tmp_path, RunState(step=4), crash, keep=3)
-    folder, _ = latest_checkpoint(tmp_path)
-    assert folder.name == "step_000002"
-    save_checkpoint(tmp_path, RunState(step=4), write, keep=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000004"]
+def test_a_crash_while_writing_leaves_the_checkpoint_before_it(folder):
+    checkpoints = Checkpoints(folder, keep=3)
+    save(checkpoints, 2)
+    checkpoints.begin(4).write("trained.safetensors", b"half")
+    assert checkpoints.latest()[1].step == 2
+    save(checkpoints, 4)
+    assert checkpoints.latest()[1].step == 4
+    assert folder.names() == ["step_000002", "step_000004"]
 
 
-def test_no_checkpoint_is_none(tmp_path):
-    assert latest_checkpoint(tmp_path / "nothing") is None
+def test_a_full_disk_is_an_os_error_and_leaves_no_file(tmp_path):
+    folder = Folder.at(str(tmp_path))
+    (tmp_path / ".weights.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        folder.write("weights", b"x" * 2**20)
+    assert "weights" not in folder.names()
+
+
+def test_no_checkpoint_is_none_and_no_such_storage_is_the_users_mistake(folder):
+    assert Checkpoints(folder, 1).latest() is None
+    with pytest.raises(UserError, match="ftp://host/runs"):
+        Folder.at("ftp://host/runs")
