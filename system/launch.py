@@ -29,6 +29,7 @@ from system.config import RunConfig
 from system.launch_env import LOOPBACK, running_ray
 
 STOP_TIMEOUT_S = 30
+APP_FILE = "serve_app"
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,9 @@ class Roles:
         if shared := self.config.reward.app:
             self._check_shared(shared)
         else:
+            self._forget_app()
             self.app_started = True
+            (self.logs / APP_FILE).write_text(self.app)
             app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs))
             serve.run(app, name=self.app, route_prefix=None)
         handles = {
@@ -214,6 +217,13 @@ class Roles:
             for scorer in self.config.scorers
         }
         self.pool = RewardPool(handles, self.config.scorers, self.config.name)
+
+    def _forget_app(self) -> None:
+        """Delete the pool of this run's former driver, if that was killed before it could."""
+        file = self.logs / APP_FILE
+        former = file.read_text() if file.exists() else None
+        if former in serve.status().applications:
+            serve.delete(former)
 
     def _check_shared(self, app: str) -> None:
         running = serve.status().applications.get(app)

@@ -137,9 +137,12 @@ class Raises:
         raise OSError("the model file is gone")
 
 class SomeNaN:
+    def __init__(self, percent):
+        self.percent = percent
+
     def __call__(self, images_NHWC, prompts):
         sums = images_NHWC.sum(axis=(1, 2, 3))
-        return np.where(sums % 8 == 0, np.nan, sums / images_NHWC[0].size / 255)
+        return np.where(sums % 101 % 100 < self.percent, np.nan, sums / images_NHWC[0].size / 255)
 """
 
 
@@ -157,14 +160,22 @@ def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray
     assert "scorer `size`: OSError: the model file is gone" in raises.stderr
     assert "Traceback" not in raises.stderr
 
-    holes = train("name=holes", "scorers.0.scorer=broken:SomeNaN", "steps=1", "reward.max_hole_share=0.5")
-    assert holes.returncode == 0, holes.stderr
-    run = tmp_path / "runs" / "holes"
-    table = pq.read_table(run / "experience" / "step_000001.parquet").to_pydict()
-    advantages = [a for a, reward in zip(table["advantage"], table["reward"], strict=True) if reward != reward]
-    assert 0 < len(advantages) < len(table["reward"])
-    assert metrics(run)[-1]["holes"] == len(advantages)
-    assert not any(advantages)
+    some = ("scorers.0.scorer=broken:SomeNaN", "reward.max_hole_share=0.7")
+    everything = train("name=everything", *some, "scorers.0.options={percent: 100}")
+    assert everything.returncode == 2, everything.stderr
+    assert "54 of 54 images have no reward" in everything.stderr
+
+    for percent in (1, 50):
+        holes = train(f"name=nan{percent}", *some, f"scorers.0.options.percent={percent}")
+        assert holes.returncode == 0, holes.stderr
+        run = tmp_path / "runs" / f"nan{percent}"
+        tables = [pq.read_table(file).to_pydict() for file in sorted((run / "experience").iterdir())]
+        pairs = [pair for table in tables for pair in zip(table["advantage"], table["reward"], strict=True)]
+        without = [advantage for advantage, reward in pairs if reward != reward]
+        assert without
+        assert abs(len(without) / len(pairs) - percent / 100) < 0.1
+        assert sum(line["holes"] for line in metrics(run)[1:]) == len(without)
+        assert not any(without)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Training runs that are disturbed at a random moment, and what is left of them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.integration.conftest import RUN_TIMEOUT_S, environment
+from tests.integration.test_training import adapter, figures, metrics
+
+STEPS = 8
+TOLD = ("learner_restarts", "workers_replaced", "retries/scores", "workers")
+"""Keys of the metrics that may tell of a fault."""
+
+
+@dataclass
+class Run:
+    """`tempflow train` in a process, on the Ray at `address` or on one of its own."""
+
+    recipe: Path
+    name: str
+    overrides: list[str]
+    address: str | None
+
+    @property
+    def path(self) -> Path:
+        return self.recipe.parent / "runs" / self.name
+
+    def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "system", "train", str(self.recipe), f"name={self.name}", f"steps={STEPS}"]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [*command, f"eval.every={STEPS}", *self.overrides, *arguments],
+            cwd=self.recipe.parent,
+            env=environment(self.address),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_a_moment(self, chance: random.Random) -> None:
+        """Until some time after a random step."""
+        assert self.process.stdout is not None
+        step = chance.randrange(1, STEPS - 3)
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        while not (self.path / "metrics.jsonl").exists() or len(metrics(self.path)) < 1 + step:
+            assert self.process.poll() is None, self.process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, metrics(self.path)[-1].get("seconds/step", 0.1)))
+
+    def finish(self) -> float:
+        """Wait for the end; returns the seconds since the start."""
+        output, _ = self.process.communicate(timeout=RUN_TIMEOUT_S)
+        assert self.process.returncode == 0, output
+        return time.monotonic() - self.started
+
+    def assert_equals(self, other: "Run") -> None:
+        """The same bits, and the same figures a step, each step once."""
+        assert adapter(self.path, STEPS) == adapter(other.path, STEPS)
+        assert [line["step"] for line in metrics(self.path)] == list(range(STEPS + 1))
+        for ours, theirs in zip(figures(self.path), figures(other.path), strict=True):
+            assert {k: v for k, v in ours.items() if k not in TOLD} == {
+                k: v for k, v in theirs.items() if k not in TOLD
+            }
+
+
+def family(root: int, *titles: str) -> list[psutil.Process]:
+    """Processes below `root` whose title holds one of these."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if any(part in title for part in titles):
+            found.append(process)
+    return found
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    os.kill(process.pid, number)

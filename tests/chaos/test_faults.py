@@ -1,0 +1,102 @@
+"""What is killed, stopped or gone while a run goes on: the weights are those of an undisturbed run."""
+
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.chaos.runs import Run, family, send
+from tests.integration.conftest import RUN_TIMEOUT_S
+from tests.integration.test_training import metrics
+
+WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeController"
+GONE_S = 20
+
+
+@pytest.fixture
+def runs(recipe, ray_head):
+    """An undisturbed run, its seconds, and one that will be disturbed."""
+    overrides = ["rollout.task_timeout_s=10"]
+    whole, other = (Run(recipe, name, overrides, ray_head.address) for name in ("whole", "other"))
+    whole.start()
+    seconds = whole.finish()
+    other.start()
+    yield whole, seconds, other
+    other.process.kill()
+    other.process.communicate(timeout=60)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
+    """One that hangs is noticed within `rollout.task_timeout_s` of its task's start."""
+    whole, undisturbed_s, other = runs
+    chance = random.Random(seed)
+    other.wait_for_a_moment(chance)
+    send(chance.choice(family(ray_head.pid, WORKER)), number)
+    print(f"took {other.finish() - undisturbed_s:.0f} s longer")
+    other.assert_equals(whole)
+    assert metrics(other.path)[-1]["workers_replaced"] <= 1
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("gone_s", [0, GONE_S], ids=["dies", "is gone for a while"])
+def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, seed):
+    """Gone: the controller that would replace it stands still as long."""
+    whole, undisturbed_s, other = runs
+    other.wait_for_a_moment(random.Random(seed))
+    controller = family(ray_head.pid, CONTROLLER)
+    if gone_s:
+        send(controller[0], signal.SIGSTOP)
+    for replica in family(ray_head.pid, REPLICA):
+        send(replica, signal.SIGKILL)
+    if gone_s:
+        time.sleep(gone_s)
+        send(controller[0], signal.SIGCONT)
+    print(f"took {other.finish() - undisturbed_s:.0f} s longer")
+    other.assert_equals(whole)
+    assert sum(line["holes"] for line in metrics(other.path)[1:]) == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_killed_driver_leaves_nothing_behind_and_the_resumed_run_goes_on(runs, ray_head, seed):
+    whole, undisturbed_s, other = runs
+    other.wait_for_a_moment(random.Random(seed))
+    other.process.kill()
+    other.process.communicate(timeout=60)
+    done = len(metrics(other.path)) - 1
+    other.start("--resume")
+    print(f"resumed after {done} steps, took {other.finish():.0f} s of {undisturbed_s:.0f} s")
+    other.assert_equals(whole)
+    assert not family(ray_head.pid, WORKER, REPLICA, "ray::LearnerWorker")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet"])
+def test_a_run_whose_ray_dies_ends_and_resumes_on_another(recipe, victim):
+    """What a retried job does: a new cluster, and the run folder on storage that outlived the old one."""
+    whole, other = Run(recipe, "whole", [], None), Run(recipe, "other", [], None)
+    whole.start()
+    whole.finish()
+    other.start()
+    other.wait_for_a_moment(random.Random(0))
+    below = psutil.Process(other.process.pid).children(recursive=True)
+    send(family(other.process.pid, victim)[0], signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        other.process.communicate(timeout=RUN_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the driver hangs")
+    print(f"ended after {time.monotonic() - killed:.0f} s")
+    assert other.process.returncode != 0
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    other.start("--resume")
+    other.finish()
+    other.assert_equals(whole)
