@@ -1,7 +1,10 @@
 """Prompts from Parquet, text or JSON lines, and the order in which a run takes them."""
 
 import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,8 @@ import pyarrow.parquet as pq
 from actors.trajectory import Task
 from services.errors import UserError, first_line
 from services.paths import resolve_model
+
+ROWS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
     if not path.is_file():
         raise UserError(f"no prompt file at `{name}`")
     if path.suffix == ".parquet":
-        table = _parquet(path)
+        table = _parquet(path, (prompt_column, category_column))
     elif path.suffix == ".jsonl":
         table = _json_lines(path)
     else:
@@ -58,9 +63,23 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
     return Prompts(texts, table[category_column] if category_column in table.column_names else None)
 
 
-def _parquet(path: Path) -> pa.Table:
+def _parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file as a memory map, so that rows are read at random from a file of any size.
+
+    They are streamed into an Arrow file in the temporary folder (TMPDIR), which only this process sees. Without the
+    first column the table has no rows.
+    """
     try:
-        return pq.read_table(path, memory_map=True)
+        file = pq.ParquetFile(path, pre_buffer=False)
+        names = file.schema_arrow.names
+        if columns[0] not in names:
+            return file.schema_arrow.empty_table()
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns if name in names])
+        with tempfile.NamedTemporaryFile(prefix="tempflow-", suffix=".arrow") as mapped:
+            with pa.ipc.new_file(mapped.name, schema) as writer:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names):
+                    writer.write_batch(batch.select(schema.names))
+            return pa.ipc.open_file(pa.memory_map(mapped.name)).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"`{path}` is not a readable Parquet file: {first_line(error)}") from error
 
@@ -89,8 +108,13 @@ def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
         raise UserError(f"data.prompts_per_step is {per_step} but there are only {count} prompts")
     steps_per_epoch = count // per_step
     epoch, place = divmod(step, steps_per_epoch)
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-    return order[place * per_step : (place + 1) * per_step].tolist()
+    return _order(count, seed, epoch)[place * per_step : (place + 1) * per_step].tolist()
+
+
+@lru_cache(maxsize=1)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
 def tasks_of_step(prompts: Prompts, per_step: int, step: int, seed: int, version: int) -> list[Task]:

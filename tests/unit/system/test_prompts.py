@@ -1,6 +1,8 @@
 """Prompt files of every kind, and the order of a run."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,3 +53,30 @@ def test_order_is_a_pure_function_that_visits_each_prompt_once_an_epoch():
     assert epoch != [row for step in range(5) for row in rows_of_step(11, 2, step, seed=4)]
     with pytest.raises(UserError, match="only 3 prompts"):
         rows_of_step(3, 4, 0, 0)
+
+
+MILLIONS = """
+import resource, sys, time
+from system.prompts import read_prompts, rows_of_step
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prompts = read_prompts(sys.argv[1])
+assert len(prompts) == 10_000_000
+for step in range(200):
+    for row in rows_of_step(len(prompts), 48, step, 0):
+        assert prompts[row] == f"a photo of the thing with number {row}"
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_ten_million_prompts_take_bounded_memory(tmp_path):
+    """Peak memory grows by the order of an epoch, its making, and the pages that were touched, not by the file."""
+    path = tmp_path / "millions.parquet"
+    with pq.ParquetWriter(path, pa.schema([("prompt", pa.string()), ("other", pa.int64())])) as writer:
+        for start in range(0, 10_000_000, 500_000):
+            rows = range(start, start + 500_000)
+            texts = [f"a photo of the thing with number {row}" for row in rows]
+            writer.write_table(pa.table({"prompt": texts, "other": list(rows)}))
+    done = subprocess.run([sys.executable, "-c", MILLIONS, path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300_000, "kB"
