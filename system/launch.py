@@ -127,8 +127,9 @@ class Roles:
             bundles[: learner.ranks] = [both] * learner.ranks
         elif self.with_learner:
             bundles += [learns] * learner.ranks
+        labels = [rollout.labels] * rollout.workers + [learner.labels] * (len(bundles) - rollout.workers)
         bundles = [{kind: count for kind, count in bundle.items() if count} or {"CPU": 0.001} for bundle in bundles]
-        self.group = placement_group(bundles, strategy="PACK")
+        self.group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
         try:
             ray.get(self.group.ready(), timeout=self.config.ray.start_timeout_s if self._may_grow() else STOP_TIMEOUT_S)
         except GetTimeoutError as error:
@@ -155,6 +156,7 @@ class Roles:
             rollout.task_timeout_s,
             more=(rollout.max_workers or rollout.workers) - rollout.workers,
             start_timeout_s=self.config.ray.start_timeout_s,
+            draining=None if self.colocated else ray._private.state.state.get_draining_nodes,
         )
 
     def restart_learner(self) -> None:
@@ -188,18 +190,24 @@ class Roles:
         config, rollout = self.config, self.config.rollout
         if not self.colocated or slot >= config.learner.ranks:
             bundle = slot if slot < rollout.workers else None
-            worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus)
+            worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus, rollout.labels)
             log_file = str(self.logs / f"rollout-{slot}.log")
             return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
         return self.learner.workers[slot]
 
-    def _actor(self, kind: type, bundle: int | None, num_cpus: float, num_gpus: float) -> Any:
-        """A class of actors placed in a bundle of the run's placement group, or wherever there is room."""
+    def _actor(
+        self, kind: type, bundle: int | None, num_cpus: float, num_gpus: float, labels: dict[str, str] | None = None
+    ) -> Any:
+        """A class of actors placed in a bundle of the run's placement group; or wherever there is room on nodes with
+        `labels`.
+        """
         assert self.group is not None
-        strategy = "DEFAULT" if bundle is None else PlacementGroupSchedulingStrategy(self.group, bundle)
-        return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy=strategy)
+        where: dict[str, Any] = {"label_selector": labels}
+        if bundle is not None:
+            where = {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
+        return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, **where)
 
     def _start_pool(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -156,6 +156,9 @@ class LearnerSettings(Settings):
     ema: EmaSettings | None = None
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that ranks may be placed on; any node if empty. Colocated ranks go with the rollout
+    workers."""
     threads: int = Field(1, ge=1)
     """CPU threads. Part of the arithmetic: another count gives other last bits."""
     update_timeout_s: float = Field(3600, gt=0)

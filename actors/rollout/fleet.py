@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 WAKE_S = 0.02
 """How soon a worker that waits for a job gets it."""
+DRAIN_POLL_S = 1.0
 SMALL_RESULT_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
 
@@ -79,7 +80,9 @@ class Fleet:
     """Slots for workers, and a thread that gives waiting jobs, first come first served, to those that are free.
 
     A worker gets the weights of a job with the job, unless it holds them already. A job whose worker dies or hangs runs
-    again, on whoever is free; a slot whose worker died gets a new one, which joins once it has loaded its model.
+    again, on whoever is free; a slot whose worker died gets a new one, which joins once it has loaded its model. A
+    worker on a node that is to go (`ray drain-node`, or SIGTERM to `ray start --block`: a spot node) finishes its job,
+    gets no other, and leaves.
 
     Args:
         start_worker: makes the worker of a slot; it may have to wait for a place on the cluster.
@@ -87,6 +90,7 @@ class Fleet:
         task_timeout_s: a job that takes longer counts as lost and its worker is replaced.
         more: further slots, whose workers come and go as the cluster has room.
         start_timeout_s: how long jobs may wait with no worker at all.
+        draining: ids of the nodes that are to go; none are looked for if not given.
     """
 
     def __init__(
@@ -96,14 +100,18 @@ class Fleet:
         task_timeout_s: float,
         more: int = 0,
         start_timeout_s: float = 900,
+        draining: Callable[[], Collection[str]] | None = None,
     ) -> None:
-        self.start_worker = start_worker
+        self.start_worker, self.draining = start_worker, draining
         self.task_timeout_s, self.start_timeout_s = task_timeout_s, start_timeout_s
         self.slots = slots
         self.workers: dict[int, ActorHandle] = {}
         self.joining: dict[int, _Joining] = {}
         self.replaced = 0
         self._held: dict[int, Label] = {}
+        self._node: dict[int, str] = {}
+        self._leaving: Collection[str] = ()
+        self._next_look = 0.0
         self._waiting: deque[_Job] = deque()
         self._running: dict[ObjectRef, _Running] = {}
         self._changed = threading.Condition(threading.RLock())
@@ -122,18 +130,19 @@ class Fleet:
         Returns the latent shape.
         """
         needed = {slot: join for slot, join in self.joining.items() if slot < self.slots}
-        shapes = ray.get([join.ready for join in needed.values()], timeout=timeout_s)
-        self.adopt({slot: join.worker for slot, join in needed.items()})
+        shape = self.adopt({slot: join.worker for slot, join in needed.items()}, timeout_s)
         self._thread.start()
-        return shapes[0]
+        return shape
 
-    def adopt(self, workers: Mapping[int, ActorHandle]) -> None:
-        """Take workers that live into their slots."""
+    def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> tuple[int, ...]:
+        """Take workers that live into their slots; returns the latent shape."""
+        answers = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
         with self._changed:
-            for slot, worker in workers.items():
+            for (slot, worker), (_, node) in zip(workers.items(), answers, strict=True):
                 self.joining.pop(slot, None)
                 self._held.pop(slot, None)
-                self.workers[slot] = worker
+                self.workers[slot], self._node[slot] = worker, node
+        return answers[0][0]
 
     def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
         """Run a task by its plan, once there is room for `num_bytes` of images; the caller gives it back."""
@@ -207,6 +216,7 @@ class Fleet:
                     self._welcome(done)
                     self._take_in(done)
                     self._look_after_time()
+                    self._look_after_nodes()
             except Exception as error:
                 log.warning("the fleet gives up its jobs: %s", first_line(error))
                 with self._changed:
@@ -218,7 +228,7 @@ class Fleet:
 
     def _idle(self) -> list[int]:
         busy = {run.slot for run in self._running.values() if self.workers.get(run.slot) is run.worker}
-        return [slot for slot in self.workers if slot not in busy]
+        return [slot for slot in self.workers if slot not in busy and self._node[slot] not in self._leaving]
 
     def _give_out(self) -> None:
         for slot in self._idle():
@@ -258,14 +268,14 @@ class Fleet:
         for slot, join in [(slot, join) for slot, join in self.joining.items() if join.ready in done]:
             del self.joining[slot]
             try:
-                ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
+                _, node = ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
             except RayActorError as error:
                 if join.attempts >= MAX_DEATHS_PER_JOB and slot < self.slots:
                     raise RuntimeError(f"rollout worker {slot} died {join.attempts} times as it started") from error
                 log.warning("rollout worker %d died as it started: %s", slot, first_line(error))
                 self._start(slot, join.attempts + 1)
                 continue
-            self.workers[slot] = join.worker
+            self.workers[slot], self._node[slot] = join.worker, node
 
     def _take_in(self, done: Sequence[ObjectRef]) -> None:
         for ref in [ref for ref in done if ref in self._running]:
@@ -302,6 +312,22 @@ class Fleet:
         elif now - self._last_seen > self.start_timeout_s:
             raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
 
+    def _look_after_nodes(self) -> None:
+        """Workers that have nothing to do leave the nodes that are to go."""
+        if self.draining is None or time.monotonic() < self._next_look:
+            return
+        self._leaving, self._next_look = self.draining(), time.monotonic() + DRAIN_POLL_S
+        busy = {run.slot for run in self._running.values()}
+        for slot in [slot for slot in self.workers if self._node[slot] in self._leaving and slot not in busy]:
+            log.info("rollout worker %d leaves a node that is drained", slot)
+            self._vacate(slot)
+
+    def _vacate(self, slot: int) -> None:
+        """End a worker and start another in its slot."""
+        self._held.pop(slot, None)
+        ray.kill(self.workers.pop(slot))
+        self._start(slot)
+
     def _lost(self, run: _Running, why: Exception) -> None:
         """The job runs again; a worker that is still in its slot gives it to a new one."""
         job = run.job
@@ -316,10 +342,7 @@ class Fleet:
             return
         log.warning("rollout worker %d is replaced: %s", run.slot, first_line(why))
         self.replaced += 1
-        del self.workers[run.slot]
-        self._held.pop(run.slot, None)
-        ray.kill(run.worker)
-        self._start(run.slot)
+        self._vacate(run.slot)
 
     def _start(self, slot: int, attempts: int = 1) -> None:
         worker = self.start_worker(slot)

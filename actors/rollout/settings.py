@@ -18,6 +18,8 @@ class RolloutSettings(Settings):
     """Latents decoded at once."""
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that workers may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)
     """CPU threads of one worker. Part of the arithmetic: another count gives other last bits."""
     max_bytes_in_flight: int = Field(2**30, ge=1)

@@ -50,6 +50,8 @@ class ScorerSettings(Settings):
     """A number, or bounds: `4`, or `{min: 1, max: 8}`."""
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the Ray nodes that replicas may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)
     """CPU threads of one replica. Part of the arithmetic: another count gives other last bits."""
     timeout_s: float = Field(600, gt=0)

@@ -61,6 +61,8 @@ def _actor_options(scorer: ScorerSettings) -> dict[str, Any]:
     controller, which an earlier job may have started from elsewhere.
     """
     options: dict[str, Any] = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
+    if scorer.labels:
+        options["label_selector"] = scorer.labels
     if scorer.scorer not in BUILT_IN:
         search_path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in search_path if part)}}

@@ -24,8 +24,8 @@ class SleepingWorker:
         self.seconds, self.image_shape = seconds, image_shape
         self.version: int | None = None
 
-    def ready(self) -> tuple[int, ...]:
-        return (1,)
+    def ready(self) -> tuple[tuple[int, ...], str]:
+        return (1,), ray.get_runtime_context().get_node_id()
 
     def load(self, weights: Weights) -> tuple[int, str]:
         self.version = weights.version

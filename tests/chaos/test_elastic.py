@@ -1,9 +1,12 @@
 """Rollout workers that come and go with the nodes of a cluster."""
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import ray
@@ -25,7 +28,7 @@ class Slow:
     """Takes a while for a task, and says which process did it."""
 
     def ready(self):
-        return (1,)
+        return (1,), ray.get_runtime_context().get_node_id()
 
     def load(self, weights: Weights):
         return weights.version, weights.checksum
@@ -81,4 +84,30 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
 
     cluster.add_node(num_cpus=1, resources={"spot": 1})
     assert len(step(fleet, 4, 60)) == 2
+    fleet.close()
+
+
+@pytest.mark.chaos
+def test_a_worker_on_a_drained_node_finishes_its_task_and_leaves(cluster):
+    """What SIGTERM to a spot node's `ray start --block` begins: no task is lost, and none comes there again."""
+    fleet = Fleet(
+        lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(),
+        *(1, 60),
+        more=1,
+        draining=ray._private.state.state.get_draining_nodes,
+    )
+    fleet.wait_ready(60)
+    node = cluster.add_node(num_cpus=1, resources={"spot": 1})
+    assert len(step(fleet, 0, 60)) == 2
+    futures = submit(fleet, 1, 200)
+    futures[5].result(60)
+    where = ["--address", cluster.address, "--node-id", node.node_id]
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"]
+    command = [Path(sys.executable).parent / "ray", "drain-node", *where, *why]
+    drained = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert drained.returncode == 0, drained.stderr
+    pids = [future.result(60).tree for future in futures]
+    assert set(pids[-20:]) == {pids[-1]}
+    assert len(set(pids)) == 2
+    assert (len(fleet.workers), len(fleet.joining), fleet.replaced) == (1, 1, 0)
     fleet.close()
