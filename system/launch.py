@@ -217,6 +217,7 @@ class Roles:
         else:
             self._forget_app()
             self.app_started = True
+            self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / APP_FILE).write_text(self.app)
             app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs))
             serve.run(app, name=self.app, route_prefix=None)

@@ -85,5 +85,5 @@ def branch_std(num_steps: int, experience: Experience) -> list[float]:
         for i in np.unique(task.tree.step_N):
             rows_NK = reward_NK[task.tree.step_N == i]
             groups = rows_NK if rows_NK.shape[1] > 1 else rows_NK.T
-            spread[i] += [float(np.nanstd(group)) for group in groups if not np.isnan(group).all()]
+            spread[i] += np.nanstd(groups[~np.isnan(groups).all(axis=1)], axis=1).tolist()
     return [float(np.mean(values)) if values else float("nan") for values in spread]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import psutil
 import ray
 from ray.actor import ActorHandle
@@ -110,8 +109,8 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
         roles = SleepingRoles(config, run.logs, scenario)
         with roles, Progress(config.steps, console) as progress:
             Trainer(config, run, roles, prompts, None, progress, lambda: None).fit()
-        lines = [line for line in run.read_metrics() if 1 + ahead < line["step"] <= 1 + ahead + steps]
-    step_s = float(np.mean([line["seconds/step"] for line in lines]))
+        at_s = {line["step"]: line["time"] for line in run.read_metrics()}
+    step_s = (at_s[1 + ahead + steps] - at_s[1 + ahead]) / steps
     return {
         "step_s": step_s,
         "ideal_s": scenario.ideal_s(),
