@@ -69,6 +69,8 @@ def _train(
         if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
+    except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
+        raise RuntimeError("the connection to Ray is lost, its node or its head died; go on with --resume") from gone
     finally:
         ray.shutdown()
 

@@ -217,9 +217,10 @@ class Fleet:
                     self._take_in(done)
                     self._look_after_time()
                     self._look_after_nodes()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
                 log.warning("the fleet gives up its jobs: %s", first_line(error))
                 with self._changed:
+                    self._closed = isinstance(error, SystemExit)
                     lost = [*self._waiting, *(run.job for run in self._running.values())]
                     self._waiting.clear()
                     self._running.clear()

@@ -81,7 +81,8 @@ def test_a_killed_driver_leaves_nothing_behind_and_the_resumed_run_goes_on(runs,
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet"])
 def test_a_run_whose_ray_dies_ends_and_resumes_on_another(recipe, victim):
     """What a retried job does: a new cluster, and the run folder on storage that outlived the old one. The agents of a
-    node notice its end within a minute or two.
+    node notice its end within a minute or two. Without its raylet a run goes on for seconds, and this short one to its
+    end: driver and actors talk to each other directly.
     """
     whole, other = Run(recipe, "whole", [], None), Run(recipe, "other", [], None)
     whole.start()
@@ -96,9 +97,9 @@ def test_a_run_whose_ray_dies_ends_and_resumes_on_another(recipe, victim):
     except subprocess.TimeoutExpired:
         pytest.fail("the driver hangs")
     print(f"ended after {time.monotonic() - killed:.0f} s")
-    assert other.process.returncode != 0
     _, alive = psutil.wait_procs(below, timeout=180)
     assert not [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    other.start("--resume")
-    other.finish()
+    if other.process.returncode:
+        other.start("--resume")
+        other.finish()
     other.assert_equals(whole)
