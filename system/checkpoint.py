@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from services.errors import first_line
 from services.storage import Folder
 from system import __version__
 
@@ -41,7 +42,7 @@ class Checkpoints:
 
     def begin(self, step: int) -> Folder:
         """An empty folder for the learner's files; without `commit` it counts for nothing."""
-        folder = self.folder / f"{PREFIX}{step:06d}"
+        folder = self._of(step)
         folder.remove()
         return folder
 
@@ -51,7 +52,7 @@ class Checkpoints:
         Args:
             sha256: of each of the learner's files.
         """
-        folder = self.folder / f"{PREFIX}{state.step:06d}"
+        folder = self._of(state.step)
         sealed = {**sha256, STATE_FILE: folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())}
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
         folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
@@ -67,12 +68,15 @@ class Checkpoints:
             log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, problem)
         return None
 
+    def _of(self, step: int) -> Folder:
+        return self.folder / f"{PREFIX}{step:06d}"
+
     def _names(self) -> list[str]:
         return [name for name in self.folder.names() if name.startswith(PREFIX)]
 
     def _forget(self) -> None:
         names = self._names()
-        states = {name: _state(self.folder / name) for name in names if MANIFEST_FILE in (self.folder / name).names()}
+        states = {name: state for name in names if (state := _sealed(self.folder / name))}
         evaluated = {name: state.heldout for name, state in states.items() if state.heldout is not None}
         best = [max(evaluated, key=lambda name: evaluated[name])] if evaluated else []
         for name in set(names) - {*sorted(states)[-self.keep :], *best}:
@@ -81,6 +85,15 @@ class Checkpoints:
 
 def _state(folder: Folder) -> RunState:
     return RunState(**json.loads(folder.read(STATE_FILE)))
+
+
+def _sealed(folder: Folder) -> RunState | None:
+    """The state of a checkpoint that was sealed; None for one that was not, or is torn."""
+    try:
+        return _state(folder) if MANIFEST_FILE in folder.names() else None
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        log.warning("checkpoint %s is not usable (%s) and is removed", folder, first_line(error))
+        return None
 
 
 def _problem(folder: Folder) -> str | None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,8 +19,7 @@ from services.errors import UserError
 from system.config import RunConfig
 from system.launch import Roles
 from system.prompts import Prompts, tasks_of_step
-
-POLL_S = 0.2
+from system.stop import as_done
 
 
 @dataclass
@@ -73,17 +72,29 @@ class Collector:
 
     Args:
         first: the step that is taken first.
+        check_stop: called while waiting; raises to end the wait.
     """
 
-    def __init__(self, config: RunConfig, roles: Roles, train: Prompts, first: int) -> None:
-        self.config, self.roles, self.train = config, roles, train
+    def __init__(
+        self, config: RunConfig, roles: Roles, train: Prompts, first: int, check_stop: Callable[[], None]
+    ) -> None:
+        self.config, self.roles, self.train, self.check_stop = config, roles, train, check_stop
         self.image_bytes = config.policy.height * config.policy.width * 3
         self.room = InFlight(config.rollout.max_bytes_in_flight)
         self.threads = ThreadPoolExecutor(config.reward.concurrency, "score")
-        self.closed = threading.Event()
-        self.closing = threading.Lock()
+        self.closed, self.closing = False, threading.Lock()
         self.next = first
         self.steps: dict[int, _Step] = {}
+
+    def __enter__(self) -> "Collector":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what is not taken."""
+        with self.closing:
+            self.closed = True
+            self.threads.shutdown(wait=False, cancel_futures=True)
+        self.roles.fleet.cancel()
 
     def publish(self, weights: Exported) -> None:
         """Start the steps that these weights are to generate; versions come in order."""
@@ -103,25 +114,15 @@ class Collector:
             UserError: more holes than `reward.max_hole_share`.
         """
         work = self.steps.pop(step)
-        waiting: set[Future[tuple[Generated, Scores]]] = set(work.scored)
-        while waiting:
-            done, waiting = wait(waiting, POLL_S, FIRST_EXCEPTION)
+        for done in as_done(work.scored, self.check_stop):
             for task in done:
                 task.result()
             progress(work.generated, len(work.scored))
-            self.roles.check_stop()
         generated, scores = (list(both) for both in zip(*(task.result() for task in work.scored), strict=True))
         rewards = [score.combined(self.config.weights) for score in scores]
         _refuse_holes(rewards, scores, self.config.reward.max_hole_share)
         together, flat_groups = compare(self.config, [task.tree for task in generated], scores, rewards)
         return Experience(generated, scores, rewards, together, flat_groups, self.room.take_peak(), work.version)
-
-    def close(self) -> None:
-        """Let go of what is not taken."""
-        with self.closing:
-            self.closed.set()
-            self.threads.shutdown(wait=False, cancel_futures=True)
-        self.roles.fleet.cancel()
 
     def _start(self, step: int, weights: Exported) -> _Step:
         work = _Step(weights.label.version)
@@ -145,19 +146,19 @@ class Collector:
             return
         work.generated += 1
         with self.closing:
-            if not self.closed.is_set():
+            if not self.closed:
                 self.threads.submit(self._score, scored, num_bytes, generated.result())
 
     def _score(self, scored: Future[tuple[Generated, Scores]], num_bytes: int, task: Generated) -> None:
         try:
             texts = [task.task.prompt] * task.tree.num_leaves
             scores = self.roles.pool.score(task.images, texts, list(self.config.weights))
-        except BaseException as error:
+        except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
             scored.set_exception(error)
-            raise
+        else:
+            scored.set_result((replace(task, images=None), scores))
         finally:
             self.room.release(num_bytes)
-        scored.set_result((replace(task, images=None), scores))
 
 
 def compare(

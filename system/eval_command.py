@@ -38,7 +38,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop:
         connect()
         try:
-            with Roles(config, [], Path(logs), stop.check, with_learner=False) as roles:
+            with Roles(config, [], Path(logs), with_learner=False) as roles:
                 arguments = (
                     *(roles.fleet, roles.pool, heldout, scorers),
                     *(config.eval, config.seed, config.eval_steps, stop.check),

@@ -1,9 +1,8 @@
 """Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,11 @@ from actors.rollout.fleet import Fleet
 from actors.trajectory import Cost
 from system.config import EvalSettings
 from system.prompts import Prompts
+from system.stop import as_done
 
 EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
 IMAGES_TIMEOUT_S = 120
-POLL_S = 0.5
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,6 @@ class Evaluation:
                 chosen = np.array([c == category for c in categories])
                 summary[f"eval/{name}/{category}"] = _mean(scores[chosen])
         return summary
-
-
-def _as_completed(jobs: Iterable[Future[T]], check_stop: Callable[[], None]) -> Iterator[Future[T]]:
-    waiting = set(jobs)
-    while waiting:
-        done, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
-        check_stop()
-        yield from done
 
 
 def _mean(scores: np.ndarray) -> float:
@@ -84,30 +73,32 @@ def evaluate(
         progress: told (batches done, batches).
     """
     rows = range(min(settings.prompts, len(prompts)))
-    chunks = [list(rows[start : start + settings.batch]) for start in range(0, len(rows), settings.batch)]
+    texts = [prompts[row] for row in rows]
+    chunks = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
     cost = Cost()
     scored: dict[int, Future[Scores]] = {}
     grid: dict[int, np.ndarray] = {}
     with ThreadPoolExecutor(len(fleet) + 1, "evaluate") as threads:
-        sampled = {}
+        sampled: dict[Future[tuple[ray.ObjectRef, Cost]], int] = {}
         for index, chunk in enumerate(chunks):
             addresses = [(seed, EVAL_STREAM, row, 0) for row in chunk]
-            job = fleet.sample([prompts[row] for row in chunk], addresses, num_steps, weights, base)
+            job = fleet.sample([texts[row] for row in chunk], addresses, num_steps, weights, base)
             sampled[job] = index
-        for done, job in enumerate(_as_completed(sampled, check_stop), 1):
-            index = sampled.pop(job)
-            images, spent = job.result()
-            cost += spent
-            if chunks[index][0] < settings.grid:
-                grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
-            scored[index] = threads.submit(pool.score, images, [prompts[row] for row in chunks[index]], scorers)
-            progress(done, len(chunks))
+        for done in as_done(sampled, check_stop):
+            for job in done:
+                index = sampled.pop(job)
+                images, spent = job.result()
+                cost += spent
+                if chunks[index][0] < settings.grid:
+                    grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
+                scored[index] = threads.submit(pool.score, images, [texts[row] for row in chunks[index]], scorers)
+            progress(len(scored), len(chunks))
         scores = [scored[index].result() for index in range(len(chunks))]
     columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),
-            "prompt": pa.array([prompts[row] for row in rows], pa.string()),
+            "prompt": pa.array(texts, pa.string()),
             "category": pa.array([prompts.category(row) for row in rows], pa.string()),
             **columns,
         }

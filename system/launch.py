@@ -3,7 +3,6 @@
 import logging
 import os
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,6 @@ class Roles:
         config: the run.
         trainable: the sampling steps that the plan may train.
         logs: folder of a log file a process.
-        check_stop: called while waiting for workers.
         with_learner: False for evaluation alone.
     """
 
@@ -77,16 +75,8 @@ class Roles:
     learner: LearnerGroup
     pool: RewardPool
 
-    def __init__(
-        self,
-        config: RunConfig,
-        trainable: list[int],
-        logs: Path,
-        check_stop: Callable[[], None],
-        with_learner: bool = True,
-    ) -> None:
-        self.config, self.trainable, self.logs = config, trainable, logs
-        self.check_stop, self.with_learner = check_stop, with_learner
+    def __init__(self, config: RunConfig, trainable: list[int], logs: Path, with_learner: bool = True) -> None:
+        self.config, self.trainable, self.logs, self.with_learner = config, trainable, logs, with_learner
         self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
         self.colocated = with_learner and config.placement == "colocated"
         self.group: PlacementGroup | None = None

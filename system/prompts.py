@@ -74,11 +74,11 @@ def _parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         names = file.schema_arrow.names
         if columns[0] not in names:
             return file.schema_arrow.empty_table()
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns if name in names])
+        schema = pa.schema([field for field in file.schema_arrow if field.name in columns])
         with tempfile.NamedTemporaryFile(prefix="tempflow-", suffix=".arrow") as mapped:
             with pa.ipc.new_file(mapped.name, schema) as writer:
                 for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names):
-                    writer.write_batch(batch.select(schema.names))
+                    writer.write_batch(batch)
             return pa.ipc.open_file(pa.memory_map(mapped.name)).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"`{path}` is not a readable Parquet file: {first_line(error)}") from error

@@ -1,9 +1,15 @@
 """Stopping a run from outside: Ctrl-C, or SIGTERM from a job's stop."""
 
 import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import FrameType
+from typing import TypeVar
 
 STOPPED_EXIT_CODE = 130
+POLL_S = 0.2
+
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -35,3 +41,16 @@ class StopFlag:
         """Raises Stopped once a signal has come."""
         if self.signal is not None:
             raise Stopped(self.signal)
+
+
+def as_done(jobs: Iterable[Future[T]], check_stop: Callable[[], None]) -> Iterator[set[Future[T]]]:
+    """Those that have come to their end since the last time, maybe none: there is one set every POLL_S at least.
+
+    Args:
+        check_stop: raises when the wait is to end.
+    """
+    waiting = set(jobs)
+    while waiting:
+        done, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
+        check_stop()
+        yield done

@@ -62,7 +62,7 @@ def _train(
         trainable = trainable_steps(config.plan, config.policy.num_steps)
         with (
             Progress(config.steps, console) as progress,
-            Roles(config, trainable, run.logs, stop.check) as roles,
+            Roles(config, trainable, run.logs) as roles,
         ):
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
     except ray.exceptions.RayTaskError as error:

@@ -71,7 +71,6 @@ class Trainer:
         self.saving: RunState | None = None
         """A checkpoint whose files are being written."""
         self.saved_step = -1
-        self.collector = Collector(config, roles, train, 0)
         self.losses: Counter[int] = Counter()
         self.schedule: dict[str, list[float]] = {}
 
@@ -87,9 +86,7 @@ class Trainer:
             try:
                 if lost:
                     self._restart(lost)
-                self._begin()
-                while self.state.step < self.config.steps:
-                    self._step()
+                self._run()
                 return self._last_checkpoint()
             except LearnerLost as loss:
                 self.losses[self.saved_step] += 1
@@ -99,8 +96,6 @@ class Trainer:
             except Stopped:
                 self._stopped()
                 raise
-            finally:
-                self.collector.close()
 
     def _restart(self, lost: LearnerLost) -> None:
         """A new learner, to be restored."""
@@ -129,34 +124,40 @@ class Trainer:
         except LearnerLost as lost:
             log.warning("no checkpoint of step %d: %s", self.state.step, lost)
 
-    def _begin(self) -> None:
-        """Restore the latest checkpoint, or evaluate the model as it comes."""
+    def _run(self) -> None:
+        """From the latest checkpoint, if there is one, to the last step."""
         found = self.checkpoints.latest()
         if found is not None:
             folder, self.state = found
             self.roles.learner.restore(folder, self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
-        self.collector = Collector(self.config, self.roles, self.train, self.state.step)
+        with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
+            self._begin(collector, resumed=found is not None)
+            while self.state.step < self.config.steps:
+                self._step(collector)
+
+    def _begin(self, collector: Collector, resumed: bool) -> None:
+        """Start what the versions up to this one generate; evaluate a model as it comes."""
         learner = self.roles.learner
         for version in range(max(0, self.state.step - self.config.learner.max_staleness), self.state.step):
-            self.collector.publish(learner.export(version))
+            collector.publish(learner.export(version))
         sampled = learner.export(self.state.step)
-        if found is None:
+        if not resumed:
             clock = Clock()
             with clock("eval"):
                 line = self._evaluate(sampled)
             self._record(line | {"seconds/eval": clock.seconds["eval"]})
         elif self._eval_due() and not self.run.has_eval(self.state.step):
             self.run.amend_metrics(self._evaluate(sampled))
-        self.collector.publish(sampled)
+        collector.publish(sampled)
 
-    def _step(self) -> None:
+    def _step(self, collector: Collector) -> None:
         """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
         started, clock = time.perf_counter(), Clock()
         learner, fleet = self.roles.learner, self.roles.fleet
         with clock("generate"):
-            experience = self.collector.take(self.state.step, lambda done, of: self._show("generate", done, of))
+            experience = collector.take(self.state.step, lambda done, of: self._show("generate", done, of))
         self._show("update")
         with clock("update"):
             stats = learner.update(
@@ -172,7 +173,7 @@ class Trainer:
             if self._eval_due():
                 with clock("eval"):
                     line = self._evaluate(sampled)
-            self.collector.publish(sampled)
+            collector.publish(sampled)
         finally:
             clock.seconds["step"] = time.perf_counter() - started
             cost = experience.cost + Cost(nfe=stats.nfe)

@@ -36,9 +36,9 @@ class RolloutWorker:
         torch.set_num_threads(settings.threads)
         self.generator = Generator(Policy(policy, seed), kernel, settings)
 
-    def ready(self) -> tuple[tuple[int, ...], str]:
-        """The latent shape, once the model is loaded, and the id of the node."""
-        return self.generator.policy.family.latent_shape, ray.get_runtime_context().get_node_id()
+    def ready(self) -> str:
+        """The id of the node, once the model is loaded."""
+        return ray.get_runtime_context().get_node_id()
 
     def parameter_names(self) -> list[str]:
         return list(self.generator.policy.parameters)

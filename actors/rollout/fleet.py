@@ -124,25 +124,22 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.workers) + len(self.joining)
 
-    def wait_ready(self, timeout_s: float) -> tuple[int, ...]:
-        """Wait until the workers that the run needs have loaded their model, and take jobs from now on.
-
-        Returns the latent shape.
-        """
-        needed = {slot: join for slot, join in self.joining.items() if slot < self.slots}
-        shape = self.adopt({slot: join.worker for slot, join in needed.items()}, timeout_s)
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the workers that the run needs have loaded their model, and take jobs from now on."""
+        needed = [slot for slot in self.joining if slot < self.slots]
+        nodes = ray.get([self.joining[slot].ready for slot in needed], timeout=timeout_s)
+        for slot, node in zip(needed, nodes, strict=True):
+            self.workers[slot], self._node[slot] = self.joining.pop(slot).worker, node
         self._thread.start()
-        return shape
 
-    def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> tuple[int, ...]:
-        """Take workers that live into their slots; returns the latent shape."""
-        answers = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
+    def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
+        """Take workers that live into their slots."""
+        nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
         with self._changed:
-            for (slot, worker), (_, node) in zip(workers.items(), answers, strict=True):
+            for (slot, worker), node in zip(workers.items(), nodes, strict=True):
                 self.joining.pop(slot, None)
                 self._held.pop(slot, None)
                 self.workers[slot], self._node[slot] = worker, node
-        return answers[0][0]
 
     def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
         """Run a task by its plan, once there is room for `num_bytes` of images; the caller gives it back."""
@@ -227,12 +224,13 @@ class Fleet:
                 for job in lost:
                     job.future.set_exception(error)
 
-    def _idle(self) -> list[int]:
+    def _free(self, leaving: bool) -> list[int]:
+        """Slots of workers with no job, on nodes that are to go or on the others."""
         busy = {run.slot for run in self._running.values() if self.workers.get(run.slot) is run.worker}
-        return [slot for slot in self.workers if slot not in busy and self._node[slot] not in self._leaving]
+        return [slot for slot in self.workers if slot not in busy and (self._node[slot] in self._leaving) == leaving]
 
     def _give_out(self) -> None:
-        for slot in self._idle():
+        for slot in self._free(leaving=False):
             if not self._waiting:
                 return
             job = self._waiting[0]
@@ -252,7 +250,7 @@ class Fleet:
         """References that have an answer; none after a while, or when there may be something to give out."""
         with self._changed:
             expected = [*self._running, *(join.ready for join in self.joining.values())]
-            idle = bool(self._idle())
+            idle = bool(self._free(leaving=False))
             if not self._running and (idle or not expected):
                 self._changed.wait(WAKE_S if self._waiting else POLL_S)
                 timeout_s = 0.0
@@ -269,7 +267,7 @@ class Fleet:
         for slot, join in [(slot, join) for slot, join in self.joining.items() if join.ready in done]:
             del self.joining[slot]
             try:
-                _, node = ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
+                node = ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
             except RayActorError as error:
                 if join.attempts >= MAX_DEATHS_PER_JOB and slot < self.slots:
                     raise RuntimeError(f"rollout worker {slot} died {join.attempts} times as it started") from error
@@ -287,8 +285,10 @@ class Fleet:
                 answer = ray.get(run.refs[-1], timeout=SMALL_RESULT_TIMEOUT_S)
             except RayActorError as error:
                 self._lost(run, error)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 run.job.future.set_exception(error)
+                if isinstance(error, SystemExit):
+                    raise
             else:
                 run.job.future.set_result(run.job.answer(run.refs, answer))
 
@@ -318,8 +318,7 @@ class Fleet:
         if self.draining is None or time.monotonic() < self._next_look:
             return
         self._leaving, self._next_look = self.draining(), time.monotonic() + DRAIN_POLL_S
-        busy = {run.slot for run in self._running.values()}
-        for slot in [slot for slot in self.workers if self._node[slot] in self._leaving and slot not in busy]:
+        for slot in self._free(leaving=True):
             log.info("rollout worker %d leaves a node that is drained", slot)
             self._vacate(slot)
 

@@ -54,7 +54,7 @@ def bench_weights(config: RunConfig, rounds: int) -> dict[str, Any]:
     connect()
     try:
         for name, run in runs.items():
-            with TemporaryDirectory() as logs, Roles(run, trainable, Path(logs), lambda: None) as roles:
+            with TemporaryDirectory() as logs, Roles(run, trainable, Path(logs)) as roles:
                 started = 0.0
                 for i in range(SKIPPED_STEPS + rounds):
                     if i == SKIPPED_STEPS:

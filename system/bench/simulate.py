@@ -5,7 +5,6 @@ No role imports Torch, so that many processes fit on one machine.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +55,7 @@ class SleepingRoles(Roles):
     """The roles of a scenario: the real pool, fleet and group, over sleeping actors."""
 
     def __init__(self, config: RunConfig, logs: Path, scenario: Scenario) -> None:
-        super().__init__(config, [], logs, lambda: None)
+        super().__init__(config, [], logs)
         self.scenario = scenario
 
     def _reserve(self) -> None: ...
@@ -103,19 +102,20 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     """
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
     ahead = config.learner.max_staleness
+    filled = 1 + ahead
     with TemporaryDirectory(prefix="tempflow-simulate-") as folder:
-        config = simulated(config, scenario, 1 + ahead + steps + ahead, folder)
+        config = simulated(config, scenario, filled + steps + ahead, folder)
         run = RunFolder.open(config, resume=False)
         roles = SleepingRoles(config, run.logs, scenario)
         with roles, Progress(config.steps, console) as progress:
             Trainer(config, run, roles, prompts, None, progress, lambda: None).fit()
         at_s = {line["step"]: line["time"] for line in run.read_metrics()}
-    step_s = (at_s[1 + ahead + steps] - at_s[1 + ahead]) / steps
+    step_s = (at_s[filled + steps] - at_s[filled]) / steps
     return {
         "step_s": step_s,
         "ideal_s": scenario.ideal_s(),
         "of_ideal": scenario.ideal_s() / step_s,
-        "driver_mb": psutil.Process(os.getpid()).memory_info().rss / 1e6,
+        "driver_mb": psutil.Process().memory_info().rss / 1e6,
     }
 
 

@@ -24,8 +24,8 @@ class SleepingWorker:
         self.seconds, self.image_shape = seconds, image_shape
         self.version: int | None = None
 
-    def ready(self) -> tuple[tuple[int, ...], str]:
-        return (1,), ray.get_runtime_context().get_node_id()
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
 
     def load(self, weights: Weights) -> tuple[int, str]:
         self.version = weights.version
@@ -51,7 +51,7 @@ class SleepingLearner:
     """A rank of the learner, likewise."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.version = seconds, 0
+        self.seconds = seconds
 
     def rendezvous(self) -> tuple[str, int]:
         return "", 0
@@ -63,7 +63,6 @@ class SleepingLearner:
 
     def update(self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | None) -> UpdateStats:
         time.sleep(self.seconds)
-        self.version += 1
         return UpdateStats(0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], 0, self.seconds)
 
     @ray.method(num_returns=2)

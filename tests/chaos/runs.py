@@ -1,8 +1,6 @@
 """Training runs that are disturbed at a random moment, and what is left of them."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from tests.integration.conftest import RUN_TIMEOUT_S, environment
-from tests.integration.test_training import adapter, figures, metrics
+from tests.integration.test_training import adapter, figures, metrics, wait_for_steps
 
 STEPS = 8
 TOLD = ("learner_restarts", "workers_replaced", "retries/scores", "workers")
@@ -46,13 +44,7 @@ class Run:
 
     def wait_for_a_moment(self, chance: random.Random) -> None:
         """Until some time after a random step."""
-        assert self.process.stdout is not None
-        step = chance.randrange(1, STEPS - 3)
-        deadline = time.monotonic() + RUN_TIMEOUT_S
-        while not (self.path / "metrics.jsonl").exists() or len(metrics(self.path)) < 1 + step:
-            assert self.process.poll() is None, self.process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_steps(self.process, self.path, chance.randrange(1, STEPS - 3))
         time.sleep(chance.uniform(0, metrics(self.path)[-1].get("seconds/step", 0.1)))
 
     def finish(self) -> float:
@@ -82,7 +74,3 @@ def family(root: int, *titles: str) -> list[psutil.Process]:
         if any(part in title for part in titles):
             found.append(process)
     return found
-
-
-def send(process: psutil.Process, number: signal.Signals) -> None:
-    os.kill(process.pid, number)

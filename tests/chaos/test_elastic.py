@@ -12,14 +12,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.policy.weights import Exported, Weights
+from actors.policy.weights import Weights
 from actors.rollout.fleet import Fleet, Generated
-from actors.rollout.in_flight import InFlight
-from actors.rollout.plans import Plan, ode_plan
+from actors.rollout.plans import Plan
 from actors.trajectory import Cost, Task
+from tests.integration.test_fleet import EMPTY, PLAN, exported
 
-PLAN = ode_plan(1)
-ROOM = InFlight(10**9)
 TASK_S = 0.2
 
 
@@ -28,7 +26,7 @@ class Slow:
     """Takes a while for a task, and says which process did it."""
 
     def ready(self):
-        return (1,), ray.get_runtime_context().get_node_id()
+        return ray.get_runtime_context().get_node_id()
 
     def load(self, weights: Weights):
         return weights.version, weights.checksum
@@ -51,9 +49,8 @@ def cluster(monkeypatch):
 
 def submit(fleet: Fleet, version: int, tasks: int) -> list[Future[Generated]]:
     """One training step's tasks, with its weights."""
-    weights = Weights(version, "abc", {})
-    exported = Exported(ray.put(weights), weights.label)
-    return [fleet.generate(Task(i, "", (0, 0, i), version), PLAN, exported, ROOM, 1) for i in range(tasks)]
+    weights = exported(version)
+    return [fleet.generate(Task(i, "", (0, 0, i), version), PLAN, weights, EMPTY, 1) for i in range(tasks)]
 
 
 def step(fleet: Fleet, version: int, tasks: int = 20) -> Counter[int]:

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from tests.chaos.runs import Run, family, send
+from tests.chaos.runs import Run, family
 from tests.integration.conftest import RUN_TIMEOUT_S
 from tests.integration.test_training import metrics
 
@@ -37,7 +37,7 @@ def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
     whole, undisturbed_s, other = runs
     chance = random.Random(seed)
     other.wait_for_a_moment(chance)
-    send(chance.choice(family(ray_head.pid, WORKER)), number)
+    chance.choice(family(ray_head.pid, WORKER)).send_signal(number)
     print(f"took {other.finish() - undisturbed_s:.0f} s longer")
     other.assert_equals(whole)
     assert metrics(other.path)[-1]["workers_replaced"] <= 1
@@ -52,12 +52,12 @@ def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, 
     other.wait_for_a_moment(random.Random(seed))
     controller = family(ray_head.pid, CONTROLLER)
     if gone_s:
-        send(controller[0], signal.SIGSTOP)
+        controller[0].suspend()
     for replica in family(ray_head.pid, REPLICA):
-        send(replica, signal.SIGKILL)
+        replica.kill()
     if gone_s:
         time.sleep(gone_s)
-        send(controller[0], signal.SIGCONT)
+        controller[0].resume()
     print(f"took {other.finish() - undisturbed_s:.0f} s longer")
     other.assert_equals(whole)
     assert sum(line["holes"] for line in metrics(other.path)[1:]) == 0
@@ -90,7 +90,7 @@ def test_a_run_whose_ray_dies_ends_and_resumes_on_another(recipe, victim):
     other.start()
     other.wait_for_a_moment(random.Random(0))
     below = psutil.Process(other.process.pid).children(recursive=True)
-    send(family(other.process.pid, victim)[0], signal.SIGKILL)
+    family(other.process.pid, victim)[0].kill()
     killed = time.monotonic()
     try:
         other.process.communicate(timeout=RUN_TIMEOUT_S)

@@ -1,11 +1,10 @@
 """SIGKILL for the learner, or one of its ranks, while a run goes on: the weights are those of an undisturbed run."""
 
 import random
-import signal
 
 import pytest
 
-from tests.chaos.runs import Run, family, send
+from tests.chaos.runs import Run, family
 from tests.integration.test_training import metrics
 
 SPLIT: list[str] = []
@@ -35,7 +34,7 @@ def test_a_killed_rank_costs_time_and_nothing_else(recipe, ray_head, overrides, 
     killed = Run(recipe, "killed", overrides, ray_head.address)
     killed.start()
     killed.wait_for_a_moment(chance)
-    send(chance.choice(family(ray_head.pid, *LEARNERS)), signal.SIGKILL)
+    chance.choice(family(ray_head.pid, *LEARNERS)).kill()
     print(f"took {killed.finish() - undisturbed_s:.0f} s longer")
 
     killed.assert_equals(whole)

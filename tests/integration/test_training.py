@@ -25,6 +25,15 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+    """Until a run that goes on in a process has done so many."""
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 1 + steps:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 TIMES = ("time", "elapsed_s", "seconds/", "idle/", "bytes/images_peak")
 
 
@@ -91,11 +100,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + RUN_TIMEOUT_S
-    while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 4:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_steps(process, run, 3)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 5
     os.killpg(process.pid, signal.SIGINT)

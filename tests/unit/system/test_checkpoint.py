@@ -79,6 +79,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplo
     assert "step_000004 is not usable" in caplog.text
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"stride": 2}'])
+def test_a_torn_older_checkpoint_does_not_stop_the_next_one(tmp_path, content):
+    checkpoints = Checkpoints(Folder.at(str(tmp_path)), keep=2)
+    for step in (2, 4):
+        save(checkpoints, step)
+    (tmp_path / "step_000002" / "state.json").write_text(content)
+    save(checkpoints, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000006"]
+
+
 def test_a_crash_while_writing_leaves_the_checkpoint_before_it(folder):
     checkpoints = Checkpoints(folder, keep=3)
     save(checkpoints, 2)
