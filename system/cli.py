@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -102,6 +102,24 @@ def serve(
         typer.echo(serve_config(pool), nl=False)
         return
     run_pool(pool, console)
+
+
+@app.command()
+def deploy(
+    recipe: Recipe,
+    infra: Annotated[Path, typer.Option(help="The cluster's nodes, image, volumes and secrets: a YAML file.")],
+    overrides: Overrides = None,
+    part: Annotated[
+        Literal["all", "job", "pool"],
+        typer.Option(help="All documents, or one part: a pool is applied once for all the jobs that share it."),
+    ] = "all",
+) -> None:
+    """Print Kubernetes manifests for a run (RayJob) and its reward pool (RayService)."""
+    from system.config import load_config
+    from system.deploy.infra import load_infra
+    from system.deploy.manifests import manifests, render
+
+    typer.echo(render(manifests(load_config(recipe, overrides or []), load_infra(infra), part)), nl=False)
 
 
 @app.command()

@@ -330,8 +330,8 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
 
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str, overrides: dict[str, str]) -> str:
-    """The first problem as one sentence."""
-    problem = error.errors()[0]
+    """The first problem as one sentence; an unknown key first, which may be the one that is missing, misspelt."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = [part for part in problem["loc"] if part not in TAGS]
     key = ".".join(str(part) for part in place)
     origin = next((text for known, text in overrides.items() if key.startswith(known)), source)

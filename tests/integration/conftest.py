@@ -43,7 +43,7 @@ def ray_head() -> Iterator[Head]:
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD],
         cwd=ROOT,
-        env=environment() | {"PATH": path},
+        env=environment() | {"PATH": path, "RAY_JOB_STOP_WAIT_TIME_S": "120"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,0 +1,136 @@
+"""What a recipe does not know: the cluster's nodes, image, volumes, secrets and queues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import yaml
+from pydantic import Field, model_validator
+
+from services.errors import UserError
+from services.settings import Settings
+from system.config import parse_config
+
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
+NAME = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+
+
+class Nodes(Settings):
+    """The pods of a role, all alike; each is a Ray node."""
+
+    cpus: int = Field(4, ge=1)
+    memory: str = Field("16Gi", pattern=QUANTITY)
+    gpus: int = Field(0, ge=0)
+    gpu_resource: str = "nvidia.com/gpu"
+    resources: dict[str, str] = Field(default_factory=dict)
+    """Further ones, such as `rdma/hca: "1"`."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    runtime_class: str | None = None
+    grace_s: int = Field(120, ge=1)
+    """From SIGTERM to SIGKILL: time to drain, and for the checkpoint of a stopped run."""
+
+
+class PoolNodes(Nodes):
+    """The pods of the reward pool."""
+
+    service: str | None = Field(None, pattern=NAME, max_length=47)
+    """Name of the RayService; that of the recipe with `-pool` if not given. Jobs with the same name share it."""
+
+
+class Volume(Settings):
+    """A PersistentVolumeClaim."""
+
+    claim: str = Field(pattern=NAME)
+    size: str | None = Field(None, pattern=QUANTITY)
+    """Makes the claim; it is there already if not given."""
+    storage_class: str | None = None
+    access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+
+
+class Models(Settings):
+    """Where model weights lie, as a cache in the hub's layout or as plain folders: read-only, at /models."""
+
+    claim: str | None = Field(None, pattern=NAME)
+    image: str | None = None
+    """An OCI image that is mounted as a volume."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Models:
+        if (self.claim is None) == (self.image is None):
+            raise ValueError("models: give claim or image")
+        return self
+
+
+class Secrets(Settings):
+    """Names of Secrets; their contents never appear in a manifest."""
+
+    ray_token: str = Field("tempflow-ray", pattern=NAME)
+    """Key `auth_token`: what Ray's dashboard, jobs and actors ask for."""
+    pool_token: str = Field("tempflow-pool", pattern=NAME)
+    """Key `token`: what the reward pool asks for."""
+    environment: tuple[str, ...] = ()
+    """Each key is an environment variable: credentials of a bucket, of a logger."""
+
+
+class Queue(Settings):
+    """Gang scheduling: all pods of a job at once, or none."""
+
+    kueue: str | None = None
+    """A LocalQueue."""
+    volcano: str | None = None
+    """A queue."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Queue:
+        if (self.kueue is None) == (self.volcano is None):
+            raise ValueError("queue: give kueue or volcano")
+        return self
+
+
+class Infra(Settings):
+    """An infrastructure file with every default filled in."""
+
+    namespace: str = Field("tempflow", pattern=NAME)
+    image: str
+    """Has tempflow installed, and whatever modules the recipe names (see deploy/Dockerfile)."""
+    pull_secrets: tuple[str, ...] = ()
+    ray_version: str = ray.__version__
+    """Of the image."""
+    runs: Volume
+    """Run folders, at /runs: what a retry resumes from, and what outlives the cluster."""
+    models: Models | None = None
+    """Nothing is downloaded where it is given."""
+    secrets: Secrets = Secrets()
+    head: Nodes = Nodes(cpus=4, memory="16Gi")
+    workers: Nodes
+    """Of the rollout workers, and of each role below that has none of its own."""
+    learner: Nodes | None = None
+    reward: PoolNodes | None = None
+    """The pool becomes a RayService, a cluster of its own."""
+    queue: Queue | None = None
+    retries: int = Field(3, ge=0)
+    """New clusters that go on with a run whose cluster failed."""
+    keep_s: int = Field(600, ge=0)
+    """Until the cluster of a finished job is deleted."""
+    operator_namespace: str = "kuberay-operator"
+    monitoring_namespace: str = "monitoring"
+
+
+def load_infra(path: Path) -> Infra:
+    """Read an infrastructure file.
+
+    Raises:
+        UserError: names the file, the key, the value and the nearest valid key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"no infrastructure file at `{path}`: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: an infrastructure file is a mapping of keys to values")
+    return parse_config(Infra, raw, str(path))

@@ -1,0 +1,159 @@
+"""Pods of Ray nodes: one container that may do nothing but compute, write to its volumes, and talk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from system.deploy.infra import Infra, Nodes
+from system.deploy.recipe import MODELS, POOL_TOKEN, RUNS
+
+Manifest = dict[str, Any]
+
+USER = 1000
+RECIPE = "/etc/tempflow/recipe"
+RESTRICTED: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+TMP: Manifest = {"name": "tmp", "mountPath": "/tmp"}
+CALLS = "tempflow.io/calls"
+"""Label of pods that may call a pool: its name. Give it to other clients than our jobs, too."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What has pods of its own: the job of a run, or a pool."""
+
+    name: str
+    kind: Literal["job", "pool"]
+    calls: str | None = None
+    """The RayService that it asks for scores."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": "tempflow", "app.kubernetes.io/instance": self.name}
+
+    @property
+    def has_token(self) -> bool:
+        """Whether its pods hold the pool's token."""
+        return self.kind == "pool" or self.calls is not None
+
+
+def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_account: bool = False) -> Manifest:
+    """The template of a Ray node.
+
+    Args:
+        service_account: mount its token, which the head's autoscaler needs.
+    """
+    container = {
+        "name": "ray-head" if role == "head" else "ray-worker",
+        "resources": _resources(nodes),
+        "env": _environment(infra, nodes),
+        "envFrom": [{"secretRef": {"name": name}} for name in infra.secrets.environment],
+        "volumeMounts": [TMP, *_mounts(infra, instance)],
+    }
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": nodes.grace_s,
+        "automountServiceAccountToken": service_account,
+        "nodeSelector": nodes.node_selector,
+        "tolerations": nodes.tolerations,
+        "runtimeClassName": nodes.runtime_class,
+    }
+    return _pod(infra, instance, role, container, spec, _volumes(infra, instance))
+
+
+def submitter_pod(infra: Infra, instance: Instance) -> Manifest:
+    """The template of the pod that hands the job to the cluster and follows its log."""
+    small = {"cpu": "500m", "memory": "1Gi"}
+    container = {
+        "name": "ray-job-submitter",
+        "resources": {"requests": small, "limits": small},
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "volumeMounts": [TMP],
+    }
+    spec: Manifest = {"restartPolicy": "Never", "automountServiceAccountToken": False}
+    return _pod(infra, instance, "submitter", container, spec, [])
+
+
+def _pod(
+    infra: Infra, instance: Instance, role: str, container: Manifest, spec: Manifest, volumes: list[Manifest]
+) -> Manifest:
+    calls = {CALLS: instance.calls} if instance.calls else {}
+    pull_secrets = [{"name": name} for name in infra.pull_secrets]
+    return {
+        "metadata": {"labels": {**instance.labels, "app.kubernetes.io/component": role, **calls}},
+        "spec": {
+            **_given(spec | {"imagePullSecrets": pull_secrets}),
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [{**_given(container), "image": infra.image, "securityContext": RESTRICTED}],
+            "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],
+        },
+    }
+
+
+def _given(manifest: Manifest) -> Manifest:
+    """Without what is empty."""
+    return {key: value for key, value in manifest.items() if value not in (None, {}, [])}
+
+
+def _resources(nodes: Nodes) -> Manifest:
+    """Requests equal limits: Ray believes in the limit, and the scheduler in the request."""
+    asked = {"cpu": str(nodes.cpus), "memory": nodes.memory, **nodes.resources}
+    if nodes.gpus:
+        asked[nodes.gpu_resource] = str(nodes.gpus)
+    return {"requests": asked, "limits": asked}
+
+
+def _environment(infra: Infra, nodes: Nodes) -> list[Manifest]:
+    """The root is read-only, so whatever keeps a cache keeps it in /tmp."""
+    drain_s = max(1, nodes.grace_s * 3 // 4)
+    values = {
+        "HOME": "/tmp",
+        "HF_MODULES_CACHE": "/tmp/huggingface",
+        "MPLCONFIGDIR": "/tmp/matplotlib",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(drain_s),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s),
+    }
+    if infra.models:
+        values |= {"HF_HOME": MODELS, "HF_HUB_OFFLINE": "1"}
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _mounts(infra: Infra, instance: Instance) -> list[Manifest]:
+    mounts: list[Manifest] = []
+    if infra.models:
+        mounts.append({"name": "models", "mountPath": MODELS, "readOnly": True})
+    if instance.kind == "job":
+        mounts.append({"name": "runs", "mountPath": RUNS})
+        mounts.append({"name": "recipe", "mountPath": RECIPE, "readOnly": True})
+    if instance.has_token:
+        mounts.append({"name": "pool-token", "mountPath": POOL_TOKEN.rpartition("/")[0], "readOnly": True})
+    return mounts
+
+
+def _volumes(infra: Infra, instance: Instance) -> list[Manifest]:
+    volumes: list[Manifest] = []
+    if infra.models and infra.models.claim:
+        source = {"claimName": infra.models.claim, "readOnly": True}
+        volumes.append({"name": "models", "persistentVolumeClaim": source})
+    elif infra.models:
+        volumes.append({"name": "models", "image": {"reference": infra.models.image, "pullPolicy": "IfNotPresent"}})
+    if instance.kind == "job":
+        volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": infra.runs.claim}})
+        volumes.append({"name": "recipe", "configMap": {"name": f"{instance.name}-recipe"}})
+    if instance.has_token:
+        secret = {"secretName": infra.secrets.pool_token, "defaultMode": 0o440}
+        volumes.append({"name": "pool-token", "secret": secret})
+    return volumes

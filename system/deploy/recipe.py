@@ -1,0 +1,114 @@
+"""A recipe as it runs on the cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from services.errors import UserError
+from services.paths import PACKAGE_PREFIX
+from services.scoring.settings import Replicas, ScorerSettings
+from services.serving.settings import GatewaySettings, PoolSettings
+from system.config import RunConfig
+from system.deploy.infra import Infra
+
+ROLE = "tempflow.io/role"
+"""Label of the Ray nodes of a role."""
+RUNS, MODELS = "/runs", "/models"
+POOL_TOKEN = "/etc/tempflow/pool-token/token"
+POOL_PORT = 8000
+PNG_OVERHEAD = 1.01
+"""A PNG of pure noise, by its pixels' bytes."""
+MAX_NAME = 40
+"""The operator adds a suffix of its own to a name, and 63 characters are all there is."""
+CALLER_CPUS = 0.1
+"""Of a process that passes images on to the pool and waits."""
+
+
+def resource_name(name: str) -> str:
+    """A run's name as Kubernetes allows it.
+
+    Raises:
+        UserError: it is too long.
+    """
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not found or len(found) > MAX_NAME or found[0].isdigit():
+        raise UserError(
+            f"`{name}` makes no name for Kubernetes: give name=… of at most {MAX_NAME} characters, the first a letter"
+        )
+    return found
+
+
+def pool_service(config: RunConfig, infra: Infra) -> str:
+    """Name of the RayService that scores."""
+    assert infra.reward is not None
+    return infra.reward.service or f"{resource_name(config.name)}-pool"
+
+
+def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
+    """The recipe of the job: run folders on the shared volume, roles on their nodes, scorers asked over HTTP where the
+    pool is a service.
+
+    Raises:
+        UserError: it names a file of this machine.
+    """
+    for key, path in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
+        if path is not None and not path.startswith(("/", PACKAGE_PREFIX)):
+            raise UserError(
+                f"{key}: `{path}` is a path on this machine; put the file on a volume ({RUNS} or {MODELS}) or into the "
+                f"image, and give its path there, such as {key}={RUNS}/prompts/{PurePosixPath(path).name}"
+            )
+    rollout = {ROLE: "rollout"}
+    learner = {ROLE: "learner"} if infra.learner else rollout
+    scorers = tuple(
+        _caller(scorer, config, infra) if infra.reward else scorer.model_copy(update={"labels": rollout})
+        for scorer in config.scorers
+    )
+    return config.model_copy(
+        update={
+            "output": RUNS,
+            "rollout": config.rollout.model_copy(update={"labels": rollout}),
+            "learner": config.learner.model_copy(update={"labels": learner}),
+            "scorers": scorers,
+        }
+    )
+
+
+def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
+    """The pool of the RayService."""
+    labels = {ROLE: "reward"}
+    return PoolSettings(
+        name=pool_service(config, infra),
+        scorers=tuple(scorer.model_copy(update={"labels": labels}) for scorer in config.scorers),
+        serve=GatewaySettings(
+            **{**config.serve.model_dump(), "host": "0.0.0.0", "port": POOL_PORT, "token_file": POOL_TOKEN}
+        ),
+    )
+
+
+def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSettings:
+    """Stands in the job for a scorer of the service, with as many processes as that may have, so that each can be kept
+    busy. Its requests fit into `serve.max_bytes` whatever the images show.
+    """
+    raw_bytes = config.policy.height * config.policy.width * 3
+    fits = int(config.serve.max_bytes / (PNG_OVERHEAD * raw_bytes))
+    if not fits:
+        raise UserError(f"serve.max_bytes: {config.serve.max_bytes} is less than one image; raise it")
+    return ScorerSettings(
+        name=scorer.name,
+        scorer="remote",
+        weight=scorer.weight,
+        options={
+            "url": f"http://{pool_service(config, infra)}-serve-svc:{POOL_PORT}",
+            "scorer": scorer.name,
+            "token_file": POOL_TOKEN,
+            "run": config.name,
+            "timeout_s": scorer.timeout_s,
+        },
+        replicas=Replicas(min=scorer.replicas.max, max=scorer.replicas.max),
+        num_cpus=CALLER_CPUS,
+        labels={ROLE: "rollout"},
+        timeout_s=scorer.timeout_s,
+        attempts=scorer.attempts,
+        request_images=min(scorer.request_images, fits),
+    )

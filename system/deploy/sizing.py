@@ -1,0 +1,93 @@
+"""How many pods the roles of a recipe need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.errors import UserError
+from services.scoring.settings import ScorerSettings
+from system.config import RunConfig
+from system.deploy.infra import Infra, Nodes
+
+TINY = 1e-6
+"""Fractions of a GPU add up to whole ones."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one actor asks for."""
+
+    role: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pods that hold a role at the least and at the most."""
+
+    nodes: Nodes
+    min: int
+    max: int
+
+
+def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
+    """Groups of the job's cluster by role: `rollout`, and `learner` where it has nodes of its own.
+
+    Args:
+        config: as it runs there, its scorers included.
+
+    Raises:
+        UserError: an actor fits on no pod.
+    """
+    rollout, learner = config.rollout, config.learner
+    worker = Ask("a rollout worker", rollout.num_cpus, rollout.num_gpus)
+    rank = Ask("a learner rank", learner.num_cpus, learner.num_gpus)
+    colocated = config.placement == "colocated"
+    if colocated:
+        rank = Ask("a colocated rank", max(worker.cpus, rank.cpus), max(worker.gpus, rank.gpus))
+    alone = rollout.workers - (learner.ranks if colocated else 0)
+    more = (rollout.max_workers or rollout.workers) - rollout.workers
+    ranks = [rank] * learner.ranks
+    here = [worker] * alone + ([] if infra.learner else ranks)
+    least = pods([*here, *replicas(config.scorers, most=False)], infra.workers)
+    most = pods([*here, *[worker] * more, *replicas(config.scorers, most=True)], infra.workers)
+    groups = {"rollout": Group(infra.workers, least, most)}
+    if infra.learner:
+        count = pods(ranks, infra.learner)
+        groups["learner"] = Group(infra.learner, count, count)
+    return groups
+
+
+def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
+    """The replicas of all scorers, at the least or at the most."""
+    return [
+        Ask(f"a replica of scorer `{scorer.name}`", scorer.num_cpus, scorer.num_gpus)
+        for scorer in scorers
+        for _ in range(scorer.replicas.max if most else scorer.replicas.min)
+    ]
+
+
+def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
+    """Pods that hold all of them, by first fit, the largest first.
+
+    Raises:
+        UserError: one fits on no pod.
+    """
+    free: list[list[float]] = []
+    for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
+        if ask.cpus > nodes.cpus or ask.gpus > nodes.gpus:
+            raise UserError(
+                f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs; a node has {nodes.cpus} and "
+                f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
+            )
+        for room in free:
+            if ask.cpus <= room[0] + TINY and ask.gpus <= room[1] + TINY:
+                break
+        else:
+            room = [float(nodes.cpus), float(nodes.gpus)]
+            free.append(room)
+        room[0] -= ask.cpus
+        room[1] -= ask.gpus
+    return max(1, len(free))

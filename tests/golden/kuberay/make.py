@@ -1,0 +1,34 @@
+"""Reduce KubeRay's CRDs to the schemas of their version v1, without descriptions: `make.py FOLDER_OF_CRDS`.
+
+The CRDs are those of KubeRay 1.7.0 (github.com/ray-project/kuberay, ray-operator/config/crd/bases, Apache-2.0).
+"""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+
+
+def without_descriptions(schema: Any, of_properties: bool = False) -> Any:
+    """The schema; a property that is named `description` stays."""
+    if isinstance(schema, list):
+        return [without_descriptions(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: without_descriptions(value, key == "properties" and not of_properties)
+        for key, value in schema.items()
+        if key != "description" or of_properties
+    }
+
+
+for plural in ("rayjobs", "rayservices"):
+    crd = yaml.safe_load((Path(sys.argv[1]) / f"ray.io_{plural}.yaml").read_text())
+    version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    text = json.dumps(without_descriptions(version["schema"]["openAPIV3Schema"]), sort_keys=True)
+    (HERE / f"{crd['spec']['names']['kind']}.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))

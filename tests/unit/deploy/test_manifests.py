@@ -1,0 +1,252 @@
+"""Manifests: valid to the last key, sized by the recipe, closed by default, and equal to the examples."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+
+from services.errors import UserError
+from services.images import encode_image
+from services.serving.settings import PoolSettings
+from system.config import RunConfig, load_config, parse_config
+from system.deploy.infra import Infra, Nodes, load_infra
+from system.deploy.manifests import manifests, render
+from system.deploy.sizing import Ask, pods
+from tests.unit.deploy.validate import check, templates
+
+EXAMPLES = Path(__file__).parents[3] / "deploy" / "kuberay"
+PROMPTS = ["data.train=/runs/train.txt", "data.heldout=/runs/test.txt"]
+SMALL = {"image": "tempflow:1", "runs": {"claim": "runs"}, "workers": {"cpus": 8, "gpus": 2}}
+OWN = SMALL | {"learner": {"gpus": 1}, "reward": {"gpus": 1, "cpus": 2, "memory": "32Gi"}}
+
+
+def infra(raw: dict, **more: object) -> Infra:
+    return parse_config(Infra, raw | more, "infra.yaml")
+
+
+def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
+    few = ["rollout.workers=2", "scorers.0.replicas=1"]
+    return load_config(base, [*PROMPTS, *few, *overrides])
+
+
+def by_kind(documents: list[dict]) -> dict[str, dict]:
+    return {document["kind"]: document for document in documents}
+
+
+def groups(cluster: dict) -> dict[str, tuple[int, int]]:
+    return {g["groupName"]: (g["minReplicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]}
+
+
+@pytest.mark.parametrize("example", ["one_gpu", "eight_gpus", "four_nodes"])
+def test_the_examples_are_valid(example):
+    documents = list(yaml.safe_load_all((EXAMPLES / f"{example}.yaml").read_text()))
+    assert {"RayJob", "ConfigMap", "NetworkPolicy"} <= {document["kind"] for document in documents}
+    for document in documents:
+        check(document)
+
+
+def test_the_examples_are_what_the_command_prints(tmp_path):
+    for file in (EXAMPLES / "make.sh", *EXAMPLES.glob("*.infra.yaml")):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "tempflow").write_text(f'#!/bin/sh\nexec {sys.executable} -m system "$@"\n')
+    (binaries / "tempflow").chmod(0o755)
+    env = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parents[1])}
+    subprocess.run(["bash", tmp_path / "make.sh"], check=True, timeout=300, env=env)
+    for example in EXAMPLES.glob("*[!a].yaml"):
+        assert (tmp_path / example.name).read_text() == example.read_text(), f"run {EXAMPLES / 'make.sh'} again"
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        ((), "spce"),
+        (("rayClusterSpec",), "headGroup"),
+        (("rayClusterSpec", "headGroupSpec", "template"), "spce"),
+    ],
+)
+def test_the_validation_refuses_unknown_keys(place, key):
+    job = by_kind(manifests(recipe(), infra(SMALL | {"workers": {"gpus": 8, "cpus": 16}})))["RayJob"]
+    check(job)
+    node = job["spec"]
+    for part in place:
+        node = node[part]
+    node[key] = {}
+    with pytest.raises(jsonschema.ValidationError, match=key):
+        check(job)
+
+
+@pytest.mark.parametrize(
+    ("asks", "count"),
+    [
+        ([(1, 1)] * 4, 2),
+        ([(1, 0.25)] * 8, 1),
+        ([(1, 0.25)] * 9, 2),
+        ([(1, 0.75), (1, 0.75), (1, 0.5), (1, 0.25)], 2),
+        ([(5, 0), (3, 0), (4, 0), (4, 0)], 2),
+        ([], 1),
+    ],
+)
+def test_pods_hold_all_actors(asks, count):
+    assert pods([Ask("an actor", *ask) for ask in asks], Nodes(cpus=8, gpus=2)) == count
+
+
+def test_an_actor_that_fits_nowhere_is_named():
+    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 1 GPUs; a node has 8 and 0"):
+        manifests(recipe("rollout.num_gpus=0"), infra(OWN, learner={"cpus": 8}))
+
+
+def test_each_role_has_its_nodes_and_the_pool_follows_load():
+    documents = manifests(
+        recipe("rollout.max_workers=6", "scorers.0.replicas={min: 2, max: 9}", "learner.ranks=3"), infra(OWN)
+    )
+    found = by_kind(documents)
+    job, pool = found["RayJob"]["spec"]["rayClusterSpec"], found["RayService"]["spec"]["rayClusterConfig"]
+    assert groups(job) == {"rollout": (1, 3), "learner": (3, 3)}
+    assert groups(pool) == {"reward": (1, 5)}
+    assert job["enableInTreeAutoscaling"]
+    assert pool["enableInTreeAutoscaling"]
+    labels = {group["groupName"]: group["labels"] for group in job["workerGroupSpecs"]}
+    settings = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])
+    assert settings["rollout"]["labels"] == labels["rollout"]
+    assert settings["learner"]["labels"] == labels["learner"]
+    for document in documents:
+        check(document)
+
+
+def test_without_nodes_of_their_own_all_roles_share_a_group_of_a_fixed_size():
+    config = recipe("learner.num_gpus=0.5", "rollout.num_gpus=0.5")
+    found = by_kind(manifests(config, infra(SMALL, workers={"cpus": 9, "gpus": 2})))
+    assert "RayService" not in found
+    assert groups(found["RayJob"]["spec"]["rayClusterSpec"]) == {"rollout": (1, 1)}
+    assert "enableInTreeAutoscaling" not in found["RayJob"]["spec"]["rayClusterSpec"]
+
+
+def test_the_recipe_of_the_job_is_a_recipe_and_asks_the_service(tmp_path):
+    found = by_kind(manifests(recipe(), infra(OWN)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(found["ConfigMap"]["data"]["recipe.yaml"])
+    config = load_config(str(path))
+    assert (config.name, config.output) == ("sd35_pickscore", "/runs")
+    caller = config.scorers[0]
+    assert (caller.scorer, caller.num_gpus) == ("remote", 0)
+    service = found["RayService"]["metadata"]["name"]
+    assert caller.options["url"] == f"http://{service}-serve-svc:8000"
+    assert "sd35_pickscore" in found["RayJob"]["metadata"]["name"].replace("-", "_")
+
+
+def test_the_pool_is_one_that_serve_takes():
+    service = by_kind(manifests(recipe(), infra(OWN, reward={"gpus": 1, "service": "shared"}), "pool"))["RayService"]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    pool = PoolSettings(**config["applications"][0]["args"])
+    assert (pool.name, pool.scorers[0].scorer, pool.scorers[0].num_gpus) == ("shared", "pickscore", 0.25)
+    assert pool.serve.token_file is not None
+    assert service["metadata"]["name"] == "shared"
+
+
+def test_requests_to_the_pool_fit_whatever_the_images_show():
+    config = recipe("policy.height=1024", "policy.width=1024")
+    found = by_kind(manifests(config, infra(OWN)))
+    caller = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["scorers"][0]
+    noise = encode_image(np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8))
+    assert 10 < caller["request_images"] < config.scorers[0].request_images
+    assert caller["request_images"] * len(noise) < config.serve.max_bytes
+
+
+@pytest.mark.parametrize("raw", [SMALL | {"workers": {"gpus": 8, "cpus": 32}}, OWN], ids=["shared", "own nodes"])
+def test_every_container_is_restricted_and_secrets_are_only_named(raw):
+    documents = manifests(recipe(), infra(raw, secrets={"environment": ["bucket"]}))
+    for document in documents:
+        if document["apiVersion"] != "ray.io/v1":
+            continue
+        spec = document["spec"]
+        cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "tempflow-ray"}
+        for template in [*templates(cluster), *filter(None, [spec.get("submitterPodTemplate")])]:
+            pod = template["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            (container,) = pod["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+            assert all("value" in variable and "TOKEN" not in variable["name"] for variable in container["env"])
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted <= {volume["name"] for volume in pod["volumes"]}
+    assert "Secret" not in by_kind(documents)
+
+
+def test_only_what_must_talk_may():
+    documents = manifests(recipe(), infra(OWN))
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
+    job, pool = policies["sd35-pickscore"], policies["sd35-pickscore-pool"]
+    assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in policies.values())
+    assert all("from" in rule for policy in policies.values() for rule in policy["ingress"])
+    serving = [rule for rule in pool["ingress"] if {"port": 8000, "protocol": "TCP"} in rule.get("ports", [])]
+    (callers,) = serving[0]["from"]
+    head = by_kind(documents)["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    assert callers["podSelector"]["matchLabels"].items() <= head["metadata"]["labels"].items()
+    assert not [rule for rule in job["ingress"] if {"port": 8000, "protocol": "TCP"} in rule.get("ports", [])]
+
+
+def test_a_queue_labels_the_job():
+    labels = [
+        by_kind(manifests(recipe(), infra(OWN, queue=queue)))["RayJob"]["metadata"]["labels"]
+        for queue in ({"kueue": "research"}, {"volcano": "research"})
+    ]
+    assert labels[0]["kueue.x-k8s.io/queue-name"] == "research"
+    assert labels[1]["volcano.sh/queue-name"] == "research"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "raw", "sentence"),
+    [
+        (["data.train=prompts/train.txt"], OWN, r"data.train: `prompts/train.txt` is a path on this machine"),
+        ([f"name=x{'y' * 40}"], OWN, "at most 40 characters"),
+        (["name=3d"], OWN, "the first a letter"),
+        (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue admits a job of a fixed size"),
+        ([], OWN | {"head": {"gpus": 1}}, "head.gpus"),
+        (["serve.max_bytes=1000"], OWN, "serve.max_bytes: 1000 is less than one image"),
+    ],
+)
+def test_what_does_not_fit_is_the_users_mistake(overrides, raw, sentence):
+    with pytest.raises(UserError, match=sentence):
+        manifests(recipe(*overrides), infra(raw))
+
+
+def test_a_pool_alone_needs_nodes_of_its_own():
+    with pytest.raises(UserError, match="give `reward` nodes"):
+        manifests(recipe(), infra(SMALL), "pool")
+    kinds = [d["kind"] for d in manifests(recipe(), infra(OWN), "job")]
+    assert kinds == ["ConfigMap", "NetworkPolicy", "RayJob"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker` .* did you mean `workers`"),
+        ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs'"),
+        ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
+        ("- image", "an infrastructure file is a mapping"),
+        ("image: [", "not YAML"),
+    ],
+)
+def test_a_wrong_infrastructure_file_is_explained(tmp_path, text, sentence):
+    path = tmp_path / "infra.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_infra(path)
+    with pytest.raises(UserError, match="no infrastructure file"):
+        load_infra(tmp_path / "other.yaml")
+
+
+def test_what_is_printed_is_what_was_made():
+    documents = manifests(recipe(), infra(OWN))
+    assert list(yaml.safe_load_all(render(documents))) == documents
