@@ -9,5 +9,5 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what Ray and Arrow print below it."""
-    return str(error).strip().partition("\n")[0]
+    """What an error says, or the one that caused it in another process, without what Ray and Arrow print around it."""
+    return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]

@@ -112,9 +112,10 @@ class Trainer:
         self._checkpoint()
         self._seal(wait=True)
         if self.saved_step != self.state.step:
+            last = f"step {self.saved_step}" if self.saved_step >= 0 else "the beginning"
             raise UserError(
                 f"the checkpoint of step {self.state.step} cannot be written to {self.checkpoints.folder} "
-                f"(logs/driver.log says why); make room there and go on with --resume from step {self.saved_step}"
+                f"(logs/driver.log says why); make room there and go on with --resume from {last}"
             )
 
     def _stopped(self) -> None:

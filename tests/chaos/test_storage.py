@@ -1,0 +1,90 @@
+"""Disks and object stores that are full while a run goes on: it says so or spills, and loses nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.runs import STEPS, Run
+from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
+from tests.integration.test_training import adapter, metrics
+
+DISK_BYTES, LEFT_BYTES = 16 * 2**20, 2**14
+
+CROWDED_HEAD = """
+import sys
+from system.launch_env import listen_on_loopback
+listen_on_loopback()
+import numpy as np
+import ray
+store = 80 * 2**20
+context = ray.init(address="local", num_cpus=4, object_store_memory=store, include_dashboard=False)
+held = [ray.put(np.ones(2**20)) for _ in range(2 * store // 2**23)]
+print(context.address_info["gcs_address"], context.address_info["session_dir"], flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with less left than a checkpoint takes."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", path]
+    if subprocess.run(mount, capture_output=True, timeout=60).returncode:
+        pytest.skip("only root may mount a small file system")
+    (path / "other data").write_bytes(b"x" * (DISK_BYTES - LEFT_BYTES))
+    yield path
+    subprocess.run(["umount", path], check=True, timeout=60)
+
+
+@pytest.fixture
+def crowded_ray():
+    """A Ray whose object store is filled twice over by somebody else: its address and its session's folder."""
+    head = subprocess.Popen(
+        [sys.executable, "-c", CROWDED_HEAD],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    address, session = head.stdout.readline().split()
+    yield address, Path(session)
+    head.stdin.close()
+    head.wait(60)
+
+
+@pytest.mark.chaos
+def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, small_disk):
+    """The run goes to its end without them, and says what it lacks; with room it goes on."""
+    whole = Run(recipe, "whole", [], ray_head.address)
+    whole.start()
+    whole.finish()
+    full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
+    full.start()
+    output, _ = full.process.communicate(timeout=RUN_TIMEOUT_S)
+    assert full.process.returncode == 2, output
+    assert f"the checkpoint of step {STEPS} cannot be written" in output
+    assert "go on with --resume from the beginning" in output
+    assert "No space left" in (full.path / "logs" / "driver.log").read_text()
+    assert [line["step"] for line in metrics(full.path)] == list(range(STEPS + 1))
+
+    (small_disk / "other data").unlink()
+    full.start("--resume")
+    full.finish()
+    newest = small_disk / "runs" / "full" / f"step_{STEPS:06d}"
+    assert (newest / "trained.safetensors").read_bytes() == adapter(whole.path, STEPS)
+
+
+@pytest.mark.chaos
+def test_a_full_object_store_spills_and_the_run_has_the_same_bits(recipe, ray_head, crowded_ray):
+    address, session = crowded_ray
+    whole, crowded = Run(recipe, "whole", [], ray_head.address), Run(recipe, "crowded", [], address)
+    for run in (whole, crowded):
+        run.start()
+        run.finish()
+    crowded.assert_equals(whole)
+    assert any(file.stat().st_size for file in session.rglob("ray_spilled_objects*/*"))
