@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -41,14 +41,7 @@ class Item(BaseModel):
     """One image and its prompt."""
 
     prompt: str
-    image: str
-    """Base64 of a PNG, JPEG or WebP."""
-
-
-class ScoreRequest(BaseModel):
-    """Body of `POST /v1/score` as JSON."""
-
-    items: list[Item]
+    image: str = Field(description="Base64 of a PNG, JPEG or WebP.", json_schema_extra={"format": "byte"})
 
 
 class ImageError(BaseModel):
@@ -74,10 +67,15 @@ class ScorerInfo(BaseModel):
 
 
 ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
+ITEMS = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": Item.model_json_schema(), "minItems": 1}},
+    "required": ["items"],
+}
 SCORE_DOCS: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {JSON: {"schema": ScoreRequest.model_json_schema()}, ARROW: ARROW_TABLE},
+        "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE},
     }
 }
 
