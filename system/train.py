@@ -36,7 +36,7 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     """Run a recipe to its end or to a stop; returns the exit code."""
     train, heldout = check(config)
     run = RunFolder.open(config, resume)
-    with logging_to(run.logs / "driver.log"), StopFlag() as stop:
+    with logging_to(run.logs / "driver.log", run=config.name, role="driver"), StopFlag() as stop:
         try:
             _train(config, run, train, heldout, console, stop)
         except Stopped as stopped:
