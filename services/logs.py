@@ -8,15 +8,16 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-_context: ContextVar[dict[str, Any]] = ContextVar("log_context", default={})
+_context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=MappingProxyType({}))
 """Where in a run the code that logs is; a thread begins with none."""
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `message`, what the process is (`fields`),
-    where it is (`at`), and `exception` with its traceback.
+    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `pid`, `message`, what the process is
+    (`fields`), where it is (`at`), and `exception` with its traceback.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -81,7 +82,7 @@ def logging_to(file: Path, **fields: Any) -> Iterator[None]:
 @contextmanager
 def at(**place: Any) -> Iterator[None]:
     """Lines that this thread logs in the context say where they come from, such as `step` and `task`."""
-    token: Token[dict[str, Any]] = _context.set({**_context.get(), **place})
+    token: Token[Mapping[str, Any]] = _context.set({**_context.get(), **place})
     try:
         yield
     finally:
