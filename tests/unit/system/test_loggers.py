@@ -35,9 +35,9 @@ def first_and_second_process(settings: RunConfig) -> RunFolder:
     run = RunFolder.open(settings, resume=False)
     with open_loggers(settings, run.path) as run.loggers:
         run.forget_after(-1)
+        run.write_samples(0, IMAGES_NHWC)
         for number in range(4):
             step(run, number, number / 2)
-        run.write_samples(0, IMAGES_NHWC)
     run = RunFolder.open(settings, resume=True)
     with open_loggers(settings, run.path) as run.loggers:
         run.forget_after(1)
@@ -90,7 +90,7 @@ def test_wandb_offline_goes_on_with_its_run_sends_no_step_twice_and_keeps_no_key
     assert len(files) == 2
     assert ids == {(run.path / "wandb_id").read_text()}
     assert {number: count for (number, key), count in seen.items() if key == "loss"} == dict.fromkeys(range(5), 1)
-    assert [number for number, key in seen if key == "samples"] == [0]
+    assert {number for number, key in seen if key.startswith("samples")} == {0}
     assert not [key for _, key in seen if key in ("kl", "grad_norm")]
     assert not [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
