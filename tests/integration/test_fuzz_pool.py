@@ -76,7 +76,7 @@ def holding(pool, growth_bytes=GROWTH_BYTES):
     after = replica_bytes()
     assert after.keys() == before.keys(), "a replica died"
     grown = {before[pid][0]: (size - before[pid][1]) / 1e6 for pid, (_, size) in after.items()}
-    print("MB grown", grown)
+    print("MB", {name: f"{size / 1e6:.0f} → {after[pid][1] / 1e6:.0f}" for pid, (name, size) in before.items()})
     assert max(grown.values()) < growth_bytes / 1e6, grown
 
 
