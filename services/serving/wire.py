@@ -84,6 +84,8 @@ def _arrow_table(body: bytes, max_images: int) -> pa.Table:
     for number, message in enumerate(pa.ipc.MessageReader.open_stream(body)):
         if number > max_images:
             raise _count("too many", max_images)
+        if message.type == "dictionary":
+            raise BadRequest("a column is a dictionary; send plain text and binary")
         if message.type == "record batch" and _is_compressed(message):
             raise BadRequest("the Arrow stream is compressed; the images are already, send it as it is")
     stream = pa.ipc.open_stream(body)
@@ -116,7 +118,7 @@ def _flat_field(flat: bytes, table: int, index: int) -> int:
 def _read_json(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
     _check_structure(body, max_images)
     try:
-        items = json.loads(body)["items"]
+        items = json.loads(body.decode())["items"]
         prompts = [item["prompt"] for item in items]
         images = [base64.b64decode(item["image"], validate=True) for item in items]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
@@ -127,7 +129,7 @@ def _read_json(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
 
 
 def _check_structure(body: bytes, max_images: int) -> None:
-    """Refuse JSON that would be read into more objects than `max_images` items have: each takes 50 bytes and more."""
+    """Refuse JSON, in UTF-8, that would be read into more objects than `max_images` items have: each takes 50 bytes."""
     outside, strings = len(body), 0
     for strings, found in enumerate(JSON_STRING.finditer(body), 1):
         outside -= len(found[0])

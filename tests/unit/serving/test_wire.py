@@ -92,6 +92,10 @@ def runs(value: str | bytes) -> pa.Array:
     return pa.RunEndEncodedArray.from_arrays(pa.array([2**30], pa.int32()), pa.array([value]))
 
 
+HIDDEN = '{"\u2200":[' + "[]," * 10**7 + '[]],"items":[]}'
+"""In UTF-16 the name has a byte that looks like a quotation mark, so that what follows looks like a text."""
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
@@ -101,13 +105,15 @@ def runs(value: str | bytes) -> pa.Array:
         (arrow(prompt=pa.array(["x"]).dictionary_encode(), image=[b"x"]), ARROW, 400),
         (arrow(prompt=pa.array(["x"], pa.string_view()), image=[b"x"]), ARROW, 400),
         (arrow(prompt=["x"], image=pa.array([b""], pa.binary(0))), ARROW, 400),
+        (arrow("zstd", prompt=["x"], image=[b""], more=pa.array(["x" * 10**8]).dictionary_encode()), ARROW, 400),
+        (HIDDEN.encode("utf-16"), JSON, 400),
         (arrow(prompt=["x"] * 10, image=[b""] * 10), ARROW, 413),
         (b'{"items":[' + b"[]," * 10**7 + b"[]]}", JSON, 413),
         (b'{"items":[' + b'{"prompt":"","image":""},' * 10**6 + b"0]}", JSON, 413),
         (b'{"items":["' + b"\\" * 10**7, JSON, 400),
         (b'{"items":["' + b'\\"' * 10**7, JSON, 400),
     ],
-    ids=str.split("runs nulls compressed dictionary view width0 rows lists items backslashes quotes"),
+    ids=str.split("runs nulls compressed dictionary view width0 more utf16 rows lists items backslashes quotes"),
 )
 def test_a_body_that_would_grow_is_refused_before_it_does(body, kind, status):
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
