@@ -46,7 +46,7 @@ CHECKS = [
     ignored_auth,
 ]
 
-quick_and_long = pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["quick", "long"])
+quick_and_long = pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)], ids=["quick", "long"])
 
 
 @pytest.fixture(scope="module")
