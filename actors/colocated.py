@@ -14,6 +14,7 @@ from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from services.logs import LogFile
 
 
 class ColocatedWorker(RolloutWorker, LearnerWorker):
@@ -33,7 +34,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         learner: LearnerSettings,
         trainable: list[int],
         seed: int,
-        log_file: str,
+        log_file: LogFile | str,
         rank: int = 0,
         *,
         rollout: RolloutSettings,

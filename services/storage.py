@@ -11,6 +11,11 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from services.errors import UserError, first_line
 
 
+def is_local(place: str) -> bool:
+    """Whether a place is a path, not a URI."""
+    return "://" not in place
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder and the file system that it lies on. Failures of the storage are OSErrors.
@@ -28,7 +33,7 @@ class Folder:
         Raises:
             UserError: no such kind of storage.
         """
-        if "://" not in place:
+        if is_local(place):
             return cls(LocalFileSystem(), place)
         try:
             return cls(*FileSystem.from_uri(place))

@@ -140,6 +140,24 @@ def score(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe to look at, too.", show_default=False)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at this machine, and at what a recipe needs, before anything starts; exit code 2 if there is a problem."""
+    from system.config import load_config
+    from system.doctor import diagnose
+
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+    config_, levels = load_config(recipe, overrides or []) if recipe else None, set()
+    for finding in diagnose(config_):
+        levels.add(finding.level)
+        console.print(f"{finding.level:8}", style=colours[finding.level], end=" ")
+        console.print(f"{finding.what}: {finding.says}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2 if "problem" in levels else 0)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write a run's report.html again."""
     from system.report.build import build_report

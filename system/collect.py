@@ -16,6 +16,7 @@ from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import make_plan
 from actors.trajectory import Cost, Tree
 from services.errors import UserError
+from services.logs import at
 from system.config import RunConfig
 from system.launch import Roles
 from system.prompts import Prompts, tasks_of_step
@@ -152,7 +153,8 @@ class Collector:
     def _score(self, scored: Future[tuple[Generated, Scores]], num_bytes: int, task: Generated) -> None:
         try:
             texts = [task.task.prompt] * task.tree.num_leaves
-            scores = self.roles.pool.score(task.images, texts, list(self.config.weights))
+            with at(step=task.task.address[1], task=task.task.index):
+                scores = self.roles.pool.score(task.images, texts, list(self.config.weights))
         except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
             scored.set_exception(error)
         else:

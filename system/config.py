@@ -65,6 +65,25 @@ class CheckpointSettings(Settings):
     """A path or a URI (`s3://bucket/prefix`) that gets a folder of the run's name; the run folder if not given."""
 
 
+class WandbSettings(Settings):
+    """A run on Weights & Biases; the key is WANDB_API_KEY of the environment, never in a recipe."""
+
+    project: str = "tempflow"
+    entity: str | None = None
+    """The user or team; the key's own if not given."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes to the run folder's wandb/, for `wandb sync` later."""
+
+
+class LogSettings(Settings):
+    """Where metrics and held-out pictures go beside the run folder."""
+
+    tensorboard: bool = False
+    """Events in the run folder's tensorboard/; `pip install 'tempflow[tensorboard]'`."""
+    wandb: WandbSettings | None = None
+    """`{}` for the defaults; `pip install 'tempflow[wandb]'`."""
+
+
 class RaySettings(Settings):
     """The Ray cluster that runs the roles."""
 
@@ -99,6 +118,7 @@ class RunConfig(Settings):
     data: DataSettings
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
     ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")

@@ -35,13 +35,10 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     plan = make_plan(config.plan, config.policy.num_steps)
     prompts = config.data.prompts_per_step
     guided = family_class(config.policy).forwards(config.policy)
+    images, experience = step_bytes(config, plan)
     folder = Path(resolve_model(config.policy.model))
-    base = _weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
-    transformer = _weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
-    latent = _latent_bytes(config, folder)
-    trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
-    experience = prompts * trained * latent
-    images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
+    base = weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
+    transformer = weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
     learn = prompts * guided * _passes(config, plan)
     training = [scorer for scorer in config.scorers if scorer.weight]
     return [
@@ -59,10 +56,18 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
             "0",
             f"{prompts * plan.leaves * len(training):,}",
             _mb(images * len(training)),
-            ", ".join(_mb(_weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
+            ", ".join(_mb(weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
         ),
         ("learner", str(config.learner.ranks), f"{round(learn):,}", "0", _mb(experience), _mb(transformer)),
     ]
+
+
+def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
+    """Bytes of one step's images and of its experience; NaN for the latter where the model's files are elsewhere."""
+    prompts = config.data.prompts_per_step
+    trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
+    images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
+    return images, prompts * trained * latent_bytes(config, Path(resolve_model(config.policy.model)))
 
 
 def steps_within(config: RunConfig, budget: int) -> int:
@@ -96,14 +101,14 @@ def _mb(count: float) -> str:
     return "?" if math.isnan(count) or not count else f"{count / MB:,.1f}"
 
 
-def _weight_bytes(folder: Path) -> float:
+def weight_bytes(folder: Path) -> float:
     """Bytes of the safetensors below a folder; NaN where it is not on this machine."""
     if not str(folder) or not folder.is_dir():
         return math.nan
     return float(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
 
 
-def _latent_bytes(config: RunConfig, folder: Path) -> float:
+def latent_bytes(config: RunConfig, folder: Path) -> float:
     """Bytes of one fp32 latent, from the model's own configuration files."""
     path = folder / "vae" / "config.json"
     if not path.is_file():

@@ -21,6 +21,7 @@ from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
 from services.errors import UserError
+from services.logs import LogFile
 from services.serving.app import build_app
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
@@ -159,10 +160,12 @@ class Roles:
         config, rollout, learner = self.config, self.config.rollout, self.config.learner
         kind: type
         if self.colocated:
-            kind, bundle, name, more = ColocatedWorker, rank, f"rollout-{rank}", {"rollout": rollout}
+            kind, bundle, more = ColocatedWorker, rank, {"rollout": rollout}
+            log_file = self._log_file(f"rollout-{rank}", role="colocated", rank=rank)
             cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
         else:
-            kind, bundle, name, more = LearnerWorker, rollout.workers + rank, f"learner-{rank}", {}
+            kind, bundle, more = LearnerWorker, rollout.workers + rank, {}
+            log_file = self._log_file(f"learner-{rank}", role="learner", rank=rank)
             cpus, gpus = learner.num_cpus, learner.num_gpus
         return self._actor(kind, bundle, cpus, gpus).remote(
             config.policy,
@@ -171,7 +174,7 @@ class Roles:
             learner,
             self.trainable,
             config.seed,
-            str(self.logs / f"{name}.log"),
+            log_file,
             rank,
             **more,
         )
@@ -181,7 +184,7 @@ class Roles:
         if not self.colocated or slot >= config.learner.ranks:
             bundle = slot if slot < rollout.workers else None
             worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus, rollout.labels)
-            log_file = str(self.logs / f"rollout-{slot}.log")
+            log_file = self._log_file(f"rollout-{slot}", role="rollout", slot=slot)
             return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
@@ -199,6 +202,9 @@ class Roles:
             where = {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
         return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, **where)
 
+    def _log_file(self, name: str, **fields: str | int) -> LogFile:
+        return LogFile(str(self.logs / f"{name}.log"), {"run": self.config.name, **fields})
+
     def _start_pool(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
@@ -209,7 +215,7 @@ class Roles:
             self.app_started = True
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / APP_FILE).write_text(self.app)
-            app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs))
+            app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs), self.config.name)
             serve.run(app, name=self.app, route_prefix=None)
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)

@@ -7,7 +7,8 @@ eval/           Parquet, a file an evaluation: every held-out image with its sco
 samples/        a folder an evaluation: pictures of the first held-out prompts
 checkpoints/    what a resumed run needs
 lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
-logs/           a file a process
+logs/           a file a process: JSON lines
+tensorboard/, wandb/   where the recipe asks for them (loggers.py)
 report.html
 """
 
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from services.storage import Folder
 from system import __version__
 from system.checkpoint import Checkpoints
 from system.config import CheckpointSettings, RunConfig, parse_config
+from system.loggers import MetricsLogger
 
-MAY_CHANGE = {"steps", "output", "eval", "checkpoint", "ray", "reward"}
+MAY_CHANGE = {"steps", "output", "eval", "checkpoint", "log", "ray", "reward"}
 """Settings that a resumed run may change: none of them enters the arithmetic of a step."""
 
 
@@ -55,6 +58,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self.loggers: Sequence[MetricsLogger] = ()
+        """Told what is written down."""
 
     @classmethod
     def open(cls, config: RunConfig, resume: bool) -> "RunFolder":
@@ -131,6 +136,8 @@ class RunFolder:
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(_plain(line)) + "\n")
+        for logger in self.loggers:
+            logger.log_metrics(line["step"], line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         if not self.metrics_file.exists():
@@ -142,18 +149,23 @@ class RunFolder:
         *before, last = self.read_metrics()
         lines = [*before, last | _plain(extra)]
         write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        for logger in self.loggers:
+            logger.log_metrics(last["step"], extra)
 
     def has_eval(self, step: int) -> bool:
         return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
 
     def forget_after(self, step: int) -> None:
         """Drop what was recorded after `step`, so that a resumed run records it again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        lines = self.read_metrics()
+        kept = [line for line in lines if line["step"] <= step]
         write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         for folder in ("experience", "eval"):
             for file in (self.path / folder).glob("step_*.parquet"):
                 if int(file.stem.removeprefix("step_")) > step:
                     file.unlink()
+        for logger in self.loggers:
+            logger.forget_after(step, lines[-1]["step"] if lines else -1)
 
     def write_experience(self, step: int, table: pa.Table) -> None:
         self._write_table("experience", step, table)
@@ -173,6 +185,8 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images_NHWC):
             Image.fromarray(image).save(folder / f"{i:03d}.png")
+        for logger in self.loggers:
+            logger.log_images(step, images_NHWC)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from services.errors import UserError
 from services.logs import logging_to
 from services.scoring.scorer import check_scorer
 from system.config import RunConfig
+from system.loggers import check_loggers, open_loggers
 from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
 from system.run_folder import RunFolder
@@ -21,6 +22,7 @@ def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
     Raises:
         UserError: one sentence that names the thing and the mend.
     """
+    check_loggers(config.log)
     make_plan(config.plan, config.policy.num_steps)
     family_path(config.policy)
     for scorer in config.scorers:
@@ -36,7 +38,11 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     """Run a recipe to its end or to a stop; returns the exit code."""
     train, heldout = check(config)
     run = RunFolder.open(config, resume)
-    with logging_to(run.logs / "driver.log"), StopFlag() as stop:
+    with (
+        logging_to(run.logs / "driver.log", run=config.name, role="driver"),
+        open_loggers(config, run.path) as run.loggers,
+        StopFlag() as stop,
+    ):
         try:
             _train(config, run, train, heldout, console, stop)
         except Stopped as stopped:

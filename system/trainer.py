@@ -13,6 +13,7 @@ from actors.learner.group import LearnerLost
 from actors.policy.weights import Exported
 from actors.trajectory import Cost
 from services.errors import UserError, first_line
+from services.logs import at
 from system.checkpoint import RunState
 from system.collect import Collector
 from system.config import RunConfig
@@ -136,7 +137,8 @@ class Trainer:
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
             self._begin(collector, resumed=found is not None)
             while self.state.step < self.config.steps:
-                self._step(collector)
+                with at(step=self.state.step):
+                    self._step(collector)
 
     def _begin(self, collector: Collector, resumed: bool) -> None:
         """Start what the versions up to this one generate; evaluate a model as it comes."""

@@ -15,7 +15,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Label, Weights
 from actors.trajectory import Decisions, Samples
-from services.logs import log_to
+from services.logs import LogFile, log_to
 from services.storage import Folder
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LearnerWorker:
         settings: LearnerSettings,
         trainable: list[int],
         seed: int,
-        log_file: str,
+        log_file: LogFile | str,
         rank: int = 0,
     ) -> None:
         log_to(log_file)

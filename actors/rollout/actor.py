@@ -13,7 +13,7 @@ from actors.policy.weights import Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
-from services.logs import log_to
+from services.logs import LogFile, at, log_to
 
 if TYPE_CHECKING:
     from actors.rollout.worker import Generator
@@ -25,7 +25,12 @@ class RolloutWorker:
     generator: Generator
 
     def __init__(
-        self, policy: PolicySettings, kernel: KernelSettings, settings: RolloutSettings, seed: int, log_file: str
+        self,
+        policy: PolicySettings,
+        kernel: KernelSettings,
+        settings: RolloutSettings,
+        seed: int,
+        log_file: LogFile | str,
     ) -> None:
         log_to(log_file)
         import torch
@@ -49,7 +54,8 @@ class RolloutWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
         """What the learner trains on, images for the reward pool, and what the driver reads."""
-        experience, images_MHWC, tree, cost = self.generator.generate(task, plan)
+        with at(step=task.address[1], task=task.index):
+            experience, images_MHWC, tree, cost = self.generator.generate(task, plan)
         return experience, images_MHWC, (tree, cost)
 
     @ray.method(num_returns=2)

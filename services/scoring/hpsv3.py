@@ -107,11 +107,11 @@ class HPSv3:
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         gauss_N2 = self.gaussians(images_NHWC, prompts)
         if len(gauss_N2):
-            log.info("hpsv3: %d images, mean sigma %.3f", len(gauss_N2), np.exp(gauss_N2[:, 1]).mean())
+            log.info("hpsv3: %d images, mean sigma %.3f", len(gauss_N2), np.nanmean(np.exp(gauss_N2[:, 1])))
         return gauss_N2[:, 0]
 
     def gaussians(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """[μ, ln σ] of each image, (N, 2) float64."""
+        """[μ, ln σ] of each image, (N, 2) float64; NaN where the prompt holds the token that stands for an image."""
         gauss_N2 = np.full((len(prompts), 2), np.nan)
         if not len(prompts):
             return gauss_N2
@@ -121,7 +121,8 @@ class HPSv3:
         pixels = vision["pixel_values"].split(grid_N3.prod(-1).tolist())
         tokens = [self._tokens(prompt, int(grid.prod())) for prompt, grid in zip(prompts, grid_N3, strict=True)]
         length_N = np.array([-(-len(ids) // LENGTH_STEP) * LENGTH_STEP for ids in tokens])
-        for length in np.unique(length_N):
+        length_N[[IMAGE_TOKEN in prompt for prompt in prompts]] = 0
+        for length in np.unique(length_N[length_N > 0]):
             rows = np.flatnonzero(length_N == length)
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]

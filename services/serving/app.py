@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import serve
 
+from services.logs import LogFile
 from services.scoring.scorer import BUILT_IN
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
@@ -23,9 +24,9 @@ def build(args: PoolSettings) -> serve.Application:
 
 
 def build_app(
-    name: str, scorers: Sequence[ScorerSettings], gateway: GatewaySettings, log_folder: str | None = None
+    name: str, scorers: Sequence[ScorerSettings], gateway: GatewaySettings, log_folder: str | None = None, run: str = ""
 ) -> serve.Application:
-    """The Serve application `name` that scores with all of `scorers`."""
+    """The Serve application `name` that scores with all of `scorers`, for `run` alone if that is given."""
     bound = {
         scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
             name=deployment_name(scorer.name),
@@ -34,10 +35,15 @@ def build_app(
             max_queued_requests=scorer.max_queued,
             health_check_period_s=HEALTH_CHECK_S,
             **_replicas(scorer.replicas),
-        ).bind(scorer, f"{log_folder}/scorer-{scorer.name}.log" if log_folder else None)
+        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None)
         for scorer in scorers
     }
     return Gateway.bind(name, gateway, list(scorers), bound)  # type: ignore[attr-defined]
+
+
+def _log_file(folder: str, run: str, scorer: str) -> LogFile:
+    """Of all replicas of a scorer; `pid` tells them apart."""
+    return LogFile(f"{folder}/scorer-{scorer}.log", {"run": run, "role": "scorer", "scorer": scorer})
 
 
 def _replicas(bounds: Replicas) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from ray import serve
 from ray.util import metrics
 
-from services.logs import log_to
+from services.logs import LogFile, log_to
 from services.scoring.scorer import Scorer, load_scorer
 from services.scoring.settings import ScorerSettings
 
@@ -40,7 +40,7 @@ class ScorerDeployment:
     A scorer's own batches have a fixed shape, so a score depends neither on the replica nor on what else was asked.
     """
 
-    def __init__(self, settings: ScorerSettings, log_file: str | None = None) -> None:
+    def __init__(self, settings: ScorerSettings, log_file: LogFile | None = None) -> None:
         log_to(log_file)
         import torch
 

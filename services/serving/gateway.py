@@ -4,14 +4,14 @@ import asyncio
 import hmac
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
 from services.http import read_token
-from services.images import BadImage, decode_image
+from services.images import BadImage, decode_image, image_pixels
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings
 from services.serving.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 STATUS_TIMEOUT_S = 5
+REQUESTS_AT_ONCE = 16
+"""To one scorer, of one caller's request: images of many sizes make many, which must not fill its queue."""
+MAX_LABELS = 256
+"""Runs that are told apart on metrics and in sharing out room; each takes memory in every scorer."""
 
 api = FastAPI(title="tempflow reward pool", version="1")
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
@@ -37,14 +41,7 @@ class Item(BaseModel):
     """One image and its prompt."""
 
     prompt: str
-    image: str
-    """Base64 of a PNG, JPEG or WebP."""
-
-
-class ScoreRequest(BaseModel):
-    """Body of `POST /v1/score` as JSON."""
-
-    items: list[Item]
+    image: str = Field(description="Base64 of a PNG, JPEG or WebP.", json_schema_extra={"format": "byte"})
 
 
 class ImageError(BaseModel):
@@ -70,12 +67,30 @@ class ScorerInfo(BaseModel):
 
 
 ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
+ITEMS = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": Item.model_json_schema(), "minItems": 1}},
+    "required": ["items"],
+}
 SCORE_DOCS: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {JSON: {"schema": ScoreRequest.model_json_schema()}, ARROW: ARROW_TABLE},
+        "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE},
     }
 }
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is not a request."},
+    401: {"description": "The pool asks for a token, and this is not it."},
+    404: {"description": "No such scorer."},
+    413: {"description": "Too many bytes, images or pixels, or none."},
+    415: {"description": "Neither JSON nor Arrow."},
+    429: {"description": "The pool has its fill; come again after Retry-After."},
+    502: {"description": "A scorer failed."},
+    504: {"description": "A scorer took longer than its timeout_s."},
+}
+UNKNOWN: dict[int | str, dict[str, Any]] = {503: {"description": "Serve's controller does not answer."}}
 
 
 def deployment_name(scorer: str) -> str:
@@ -103,6 +118,8 @@ class Gateway:
         self.scorers = {scorer.name: scorer for scorer in scorers}
         self.token = read_token(settings.token_file)
         self.inside: Counter[str] = Counter()
+        self.pixels = 0
+        self.labels: set[str] = set()
 
     def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
         """Whether the caller has the pool's token, compared in constant time."""
@@ -110,33 +127,37 @@ class Gateway:
             return True
         return credentials is not None and hmac.compare_digest(credentials.credentials.encode(), self.token.encode())
 
-    @api.post("/v1/score", openapi_extra=SCORE_DOCS, responses={200: {"content": {ARROW: {}}}})
+    @api.post("/v1/score", openapi_extra=SCORE_DOCS, responses={200: {"content": {ARROW: {}}}, **REFUSALS})
     async def score(
         self,
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
         scorers: Annotated[str | None, Query(description="Names, comma-separated; all if not given.")] = None,
-        x_tempflow_run: Annotated[str, Header(description="Label of the calling run.", max_length=64)] = "",
+        x_tempflow_run: Annotated[
+            str, Header(description="Label of the calling run.", max_length=64, pattern="^[ -~]*$")
+        ] = "",
     ) -> ScoreAnswer:
-        """Score images: one that cannot be decoded fails alone, with its index and the reason."""
+        """Score images: one that cannot be scored fails alone, with its index and the reason."""
         self._authorize(credentials)
-        names = scorers.split(",") if scorers else list(self.scorers)
+        names = list(dict.fromkeys(scorers.split(","))) if scorers else list(self.scorers)
         if unknown := sorted(set(names) - set(self.scorers)):
             raise HTTPException(404, f"no scorer {', '.join(unknown)}; there are {', '.join(self.scorers)}")
-        content_type = request.headers.get("content-type", "")
+        content_type, run = request.headers.get("content-type", ""), self._label(x_tempflow_run)
         try:
-            prompts, encoded = read_request(await self._body(request), content_type)
+            body = await self._body(request)
+            prompts, encoded = await asyncio.to_thread(read_request, body, content_type, self.settings.max_images)
         except BadRequest as error:
-            raise HTTPException(415 if "content type" in str(error) else 400, str(error)) from error
-        if not 0 < len(prompts) <= self.settings.max_images:
-            raise HTTPException(413, f"{len(prompts)} images; a request holds 1 to {self.settings.max_images}")
-        async with self._room(len(prompts), x_tempflow_run):
-            images, errors = await asyncio.to_thread(self._decode, encoded)
-            scores = await self._ask(names, images, prompts, x_tempflow_run)
-        body, kind = write_answer(Answer(scores, errors), content_type)
-        return Response(body, media_type=kind)  # type: ignore[return-value]
+            raise HTTPException(error.status, str(error)) from error
+        pixels, errors = await asyncio.to_thread(self._measure, prompts, encoded)
+        if (total := sum(pixels.values())) > self.settings.max_request_pixels:
+            raise HTTPException(413, f"{total} pixels; a request holds at most {self.settings.max_request_pixels}")
+        async with self._room(len(prompts), total, run):
+            images = await asyncio.to_thread(self._decode, encoded, pixels, errors)
+            scores = await self._ask(names, images, prompts, run)
+        answer, kind = write_answer(Answer(scores, errors), content_type)
+        return Response(answer, media_type=kind)  # type: ignore[return-value]
 
-    @api.get("/v1/scorers")
+    @api.get("/v1/scorers", responses={401: REFUSALS[401], **UNKNOWN})
     async def list_scorers(
         self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> list[ScorerInfo]:
@@ -170,45 +191,69 @@ class Gateway:
                 raise HTTPException(413, f"the body is larger than {self.settings.max_bytes} bytes")
         return bytes(body)
 
+    def _label(self, run: str) -> str:
+        """What a run is called on metrics: its name, for the first MAX_LABELS of them."""
+        if len(self.labels) < MAX_LABELS:
+            self.labels.add(run)
+        return run if run in self.labels else "other"
+
     @asynccontextmanager
-    async def _room(self, images: int, run: str) -> AsyncIterator[None]:
+    async def _room(self, images: int, pixels: int, run: str) -> AsyncIterator[None]:
         """A place for `images`; nothing waits here without bound."""
         settings = self.settings
         mine, all_of = self.inside[run] + images, self.inside.total() + images
         if mine > settings.max_waiting_per_run or all_of > settings.max_waiting:
             raise _busy("the pool has its fill of images")
+        if self.pixels + pixels > max(settings.max_waiting_pixels, pixels):
+            raise _busy("the pool has its fill of pixels")
         self.inside[run] += images
+        self.pixels += pixels
         try:
             yield
         finally:
+            self.pixels -= pixels
             self.inside[run] -= images
             if not self.inside[run]:
                 del self.inside[run]
 
-    def _decode(self, encoded: list[bytes]) -> tuple[list[np.ndarray | None], dict[int, str]]:
-        images: list[np.ndarray | None] = []
-        errors = {}
-        for i, data in enumerate(encoded):
+    def _measure(self, prompts: list[str], encoded: list[bytes]) -> tuple[dict[int, int], dict[int, str]]:
+        """By index: pixels of images that seem fit to be scored, and why the others are not."""
+        pixels, errors, most = {}, {}, self.settings.max_prompt_chars
+        for i, (prompt, data) in enumerate(zip(prompts, encoded, strict=True)):
+            if len(prompt) > most:
+                errors[i] = f"its prompt has {len(prompt)} characters; at most {most} are read"
+                continue
             try:
-                images.append(decode_image(data, self.settings.max_pixels))
+                pixels[i] = image_pixels(data, self.settings.max_pixels)
             except BadImage as error:
-                images.append(None)
                 errors[i] = str(error)
-        return images, errors
+        return pixels, errors
+
+    def _decode(self, encoded: list[bytes], rows: Iterable[int], errors: dict[int, str]) -> dict[int, np.ndarray]:
+        """Images by index; those that are broken go to `errors`."""
+        images = {}
+        for i in rows:
+            try:
+                images[i] = decode_image(encoded[i], self.settings.max_pixels)
+            except BadImage as error:
+                errors[i] = str(error)
+        return images
 
     async def _ask(
-        self, names: list[str], images: list[np.ndarray | None], prompts: list[str], run: str
+        self, names: list[str], images: dict[int, np.ndarray], prompts: list[str], run: str
     ) -> dict[str, np.ndarray]:
         """Scores (N,) by scorer: images of one size go out together, in requests of a scorer's own bound."""
         by_shape = defaultdict(list)
-        for i, image in enumerate(images):
-            if image is not None:
-                by_shape[image.shape].append(i)
+        for i, image in images.items():
+            by_shape[image.shape].append(i)
         scores = {name: np.full(len(prompts), np.nan) for name in names}
+        turns = {name: asyncio.Semaphore(REQUESTS_AT_ONCE) for name in names}
 
         async def ask(name: str, rows: list[int]) -> None:
-            batch = np.stack([images[i] for i in rows])  # type: ignore[misc]
-            scores[name][rows], _ = await self.handles[name].score.remote(batch, [prompts[i] for i in rows], run=run)
+            async with turns[name], asyncio.timeout(self.scorers[name].timeout_s):
+                batch = np.stack([images[i] for i in rows])
+                texts = [prompts[i] for i in rows]
+                scores[name][rows], _ = await self.handles[name].score.remote(batch, texts, run=run)
 
         requests = [
             ask(name, rows[start : start + self.scorers[name].request_images])
@@ -220,6 +265,8 @@ class Gateway:
             await asyncio.gather(*requests)
         except BackPressureError as error:
             raise _busy("the scorers' queues are full") from error
+        except TimeoutError as error:
+            raise HTTPException(504, "a scorer took longer than its timeout_s") from error
         except (RayError, RayServeException) as error:
             cause = getattr(error, "cause", None) or error
             log.warning("a scorer failed: %s", cause)
@@ -228,7 +275,10 @@ class Gateway:
 
     async def _running(self) -> Counter[str]:
         """Running replicas by scorer."""
-        status = await asyncio.wait_for(asyncio.to_thread(serve.status), STATUS_TIMEOUT_S)
+        try:
+            status = await asyncio.wait_for(asyncio.to_thread(serve.status), STATUS_TIMEOUT_S)
+        except (TimeoutError, RayError) as error:
+            raise HTTPException(503, "Serve's controller does not answer; come again") from error
         deployments = status.applications[self.application].deployments
         return Counter(
             {

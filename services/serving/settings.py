@@ -19,8 +19,14 @@ class GatewaySettings(Settings):
     """Body of one request."""
     max_pixels: int = Field(4096 * 4096, ge=1)
     """Of one image, read from its header before it is decoded."""
+    max_request_pixels: int = Field(2**28, ge=1)
+    """Of all images of one request; decoded, a pixel takes 3 bytes."""
+    max_prompt_chars: int = Field(4096, ge=1)
+    """Of one prompt: a scorer's work may grow with its square."""
     max_waiting: int = Field(4096, ge=1)
     """Images in the gateway at once; more are answered 429."""
+    max_waiting_pixels: int = Field(2**30, ge=1)
+    """Of those images, likewise."""
     max_waiting_per_run: int = Field(2048, ge=1)
     """Of them, those of one run (or of all callers that name none)."""
 

@@ -40,8 +40,8 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
     seen = []
 
     class Watching(Trainer):
-        def _step(self) -> None:
-            super()._step()
+        def _step(self, collector) -> None:
+            super()._step(collector)
             seen.append(psutil.Process().memory_info().rss)
 
     with SleepingRoles(config, run.logs, SMALL) as roles, Progress(config.steps, Console(quiet=True)) as progress:

@@ -79,3 +79,10 @@ def test_the_assets_prefer_a_rendering_to_one_of_another_caption():
     scorer = load_hps(ASSETS / "hps")
     right = scorer(IMAGES, PROMPTS)
     assert (right > scorer(IMAGES, PROMPTS[1:] + PROMPTS[:1])).all()
+
+
+def test_a_prompt_that_holds_the_token_of_an_image_has_no_score_and_its_neighbours_have():
+    scorer = load_hps(ASSETS / "hps")
+    alone = scorer(IMAGES[:1], PROMPTS[:1])
+    np.testing.assert_array_equal(scorer(IMAGES[:2], [PROMPTS[0], "a <|image_pad|> red ring"]), [alone[0], np.nan])
+    assert np.isnan(scorer(IMAGES[:1], ["<|image_pad|>"])).all()

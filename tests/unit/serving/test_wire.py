@@ -3,15 +3,20 @@
 import base64
 import io
 import json
+import random
 import struct
+import subprocess
+import sys
+import time
 import zlib
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from services.images import BadImage, decode_image, encode_image
+from services.images import BadImage, decode_image, encode_image, image_pixels
 from services.serving.wire import (
     ARROW,
     JSON,
@@ -29,8 +34,8 @@ RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 def test_a_request_reads_the_same_from_both_formats():
     image = encode_image(RED)
     items = [{"prompt": "é", "image": base64.b64encode(image).decode()}]
-    assert read_request(json.dumps({"items": items}).encode(), JSON) == (["é"], [image])
-    assert read_request(write_request(["é"], [image]), ARROW) == (["é"], [image])
+    assert read_request(json.dumps({"items": items}).encode(), JSON, 9) == (["é"], [image])
+    assert read_request(write_request(["é"], [image]), ARROW, 9) == (["é"], [image])
 
 
 def test_an_answer_in_both_formats():
@@ -48,10 +53,10 @@ def test_an_answer_in_both_formats():
     }
 
 
-def arrow(**columns) -> bytes:
+def arrow(compression: str | None = None, **columns) -> bytes:
     sink = pa.BufferOutputStream()
     table = pa.table(columns)
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
@@ -70,13 +75,90 @@ def arrow(**columns) -> bytes:
         (arrow(prompt=["x"]), ARROW),
         (arrow(prompt=["x"], image=[3]), ARROW),
         (arrow(prompt=[None], image=[b"x"]), ARROW),
+        (b'{"items": [{"prompt": "\\ud800", "image": ""}]}', JSON),
+        (b'{"items": [{"prompt": "\xff", "image": ""}]}', JSON),
+        (b'{"items": ' + b"1" * 9999 + b"}", JSON),
         (b"x", "application/octet-stream"),
         (b"x", ""),
     ],
 )
 def test_a_body_that_is_no_request_is_refused(body, kind):
     with pytest.raises(BadRequest):
-        read_request(body, kind)
+        read_request(body, kind, 9)
+
+
+def runs(value: str | bytes) -> pa.Array:
+    """A column of 2^30 rows in a few bytes."""
+    return pa.RunEndEncodedArray.from_arrays(pa.array([2**30], pa.int32()), pa.array([value]))
+
+
+HIDDEN = '{"\u2200":[' + "[]," * 10**7 + '[]],"items":[]}'
+"""In UTF-16 the name has a byte that looks like a quotation mark, so that what follows looks like a text."""
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (arrow(prompt=runs("x"), image=runs(b"x")), ARROW, 400),
+        (arrow(prompt=pa.nulls(2**30), image=pa.nulls(2**30)), ARROW, 400),
+        (arrow(prompt=["x"], image=[bytes(10**8)], compression="zstd"), ARROW, 400),
+        (arrow(prompt=pa.array(["x"]).dictionary_encode(), image=[b"x"]), ARROW, 400),
+        (arrow(prompt=pa.array(["x"], pa.string_view()), image=[b"x"]), ARROW, 400),
+        (arrow(prompt=["x"], image=pa.array([b""], pa.binary(0))), ARROW, 400),
+        (arrow("zstd", prompt=["x"], image=[b""], more=pa.array(["x" * 10**8]).dictionary_encode()), ARROW, 400),
+        (HIDDEN.encode("utf-16"), JSON, 400),
+        (arrow(prompt=["x"] * 10, image=[b""] * 10), ARROW, 413),
+        (b'{"items":[' + b"[]," * 10**7 + b"[]]}", JSON, 413),
+        (b'{"items":[' + b'{"prompt":"","image":""},' * 10**6 + b"0]}", JSON, 413),
+        (b'{"items":["' + b"\\" * 10**7, JSON, 400),
+        (b'{"items":["' + b'\\"' * 10**7, JSON, 400),
+    ],
+    ids=str.split("runs nulls compressed dictionary view width0 more utf16 rows lists items backslashes quotes"),
+)
+def test_a_body_that_would_grow_is_refused_before_it_does(body, kind, status):
+    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    pa_before = pa.total_allocated_bytes()
+    with pytest.raises(BadRequest) as refused:
+        read_request(body, kind, 9)
+    assert refused.value.status == status
+    assert time.perf_counter() - started < 5
+    assert psutil.Process().memory_info().rss - before < 100e6
+    assert pa.total_allocated_bytes() == pa_before
+
+
+def test_more_than_enough_structure_is_read():
+    item = {"prompt": 'a "quoted" \\ text', "image": "", "also": [1, 2, {"a": "b"}]}
+    body = json.dumps({"items": [item] * 9}, indent=8).encode()
+    assert read_request(body, JSON, 9) == ([item["prompt"]] * 9, [b""] * 9)
+
+
+def test_broken_arrow_is_refused_and_nothing_else():
+    """In a process of its own: Arrow is C++, and a mistake in it would take the gateway along."""
+    done = subprocess.run([sys.executable, "-c", MUTATE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    good, refused = map(int, done.stdout.split())
+    assert good > 100
+    assert refused > 10_000
+
+
+MUTATE = """
+import random
+from services.serving.wire import ARROW, BadRequest, read_request, write_request
+rng, good, refused = random.Random(0), 0, 0
+whole = write_request(["hello", "wörld"], [b"an image", b"another"])
+for _ in range(20_000):
+    body = bytearray(whole)
+    if rng.random() < 0.2:
+        del body[rng.randrange(len(body)) :]
+    for _ in range(rng.randint(1, 5) if body else 0):
+        body[rng.randrange(len(body))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+    try:
+        read_request(bytes(body), ARROW, 9)
+        good += 1
+    except BadRequest:
+        refused += 1
+print(good, refused)
+"""
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
@@ -106,8 +188,60 @@ def bomb() -> bytes:
         (encode_image(RED)[:-30], "cannot be decoded"),
         (encode_image(np.zeros((11, 10, 3), np.uint8)), "10x11 pixels"),
         (bomb(), "pixels"),
+        (encode_image(np.zeros((1, 33, 3), np.uint8)), "at most 32 times the other"),
     ],
 )
 def test_a_bad_image_says_why(data, reason):
     with pytest.raises(BadImage, match=reason):
         decode_image(data, 100)
+
+
+def encoded(image: Image.Image, format_: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def test_16_bits_of_grey_keep_their_upper_8():
+    """Pillow's own conversion clips at 255, which is nearly black, and makes almost every image white."""
+    grey_HW = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2500
+    decoded = decode_image(encoded(Image.fromarray(grey_HW)), 100)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, np.repeat((grey_HW >> 8)[..., None], 3, axis=2))
+
+
+def animation(format_: str) -> bytes:
+    first, second = Image.fromarray(RED), Image.fromarray(255 - RED)
+    return encoded(first, format_, save_all=True, append_images=[second], lossless=True)
+
+
+@pytest.mark.parametrize("data", [animation("PNG"), animation("WEBP"), encoded(Image.fromarray(RED).convert("RGBA"))])
+def test_the_first_frame_counts_and_alpha_does_not(data):
+    np.testing.assert_array_equal(decode_image(data, 100), RED)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "L", "LA", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode):
+    data = encoded(Image.fromarray(RED).convert(mode), "JPEG" if mode == "CMYK" else "PNG")
+    assert decode_image(data, 100).shape == (4, 6, 3)
+
+
+def test_a_broken_image_is_a_bad_image_and_nothing_else():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
+    whole = [encoded(noise), encoded(noise.convert("P")), encoded(noise, "JPEG", progressive=True)]
+    whole += [encoded(noise, "WEBP"), encoded(noise, "WEBP", lossless=True), animation("PNG"), animation("WEBP")]
+    rng, bad = random.Random(0), 0
+    for _ in range(4000):
+        data = bytearray(rng.choice(whole))
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.randint(0, 5) if data else 0):
+            data[rng.randrange(min(len(data), rng.choice((64, 10**6))))] = rng.choice((0, 1, 127, 128, 255))
+        try:
+            assert image_pixels(bytes(data), 10_000) <= 10_000
+            decoded = decode_image(bytes(data), 10_000)
+            assert decoded.dtype == np.uint8
+            assert decoded.shape[2] == 3
+        except BadImage:
+            bad += 1
+    assert 1000 < bad < 4000
