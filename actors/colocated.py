@@ -24,6 +24,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
     """
 
     parts = "all"
+    role = "colocated"
 
     def __init__(
         self,
@@ -35,10 +36,11 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         seed: int,
         log_file: str,
         rank: int = 0,
+        run: str = "",
         *,
         rollout: RolloutSettings,
     ) -> None:
-        LearnerWorker.__init__(self, policy, kernel, objective, learner, trainable, seed, log_file, rank)
+        LearnerWorker.__init__(self, policy, kernel, objective, learner, trainable, seed, log_file, rank, run)
         from actors.rollout.worker import Generator
 
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}

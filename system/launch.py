@@ -173,6 +173,7 @@ class Roles:
             config.seed,
             str(self.logs / f"{name}.log"),
             rank,
+            config.name,
             **more,
         )
 
@@ -182,7 +183,7 @@ class Roles:
             bundle = slot if slot < rollout.workers else None
             worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus, rollout.labels)
             log_file = str(self.logs / f"rollout-{slot}.log")
-            return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
+            return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file, config.name)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
         return self.learner.workers[slot]

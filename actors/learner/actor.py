@@ -15,6 +15,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Label, Weights
 from actors.trajectory import Decisions, Samples
+from services.gauges import LastingGauges, gpu_memory
 from services.logs import log_to
 from services.storage import Folder
 
@@ -33,6 +34,7 @@ class LearnerWorker:
 
     parts: ClassVar[Parts] = "transformer"
     """Of the model that this process needs."""
+    role: ClassVar[str] = "learner"
     learner: Learner
     """One of several ranks has it when it has met the others."""
     writing: Future[dict[str, str]]
@@ -47,6 +49,7 @@ class LearnerWorker:
         seed: int,
         log_file: str,
         rank: int = 0,
+        run: str = "",
     ) -> None:
         log_to(log_file)
         import torch
@@ -59,6 +62,7 @@ class LearnerWorker:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
         self.policy = Policy(policy, seed, self.parts)
+        LastingGauges(gpu_memory(self.role, run))
         self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
         if settings.ranks == 1:
             self.learner = self._make_learner()

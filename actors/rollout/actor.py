@@ -13,6 +13,7 @@ from actors.policy.weights import Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from services.gauges import LastingGauges, gpu_memory
 from services.logs import log_to
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ class RolloutWorker:
     generator: Generator
 
     def __init__(
-        self, policy: PolicySettings, kernel: KernelSettings, settings: RolloutSettings, seed: int, log_file: str
+        self,
+        policy: PolicySettings,
+        kernel: KernelSettings,
+        settings: RolloutSettings,
+        seed: int,
+        log_file: str,
+        run: str = "",
     ) -> None:
         log_to(log_file)
         import torch
@@ -35,6 +42,7 @@ class RolloutWorker:
 
         torch.set_num_threads(settings.threads)
         self.generator = Generator(Policy(policy, seed), kernel, settings)
+        LastingGauges(gpu_memory("rollout", run))
 
     def ready(self) -> str:
         """The id of the node, once the model is loaded."""
