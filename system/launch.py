@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,18 @@ class Connection:
 
 
 def connect() -> Connection:
-    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only."""
+    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
+
+    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    connection = _connect()
+    if callable(handler):
+        signal.signal(signal.SIGTERM, handler)
+    return connection
+
+
+def _connect() -> Connection:
     address = running_ray()
     if address is not None:
         try:
