@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Literal
 
@@ -109,7 +110,8 @@ EXPORTS = [
 UNEXPORTED = {"nfe", "elapsed_s", "branch/noise_level", "branch/weight"}
 """Keys that others add up to, and constants of the recipe."""
 
-Tagged = tuple[Export, tuple[tuple[str, str], ...]]
+Tags = tuple[tuple[str, str], ...]
+Tagged = tuple[Export, Tags]
 
 
 class Telemetry:
@@ -152,7 +154,7 @@ class Telemetry:
                 self._count(export, tags, value)
         self.values = {tagged: value for tagged, value in gauges.items() if math.isfinite(value)}
 
-    def _count(self, export: Export, tags: tuple[tuple[str, str], ...], value: float) -> None:
+    def _count(self, export: Export, tags: Tags, value: float) -> None:
         if export.kind == "total":
             value, self.counted[export.key] = value - self.counted.get(export.key, 0), value
         if value > 0:
@@ -168,12 +170,20 @@ class Telemetry:
 def _flatten(line: Mapping[str, Any]) -> Iterator[tuple[Tagged, float]]:
     """Each number of a line with its metric and tags; NaN is a hole."""
     for key, value in line.items():
-        matches = ((export, export.match(key)) for export in EXPORTS)
-        export, tags = next(((export, tags) for export, tags in matches if tags is not None), (None, {}))
-        if export is None:
+        found = _find(key)
+        if found is None:
             continue
+        export, tags = found
         if export.by_step:
             for i, item in enumerate(value):
-                yield (export, (*tags.items(), (BY_STEP, str(i)))), float(item)
+                yield (export, (*tags, (BY_STEP, str(i)))), float(item)
         else:
-            yield (export, tuple(tags.items())), float(value)
+            yield (export, tags), float(value)
+
+
+@cache
+def _find(key: str) -> Tagged | None:
+    for export in EXPORTS:
+        if (tags := export.match(key)) is not None:
+            return export, tuple(tags.items())
+    return None

@@ -44,7 +44,7 @@ def rate(tags: str, name: str, where: str = "") -> str:
 
 def so_far(tags: str, name: str) -> str:
     """A counter of events, which Ray shows from the first one on: 0 before it."""
-    return f"sum by ({tags}) ({series(name)}) or 0 * {last('run', 'policy_version')}"
+    return f"sum by ({tags}) ({series(name)}) or on (run) 0 * {last('run', 'policy_version')}"
 
 
 def pool(how: str, name: str) -> str:
