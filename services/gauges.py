@@ -8,6 +8,8 @@ from ray.util.metrics import Gauge
 REFRESH_S = 1.0
 """Less than two of Ray's shortest report intervals, a second each."""
 
+CLOSE_TIMEOUT_S = 10
+
 Reading = tuple[Gauge, float, dict[str, str]]
 """A gauge, its value and its tags."""
 
@@ -22,10 +24,13 @@ class LastingGauges:
     def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
         self.read = read
         self._closed = threading.Event()
-        threading.Thread(target=self._refresh, name="gauges", daemon=True).start()
+        self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
+        """Let the gauges go, and wait for the thread."""
         self._closed.set()
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     def _refresh(self) -> None:
         while not self._closed.is_set():
