@@ -34,7 +34,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         learner: LearnerSettings,
         trainable: list[int],
         seed: int,
-        log_file: LogFile | str,
+        log_file: LogFile,
         rank: int = 0,
         *,
         rollout: RolloutSettings,

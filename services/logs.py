@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -41,26 +41,20 @@ class JsonLines(logging.Formatter):
 
 @dataclass(frozen=True)
 class LogFile:
-    """Where a process writes its log, and what each line says of the process, such as run, role and rank."""
+    """Where a process writes its log, and what each line says of the process."""
 
-    path: str
-    fields: Mapping[str, str | int]
+    path: Path
+    run: str
+    role: str
+    more: Mapping[str, str | int] = field(default_factory=dict)
+    """Rank, slot or scorer."""
 
 
-def log_to(file: LogFile | str | Path | None, **fields: Any) -> logging.Handler | None:
-    """Send this process's log (INFO and above) to `file`, made with its folder; None leaves logging as it is.
-
-    Args:
-        fields: of every line, as those of a `LogFile`.
-    """
-    if file is None:
-        return None
-    if isinstance(file, LogFile):
-        return log_to(file.path, **file.fields)
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(JsonLines(**fields))
+def log_to(file: LogFile) -> logging.Handler:
+    """Send this process's log (INFO and above) to a file, which is made with its folder."""
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file.path)
+    handler.setFormatter(JsonLines(run=file.run, role=file.role, **file.more))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -68,10 +62,9 @@ def log_to(file: LogFile | str | Path | None, **fields: Any) -> logging.Handler 
 
 
 @contextmanager
-def logging_to(file: Path, **fields: Any) -> Iterator[None]:
+def logging_to(file: LogFile) -> Iterator[None]:
     """The same for as long as the context lasts."""
-    handler = log_to(file, **fields)
-    assert handler is not None
+    handler = log_to(file)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,18 @@ class Connection:
 
 
 def connect() -> Connection:
-    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only."""
+    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
+
+    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    connection = _connect()
+    if callable(handler):
+        signal.signal(signal.SIGTERM, handler)
+    return connection
+
+
+def _connect() -> Connection:
     address = running_ray()
     if address is not None:
         try:
@@ -161,11 +173,11 @@ class Roles:
         kind: type
         if self.colocated:
             kind, bundle, more = ColocatedWorker, rank, {"rollout": rollout}
-            log_file = self._log_file(f"rollout-{rank}", role="colocated", rank=rank)
+            log_file = self._log_file(f"rollout-{rank}", "colocated", rank=rank)
             cpus, gpus = max(rollout.num_cpus, learner.num_cpus), max(rollout.num_gpus, learner.num_gpus)
         else:
             kind, bundle, more = LearnerWorker, rollout.workers + rank, {}
-            log_file = self._log_file(f"learner-{rank}", role="learner", rank=rank)
+            log_file = self._log_file(f"learner-{rank}", "learner", rank=rank)
             cpus, gpus = learner.num_cpus, learner.num_gpus
         return self._actor(kind, bundle, cpus, gpus).remote(
             config.policy,
@@ -184,7 +196,7 @@ class Roles:
         if not self.colocated or slot >= config.learner.ranks:
             bundle = slot if slot < rollout.workers else None
             worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus, rollout.labels)
-            log_file = self._log_file(f"rollout-{slot}", role="rollout", slot=slot)
+            log_file = self._log_file(f"rollout-{slot}", "rollout", slot=slot)
             return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
@@ -202,8 +214,8 @@ class Roles:
             where = {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
         return ray.remote(kind).options(num_cpus=num_cpus, num_gpus=num_gpus, **where)
 
-    def _log_file(self, name: str, **fields: str | int) -> LogFile:
-        return LogFile(str(self.logs / f"{name}.log"), {"run": self.config.name, **fields})
+    def _log_file(self, name: str, role: str, **more: int) -> LogFile:
+        return LogFile(self.logs / f"{name}.log", self.config.name, role, more)
 
     def _start_pool(self) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -215,7 +227,7 @@ class Roles:
             self.app_started = True
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / APP_FILE).write_text(self.app)
-            app = build_app(self.app, self.config.scorers, GatewaySettings(), str(self.logs), self.config.name)
+            app = build_app(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name)
             serve.run(app, name=self.app, route_prefix=None)
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)

@@ -6,7 +6,7 @@ from rich.console import Console
 from actors.policy.families import family_path
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError
-from services.logs import logging_to
+from services.logs import LogFile, logging_to
 from services.scoring.scorer import check_scorer
 from system.config import RunConfig
 from system.loggers import check_loggers, open_loggers
@@ -39,7 +39,7 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     train, heldout = check(config)
     run = RunFolder.open(config, resume)
     with (
-        logging_to(run.logs / "driver.log", run=config.name, role="driver"),
+        logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
         open_loggers(config, run.path) as run.loggers,
         StopFlag() as stop,
     ):

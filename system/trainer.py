@@ -25,6 +25,7 @@ from system.progress import Progress
 from system.prompts import Prompts
 from system.run_folder import RunFolder
 from system.stop import Stopped
+from system.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class Trainer:
         give the same bytes, so each optimizer step counts once.
         """
         self.schedule = {f"branch/{name}": values for name, values in self.roles.learner.describe().items()}
+        with Telemetry(self.config.name, self._live) as self.telemetry:
+            self._fit()
+
+    def _fit(self) -> None:
         lost = None
         while True:
             try:
@@ -134,6 +139,7 @@ class Trainer:
             self.roles.learner.restore(folder, self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
+        self.telemetry.restored(self._totals())
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
             self._begin(collector, resumed=found is not None)
             while self.state.step < self.config.steps:
@@ -152,7 +158,9 @@ class Trainer:
                 line = self._evaluate(sampled)
             self._record(line | {"seconds/eval": clock.seconds["eval"]})
         elif self._eval_due() and not self.run.has_eval(self.state.step):
-            self.run.amend_metrics(self._evaluate(sampled))
+            line = self._evaluate(sampled)
+            self.run.amend_metrics(line)
+            self.telemetry.record(line)
         collector.publish(sampled)
 
     def _step(self, collector: Collector) -> None:
@@ -258,8 +266,18 @@ class Trainer:
         return None if math.isnan(reward) else reward
 
     def _record(self, line: dict[str, Any]) -> None:
-        state = {"step": self.state.step, "version": self.state.step, "elapsed_s": self.state.elapsed_s}
-        line = {"time": time.time(), **state, **line}
-        line |= {"nfe": self.state.nfe, "decodes": self.state.decodes, "scores": self.state.scores}
+        state = {"version": self.state.step, "elapsed_s": self.state.elapsed_s}
+        line = {"time": time.time(), **self._totals(), **state, **line}
         self.run.append_metrics(line)
+        self.telemetry.record(line)
         self.progress.finished(line)
+
+    def _totals(self) -> dict[str, int]:
+        """What a checkpoint carries on."""
+        state = self.state
+        return {"step": state.step, "nfe": state.nfe, "decodes": state.decodes, "scores": state.scores}
+
+    def _live(self) -> dict[str, int]:
+        fleet = self.roles.fleet
+        held = {f"workers/{slot}/version": version for slot, version in fleet.versions().items()}
+        return {"workers": len(fleet.workers), **held}

@@ -15,6 +15,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Label, Weights
 from actors.trajectory import Decisions, Samples
+from services.gauges import LastingGauges, gpu_memory
 from services.logs import LogFile, log_to
 from services.storage import Folder
 
@@ -45,7 +46,7 @@ class LearnerWorker:
         settings: LearnerSettings,
         trainable: list[int],
         seed: int,
-        log_file: LogFile | str,
+        log_file: LogFile,
         rank: int = 0,
     ) -> None:
         log_to(log_file)
@@ -59,6 +60,7 @@ class LearnerWorker:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
         self.policy = Policy(policy, seed, self.parts)
+        LastingGauges(gpu_memory(log_file.role, log_file.run))
         self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
         if settings.ranks == 1:
             self.learner = self._make_learner()

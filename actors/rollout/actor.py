@@ -13,6 +13,7 @@ from actors.policy.weights import Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from services.gauges import LastingGauges, gpu_memory
 from services.logs import LogFile, at, log_to
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class RolloutWorker:
         kernel: KernelSettings,
         settings: RolloutSettings,
         seed: int,
-        log_file: LogFile | str,
+        log_file: LogFile,
     ) -> None:
         log_to(log_file)
         import torch
@@ -40,6 +41,7 @@ class RolloutWorker:
 
         torch.set_num_threads(settings.threads)
         self.generator = Generator(Policy(policy, seed), kernel, settings)
+        LastingGauges(gpu_memory(log_file.role, log_file.run))
 
     def ready(self) -> str:
         """The id of the node, once the model is loaded."""

@@ -170,6 +170,11 @@ class Fleet:
             weights,
         )
 
+    def versions(self) -> dict[int, int]:
+        """The policy version that each worker was last sent, by slot."""
+        with self._changed:
+            return {slot: label.version for slot, label in self._held.items() if slot in self.workers}
+
     def cancel(self) -> None:
         """Forget the jobs that no worker has yet."""
         with self._changed:

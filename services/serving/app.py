@@ -24,7 +24,11 @@ def build(args: PoolSettings) -> serve.Application:
 
 
 def build_app(
-    name: str, scorers: Sequence[ScorerSettings], gateway: GatewaySettings, log_folder: str | None = None, run: str = ""
+    name: str,
+    scorers: Sequence[ScorerSettings],
+    gateway: GatewaySettings,
+    log_folder: Path | None = None,
+    run: str = "",
 ) -> serve.Application:
     """The Serve application `name` that scores with all of `scorers`, for `run` alone if that is given."""
     bound = {
@@ -41,9 +45,9 @@ def build_app(
     return Gateway.bind(name, gateway, list(scorers), bound)  # type: ignore[attr-defined]
 
 
-def _log_file(folder: str, run: str, scorer: str) -> LogFile:
+def _log_file(folder: Path, run: str, scorer: str) -> LogFile:
     """Of all replicas of a scorer; `pid` tells them apart."""
-    return LogFile(f"{folder}/scorer-{scorer}.log", {"run": run, "role": "scorer", "scorer": scorer})
+    return LogFile(folder / f"scorer-{scorer}.log", run, "reward", {"scorer": scorer})
 
 
 def _replicas(bounds: Replicas) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from ray import serve
 from ray.util import metrics
 
+from services.gauges import LastingGauges, Reading, gpu_memory
 from services.logs import LogFile, log_to
 from services.scoring.scorer import Scorer, load_scorer
 from services.scoring.settings import ScorerSettings
@@ -41,7 +42,8 @@ class ScorerDeployment:
     """
 
     def __init__(self, settings: ScorerSettings, log_file: LogFile | None = None) -> None:
-        log_to(log_file)
+        if log_file:
+            log_to(log_file)
         import torch
 
         torch.set_num_threads(settings.threads)
@@ -58,12 +60,16 @@ class ScorerDeployment:
         self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", tags)
         self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", tags)
         self.seconds = metrics.Histogram("tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, tags)
-        self.waiting = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", ("scorer",))
-        self.inside = 0
         self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, ("scorer",))
-        metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",)).set(
-            loaded_s, {"scorer": self.name}
-        )
+        self.inside = 0
+        inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", ("scorer",))
+        load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",))
+        memory, scorer = gpu_memory("reward"), {"scorer": self.name}
+
+        def read() -> list[Reading]:
+            return [(inside, self.inside, scorer), (load, loaded_s, scorer), *memory()]
+
+        LastingGauges(read)
         log.info("scorer %s ready in %.1f s", self.name, loaded_s)
 
     async def score(
@@ -78,11 +84,11 @@ class ScorerDeployment:
             ValueError: the scorer returned another number of scores than it was given images.
         """
         tags, started = {"scorer": self.name, "run": run}, time.perf_counter()
-        self._count(1)
+        self.inside += 1
         try:
             outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
         finally:
-            self._count(-1)
+            self.inside -= 1
         self.seconds.observe(time.perf_counter() - started, tags)
         if isinstance(outcome, Exception):
             self.failures.inc(1, tags)
@@ -92,10 +98,6 @@ class ScorerDeployment:
         if holes := int(np.isnan(score_N).sum()):
             self.holes.inc(holes, tags)
         return score_N, seconds
-
-    def _count(self, change: int) -> None:
-        self.inside += change
-        self.waiting.set(self.inside, {"scorer": self.name})
 
     @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
     async def _batched(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:

@@ -17,6 +17,16 @@ RESTRICTED: Manifest = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+PORTS = {"metrics": 8080}
+HEAD_PORTS = PORTS | {
+    "gcs-server": 6379,
+    "client": 10001,
+    "dashboard": 8265,
+    "serve": 8000,
+    "as-metrics": 44217,
+    "dash-metrics": 44227,
+}
+"""By the names that the operator and our PodMonitor look for."""
 TMP: Manifest = {"name": "tmp", "mountPath": "/tmp"}
 CALLS = "tempflow.io/calls"
 """Label of pods that may call a pool: its name. Give it to other clients than our jobs, too."""
@@ -47,8 +57,10 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
     Args:
         service_account: mount its token, which the head's autoscaler needs.
     """
+    ports = HEAD_PORTS if role == "head" else PORTS
     container = {
         "name": "ray-head" if role == "head" else "ray-worker",
+        "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "resources": _resources(nodes),
         "env": _environment(infra, nodes),
         "envFrom": [{"secretRef": {"name": name}} for name in infra.secrets.environment],

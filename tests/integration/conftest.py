@@ -22,7 +22,7 @@ from system.launch_env import listen_on_loopback
 listen_on_loopback()
 import ray
 context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0)
-print(context.address_info["gcs_address"], context.dashboard_url, flush=True)
+print(context.address_info["gcs_address"], context.dashboard_url, context.address_info["session_dir"], flush=True)
 sys.stdin.read()
 ray.shutdown()
 """
@@ -34,6 +34,8 @@ class Head:
 
     address: str
     dashboard: str
+    session: Path
+    """Ray's folder of its own."""
     pid: int
 
 
@@ -49,8 +51,8 @@ def ray_head() -> Iterator[Head]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    address, dashboard = head.stdout.readline().split()
-    yield Head(address, dashboard, head.pid)
+    address, dashboard, session = head.stdout.readline().split()
+    yield Head(address, dashboard, Path(session), head.pid)
     head.stdin.close()
     head.wait(60)
 

@@ -14,6 +14,7 @@ from actors.learner.group import LearnerGroup, LearnerLost
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.policy.settings import FlowSDESettings
 from services.errors import UserError
+from services.logs import LogFile
 from services.storage import Folder
 from tests.tiny import tiny_settings
 from tests.unit.learner.test_learner import PLAN, tasks_of
@@ -42,7 +43,16 @@ def group(sd3_folder, local_ray, tmp_path_factory):
             lambda rank: (
                 ray.remote(LearnerWorker)
                 .options(num_cpus=0)
-                .remote(policy, kernel, OBJECTIVE, settings, steps, 0, str(logs / f"{rank}.log"), rank)
+                .remote(
+                    policy,
+                    kernel,
+                    OBJECTIVE,
+                    settings,
+                    steps,
+                    0,
+                    LogFile(logs / f"{rank}.log", "test", "learner", {"rank": rank}),
+                    rank,
+                )
             ),
             settings,
         )

@@ -65,4 +65,4 @@ def check_logs(folder: Path) -> None:
     lines = [json.loads(line) for text in written.values() for line in text]
     assert [line["run"] for line in lines] == ["kept"] * len(lines)
     (ready,) = [line for line in map(json.loads, written["scorer-size"]) if "ready in" in line["message"]]
-    assert (ready["role"], ready["scorer"], ready["level"]) == ("scorer", "size", "INFO")
+    assert (ready["role"], ready["scorer"], ready["level"]) == ("reward", "size", "INFO")

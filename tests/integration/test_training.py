@@ -93,7 +93,11 @@ def check_run_folder(run: Path, staleness: int) -> None:
 
 
 @pytest.mark.chaos
-def test_ctrl_c_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the_same_bits(recipe, tempflow, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the_same_bits(
+    recipe, tempflow, tmp_path, how
+):
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the driver."""
     command = [sys.executable, "-m", "system", "train", str(recipe), "name=stopped", "steps=400"]
     run = tmp_path / "runs" / "stopped"
     process = subprocess.Popen(
@@ -103,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
     wait_for_steps(process, run, 3)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 5
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "--resume" in output

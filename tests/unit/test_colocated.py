@@ -15,6 +15,7 @@ from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Task
+from services.logs import LogFile
 from tests.tiny import tiny_settings
 
 KERNEL, OBJECTIVE, ROLLOUT = FlowSDESettings(), GrpoSettings(kl=0.01), RolloutSettings(micro_batch=8)
@@ -39,7 +40,7 @@ def epoch(rollout, learner, version: int):
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
     policy = tiny_settings(sd3_folder, guidance=4.5, **({} if lora else {"lora": None}))
-    log = str(tmp_path / "log")
+    log = LogFile(tmp_path / "log", "test", "colocated")
     split = (
         RolloutWorker(policy, KERNEL, ROLLOUT, 0, log),
         LearnerWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log),
@@ -56,7 +57,14 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
 def test_the_base_exists_once_in_the_process(sd3_folder, tmp_path):
     policy = tiny_settings(sd3_folder)
     one = ColocatedWorker(
-        policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, str(tmp_path / "log"), rollout=ROLLOUT
+        policy,
+        KERNEL,
+        OBJECTIVE,
+        LEARNER,
+        PLAN.trained_steps,
+        0,
+        LogFile(tmp_path / "log", "test", "colocated"),
+        rollout=ROLLOUT,
     )
     transformer = one.policy.transformer
     assert one.learner.policy.transformer is transformer is one.generator.policy.transformer

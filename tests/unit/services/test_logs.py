@@ -15,7 +15,7 @@ def lines(path) -> list[dict]:
 
 
 def test_a_line_says_when_who_and_where(tmp_path):
-    with logging_to(tmp_path / "logs" / "a.log", run="mine", role="driver"):
+    with logging_to(LogFile(tmp_path / "logs" / "a.log", "mine", "driver")):
         with at(step=3), at(task=1):
             log.warning("lost %d of\n%s", 2, {"é": None})
         log.info("outside")
@@ -35,7 +35,7 @@ def test_a_line_says_when_who_and_where(tmp_path):
 
 
 def test_an_exception_comes_with_its_traceback_in_one_line(tmp_path):
-    with logging_to(tmp_path / "a.log"):
+    with logging_to(LogFile(tmp_path / "a.log", "mine", "driver")):
         try:
             [].pop()
         except IndexError:
@@ -50,7 +50,7 @@ def test_a_threads_place_is_its_own(tmp_path):
         with at(task=7):
             log.info("in the thread")
 
-    with logging_to(tmp_path / "a.log"), at(step=1):
+    with logging_to(LogFile(tmp_path / "a.log", "mine", "driver")), at(step=1):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
@@ -59,9 +59,8 @@ def test_a_threads_place_is_its_own(tmp_path):
     assert "step" not in line
 
 
-def test_a_log_file_brings_its_fields_and_none_leaves_logging_alone(tmp_path):
-    assert log_to(None) is None
-    handler = log_to(LogFile(str(tmp_path / "a.log"), {"run": "mine", "role": "learner", "rank": 0}))
+def test_a_log_file_brings_its_fields(tmp_path):
+    handler = log_to(LogFile(tmp_path / "a.log", "mine", "learner", {"rank": 0}))
     log.info("x")
     logging.getLogger().removeHandler(handler)
     handler.close()

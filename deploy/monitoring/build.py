@@ -1,0 +1,238 @@
+"""Writes what Grafana and the Prometheus operator read, from the panels below and rules.yaml.
+
+    python deploy/monitoring/build.py
+
+dashboards/*.json       a dashboard a role
+prometheus-rule.yaml    rules.yaml as the operator's PrometheusRule
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+WIDTH, HEIGHT, PER_ROW = 8, 8, 3
+"""Of a panel, in Grafana's grid of 24 columns."""
+WINDOW = "[$__rate_interval]"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Time series of one expression or several."""
+
+    title: str
+    expressions: dict[str, str]
+    """By legend."""
+    unit: str = "short"
+
+
+def series(name: str, where: str = "") -> str:
+    return f'ray_tempflow_{name}{{run=~"$run"{where}}}'
+
+
+def last(tags: str, name: str, where: str = "") -> str:
+    """A gauge; of a run that was resumed there may be two for a moment."""
+    return f"max by ({tags}) ({series(name, where)})"
+
+
+def rate(tags: str, name: str, where: str = "") -> str:
+    return f"sum by ({tags}) (rate({series(name, where)}{WINDOW}))"
+
+
+def so_far(tags: str, name: str) -> str:
+    """A counter of events, which Ray shows from the first one on: 0 before it."""
+    return f"sum by ({tags}) ({series(name)}) or on (run) 0 * {last('run', 'policy_version')}"
+
+
+def pool(how: str, name: str) -> str:
+    """A metric of Ray Serve, a deployment."""
+    return f'{how} by (application, deployment) (ray_serve_{name}{{deployment=~"scorer-.*"}})'
+
+
+def of_scorers(name: str, suffix: str, by: str = "scorer") -> str:
+    """The rate of a part of a histogram of the pool, whoever calls it."""
+    return f"sum by ({by}) (rate(ray_tempflow_scorer_{name}_{suffix}{WINDOW}))"
+
+
+DASHBOARDS = {
+    "training": [
+        Panel("Training steps", {"{{run}}": last("run", "policy_version")}),
+        Panel("Training reward", {"{{run}}": last("run", "reward_mean")}),
+        Panel("Held-out scores", {"{{run}} {{scorer}}": last("run, scorer", "heldout_score")}),
+        Panel("Training scores", {"{{run}} {{scorer}}": last("run, scorer", "score_mean")}),
+        Panel("Standard deviation of scores", {"{{run}} {{scorer}}": last("run, scorer", "score_std")}),
+        Panel(
+            "Groups that teach nothing",
+            {
+                "{{run}}": last("run", "flat_groups_ratio"),
+                "{{run}} by {{scorer}} alone": last("run, scorer", "score_flat_groups_ratio"),
+            },
+            "percentunit",
+        ),
+        Panel("Seconds by stage", {"{{run}} {{stage}}": last("run, stage", "stage_seconds")}, "s"),
+        Panel("Idle share by role", {"{{run}} {{role}}": last("run, role", "idle_ratio")}, "percentunit"),
+        Panel("Since the last step", {"{{run}}": f"time() - {last('run', 'recorded_timestamp_seconds')}"}, "s"),
+        Panel("NFE a second", {"{{run}} {{work}}": rate("run, work", "nfe_total")}),
+        Panel("Images a second", {"{{run}}": rate("run", "images_total")}),
+        Panel("Steps an hour", {"{{run}}": f"3600 * {rate('run', 'steps_total')}"}),
+    ],
+    "rollout": [
+        Panel("Workers", {"{{run}}": last("run", "rollout_workers")}),
+        Panel("Workers replaced so far", {"{{run}}": so_far("run", "rollout_workers_replaced_total")}),
+        Panel(
+            "Policy versions behind",
+            {
+                "{{run}} worker {{worker}}": f"{last('run', 'policy_version')} - on (run) group_right "
+                + last("run, worker", "rollout_policy_version")
+            },
+        ),
+        Panel("Staleness of the experience", {"{{run}}": last("run", "staleness_versions")}),
+        Panel("NFE a second", {"{{run}}": rate("run", "nfe_total", ',work="generate"')}),
+        Panel("Padding rows a second", {"{{run}}": rate("run", "padding_rows_total")}),
+        Panel("Reward spread by step", {"{{run}} {{sampling_step}}": last("run, sampling_step", "branch_reward_std")}),
+        Panel("Images in flight, most in a step", {"{{run}}": last("run", "images_in_flight_peak_bytes")}, "bytes"),
+        Panel(
+            "GPU memory",
+            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role!="learner"')},
+            "bytes",
+        ),
+    ],
+    "reward-pool": [
+        Panel(
+            "Replicas",
+            {
+                "{{application}} {{deployment}} healthy": pool("sum", "deployment_replica_healthy"),
+                "{{application}} {{deployment}} wanted": pool("max", "autoscaling_target_replicas"),
+            },
+        ),
+        Panel(
+            "Requests that wait for a replica",
+            {"{{application}} {{deployment}}": pool("sum", "deployment_queued_queries")},
+        ),
+        Panel("Requests in replicas", {"{{scorer}}": "sum by (scorer) (ray_tempflow_scorer_requests)"}),
+        Panel("Images scored a second", {"{{run}} {{scorer}}": rate("run, scorer", "scorer_images_total")}),
+        Panel(
+            "Request in the pool",
+            {
+                f"{{{{scorer}}}} {quantile:.0%}": f"histogram_quantile({quantile}, {buckets})"
+                for buckets in [of_scorers("request_seconds", "bucket", "scorer, le")]
+                for quantile in (0.5, 0.95)
+            },
+            "s",
+        ),
+        Panel("Request as training sees it", {"{{run}} {{scorer}}": last("run, scorer", "pool_request_seconds")}, "s"),
+        Panel(
+            "Images scored together",
+            {"{{scorer}}": f"{of_scorers('batch_images', 'sum')} / {of_scorers('batch_images', 'count')}"},
+        ),
+        Panel("Scores missing so far", {"{{run}} {{scorer}}": so_far("run, scorer", "scorer_holes_total")}),
+        Panel("Requests failed so far", {"{{run}} {{scorer}}": so_far("run, scorer", "scorer_failures_total")}),
+        Panel("Requests sent again so far", {"{{run}}": so_far("run", "score_retries_total")}),
+        Panel("Cold start", {"{{scorer}}": "max by (scorer) (ray_tempflow_scorer_load_seconds)"}, "s"),
+        Panel(
+            "GPU memory",
+            {"{{NodeAddress}}": 'max by (NodeAddress) (ray_tempflow_gpu_memory_bytes{role="reward"})'},
+            "bytes",
+        ),
+    ],
+    "learner": [
+        Panel("Loss", {"{{run}}": last("run", "loss")}),
+        Panel("KL to the reference", {"{{run}}": last("run", "kl")}),
+        Panel("Gradient norm before clipping", {"{{run}}": last("run", "grad_norm")}),
+        Panel("Ratio, mean", {"{{run}}": last("run", "policy_ratio_mean")}),
+        Panel(
+            "Ratio, largest deviation from 1",
+            {
+                "{{run}}": last("run", "policy_ratio_max_deviation"),
+                "{{run}} before the first optimizer step": last("run", "policy_ratio_first_deviation"),
+            },
+        ),
+        Panel("Actions that the clip cuts", {"{{run}}": last("run", "clipped_actions_ratio")}, "percentunit"),
+        Panel("Drift", {"{{run}} mean": last("run", "drift_mean"), "{{run}} max": last("run", "drift_max")}),
+        Panel("Drift by step", {"{{run}} {{sampling_step}}": last("run, sampling_step", "drift_step_mean")}),
+        Panel("Actions without a reward so far", {"{{run}}": so_far("run", "action_holes_total")}),
+        Panel("NFE a second", {"{{run}}": rate("run", "nfe_total", ',work="learn"')}),
+        Panel("Restarts so far", {"{{run}}": so_far("run", "learner_restarts_total")}),
+        Panel(
+            "GPU memory",
+            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role!="rollout"')},
+            "bytes",
+        ),
+    ],
+}
+
+
+def dashboard(name: str, panels: list[Panel]) -> dict[str, Any]:
+    """Grafana's JSON of a dashboard, with a data source and runs to choose."""
+    return {
+        "uid": f"tempflow-{name}",
+        "title": f"tempflow: {name.replace('-', ' ')}",
+        "tags": ["tempflow"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "links": [{"type": "dashboards", "tags": ["tempflow"], "title": "tempflow", "asDropdown": False}],
+        "templating": {
+            "list": [
+                {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
+                {
+                    "name": "run",
+                    "label": "Run",
+                    "type": "query",
+                    "datasource": SOURCE,
+                    "query": "label_values(ray_tempflow_policy_version, run)",
+                    "refresh": 2,
+                    "multi": True,
+                    "includeAll": True,
+                    "allValue": ".*",
+                    "current": {"text": "All", "value": "$__all"},
+                },
+            ]
+        },
+        "panels": [_panel(i, panel) for i, panel in enumerate(panels)],
+    }
+
+
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+def _panel(i: int, panel: Panel) -> dict[str, Any]:
+    return {
+        "id": i + 1,
+        "type": "timeseries",
+        "title": panel.title,
+        "datasource": SOURCE,
+        "gridPos": {"x": i % PER_ROW * WIDTH, "y": i // PER_ROW * HEIGHT, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": [
+            {"refId": chr(ord("A") + n), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+            for n, (legend, expression) in enumerate(panel.expressions.items())
+        ],
+    }
+
+
+def built() -> dict[str, str]:
+    """The text of each file, by its path here."""
+    files = {
+        f"dashboards/{name}.json": json.dumps(dashboard(name, panels), indent=1) + "\n"
+        for name, panels in DASHBOARDS.items()
+    }
+    rule = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "tempflow"},
+        "spec": yaml.safe_load((HERE / "rules.yaml").read_text()),
+    }
+    files["prometheus-rule.yaml"] = "# Written by build.py from rules.yaml.\n" + yaml.safe_dump(rule, sort_keys=False)
+    return files
+
+
+if __name__ == "__main__":
+    (HERE / "dashboards").mkdir(exist_ok=True)
+    for path, text in built().items():
+        (HERE / path).write_text(text)
