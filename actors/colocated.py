@@ -9,7 +9,7 @@ from actors.learner.actor import LearnerWorker
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
-from actors.policy.weights import Weights
+from actors.policy.weights import Arrays, Label
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
@@ -46,9 +46,9 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         self.generator = Generator(self.policy, kernel, rollout)
         self.threads = {"rollout": rollout.threads, "learner": learner.threads}
 
-    def load(self, weights: Weights) -> tuple[int, str]:
+    def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
         with self.policy.holding(self.sampled):
-            return super().load(weights)
+            return super().load(label, *buckets)
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:

@@ -47,8 +47,7 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
                 if adapter:
                     names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
                     arrays = read_trained(adapter, names, config.policy.lora)
-                    weights = Weights(0, checksum(arrays), arrays)
-                    exported = Exported(ray.put(weights), weights.label)
+                    exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
                     results["adapter"] = evaluate(*arguments, weights=exported)
         finally:
             ray.shutdown()

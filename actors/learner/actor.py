@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import ray
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
-from actors.policy.weights import Label, Weights
+from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
 from actors.trajectory import Decisions, Samples
 from services.gauges import LastingGauges, gpu_memory
 from services.logs import LogFile, log_to
@@ -34,6 +35,7 @@ class LearnerWorker:
 
     parts: ClassVar[Parts] = "transformer"
     """Of the model that this process needs."""
+    bucket_bytes: ClassVar[int] = BUCKET_BYTES
     learner: Learner
     """One of several ranks has it when it has met the others."""
     writing: Future[dict[str, str]]
@@ -95,20 +97,32 @@ class LearnerWorker:
         the task."""
         return self.learner.update(list(zip(experience, advantages, strict=True)), behaviour)
 
-    @ray.method(num_returns=2)
-    def export(self, version: int) -> tuple[Weights, Label]:
-        """The weights to sample from of `version`.
+    def num_buckets(self) -> int:
+        """How many objects a policy version travels in."""
+        return len(self._buckets())
+
+    def export(self, version: int) -> Iterator[Arrays | Label]:
+        """The weights to sample from of `version`, by bucket, and then their label: a return value each.
 
         Raises:
             RuntimeError: this learner does not hold that version.
         """
-        weights = self.learner.export(version)
-        return weights, weights.label
+        yield from self._sent(self.learner.export(version))
 
-    @ray.method(num_returns=2)
-    def evaluated(self) -> tuple[Weights, Label]:
-        weights = self.learner.evaluated()
-        return weights, weights.label
+    def evaluated(self) -> Iterator[Arrays | Label]:
+        yield from self._sent(self.learner.evaluated())
+
+    def _sent(self, weights: Weights) -> Iterator[Arrays | Label]:
+        """What is in the object store is no longer in this process; ranks after the first hold nothing."""
+        label = weights.label
+        for names in self._buckets():
+            yield {name: weights.arrays.pop(name) for name in names if weights.arrays}
+        yield label
+
+    def _buckets(self) -> list[list[str]]:
+        size = self.policy.export_dtype.itemsize
+        num_bytes = {name: parameter.numel() * size for name, parameter in self.policy.parameters.items()}
+        return bucketed(num_bytes, self.bucket_bytes)
 
     def save(self, folder: Folder) -> None:
         """Begin to write this rank's files of a checkpoint; they hold the state as it is now."""

@@ -49,7 +49,7 @@ class LearnerGroup:
         if len(self.workers) > 1:
             endpoint = self._answers([self.workers[0].rendezvous.remote()], timeout_s)[0]
             self._ask("join", endpoint, timeout_s=timeout_s)
-        self._ask("describe", timeout_s=timeout_s)
+        self.num_buckets = self._ask("num_buckets", timeout_s=timeout_s)
 
     def restart(self, timeout_s: float) -> None:
         """New ranks in place of all; they hold the initial weights until `restore`."""
@@ -115,9 +115,10 @@ class LearnerGroup:
             ray.kill(worker)
 
     def _export(self, method: str, *arguments: Any) -> Exported:
-        pairs = [getattr(worker, method).remote(*arguments) for worker in self.workers]
-        label = self._answers([label for _, label in pairs], CONTROL_TIMEOUT_S)[0]
-        return Exported(pairs[0][0], label)
+        count = self.num_buckets + 1
+        returns = [getattr(worker, method).options(num_returns=count).remote(*arguments) for worker in self.workers]
+        label = self._answers([label for *_, label in returns], CONTROL_TIMEOUT_S)[0]
+        return Exported(tuple(returns[0][:-1]), label)
 
     def _ask(self, method: str, *arguments: Any, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
         return self._answers([getattr(worker, method).remote(*arguments) for worker in self.workers], timeout_s)[0]

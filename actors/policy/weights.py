@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
+BUCKET_BYTES = 2**30
+"""Most of one object in the store; an array that is larger has one to itself."""
+
 
 @dataclass(frozen=True)
 class Label:
@@ -26,9 +29,9 @@ class Label:
 
 @dataclass(frozen=True)
 class Exported:
-    """Weights in the object store, and what they are."""
+    """Weights in the object store, in buckets of a few arrays each, and what they are."""
 
-    weights: ObjectRef
+    buckets: tuple[ObjectRef, ...]
     label: Label
 
 
@@ -44,6 +47,19 @@ class Weights:
     @property
     def label(self) -> Label:
         return Label(self.version, self.checksum, sum(array.nbytes for array in self.arrays.values()))
+
+
+def bucketed(num_bytes: Mapping[str, int], most: int = BUCKET_BYTES) -> list[list[str]]:
+    """The names of arrays of these sizes, in buckets that are filled in turn; one at least."""
+    buckets: list[list[str]] = [[]]
+    filled = 0
+    for name, size in num_bytes.items():
+        if buckets[-1] and filled + size > most:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(name)
+        filled += size
+    return buckets
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.policy.settings import KernelSettings, PolicySettings
-from actors.policy.weights import Weights
+from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Samples, Task, Tree
@@ -50,8 +50,10 @@ class RolloutWorker:
     def parameter_names(self) -> list[str]:
         return list(self.generator.policy.parameters)
 
-    def load(self, weights: Weights) -> tuple[int, str]:
-        return self.generator.load(weights)
+    def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
+        """Take a policy version; returns the version and the checksum of the live parameters."""
+        arrays = {name: array for bucket in buckets for name, array in bucket.items()}
+        return self.generator.load(Weights(label.version, label.checksum, arrays))
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:

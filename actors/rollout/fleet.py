@@ -245,7 +245,7 @@ class Fleet:
             del self._waiting[0]
             worker, confirmation = self.workers[slot], None
             if job.weights is not None and self._held.get(slot) != job.weights.label:
-                confirmation = worker.load.remote(job.weights.weights)
+                confirmation = worker.load.remote(job.weights.label, *job.weights.buckets)
                 self._held[slot] = job.weights.label
             refs = job.start(worker)
             deadline = time.monotonic() + self.task_timeout_s

@@ -60,7 +60,8 @@ def bench_weights(config: RunConfig, rounds: int) -> dict[str, Any]:
                     if i == SKIPPED_STEPS:
                         started = time.perf_counter()
                     exported = roles.learner.export(0)
-                    answers = [worker.load.remote(exported.weights) for worker in roles.fleet.workers.values()]
+                    sent = (exported.label, *exported.buckets)
+                    answers = [worker.load.remote(*sent) for worker in roles.fleet.workers.values()]
                     ray.get(answers, timeout=config.rollout.task_timeout_s)
                 figures[name] = {
                     "mb": exported.label.num_bytes / 1e6,

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.learner.stats import UpdateStats
-from actors.policy.weights import Label, Weights
+from actors.policy.weights import Arrays, Label
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Decisions, Task, Tree
 from services.storage import Folder
@@ -27,9 +27,9 @@ class SleepingWorker:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def load(self, weights: Weights) -> tuple[int, str]:
-        self.version = weights.version
-        return weights.version, weights.checksum
+    def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
+        self.version = label.version
+        return label.version, label.checksum
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
@@ -65,10 +65,11 @@ class SleepingLearner:
         time.sleep(self.seconds)
         return UpdateStats(0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], 0, self.seconds)
 
-    @ray.method(num_returns=2)
-    def export(self, version: int) -> tuple[Weights, Label]:
-        weights = Weights(version, str(version), {"adapter": np.zeros(WEIGHTS_BYTES, np.uint8)})
-        return weights, weights.label
+    def num_buckets(self) -> int:
+        return 1
+
+    def export(self, version: int) -> tuple[Arrays, Label]:
+        return {"adapter": np.zeros(WEIGHTS_BYTES, np.uint8)}, Label(version, str(version), WEIGHTS_BYTES)
 
     def save(self, folder: Folder) -> None: ...
 

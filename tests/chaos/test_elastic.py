@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.policy.weights import Weights
+from actors.policy.weights import Arrays, Label
 from actors.rollout.fleet import Fleet, Generated
 from actors.rollout.plans import Plan
 from actors.trajectory import Cost, Task
@@ -28,8 +28,8 @@ class Slow:
     def ready(self):
         return ray.get_runtime_context().get_node_id()
 
-    def load(self, weights: Weights):
-        return weights.version, weights.checksum
+    def load(self, label: Label, *buckets: Arrays):
+        return label.version, label.checksum
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.policy.weights import Exported, Weights
+from actors.policy.weights import Arrays, Exported, Label
 from actors.rollout.fleet import Fleet, Generated
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import Plan, ode_plan
@@ -30,9 +30,9 @@ class FakeWorker:
     def ready(self):
         return ray.get_runtime_context().get_node_id()
 
-    def load(self, weights: Weights):
-        self.version = weights.version
-        return weights.version, "something else" if self.lies else weights.checksum
+    def load(self, label: Label, *buckets: Arrays):
+        self.version = label.version
+        return label.version, "something else" if self.lies else label.checksum
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
@@ -49,8 +49,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def exported(version: int = 3) -> Exported:
-    weights = Weights(version, "abc", {})
-    return Exported(ray.put(weights), weights.label)
+    return Exported((ray.put({}),), Label(version, "abc", 0))
 
 
 @pytest.fixture

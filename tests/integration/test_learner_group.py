@@ -24,6 +24,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 OBJECTIVE = GrpoSettings(kl=0.01, optimizer_steps=2)
 
 
+class SmallBuckets(LearnerWorker):
+    """Whose weights travel in several objects."""
+
+    bucket_bytes = 2**10
+
+
 @pytest.fixture(scope="module")
 def group(sd3_folder, local_ray, tmp_path_factory):
     """Starts groups and closes them; asked again for the same one, it restarts it."""
@@ -41,7 +47,7 @@ def group(sd3_folder, local_ray, tmp_path_factory):
         policy, kernel, steps = tiny_settings(sd3_folder, **changes), FlowSDESettings(), PLAN.trained_steps
         started[key] = LearnerGroup(
             lambda rank: (
-                ray.remote(LearnerWorker)
+                ray.remote(SmallBuckets)
                 .options(num_cpus=0)
                 .remote(
                     policy,
@@ -72,7 +78,9 @@ def experience(folder, count):
 
 
 def arrays_of(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
-    return ray.get(group.export(version).weights, timeout=60).arrays
+    buckets = ray.get(list(group.export(version).buckets), timeout=60)
+    assert len(buckets) > 2
+    return {name: array for bucket in buckets for name, array in bucket.items()}
 
 
 SLOW = pytest.mark.slow

@@ -23,18 +23,24 @@ LEARNER = LearnerSettings(lr=1e-2, micro_batch=3, max_drift=10, ema=EmaSettings(
 PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
 
 
+def load(rollout, sent) -> str:
+    """What the learner sends, to the worker; returns the checksum."""
+    *buckets, label = sent
+    assert rollout.load(label, *buckets) == (label.version, label.checksum)
+    return label.checksum
+
+
 def epoch(rollout, learner, version: int):
     """Generate, update, broadcast, evaluate with the moving average, broadcast again, generate."""
     task = Task(0, "a red cat", (0, version, 0), version)
     decisions, images, _ = rollout.generate(task, PLAN)
     advantage = np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape)
     learner.update([advantage], version, decisions)
-    confirmed = rollout.load(learner.evaluated()[0])
+    confirmed = load(rollout, learner.evaluated())
     evaluated, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, False)
     base, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, True)
-    weights, _ = learner.export(version + 1)
-    assert rollout.load(weights) == (version + 1, weights.checksum)
-    return [decisions.log_prob_NK, images, evaluated, base, confirmed[1], weights.checksum]
+    exported = load(rollout, learner.export(version + 1))
+    return [decisions.log_prob_NK, images, evaluated, base, confirmed, exported]
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
@@ -47,7 +53,7 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
     )
     one = ColocatedWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log, rollout=ROLLOUT)
     for rollout, learner in (split, (one, one)):
-        rollout.load(learner.export(0)[0])
+        load(rollout, learner.export(0))
     for version in range(2):
         expected, found = epoch(*split, version), epoch(one, one, version)
         for left, right in zip(expected, found, strict=True):
