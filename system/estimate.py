@@ -5,22 +5,24 @@ import math
 from pathlib import Path
 
 from rich.table import Table
+from safetensors import safe_open
 
 from actors.learner.settings import AwmSettings, NftSettings
 from actors.policy.families import family_class
 from actors.rollout.plans import Plan, make_plan
 from services.paths import resolve_model
+from services.scoring.settings import ScorerSettings
 from system.config import RunConfig
 
-FP32_BYTES = 4
+FP32_BYTES, BF16_BYTES = 4, 2
 MB = 1e6
 
 
 def estimate_table(config: RunConfig) -> Table:
-    """NFE, images, MB moved and estimated memory of one training step, by role.
+    """NFE, images, MB moved and weights of one training step, by role.
 
-    Where the plan draws its steps, the figures are of its first draw. Memory counts weights, the adapter with its
-    gradient and AdamW moments, and one micro-batch of decisions; activations are not in it.
+    Where the plan draws its steps, the figures are of its first draw. Weights are the model's as a process holds them;
+    adapters, gradients, the optimizer's state and activations come on top.
     """
     table = Table(title="one training step")
     for column in ("role", "processes", "NFE", "images", "MB moved", "MB of weights a process"):
@@ -37,8 +39,11 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     guided = family_class(config.policy).forwards(config.policy)
     images, experience = step_bytes(config, plan)
     folder = Path(resolve_model(config.policy.model))
-    base = weight_bytes(folder) * (1 if config.policy.dtype == "fp32" else 0.5)
-    transformer = weight_bytes(folder / "transformer") * (1 if config.policy.dtype == "fp32" else 0.5)
+    size = FP32_BYTES if config.policy.dtype == "fp32" else BF16_BYTES
+    base = size * parameters(folder)
+    trained_in_shards = config.learner.shard and config.policy.lora is None
+    transformer = (FP32_BYTES if trained_in_shards else size) * parameters(folder / "transformer")
+    held = transformer / (config.learner.ranks if config.learner.shard else 1)
     learn = prompts * guided * _passes(config, plan)
     training = [scorer for scorer in config.scorers if scorer.weight]
     return [
@@ -56,9 +61,9 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
             "0",
             f"{prompts * plan.leaves * len(training):,}",
             _mb(images * len(training)),
-            ", ".join(_mb(weight_bytes(Path(resolve_model(str(s.options.get("model", "")))))) for s in training),
+            ", ".join(_mb(_scorer_bytes(scorer)) for scorer in training),
         ),
-        ("learner", str(config.learner.ranks), f"{round(learn):,}", "0", _mb(experience), _mb(transformer)),
+        ("learner", str(config.learner.ranks), f"{round(learn):,}", "0", _mb(experience), _mb(held)),
     ]
 
 
@@ -101,9 +106,21 @@ def _mb(count: float) -> str:
     return "?" if math.isnan(count) or not count else f"{count / MB:,.1f}"
 
 
-def weight_bytes(folder: Path) -> float:
-    """Bytes of the safetensors below a folder; NaN where it is not on this machine."""
-    if not str(folder) or not folder.is_dir():
+def parameters(folder: Path) -> float:
+    """Parameters in the safetensors below a folder, from their headers; NaN where it is not on this machine."""
+    if not folder.is_dir():
+        return math.nan
+    count = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return float(count)
+
+
+def _scorer_bytes(scorer: ScorerSettings) -> float:
+    """Bytes of the safetensors of its model; NaN where it has none or they are not on this machine."""
+    folder = Path(resolve_model(str(scorer.options["model"]))) if "model" in scorer.options else None
+    if folder is None or not folder.is_dir():
         return math.nan
     return float(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
 
