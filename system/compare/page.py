@@ -43,6 +43,7 @@ class Paired:
     """A contender against the first one, seed by seed, at the end."""
 
     label: str
+    scorer: str
     seeds: int
     difference: str
     interval: str
@@ -57,7 +58,8 @@ def write_page(results: Sequence[Result], output: Path, title: str, command: str
     scorers = list(results[0].points[0].held_out)
     watched = [name for name in scorers if name not in results[0].trained_on]
     judge = (watched or scorers)[0]
-    panels = [_curve(by_label, name, cost, output) for name in (judge, *results[0].trained_on) for cost in COSTS]
+    shown = list(dict.fromkeys((judge, *results[0].trained_on)))
+    panels = [_curve(by_label, name, cost, output) for name in shown for cost in COSTS]
     panels.append(_spread(by_label, output))
     targets = _targets(by_label, judge)
     page = (
@@ -70,7 +72,7 @@ def write_page(results: Sequence[Result], output: Path, title: str, command: str
             panels=panels,
             targets=[score(target, 3) for target in targets],
             rows=[_row(label, runs, judge, targets) for label, runs in by_label.items()],
-            paired=_paired(by_label, judge),
+            paired=[pair for name in shown for pair in _paired(by_label, name)],
             recipes={label: runs[0].recipe for label, runs in by_label.items()},
             made_by=sorted({result.made_by for result in results}),
         )
@@ -174,10 +176,10 @@ def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, 
     return None
 
 
-def _paired(by_label: dict[str, list[Result]], judge: str) -> list[Paired]:
+def _paired(by_label: dict[str, list[Result]], name: str) -> list[Paired]:
     """Each contender's last score less that of the first contender, over the seeds that both have."""
     (base, *_), found = by_label, []
-    ends = {label: {run.seed: run.points[-1].held_out[judge] for run in runs} for label, runs in by_label.items()}
+    ends = {label: {run.seed: run.points[-1].held_out[name] for run in runs} for label, runs in by_label.items()}
     for label in list(by_label)[1:]:
         shared = sorted(ends[base].keys() & ends[label].keys())
         gaps = [
@@ -191,5 +193,5 @@ def _paired(by_label: dict[str, list[Result]], judge: str) -> list[Paired]:
         middle = mean(gaps)
         verdict = "not distinguishable" if abs(middle) <= half else "better" if middle > 0 else "worse"
         interval = " to ".join(score(end, 3, "+") for end in (middle - half, middle + half))
-        found.append(Paired(label, len(gaps), score(middle, 3, "+"), interval, verdict))
+        found.append(Paired(label, name, len(gaps), score(middle, 3, "+"), interval, verdict))
     return found
