@@ -1,9 +1,12 @@
 """Gauges that last: Ray drops one that has not been set for two of its report intervals, though its process lives."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 
 from ray.util.metrics import Gauge
+
+log = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
 """Less than two of Ray's shortest report intervals, a second each."""
@@ -34,8 +37,11 @@ class LastingGauges:
 
     def _refresh(self) -> None:
         while not self._closed.is_set():
-            for gauge, value, tags in self.read():
-                gauge.set(value, tags)
+            try:
+                for gauge, value, tags in self.read():
+                    gauge.set(value, tags)
+            except Exception:  # whatever a reading runs into, the next one may not
+                log.exception("gauges could not be read")
             self._closed.wait(REFRESH_S)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -11,13 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+HOST = platform.node()
+
 _context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=MappingProxyType({}))
 """Where in a run the code that logs is; a thread begins with none."""
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `pid`, `message`, what the process is
-    (`fields`), where it is (`at`), and `exception` with its traceback.
+    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, what the process
+    is (`fields`), where it is (`at`), and `exception` with its traceback.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -29,6 +32,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
+            "host": HOST,
             "pid": record.process,
             "message": record.getMessage(),
             **self.fields,

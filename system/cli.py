@@ -110,8 +110,8 @@ def deploy(
     infra: Annotated[Path, typer.Option(help="The cluster's nodes, image, volumes and secrets: a YAML file.")],
     overrides: Overrides = None,
     part: Annotated[
-        Literal["all", "job", "pool"],
-        typer.Option(help="All documents, or one part: a pool is applied once for all the jobs that share it."),
+        Literal["all", "job", "pool", "volume"],
+        typer.Option(help="Job and pool, one of them, or the claim of the run folders, which is applied once."),
     ] = "all",
 ) -> None:
     """Print Kubernetes manifests for a run (RayJob) and its reward pool (RayService)."""

@@ -4,6 +4,7 @@ What is heavy (Torch, Ray) is imported by the check that needs it.
 """
 
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -142,7 +143,8 @@ def shared_memory(config: RunConfig | None) -> Finding:
     says = f"{_gb(free)} free in {SHM}" + (f", {_gb(needed)} in flight" if needed else "")
     if free < needed:
         mend = "enlarge it (docker run --shm-size, an emptyDir of medium Memory), or lower rollout.max_bytes_in_flight"
-        return Finding("problem", "shared memory", f"{says}; {mend}")
+        level: Literal["warning", "problem"] = "warning" if os.environ.get("RAY_ADDRESS") else "problem"
+        return Finding(level, "shared memory", f"{says}; {mend}")
     return Finding("ok", "shared memory", says)
 
 
@@ -155,7 +157,7 @@ def store_bytes(config: RunConfig) -> float:
 
     steps = config.learner.max_staleness + 1
     images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
-    known = experience if experience == experience else 0.0
+    known = 0.0 if math.isnan(experience) else experience
     return min(steps * images, config.rollout.max_bytes_in_flight) + steps * known
 
 
@@ -203,17 +205,10 @@ def checkpoint_bytes(config: RunConfig) -> float:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 shape = file.get_slice(name).get_shape()
                 if lora is None:
-                    weights += _product(shape)
+                    weights += math.prod(shape)
                 elif name.removesuffix(".weight").endswith(lora.targets):
                     weights += lora.rank * sum(shape)
     return ADAM_COPIES * 4.0 * weights
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def extras(config: RunConfig | None) -> Iterator[Finding]:

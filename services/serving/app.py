@@ -46,7 +46,7 @@ def build_app(
 
 
 def _log_file(folder: Path, run: str, scorer: str) -> LogFile:
-    """Of all replicas of a scorer; `pid` tells them apart."""
+    """Of all replicas of a scorer; `host` and `pid` tell them apart."""
     return LogFile(folder / f"scorer-{scorer}.log", run, "reward", {"scorer": scorer})
 
 

@@ -52,9 +52,9 @@ class ScorerDeployment:
         self.scorer: Scorer = load_scorer(settings)
         self.thread = ThreadPoolExecutor(1, "score")
         self._batched.set_max_batch_size(settings.request_images)
-        self._measure(time.perf_counter() - started)
+        self._measure(settings, time.perf_counter() - started)
 
-    def _measure(self, loaded_s: float) -> None:
+    def _measure(self, settings: ScorerSettings, loaded_s: float) -> None:
         tags = ("scorer", "run")
         self.images = metrics.Counter("tempflow_scorer_images_total", "Images scored.", tags)
         self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", tags)
@@ -64,10 +64,11 @@ class ScorerDeployment:
         self.inside = 0
         inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", ("scorer",))
         load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",))
-        memory, scorer = gpu_memory("reward"), {"scorer": self.name}
+        wanted = metrics.Gauge("tempflow_scorer_replicas_min", "Replicas that there should be.", ("scorer",))
+        memory, scorer, least = gpu_memory("reward"), {"scorer": self.name}, settings.replicas.min
 
         def read() -> list[Reading]:
-            return [(inside, self.inside, scorer), (load, loaded_s, scorer), *memory()]
+            return [(inside, self.inside, scorer), (load, loaded_s, scorer), (wanted, least, scorer), *memory()]
 
         LastingGauges(read)
         log.info("scorer %s ready in %.1f s", self.name, loaded_s)

@@ -31,7 +31,7 @@ STATUS_TIMEOUT_S = 5
 REQUESTS_AT_ONCE = 16
 """To one scorer, of one caller's request: images of many sizes make many, which must not fill its queue."""
 MAX_LABELS = 256
-"""Runs that are told apart on metrics and in sharing out room; each takes memory in every scorer."""
+"""Runs that a gateway tells apart on metrics; each takes memory in every scorer, for good."""
 
 api = FastAPI(title="tempflow reward pool", version="1")
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
@@ -142,7 +142,7 @@ class Gateway:
         names = list(dict.fromkeys(scorers.split(","))) if scorers else list(self.scorers)
         if unknown := sorted(set(names) - set(self.scorers)):
             raise HTTPException(404, f"no scorer {', '.join(unknown)}; there are {', '.join(self.scorers)}")
-        content_type, run = request.headers.get("content-type", ""), self._label(x_tempflow_run)
+        content_type = request.headers.get("content-type", "")
         try:
             body = await self._body(request)
             prompts, encoded = await asyncio.to_thread(read_request, body, content_type, self.settings.max_images)
@@ -151,9 +151,9 @@ class Gateway:
         pixels, errors = await asyncio.to_thread(self._measure, prompts, encoded)
         if (total := sum(pixels.values())) > self.settings.max_request_pixels:
             raise HTTPException(413, f"{total} pixels; a request holds at most {self.settings.max_request_pixels}")
-        async with self._room(len(prompts), total, run):
+        async with self._room(len(prompts), total, x_tempflow_run):
             images = await asyncio.to_thread(self._decode, encoded, pixels, errors)
-            scores = await self._ask(names, images, prompts, run)
+            scores = await self._ask(names, images, prompts, self._label(x_tempflow_run))
         answer, kind = write_answer(Answer(scores, errors), content_type)
         return Response(answer, media_type=kind)  # type: ignore[return-value]
 
@@ -250,7 +250,7 @@ class Gateway:
         turns = {name: asyncio.Semaphore(REQUESTS_AT_ONCE) for name in names}
 
         async def ask(name: str, rows: list[int]) -> None:
-            async with turns[name], asyncio.timeout(self.scorers[name].timeout_s):
+            async with turns[name]:
                 batch = np.stack([images[i] for i in rows])
                 texts = [prompts[i] for i in rows]
                 scores[name][rows], _ = await self.handles[name].score.remote(batch, texts, run=run)
@@ -261,8 +261,10 @@ class Gateway:
             for rows in by_shape.values()
             for start in range(0, len(rows), self.scorers[name].request_images)
         ]
+        tasks = [asyncio.create_task(request) for request in requests]
         try:
-            await asyncio.gather(*requests)
+            async with asyncio.timeout(max(self.scorers[name].timeout_s for name in names)):
+                await asyncio.gather(*tasks)
         except BackPressureError as error:
             raise _busy("the scorers' queues are full") from error
         except TimeoutError as error:
@@ -271,6 +273,10 @@ class Gateway:
             cause = getattr(error, "cause", None) or error
             log.warning("a scorer failed: %s", cause)
             raise HTTPException(502, f"a scorer failed: {type(cause).__name__}") from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return scores
 
     async def _running(self) -> Counter[str]:

@@ -48,6 +48,7 @@ class Volume(Settings):
     """Makes the claim; it is there already if not given."""
     storage_class: str | None = None
     access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """`ReadWriteOnce` is for a Kubernetes of one node: all pods of a job mount the volume."""
 
 
 class Models(Settings):
@@ -73,6 +74,20 @@ class Secrets(Settings):
     """Key `token`: what the reward pool asks for."""
     environment: tuple[str, ...] = ()
     """Each key is an environment variable: credentials of a bucket, of a logger."""
+
+
+class Egress(Settings):
+    """Somewhere that pods may connect to, beyond each other, DNS and HTTPS."""
+
+    cidr: str | None = None
+    namespace: str | None = Field(None, pattern=NAME)
+    ports: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Egress:
+        if (self.cidr is None) == (self.namespace is None):
+            raise ValueError("egress: give cidr or namespace")
+        return self
 
 
 class Queue(Settings):
@@ -110,13 +125,17 @@ class Infra(Settings):
     learner: Nodes | None = None
     reward: PoolNodes | None = None
     """The pool becomes a RayService, a cluster of its own."""
+    egress: tuple[Egress, ...] = ()
+    """A bucket that is not at port 443, a detector, a pool of somebody else."""
     queue: Queue | None = None
-    retries: int = Field(3, ge=0)
-    """New clusters that go on with a run whose cluster failed."""
+    retries: int = Field(2, ge=0)
+    """New clusters that go on with a run whose cluster failed; a recipe that cannot run fails on each of them."""
     keep_s: int = Field(600, ge=0)
     """Until the cluster of a finished job is deleted."""
     operator_namespace: str = "kuberay-operator"
+    """Where KubeRay's operator runs: it must reach the heads."""
     monitoring_namespace: str = "monitoring"
+    """Where Prometheus runs."""
 
 
 def load_infra(path: Path) -> Infra:

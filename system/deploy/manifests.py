@@ -15,23 +15,26 @@ from system.deploy.recipe import ROLE, job_recipe, pool_recipe, pool_service, re
 from system.deploy.sizing import Group, job_groups, pods, replicas
 from system.serve_command import serve_config
 
-Part = Literal["all", "job", "pool"]
+Part = Literal["all", "job", "pool", "volume"]
 
 IDLE_S = 300
-"""After which a node without work goes; longer than a training step."""
+"""After which a node without actors goes."""
 
 
 def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manifest]:
-    """The documents to apply: the job, its recipe, its volume and the pool, each with its network policy.
+    """The documents to apply: the job with its recipe, and the pool, each with its network policy.
 
     Args:
-        part: `pool` and `job` alone are for pools that several jobs share.
+        part: `pool` and `job` alone are for pools that several jobs share. `volume`, the claim of the run folders, is
+            not among all of them: what deletes a job must not delete the runs.
 
     Raises:
         UserError: a name, a path or an actor that does not fit, or no pool where one is asked for.
     """
     if part == "pool" and infra.reward is None:
         raise UserError("this infrastructure has no pool of its own: give `reward` nodes, or leave --part out")
+    if part == "volume":
+        return _claim(infra)
     documents = []
     if infra.reward and part != "job":
         documents += _pool(config, infra)
@@ -83,7 +86,6 @@ def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
     }
     files = {"recipe.yaml": _Block(dump_config(recipe))}
     return [
-        *_claim(infra),
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(infra, instance, "-recipe"), "data": files},
         network_policy(infra, instance),
         job,
@@ -103,6 +105,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
         "spec": {
             "serveConfigV2": _Block(serve_config(pool)),
             "upgradeStrategy": {"type": "NewCluster"},
+            "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": _cluster(infra, instance, groups, grows=bounds[1] > bounds[0]),
         },
     }
@@ -113,7 +116,6 @@ def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: 
     """A Ray cluster whose head runs no role."""
     autoscaler: Manifest = {}
     if grows:
-        small = {"cpu": "500m", "memory": "512Mi"}
         autoscaler = {
             "enableInTreeAutoscaling": True,
             "autoscalerOptions": {
@@ -121,7 +123,6 @@ def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: 
                 "idleTimeoutSeconds": IDLE_S,
                 "securityContext": RESTRICTED,
                 "volumeMounts": [TMP],
-                "resources": {"requests": small, "limits": small},
             },
         }
     return {
@@ -166,9 +167,9 @@ def _queue(infra: Infra) -> dict[str, str]:
 
 
 def _claim(infra: Infra) -> list[Manifest]:
-    """The volume of the run folders, where it is not there yet."""
+    """The volume of the run folders."""
     if infra.runs.size is None:
-        return []
+        raise UserError("runs.size: the claim is there already, says the infrastructure file; give its size to make it")
     spec: Manifest = {
         "accessModes": [infra.runs.access],
         "resources": {"requests": {"storage": infra.runs.size}},

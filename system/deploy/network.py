@@ -8,7 +8,8 @@ from system.deploy.recipe import POOL_PORT
 
 DASHBOARD = 8265
 METRICS = (8080, 44217, 44227)
-DNS = 53
+DNS = (53, 5353)
+"""Wherever it runs: a node's own cache is in no namespace."""
 OUTSIDE = (443, 6443)
 """The Kubernetes API, which the autoscaler asks; buckets and loggers."""
 
@@ -23,9 +24,12 @@ def network_policy(infra: Infra, instance: Instance) -> Manifest:
     ]
     egress = [
         {"to": [own]},
-        {"to": [_namespace("kube-system")], "ports": [*_ports(DNS), {"port": DNS, "protocol": "UDP"}]},
+        {"ports": [{"port": port, "protocol": protocol} for port in DNS for protocol in ("UDP", "TCP")]},
         {"ports": _ports(*OUTSIDE)},
     ]
+    for more in infra.egress:
+        to = {"ipBlock": {"cidr": more.cidr}} if more.cidr else _namespace(str(more.namespace))
+        egress.append({"to": [to], "ports": _ports(*more.ports)})
     if instance.calls:
         serving = Instance(instance.calls, "pool").labels
         egress.append({"to": [{"podSelector": {"matchLabels": serving}}], "ports": _ports(POOL_PORT)})
@@ -35,7 +39,11 @@ def network_policy(infra: Infra, instance: Instance) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": instance.name, "namespace": infra.namespace, "labels": instance.labels},
+        "metadata": {
+            "name": f"{instance.kind}-{instance.name}",
+            "namespace": infra.namespace,
+            "labels": instance.labels,
+        },
         "spec": {
             "podSelector": {"matchLabels": instance.labels},
             "policyTypes": ["Ingress", "Egress"],

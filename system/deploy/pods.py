@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from system.deploy.infra import Infra, Nodes
-from system.deploy.recipe import MODELS, POOL_TOKEN, RUNS
+from system.deploy.recipe import MODELS, POOL_TOKEN, ROLE, RUNS
 
 Manifest = dict[str, Any]
 
@@ -43,7 +43,8 @@ class Instance:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {"app.kubernetes.io/name": "tempflow", "app.kubernetes.io/instance": self.name}
+        """Ours: KubeRay sets `app.kubernetes.io/…` on pods, and selects by it."""
+        return {"tempflow.io/kind": self.kind, "tempflow.io/name": self.name}
 
     @property
     def has_token(self) -> bool:
@@ -62,7 +63,7 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
         "name": "ray-head" if role == "head" else "ray-worker",
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "resources": _resources(nodes),
-        "env": _environment(infra, nodes),
+        "env": _environment(infra, nodes, drains=role != "head"),
         "envFrom": [{"secretRef": {"name": name}} for name in infra.secrets.environment],
         "volumeMounts": [TMP, *_mounts(infra, instance)],
     }
@@ -96,7 +97,7 @@ def _pod(
     calls = {CALLS: instance.calls} if instance.calls else {}
     pull_secrets = [{"name": name} for name in infra.pull_secrets]
     return {
-        "metadata": {"labels": {**instance.labels, "app.kubernetes.io/component": role, **calls}},
+        "metadata": {"labels": {**instance.labels, ROLE: role, **calls}},
         "spec": {
             **_given(spec | {"imagePullSecrets": pull_secrets}),
             "securityContext": {
@@ -126,18 +127,21 @@ def _resources(nodes: Nodes) -> Manifest:
     return {"requests": asked, "limits": asked}
 
 
-def _environment(infra: Infra, nodes: Nodes) -> list[Manifest]:
-    """The root is read-only, so whatever keeps a cache keeps it in /tmp."""
-    drain_s = max(1, nodes.grace_s * 3 // 4)
+def _environment(infra: Infra, nodes: Nodes, drains: bool) -> list[Manifest]:
+    """The root is read-only, so whatever keeps a cache keeps it in /tmp. A head that drained would let its driver go on
+    while the next cluster's resumes the run.
+    """
+    wait_s = str(max(1, nodes.grace_s * 3 // 4))
     values = {
         "HOME": "/tmp",
         "HF_MODULES_CACHE": "/tmp/huggingface",
         "MPLCONFIGDIR": "/tmp/matplotlib",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(drain_s),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s),
+        "RAY_JOB_STOP_WAIT_TIME_S": wait_s,
     }
+    if drains:
+        values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = wait_s
     if infra.models:
         values |= {"HF_HOME": MODELS, "HF_HUB_OFFLINE": "1"}
     return [{"name": name, "value": value} for name, value in values.items()]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from math import ceil
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from services.errors import UserError
 from services.paths import PACKAGE_PREFIX
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
+from services.storage import is_local
 from system.config import RunConfig
 from system.deploy.infra import Infra
 
@@ -50,14 +53,25 @@ def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
     pool is a service.
 
     Raises:
-        UserError: it names a file of this machine.
+        UserError: it names a file, a service or an application that is not there.
     """
-    for key, path in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
-        if path is not None and not path.startswith(("/", PACKAGE_PREFIX)):
+    for key, path in _paths(config):
+        if not path.startswith(("/", PACKAGE_PREFIX)) and is_local(path):
             raise UserError(
-                f"{key}: `{path}` is a path on this machine; put the file on a volume ({RUNS} or {MODELS}) or into the "
-                f"image, and give its path there, such as {key}={RUNS}/prompts/{PurePosixPath(path).name}"
+                f"{key}: `{path}` is a path on this machine; put it on a volume ({RUNS} or {MODELS}) or into the image "
+                f"and give its path there, such as {key}={RUNS}/{PurePosixPath(path).name}"
             )
+    for scorer in config.scorers:
+        url = str(scorer.options.get("url", ""))
+        if urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
+            raise UserError(
+                f"scorer `{scorer.name}`: nothing listens at {url} in a pod; give the service's own address"
+            )
+    if config.reward.app:
+        raise UserError(
+            f"reward.app: the job's cluster is new and has no application `{config.reward.app}`; leave it out, and "
+            "give `reward` nodes in the infrastructure file for a pool that jobs share"
+        )
     rollout = {ROLE: "rollout"}
     learner = {ROLE: "learner"} if infra.learner else rollout
     scorers = tuple(
@@ -74,6 +88,22 @@ def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
     )
 
 
+def _paths(config: RunConfig) -> list[tuple[str, str]]:
+    """Files and folders that a recipe names, by key; ids of the hub are not among them."""
+    named = {
+        "data.train": config.data.train,
+        "data.heldout": config.data.heldout,
+        "policy.adapter": config.policy.adapter,
+        "policy.model": config.policy.model if Path(config.policy.model).is_dir() else None,
+        "rollout.embedding_folder": config.rollout.embedding_folder,
+        "checkpoint.folder": config.checkpoint.folder,
+    }
+    for i, scorer in enumerate(config.scorers):
+        for option in ("metadata", "token_file"):
+            named[f"scorers.{i}.options.{option}"] = scorer.options.get(option)
+    return [(key, str(path)) for key, path in named.items() if path is not None]
+
+
 def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
     """The pool of the RayService."""
     labels = {ROLE: "reward"}
@@ -87,9 +117,10 @@ def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
 
 
 def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSettings:
-    """Stands in the job for a scorer of the service, with as many processes as that may have, so that each can be kept
-    busy. Its requests fit into `serve.max_bytes` whatever the images show.
+    """Stands in the job for a scorer of the service. Each process waits for one request at a time, so there are as many
+    as keep the largest pool at its target. Requests fit into `serve.max_bytes` whatever the images show.
     """
+    callers = ceil(scorer.replicas.max * scorer.replicas.target)
     raw_bytes = config.policy.height * config.policy.width * 3
     fits = int(config.serve.max_bytes / (PNG_OVERHEAD * raw_bytes))
     if not fits:
@@ -105,7 +136,7 @@ def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSe
             "run": config.name,
             "timeout_s": scorer.timeout_s,
         },
-        replicas=Replicas(min=scorer.replicas.max, max=scorer.replicas.max),
+        replicas=Replicas(min=callers, max=callers),
         num_cpus=CALLER_CPUS,
         labels={ROLE: "rollout"},
         timeout_s=scorer.timeout_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
@@ -70,24 +71,39 @@ def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
 
 
 def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
-    """Pods that hold all of them, by first fit, the largest first.
+    """Pods that hold all of them, by first fit, the largest first; a fraction of a GPU is a part of one device.
 
     Raises:
         UserError: one fits on no pod.
     """
-    free: list[list[float]] = []
+    free: list[_Room] = []
     for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
         if ask.cpus > nodes.cpus or ask.gpus > nodes.gpus:
             raise UserError(
                 f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs; a node has {nodes.cpus} and "
                 f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
             )
-        for room in free:
-            if ask.cpus <= room[0] + TINY and ask.gpus <= room[1] + TINY:
-                break
-        else:
-            room = [float(nodes.cpus), float(nodes.gpus)]
-            free.append(room)
-        room[0] -= ask.cpus
-        room[1] -= ask.gpus
+        if not any(room.take(ask) for room in free):
+            free.append(_Room(float(nodes.cpus), [1.0] * nodes.gpus))
+            free[-1].take(ask)
     return max(1, len(free))
+
+
+@dataclass
+class _Room:
+    """What is left of a pod: CPUs, and a share of each GPU."""
+
+    cpus: float
+    devices: list[float]
+
+    def take(self, ask: Ask) -> bool:
+        """Give an actor its place, if there is one."""
+        share = min(ask.gpus, 1.0)
+        fitting = [i for i, left in enumerate(self.devices) if left + TINY >= share]
+        count = ceil(ask.gpus)
+        if ask.cpus > self.cpus + TINY or len(fitting) < count:
+            return False
+        self.cpus -= ask.cpus
+        for i in fitting[:count]:
+            self.devices[i] -= share
+        return True

@@ -65,6 +65,7 @@ def test_a_soak_with_random_kills_leaks_nothing(recipe, ray_head, tmp_path):
     lines = metrics(run.path)
     assert [line["step"] for line in lines] == list(range(len(lines)))
     assert sum(line.get("holes", 0) for line in lines) == 0
+    assert all(kills.values()), kills
     quarter = len(seen) // 4
     early, late = seen[quarter : 2 * quarter], seen[-quarter:]
     print(f"{len(lines) - 1} steps, {time.monotonic() - run.started:.0f} s, kills {kills}")

@@ -90,6 +90,9 @@ def test_the_validation_refuses_unknown_keys(place, key):
         ([(1, 0.25)] * 9, 2),
         ([(1, 0.75), (1, 0.75), (1, 0.5), (1, 0.25)], 2),
         ([(5, 0), (3, 0), (4, 0), (4, 0)], 2),
+        ([(1, 0.75)] * 4, 2),
+        ([(1, 0.6), (1, 0.6), (1, 0.4), (1, 0.4), (1, 0.4)], 2),
+        ([(1, 2), (1, 0.5)], 2),
         ([], 1),
     ],
 )
@@ -110,6 +113,8 @@ def test_each_role_has_its_nodes_and_the_pool_follows_load():
     job, pool = found["RayJob"]["spec"]["rayClusterSpec"], found["RayService"]["spec"]["rayClusterConfig"]
     assert groups(job) == {"rollout": (1, 3), "learner": (3, 3)}
     assert groups(pool) == {"reward": (1, 5)}
+    callers = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["scorers"][0]["replicas"]
+    assert callers["min"] == callers["max"] == 9 * 2
     assert job["enableInTreeAutoscaling"]
     assert pool["enableInTreeAutoscaling"]
     labels = {group["groupName"]: group["labels"] for group in job["workerGroupSpecs"]}
@@ -186,14 +191,69 @@ def test_every_container_is_restricted_and_secrets_are_only_named(raw):
 def test_only_what_must_talk_may():
     documents = manifests(recipe(), infra(OWN))
     policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
-    job, pool = policies["sd35-pickscore"], policies["sd35-pickscore-pool"]
+    job, pool = policies["job-sd35-pickscore"], policies["pool-sd35-pickscore-pool"]
     assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in policies.values())
     assert all("from" in rule for policy in policies.values() for rule in policy["ingress"])
-    serving = [rule for rule in pool["ingress"] if {"port": 8000, "protocol": "TCP"} in rule.get("ports", [])]
-    (callers,) = serving[0]["from"]
-    head = by_kind(documents)["RayJob"]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
-    assert callers["podSelector"]["matchLabels"].items() <= head["metadata"]["labels"].items()
-    assert not [rule for rule in job["ingress"] if {"port": 8000, "protocol": "TCP"} in rule.get("ports", [])]
+    cluster = by_kind(documents)["RayJob"]["spec"]["rayClusterSpec"]
+    ours = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
+    theirs = by_kind(documents)["RayService"]["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]
+    (callers,), (served,) = peers(pool["ingress"], 8000, "from"), peers(job["egress"], 8000, "to")
+    assert callers["podSelector"]["matchLabels"].items() <= ours.items()
+    assert served["podSelector"]["matchLabels"].items() <= theirs["metadata"]["labels"].items()
+    assert not peers(job["ingress"], 8000, "from")
+    for policy, labels in ((job, ours), (pool, theirs["metadata"]["labels"])):
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+        among = {"podSelector": policy["podSelector"]}
+        assert {"from": [among]} in policy["ingress"]
+        assert {"to": [among]} in policy["egress"]
+        assert named(peers(policy["ingress"], 8265, "from")) == ["kuberay-operator"]
+        assert all(named(peers(policy["ingress"], port, "from")) == ["monitoring"] for port in (8080, 44217, 44227))
+        dns = next(rule for rule in policy["egress"] if {"port": 53, "protocol": "UDP"} in rule.get("ports", []))
+        assert "to" not in dns
+
+
+def peers(rules: list[dict], port: int, side: str) -> list[dict]:
+    """Who may talk to a port."""
+    return [peer for rule in rules if {"port": port, "protocol": "TCP"} in rule.get("ports", []) for peer in rule[side]]
+
+
+def named(found: list[dict]) -> list[str]:
+    return [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in found]
+
+
+def test_a_job_and_a_pool_of_one_name_keep_apart():
+    documents = manifests(recipe(), infra(OWN, reward={"gpus": 1, "service": "sd35-pickscore"}))
+    first, second = (d for d in documents if d["kind"] == "NetworkPolicy")
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert first["spec"]["podSelector"] != second["spec"]["podSelector"]
+
+
+def test_more_may_be_reached_where_the_file_says_so():
+    egress = [{"namespace": "minio", "ports": [9000]}, {"cidr": "10.1.0.0/16", "ports": [8100]}]
+    for document in manifests(recipe(), infra(OWN, egress=egress)):
+        if document["kind"] == "NetworkPolicy":
+            check(document)
+            assert named(peers(document["spec"]["egress"], 9000, "to")) == ["minio"]
+            assert peers(document["spec"]["egress"], 8100, "to") == [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
+
+
+def test_the_claim_of_the_runs_is_applied_alone():
+    sized = infra(OWN, runs={"claim": "runs", "size": "1Gi"})
+    assert "PersistentVolumeClaim" not in by_kind(manifests(recipe(), sized))
+    (claim,) = manifests(recipe(), sized, "volume")
+    check(claim)
+    with pytest.raises(UserError, match=r"runs.size: the claim is there already"):
+        manifests(recipe(), infra(OWN), "volume")
+
+
+def test_a_head_does_not_outlive_its_job():
+    cluster = by_kind(manifests(recipe(), infra(OWN)))["RayJob"]["spec"]["rayClusterSpec"]
+    drains = [
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        in {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
+        for pod in templates(cluster)
+    ]
+    assert drains == [False, True, True]
 
 
 def test_a_queue_labels_the_job():
@@ -214,6 +274,11 @@ def test_a_queue_labels_the_job():
         (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue admits a job of a fixed size"),
         ([], OWN | {"head": {"gpus": 1}}, "head.gpus"),
         (["serve.max_bytes=1000"], OWN, "serve.max_bytes: 1000 is less than one image"),
+        (["policy.adapter=runs/earlier/lora"], OWN, "policy.adapter: `runs/earlier/lora` is a path on this machine"),
+        (["checkpoint.folder=here"], OWN, "checkpoint.folder: `here` is a path on this machine"),
+        (["scorers.0.options.metadata=x.jsonl"], OWN, r"scorers.0.options.metadata: `x.jsonl` is a path"),
+        (["scorers.0.options.url=http://127.0.0.1:8100/x"], OWN, "nothing listens at http://127.0.0.1:8100/x in a pod"),
+        (["reward.app=shared"], OWN, "reward.app: the job's cluster is new"),
     ],
 )
 def test_what_does_not_fit_is_the_users_mistake(overrides, raw, sentence):

@@ -22,6 +22,7 @@ def test_a_line_says_when_who_and_where(tmp_path):
     inside, outside = lines(tmp_path / "logs" / "a.log")
     assert abs((datetime.now(UTC) - datetime.fromisoformat(inside.pop("time"))).total_seconds()) < 60
     assert inside.pop("pid") > 0
+    assert inside.pop("host")
     assert inside == {
         "level": "WARNING",
         "logger": "tests.logs",

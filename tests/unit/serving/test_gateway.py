@@ -69,9 +69,17 @@ def test_images_of_many_sizes_take_turns_at_a_scorer():
     assert handle.most == REQUESTS_AT_ONCE
 
 
-def test_a_scorer_that_does_not_answer_is_not_waited_for():
-    with pytest.raises(HTTPException, match="504"):
-        asyncio.run(gateway(Handle(60))._ask(["size"], {0: np.zeros((1, 1, 3), np.uint8)}, ["x"], ""))
+def test_a_scorer_that_does_not_answer_is_not_waited_for_and_is_asked_no_more():
+    handle = Handle(60)
+    images = {i: np.full((1, 1 + i, 3), i, np.uint8) for i in range(5 * REQUESTS_AT_ONCE)}
+
+    async def ask() -> int:
+        with pytest.raises(HTTPException, match="504"):
+            await gateway(handle)._ask(["size"], images, ["x"] * len(images), "")
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(ask()) == 1
+    assert handle.most == REQUESTS_AT_ONCE
 
 
 def test_a_controller_that_does_not_answer_is_not_an_error_of_ours(monkeypatch):
