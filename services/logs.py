@@ -19,8 +19,8 @@ _context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=Mapp
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, what the process
-    is (`fields`), where it is (`at`), and `exception` with its traceback.
+    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, what the
+    process is (`fields`), where it is (`at`), and `exception` with its traceback.
     """
 
     def __init__(self, **fields: Any) -> None:
