@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import kubernetes_validate
+from jsonschema import Draft202012Validator
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kuberay"
 KUBERNETES = "1.33"
@@ -21,7 +21,7 @@ def check(document: dict[str, Any]) -> None:
     if document["apiVersion"] != "ray.io/v1":
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
         return
-    jsonschema.validate(document, schema(document["kind"]))
+    validator(document["kind"]).validate(document)
     spec = document["spec"]
     cluster = spec["rayClusterSpec" if document["kind"] == "RayJob" else "rayClusterConfig"]
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
@@ -64,10 +64,12 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
 
 
 @cache
-def schema(kind: str) -> dict[str, Any]:
-    """The CRD's schema as JSON Schema that refuses unknown keys; `metadata` is the API server's own."""
+def validator(kind: str) -> Draft202012Validator:
+    """Of the CRD's schema as JSON Schema that refuses unknown keys; `metadata` is the API server's own."""
     crd = json.loads(gzip.decompress((GOLDEN / f"{kind}.json.gz").read_bytes()))
-    return _strict({**crd, "properties": {**crd["properties"], "metadata": {"type": "object"}}})
+    strict = _strict({**crd, "properties": {**crd["properties"], "metadata": {"type": "object"}}})
+    Draft202012Validator.check_schema(strict)
+    return Draft202012Validator(strict)
 
 
 def _strict(schema: Any) -> Any:
