@@ -85,6 +85,8 @@ class Learner:
             UserError: rollout and learner disagree by more than `max_drift`, or a gradient is not finite.
         """
         started = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.version)
         monitor = Monitor(len(self.kernel.std_T), self.policy.device)
         parts = [part for part in np.array_split(np.arange(len(batch)), self.optimizer_steps) if len(part)]
         minibatches = [

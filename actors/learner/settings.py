@@ -132,6 +132,15 @@ class EmaSettings(Settings):
     """Optimizer steps between updates."""
 
 
+class DecaySettings(Settings):
+    """A learning rate that falls in a straight line, and stays at its end."""
+
+    steps: int = Field(ge=1)
+    """Training steps that it takes; they do not follow from the length of the run, which may change."""
+    to: float = Field(0.0, ge=0, le=1)
+    """Share of learner.lr at the end."""
+
+
 class LearnerSettings(Settings):
     """The learner."""
 
@@ -141,6 +150,8 @@ class LearnerSettings(Settings):
     """Each rank holds a part of the transformer (FSDP2), for models that outgrow one GPU and for full fine-tuning; an
     adapter stays whole. Else each rank holds all of it."""
     lr: float = Field(3e-4, gt=0)
+    lr_decay: DecaySettings | None = None
+    """Constant if not given."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
     eps: float = Field(1e-8, gt=0)
@@ -162,3 +173,9 @@ class LearnerSettings(Settings):
     threads: int = Field(1, ge=1)
     """CPU threads. Part of the arithmetic: another count gives other last bits."""
     update_timeout_s: float = Field(3600, gt=0)
+
+    def rate(self, version: int) -> float:
+        """Learning rate of the update of policy version `version`."""
+        if self.lr_decay is None:
+            return self.lr
+        return self.lr * (1 - (1 - self.lr_decay.to) * min(1.0, version / self.lr_decay.steps))

@@ -6,7 +6,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.learner.objectives.objective import clipped_surrogate
-from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
+from actors.learner.settings import DecaySettings, EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
@@ -192,6 +192,28 @@ def test_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
     assert again.export().checksum == learner.export().checksum
     assert again.evaluated().checksum == learner.evaluated().checksum
     assert (again.evaluated().checksum == again.export().checksum) == (ema is None)
+
+
+def test_the_learning_rate_falls_with_the_version_and_a_restored_learner_knows_where_it_was(sd3_folder, tmp_path):
+    falling = LearnerSettings(lr=1e-2, max_drift=10, lr_decay=DecaySettings(steps=4, to=0.5))
+    assert [falling.rate(version) for version in (0, 1, 2, 4, 9)] == pytest.approx([1e-2, 8.75e-3, 7.5e-3, 5e-3, 5e-3])
+    batch = tasks_of(sd3_folder)
+    settings = LearnerSettings(lr=1e-2, max_drift=10, lr_decay=DecaySettings(steps=2))
+    learner = learner_of(sd3_folder, settings=settings)
+    constant = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, max_drift=10))
+    for one in (learner, constant):
+        one.update(batch)
+    assert learner.export().checksum == constant.export().checksum
+    keep(learner, tmp_path)
+    for one in (learner, constant):
+        one.update(batch)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(Folder.at(str(tmp_path)), 1)
+    again.update(batch)
+    assert again.export().checksum == learner.export().checksum != constant.export().checksum
+    arrays = learner.export().arrays
+    learner.update(batch)
+    assert all(np.array_equal(array, arrays[name]) for name, array in learner.export().arrays.items())
 
 
 def of_version(folder, learner, version):
