@@ -250,7 +250,7 @@ class Gateway:
         turns = {name: asyncio.Semaphore(REQUESTS_AT_ONCE) for name in names}
 
         async def ask(name: str, rows: list[int]) -> None:
-            async with turns[name]:
+            async with turns[name], asyncio.timeout(self.scorers[name].timeout_s):
                 batch = np.stack([images[i] for i in rows])
                 texts = [prompts[i] for i in rows]
                 scores[name][rows], _ = await self.handles[name].score.remote(batch, texts, run=run)
@@ -263,8 +263,7 @@ class Gateway:
         ]
         tasks = [asyncio.create_task(request) for request in requests]
         try:
-            async with asyncio.timeout(max(self.scorers[name].timeout_s for name in names)):
-                await asyncio.gather(*tasks)
+            await asyncio.gather(*tasks)
         except BackPressureError as error:
             raise _busy("the scorers' queues are full") from error
         except TimeoutError as error:

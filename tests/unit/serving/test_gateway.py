@@ -12,7 +12,8 @@ from services.scoring.settings import ScorerSettings
 from services.serving.gateway import MAX_LABELS, REQUESTS_AT_ONCE, Gateway
 from services.serving.settings import GatewaySettings
 
-SIZE = ScorerSettings(name="size", scorer="jpeg_size", timeout_s=0.2)
+SIZE = ScorerSettings(name="size", scorer="jpeg_size")
+HASTY = SIZE.model_copy(update={"timeout_s": 0.2})
 
 
 class Handle:
@@ -30,9 +31,9 @@ class Handle:
         return images_NHWC.mean(axis=(1, 2, 3)), self.seconds
 
 
-def gateway(handle: Handle | None = None, **settings) -> Gateway:
+def gateway(handle: Handle | None = None, scorer: ScorerSettings = SIZE, **settings) -> Gateway:
     plain = Gateway.func_or_class.__mro__[1] if hasattr(Gateway, "func_or_class") else Gateway
-    return plain("app", GatewaySettings(**settings), [SIZE], {"size": handle or Handle()})
+    return plain("app", GatewaySettings(**settings), [scorer], {"size": handle or Handle()})
 
 
 def test_runs_beyond_the_first_many_share_a_label():
@@ -69,17 +70,18 @@ def test_images_of_many_sizes_take_turns_at_a_scorer():
     assert handle.most == REQUESTS_AT_ONCE
 
 
-def test_a_scorer_that_does_not_answer_is_not_waited_for_and_is_asked_no_more():
+def test_a_scorer_that_does_not_answer_is_not_waited_for_and_asked_no_more():
+    """Those whose turn comes in the moment of the time-out are let go at once; the other rounds never begin."""
     handle = Handle(60)
     images = {i: np.full((1, 1 + i, 3), i, np.uint8) for i in range(5 * REQUESTS_AT_ONCE)}
 
     async def ask() -> int:
         with pytest.raises(HTTPException, match="504"):
-            await gateway(handle)._ask(["size"], images, ["x"] * len(images), "")
+            await gateway(handle, HASTY)._ask(["size"], images, ["x"] * len(images), "")
         return len(asyncio.all_tasks())
 
     assert asyncio.run(ask()) == 1
-    assert handle.most == REQUESTS_AT_ONCE
+    assert handle.most <= 2 * REQUESTS_AT_ONCE
 
 
 def test_a_controller_that_does_not_answer_is_not_an_error_of_ours(monkeypatch):
