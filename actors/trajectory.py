@@ -21,6 +21,11 @@ class Task:
     version: int
     """The policy version that must generate it."""
 
+    @property
+    def step(self) -> int:
+        """The training step, from 0."""
+        return self.address[1]
+
 
 @dataclass(frozen=True)
 class Tree:

@@ -8,6 +8,11 @@ class UserError(Exception):
     """
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The error itself, or the one in another process that Ray has wrapped in it."""
+    return getattr(error, "cause", None) or error
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, or the one that caused it in another process, without what Ray and Arrow print around it."""
-    return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+    return str(cause_of(error)).strip().partition("\n")[0]

@@ -153,7 +153,7 @@ class Collector:
     def _score(self, scored: Future[tuple[Generated, Scores]], num_bytes: int, task: Generated) -> None:
         try:
             texts = [task.task.prompt] * task.tree.num_leaves
-            with at(step=task.task.address[1], task=task.task.index):
+            with at(step=task.task.step, task=task.task.index):
                 scores = self.roles.pool.score(task.images, texts, list(self.config.weights))
         except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
             scored.set_exception(error)

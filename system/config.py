@@ -284,18 +284,28 @@ def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """The mapping of a recipe laid over that of the recipe which it `extends`."""
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values")
+    raw = read_mapping(path, "a recipe")
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
     if path in children:
         raise UserError(f"{path}: `extends` leads back to this recipe")
     return _over(_read(find_recipe(str(parent)), (*children, path)), raw)
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        UserError: it holds something else; names the file and `what` it should be.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: {what} is a mapping of keys to values")
+    return raw
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -95,13 +95,11 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
 
 def gpus_wanted(config: RunConfig) -> float:
     """GPUs of all roles as the run begins."""
-    rollout, learner = config.rollout, config.learner
-    roles = rollout.workers * rollout.num_gpus + learner.ranks * learner.num_gpus
-    if config.placement == "colocated":
-        shared = learner.ranks * min(rollout.num_gpus, learner.num_gpus)
-        roles -= shared
+    from system.deploy.sizing import ranks, replicas, workers
+
     own = () if config.reward.app else config.scorers
-    return roles + sum(scorer.replicas.min * scorer.num_gpus for scorer in own)
+    asked = workers(config, most=False) + ranks(config) + replicas(own, most=False)
+    return sum(ask.gpus for ask in asked)
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -195,20 +193,16 @@ def _disk(what: str, folder: Path, needed: float, unknown: str = "") -> Finding:
 
 def checkpoint_bytes(config: RunConfig) -> float:
     """Of one checkpoint, from the shapes of the model's files; 0 where they are not on this machine."""
-    from safetensors import safe_open
-
     from services.paths import resolve_model
+    from system.estimate import FP32_BYTES, shapes
 
     lora, weights = config.policy.lora, 0
-    for path in Path(resolve_model(config.policy.model), "transformer").glob("*.safetensors"):
-        with safe_open(path, "np") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                shape = file.get_slice(name).get_shape()
-                if lora is None:
-                    weights += math.prod(shape)
-                elif name.removesuffix(".weight").endswith(lora.targets):
-                    weights += lora.rank * sum(shape)
-    return ADAM_COPIES * 4.0 * weights
+    for name, shape in shapes(Path(resolve_model(config.policy.model), "transformer")):
+        if lora is None:
+            weights += math.prod(shape)
+        elif name.removesuffix(".weight").endswith(lora.targets):
+            weights += lora.rank * sum(shape)
+    return float(ADAM_COPIES * FP32_BYTES * weights)
 
 
 def extras(config: RunConfig | None) -> Iterator[Finding]:
@@ -323,7 +317,9 @@ def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[
         return Finding("problem", "reward.app", str(error))
     if found is None:
         return Finding("problem", "reward.app", f"no application `{app}` runs on the cluster; start `tempflow serve`")
-    missing = [name for name in scorers if f"scorer-{name}" not in found]
+    from services.serving.gateway import deployment_name
+
+    missing = [name for name in scorers if deployment_name(name) not in found]
     if missing:
         return Finding("problem", "reward.app", f"`{app}` has no scorer {', '.join(missing)}; serve the same recipe")
     return Finding("ok", "reward.app", f"`{app}` runs and has {', '.join(scorers)}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.table import Table
@@ -107,14 +108,16 @@ def _mb(count: float) -> str:
 
 
 def parameters(folder: Path) -> float:
-    """Parameters in the safetensors below a folder, from their headers; NaN where it is not on this machine."""
-    if not folder.is_dir():
-        return math.nan
-    count = 0
+    """Parameters in the safetensors below a folder; NaN where it is not on this machine."""
+    return float(sum(math.prod(shape) for _, shape in shapes(folder))) if folder.is_dir() else math.nan
+
+
+def shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Name and shape of each array in the safetensors below a folder, from their headers."""
     for path in folder.rglob("*.safetensors"):
         with safe_open(path, "np") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return float(count)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_slice(name).get_shape()
 
 
 def _scorer_bytes(scorer: ScorerSettings) -> float:

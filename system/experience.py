@@ -32,7 +32,7 @@ def _task_columns(task: Task, tree: Tree, scores: Scores, reward_M: np.ndarray, 
     leaf = tree.leaf_NKL[n, k, place]
     rows = len(leaf)
     return {
-        "step": np.full(rows, task.address[1]),
+        "step": np.full(rows, task.step),
         "policy_version": np.full(rows, task.version),
         "prompt_row": np.full(rows, task.address[2]),
         "prompt": pa.array([task.prompt] * rows, pa.string()),

@@ -58,7 +58,7 @@ class RolloutWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
         """What the learner trains on, images for the reward pool, and what the driver reads."""
-        with at(step=task.address[1], task=task.index):
+        with at(step=task.step, task=task.index):
             experience, images_MHWC, tree, cost = self.generator.generate(task, plan)
         return experience, images_MHWC, (tree, cost)
 

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
+from services.errors import cause_of
 from services.http import read_token
 from services.images import BadImage, decode_image, image_pixels
 from services.scoring.settings import ScorerSettings
@@ -255,13 +256,12 @@ class Gateway:
                 texts = [prompts[i] for i in rows]
                 scores[name][rows], _ = await self.handles[name].score.remote(batch, texts, run=run)
 
-        requests = [
-            ask(name, rows[start : start + self.scorers[name].request_images])
+        tasks = [
+            asyncio.create_task(ask(name, rows[start : start + self.scorers[name].request_images]))
             for name in names
             for rows in by_shape.values()
             for start in range(0, len(rows), self.scorers[name].request_images)
         ]
-        tasks = [asyncio.create_task(request) for request in requests]
         try:
             await asyncio.gather(*tasks)
         except BackPressureError as error:
@@ -269,9 +269,8 @@ class Gateway:
         except TimeoutError as error:
             raise HTTPException(504, "a scorer took longer than its timeout_s") from error
         except (RayError, RayServeException) as error:
-            cause = getattr(error, "cause", None) or error
-            log.warning("a scorer failed: %s", cause)
-            raise HTTPException(502, f"a scorer failed: {type(cause).__name__}") from error
+            log.warning("a scorer failed: %s", cause_of(error))
+            raise HTTPException(502, f"a scorer failed: {type(cause_of(error)).__name__}") from error
         finally:
             for task in tasks:
                 task.cancel()

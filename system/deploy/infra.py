@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import ray
-import yaml
 from pydantic import Field, model_validator
 
 from services.errors import UserError
 from services.settings import Settings
-from system.config import parse_config
+from system.config import parse_config, read_mapping
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
 NAME = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
@@ -51,18 +50,25 @@ class Volume(Settings):
     """`ReadWriteOnce` is for a Kubernetes of one node: all pods of a job mount the volume."""
 
 
-class Models(Settings):
+class _Either(Settings):
+    """Settings of which exactly one of two keys is given."""
+
+    either: ClassVar[tuple[str, str]]
+
+    @model_validator(mode="after")
+    def _one(self) -> _Either:
+        if sum(getattr(self, key) is not None for key in self.either) != 1:
+            raise ValueError(f"{type(self).__name__.lower()}: give {' or '.join(self.either)}")
+        return self
+
+
+class Models(_Either):
     """Where model weights lie, as a cache in the hub's layout or as plain folders: read-only, at /models."""
 
+    either = ("claim", "image")
     claim: str | None = Field(None, pattern=NAME)
     image: str | None = None
     """An OCI image that is mounted as a volume."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Models:
-        if (self.claim is None) == (self.image is None):
-            raise ValueError("models: give claim or image")
-        return self
 
 
 class Secrets(Settings):
@@ -76,33 +82,23 @@ class Secrets(Settings):
     """Each key is an environment variable: credentials of a bucket, of a logger."""
 
 
-class Egress(Settings):
+class Egress(_Either):
     """Somewhere that pods may connect to, beyond each other, DNS and HTTPS."""
 
+    either = ("cidr", "namespace")
     cidr: str | None = None
     namespace: str | None = Field(None, pattern=NAME)
     ports: tuple[int, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _one(self) -> Egress:
-        if (self.cidr is None) == (self.namespace is None):
-            raise ValueError("egress: give cidr or namespace")
-        return self
 
-
-class Queue(Settings):
+class Queue(_Either):
     """Gang scheduling: all pods of a job at once, or none."""
 
+    either = ("kueue", "volcano")
     kueue: str | None = None
     """A LocalQueue."""
     volcano: str | None = None
     """A queue."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Queue:
-        if (self.kueue is None) == (self.volcano is None):
-            raise ValueError("queue: give kueue or volcano")
-        return self
 
 
 class Infra(Settings):
@@ -112,7 +108,7 @@ class Infra(Settings):
     image: str
     """Has tempflow installed, and whatever modules the recipe names (see deploy/Dockerfile)."""
     pull_secrets: tuple[str, ...] = ()
-    ray_version: str = ray.__version__
+    ray_version: str = version("ray")
     """Of the image."""
     runs: Volume
     """Run folders, at /runs: what a retry resumes from, and what outlives the cluster."""
@@ -145,11 +141,7 @@ def load_infra(path: Path) -> Infra:
         UserError: names the file, the key, the value and the nearest valid key.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = read_mapping(path, "an infrastructure file")
     except OSError as error:
         raise UserError(f"no infrastructure file at `{path}`: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: an infrastructure file is a mapping of keys to values")
     return parse_config(Infra, raw, str(path))

@@ -42,23 +42,33 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
     Raises:
         UserError: an actor fits on no pod.
     """
-    rollout, learner = config.rollout, config.learner
-    worker = Ask("a rollout worker", rollout.num_cpus, rollout.num_gpus)
-    rank = Ask("a learner rank", learner.num_cpus, learner.num_gpus)
-    colocated = config.placement == "colocated"
-    if colocated:
-        rank = Ask("a colocated rank", max(worker.cpus, rank.cpus), max(worker.gpus, rank.gpus))
-    alone = rollout.workers - (learner.ranks if colocated else 0)
-    more = (rollout.max_workers or rollout.workers) - rollout.workers
-    ranks = [rank] * learner.ranks
-    here = [worker] * alone + ([] if infra.learner else ranks)
-    least = pods([*here, *replicas(config.scorers, most=False)], infra.workers)
-    most = pods([*here, *[worker] * more, *replicas(config.scorers, most=True)], infra.workers)
-    groups = {"rollout": Group(infra.workers, least, most)}
+    bounds = []
+    for most in (False, True):
+        asked = workers(config, most) + replicas(config.scorers, most)
+        bounds.append(pods(asked if infra.learner else asked + ranks(config), infra.workers))
+    groups = {"rollout": Group(infra.workers, *bounds)}
     if infra.learner:
-        count = pods(ranks, infra.learner)
+        count = pods(ranks(config), infra.learner)
         groups["learner"] = Group(infra.learner, count, count)
     return groups
+
+
+def workers(config: RunConfig, most: bool) -> list[Ask]:
+    """The rollout workers in processes of their own, at the least or at the most."""
+    rollout = config.rollout
+    count = (most and rollout.max_workers) or rollout.workers
+    if config.placement == "colocated":
+        count -= config.learner.ranks
+    return [Ask("a rollout worker", rollout.num_cpus, rollout.num_gpus)] * count
+
+
+def ranks(config: RunConfig) -> list[Ask]:
+    """The learner's ranks; those that are colocated hold a rollout worker each."""
+    rollout, learner = config.rollout, config.learner
+    ask = Ask("a learner rank", learner.num_cpus, learner.num_gpus)
+    if config.placement == "colocated":
+        ask = Ask("a colocated rank", max(rollout.num_cpus, ask.cpus), max(rollout.num_gpus, ask.gpus))
+    return [ask] * learner.ranks
 
 
 def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
