@@ -8,6 +8,7 @@ samples/        a folder an evaluation: pictures of the first held-out prompts
 checkpoints/    what a resumed run needs
 lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
 logs/           a file a process: JSON lines
+driver.lock     locked while a driver works on the run
 tensorboard/, wandb/   where the recipe asks for them (loggers.py)
 report.html
 """
@@ -16,7 +17,8 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import yaml
 from PIL import Image
 
 from services.errors import UserError
+from services.locks import locked
 from services.storage import Folder
 from system import __version__
 from system.checkpoint import Checkpoints
@@ -62,22 +65,22 @@ class RunFolder:
         """Told what is written down."""
 
     @classmethod
-    def open(cls, config: RunConfig, resume: bool) -> "RunFolder":
-        """A new folder for a new run, or the existing one on `resume`.
+    @contextmanager
+    def open(cls, config: RunConfig, resume: bool) -> Iterator["RunFolder"]:
+        """A new folder for a new run, or the existing one on `resume`, for this driver alone.
 
         Raises:
-            UserError: the run exists and `resume` is off, or was made by another recipe.
+            UserError: the run exists and `resume` is off, was made by another recipe, or has a driver already.
         """
         run = cls(Path(config.output) / config.name)
-        if not run.config_file.exists():
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.write_config(config)
-        elif not resume:
+        if run.config_file.exists() and not resume:
             raise UserError(f"the run `{run.path}` exists; add --resume to go on with it, or name=… for another")
-        else:
-            run.check_same(config)
+        run.path.mkdir(parents=True, exist_ok=True)
+        with locked(run.path / "driver.lock", f"the run `{run.path}`"):
+            if run.config_file.exists():
+                run.check_same(config)
             run.write_config(config)
-        return run
+            yield run
 
     @property
     def config_file(self) -> Path:

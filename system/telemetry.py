@@ -45,6 +45,7 @@ EXPORTS = [
     Export("time", "tempflow_recorded_timestamp_seconds", "gauge", "when the last step was recorded"),
     Export("version", "tempflow_policy_version", "gauge", "policy version, which is the number of training steps done"),
     Export("step", "tempflow_steps_total", "total", "training steps"),
+    Export("steps", "tempflow_steps_wanted", "gauge", "training steps after which the run is over"),
     Export("reward/mean", "tempflow_reward_mean", "gauge", "combined training reward, mean over the step's images"),
     Export("reward/{scorer}/mean", "tempflow_score_mean", "gauge", "a training scorer's mean over the step's images"),
     Export("reward/{scorer}/std", "tempflow_score_std", "gauge", "a training scorer's standard deviation"),

@@ -37,8 +37,8 @@ def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
 def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     """Run a recipe to its end or to a stop; returns the exit code."""
     train, heldout = check(config)
-    run = RunFolder.open(config, resume)
     with (
+        RunFolder.open(config, resume) as run,
         logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
         open_loggers(config, run.path) as run.loggers,
         StopFlag() as stop,
@@ -49,8 +49,8 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
             _report(run, console)
             console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
             return STOPPED_EXIT_CODE
-    _report(run, console)
-    return 0
+        _report(run, console)
+        return 0
 
 
 def _train(

@@ -280,4 +280,4 @@ class Trainer:
     def _live(self) -> dict[str, int]:
         fleet = self.roles.fleet
         held = {f"workers/{slot}/version": version for slot, version in fleet.versions().items()}
-        return {"workers": len(fleet.workers), **held}
+        return {"steps": self.config.steps, "workers": len(fleet.workers), **held}

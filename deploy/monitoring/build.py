@@ -105,7 +105,7 @@ DASHBOARDS = {
             "Replicas",
             {
                 "{{application}} {{deployment}} healthy": pool("sum", "deployment_replica_healthy"),
-                "{{application}} {{deployment}} wanted": pool("max", "autoscaling_target_replicas"),
+                "{{scorer}} at the least": "max by (scorer) (ray_tempflow_scorer_replicas_min)",
             },
         ),
         Panel(

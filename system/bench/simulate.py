@@ -105,9 +105,11 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     filled = 1 + ahead
     with TemporaryDirectory(prefix="tempflow-simulate-") as folder:
         config = simulated(config, scenario, filled + steps + ahead, folder)
-        run = RunFolder.open(config, resume=False)
-        roles = SleepingRoles(config, run.logs, scenario)
-        with roles, Progress(config.steps, console) as progress:
+        with (
+            RunFolder.open(config, resume=False) as run,
+            SleepingRoles(config, run.logs, scenario) as roles,
+            Progress(config.steps, console) as progress,
+        ):
             Trainer(config, run, roles, prompts, None, progress, lambda: None).fit()
         at_s = {line["step"]: line["time"] for line in run.read_metrics()}
     step_s = (at_s[filled + steps] - at_s[filled]) / steps

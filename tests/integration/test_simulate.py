@@ -36,7 +36,6 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
     """1,000 steps of 6 tasks: resident memory and objects after 250 steps and at the end."""
     config = simulated(load_config("shapes", ["learner.max_staleness=1"]), SMALL, 1000, str(tmp_path))
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
-    run = RunFolder.open(config, resume=False)
     seen = []
 
     class Watching(Trainer):
@@ -44,7 +43,11 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
             super()._step(collector)
             seen.append(psutil.Process().memory_info().rss)
 
-    with SleepingRoles(config, run.logs, SMALL) as roles, Progress(config.steps, Console(quiet=True)) as progress:
+    with (
+        RunFolder.open(config, resume=False) as run,
+        SleepingRoles(config, run.logs, SMALL) as roles,
+        Progress(config.steps, Console(quiet=True)) as progress,
+    ):
         Watching(config, run, roles, prompts, None, progress, lambda: None).fit()
     assert len(seen) == 1000
     assert max(seen[-50:]) - max(seen[200:250]) < 10e6

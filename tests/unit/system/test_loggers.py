@@ -32,14 +32,12 @@ def step(run: RunFolder, number: int, value: float) -> None:
 
 def first_and_second_process(settings: RunConfig) -> RunFolder:
     """Steps 0 to 3, of which a checkpoint holds 0 and 1; then 2 to 4, with an evaluation of 1 that was missing."""
-    run = RunFolder.open(settings, resume=False)
-    with open_loggers(settings, run.path) as run.loggers:
+    with RunFolder.open(settings, resume=False) as run, open_loggers(settings, run.path) as run.loggers:
         run.forget_after(-1)
         run.write_samples(0, IMAGES_NHWC)
         for number in range(4):
             step(run, number, number / 2)
-    run = RunFolder.open(settings, resume=True)
-    with open_loggers(settings, run.path) as run.loggers:
+    with RunFolder.open(settings, resume=True) as run, open_loggers(settings, run.path) as run.loggers:
         run.forget_after(1)
         run.amend_metrics({"eval/size": 7.0})
         for number in range(2, 5):

@@ -79,7 +79,9 @@ def wait_until(condition) -> None:
 
 
 def test_a_line_becomes_these_metrics_and_no_others(seen):
-    with Telemetry("a", lambda: {"workers": 2, "workers/0/version": 3, "workers/4/version": 2}) as exported:
+    with Telemetry(
+        "a", lambda: {"steps": 40, "workers": 2, "workers/0/version": 3, "workers/4/version": 2}
+    ) as exported:
         exported.restored({"step": 2, "nfe": 600, "decodes": 36, "scores": 72})
         exported.record(LINE)
         wait_until(lambda: ("tempflow_stage_seconds", "step") in seen)
@@ -87,6 +89,7 @@ def test_a_line_becomes_these_metrics_and_no_others(seen):
         ("tempflow_recorded_timestamp_seconds",): 1000.5,
         ("tempflow_policy_version",): 3,
         ("tempflow_steps_total",): 1,
+        ("tempflow_steps_wanted",): 40,
         ("tempflow_images_total",): 18,
         ("tempflow_scores_total",): 36,
         ("tempflow_nfe_total", "generate"): 200,
