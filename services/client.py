@@ -15,9 +15,16 @@ from services.http import session
 from services.images import encode_image
 from services.serving.wire import ARROW, Answer, read_answer, write_request
 
+AWAY = (429, 503)
+"""Answers of a pool that is full or starting."""
+
 
 class PoolError(Exception):
     """The pool refused a request or stayed busy; says why."""
+
+
+class PoolAway(PoolError):
+    """The pool is not there, starting or full: the same request may be answered later."""
 
 
 class ScoreClient:
@@ -60,18 +67,30 @@ class ScoreClient:
         """
         return self._send("GET", "/v1/scorers").json()
 
+    def ready(self) -> None:
+        """Return if each of the pool's scorers has a running replica.
+
+        Raises:
+            PoolAway: not yet, or there is no pool.
+            PoolError: something else answers.
+        """
+        self._send("GET", "/readyz")
+
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         try:
             answer = self.session.request(method, self.url + path, timeout=self.timeout_s, **options)
         except requests.RequestException as error:
-            raise PoolError(f"no answer from {self.url}: {type(error).__name__}") from error
+            raise PoolAway(f"no answer from {self.url}: {type(error).__name__}") from error
         if not answer.ok:
-            raise PoolError(f"{self.url} answered {answer.status_code}: {_detail(answer)}")
+            ours = _detail(answer)
+            kind = PoolAway if answer.status_code in AWAY or ours is None else PoolError
+            raise kind(f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}")
         return answer
 
 
-def _detail(answer: requests.Response) -> str:
+def _detail(answer: requests.Response) -> str | None:
+    """The reason that a pool gives; None from what stands in its place, such as Serve's proxy without a pool."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return answer.text[:200]
+        return None

@@ -31,18 +31,21 @@ class LastingGauges:
         self._thread.start()
 
     def close(self) -> None:
-        """Let the gauges go, and wait for the thread."""
+        """Set them once more, and let them go."""
         self._closed.set()
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _refresh(self) -> None:
-        while not self._closed.is_set():
-            try:
-                for gauge, value, tags in self.read():
-                    gauge.set(value, tags)
-            except Exception:  # whatever a reading runs into, the next one may not
-                log.exception("gauges could not be read")
-            self._closed.wait(REFRESH_S)
+        while not self._closed.wait(REFRESH_S):
+            self._set()
+        self._set()
+
+    def _set(self) -> None:
+        try:
+            for gauge, value, tags in self.read():
+                gauge.set(value, tags)
+        except Exception:  # whatever a reading runs into, the next one may not
+            log.exception("gauges could not be read")
 
 
 def gpu_memory(role: str, run: str = "") -> Callable[[], list[Reading]]:

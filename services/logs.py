@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -11,6 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from services.errors import cause_of, first_line
+
+log = logging.getLogger(__name__)
 
 HOST = platform.node()
 
@@ -67,10 +72,14 @@ def log_to(file: LogFile) -> logging.Handler:
 
 @contextmanager
 def logging_to(file: LogFile) -> Iterator[None]:
-    """The same for as long as the context lasts."""
+    """The same for as long as the context lasts. An exception that ends it is written to the file, too."""
     handler = log_to(file)
     try:
         yield
+    except BaseException as error:
+        said = f"ended by {type(cause_of(error)).__name__}: {first_line(error)}"
+        handler.handle(log.makeRecord(__name__, logging.CRITICAL, __file__, 0, said, (), sys.exc_info()))
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

@@ -18,6 +18,7 @@ from actors.trajectory import Cost, Tree
 from services.errors import UserError
 from services.logs import at
 from system.config import RunConfig
+from system.estimate import bytes_in_flight, task_image_bytes
 from system.launch import Roles
 from system.prompts import Prompts, tasks_of_step
 from system.stop import as_done
@@ -80,8 +81,7 @@ class Collector:
         self, config: RunConfig, roles: Roles, train: Prompts, first: int, check_stop: Callable[[], None]
     ) -> None:
         self.config, self.roles, self.train, self.check_stop = config, roles, train, check_stop
-        self.image_bytes = config.policy.height * config.policy.width * 3
-        self.room = InFlight(config.rollout.max_bytes_in_flight)
+        self.room = InFlight(bytes_in_flight(config))
         self.threads = ThreadPoolExecutor(config.reward.concurrency, "score")
         self.closed, self.closing = False, threading.Lock()
         self.next = first
@@ -130,7 +130,7 @@ class Collector:
         per_step, seed = self.config.data.prompts_per_step, self.config.seed
         for task in tasks_of_step(self.train, per_step, step, seed, work.version):
             plan = make_plan(self.config.plan, self.config.policy.num_steps, task.address)
-            num_bytes = plan.leaves * self.image_bytes
+            num_bytes = task_image_bytes(self.config, plan)
             scored: Future[tuple[Generated, Scores]] = Future()
             work.scored.append(scored)
             generated = self.roles.fleet.generate(task, plan, weights, self.room, num_bytes)

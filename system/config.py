@@ -25,7 +25,7 @@ from actors.rollout.settings import RolloutSettings
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
-from services.settings import Settings
+from services.settings import CREDENTIALS, Settings
 
 
 class DataSettings(Settings):
@@ -365,6 +365,9 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
     place = [part for part in problem["loc"] if part not in TAGS]
     key = ".".join(str(part) for part in place)
     origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
+    if problem["type"] == CREDENTIALS:
+        holder = ".".join([*filter(None, [key]), problem["msg"]])
+        return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":

@@ -151,12 +151,12 @@ def store_bytes(config: RunConfig) -> float:
     left out where the model's files are not on this machine.
     """
     from actors.rollout.plans import make_plan
-    from system.estimate import step_bytes
+    from system.estimate import bytes_in_flight, step_bytes
 
     steps = config.learner.max_staleness + 1
     images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
     known = 0.0 if math.isnan(experience) else experience
-    return min(steps * images, config.rollout.max_bytes_in_flight) + steps * known
+    return min(steps * images, bytes_in_flight(config)) + steps * known
 
 
 def disks(config: RunConfig | None) -> Iterator[Finding]:

@@ -72,8 +72,20 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
     """Bytes of one step's images and of its experience; NaN for the latter where the model's files are elsewhere."""
     prompts = config.data.prompts_per_step
     trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
-    images = prompts * plan.leaves * config.policy.height * config.policy.width * 3
-    return images, prompts * trained * latent_bytes(config, Path(resolve_model(config.policy.model)))
+    experience = prompts * trained * latent_bytes(config, Path(resolve_model(config.policy.model)))
+    return prompts * task_image_bytes(config, plan), experience
+
+
+def task_image_bytes(config: RunConfig, plan: Plan) -> int:
+    """Bytes of one task's images."""
+    return plan.leaves * config.policy.height * config.policy.width * 3
+
+
+def bytes_in_flight(config: RunConfig) -> int:
+    """Bytes of images that tasks which are generated or scored may have at once."""
+    plan = make_plan(config.plan, config.policy.num_steps)
+    bound = config.rollout.max_bytes_in_flight
+    return 2 * config.rollout.most_workers * task_image_bytes(config, plan) if bound is None else bound
 
 
 def steps_within(config: RunConfig, budget: int) -> int:

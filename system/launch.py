@@ -23,6 +23,7 @@ from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
 from services.errors import UserError
 from services.logs import LogFile
+from services.scoring.remote import wait_for_pool
 from services.serving.app import build_app
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
@@ -157,7 +158,7 @@ class Roles:
             self._start_worker,
             rollout.workers,
             rollout.task_timeout_s,
-            more=(rollout.max_workers or rollout.workers) - rollout.workers,
+            more=rollout.most_workers - rollout.workers,
             start_timeout_s=self.config.ray.start_timeout_s,
             draining=None if self.colocated else ray._private.state.state.get_draining_nodes,
         )
@@ -227,6 +228,8 @@ class Roles:
             self.app_started = True
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.logs / APP_FILE).write_text(self.app)
+            for url in {str(scorer.options["url"]) for scorer in self.config.scorers if scorer.scorer == "remote"}:
+                wait_for_pool(url, self.config.ray.start_timeout_s)
             app = build_app(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name)
             serve.run(app, name=self.app, route_prefix=None)
         handles = {

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -116,7 +117,8 @@ Tagged = tuple[Export, Tags]
 
 
 class Telemetry:
-    """Exports what a run records, until its exit. A gauge stays as it was last recorded; a hole drops it.
+    """Exports what a run records, until its exit. A gauge stays as it was last recorded; a hole drops it. Until the
+    first line, the time of the last step is that of the beginning.
 
     Counters count what this process did: also steps that a lost learner makes again, never those before a resume.
 
@@ -127,7 +129,7 @@ class Telemetry:
 
     def __init__(self, run: str, live: Callable[[], Mapping[str, Any]]) -> None:
         self.run, self.live = run, live
-        self.values: dict[Tagged, float] = {}
+        self.values: dict[Tagged, float] = dict(_flatten({"time": time.time()}))
         self.counted: dict[str, float] = {}
         kinds = {"gauge": Gauge, "count": Counter, "total": Counter}
         self.metrics = {e: kinds[e.kind](e.name, e.description, ("run", *e.tags)) for e in EXPORTS}

@@ -22,8 +22,9 @@ class RolloutSettings(Settings):
     """Labels of the Ray nodes that workers may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)
     """CPU threads of one worker. Part of the arithmetic: another count gives other last bits."""
-    max_bytes_in_flight: int = Field(2**30, ge=1)
-    """Generation pauses while this many bytes of images wait for their scores."""
+    max_bytes_in_flight: int | None = Field(None, ge=1)
+    """A task waits while the images of those begun and not yet scored take this many bytes; if not given, a worker may
+    have two tasks' images: those it makes, and those that wait for their scores."""
     embedding_bytes: int = Field(2**30, ge=0)
     """Text embeddings that a worker keeps in memory; each distinct prompt is encoded once while it is kept."""
     embedding_folder: str | None = None
@@ -32,3 +33,8 @@ class RolloutSettings(Settings):
     """Keep the text encoders on the CPU, and on the GPU only while they encode prompts that are new."""
     task_timeout_s: float = Field(1800, gt=0)
     """A task that takes longer counts as lost."""
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that there may be at once."""
+        return self.max_workers or self.workers

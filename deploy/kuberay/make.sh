@@ -8,5 +8,5 @@ tempflow deploy sd35_pickscore $data name=one-gpu placement=colocated rollout.wo
   scorers.0.replicas=1 --infra one_gpu.infra.yaml > one_gpu.yaml
 tempflow deploy sd35_pickscore_8gpu $data name=eight-gpus --infra eight_gpus.infra.yaml > eight_gpus.yaml
 tempflow deploy flux_hpsv3 $data name=four-nodes rollout.workers=16 rollout.max_workers=24 learner.ranks=8 \
-  checkpoint.folder=s3://tempflow/checkpoints scorers.0.num_gpus=0.75 'scorers.0.replicas={min: 2, max: 16}' \
+  serve.gateways=4 checkpoint.folder=s3://tempflow/checkpoints scorers.0.num_gpus=0.75 'scorers.0.replicas={min: 2, max: 16}' \
   --infra four_nodes.infra.yaml > four_nodes.yaml

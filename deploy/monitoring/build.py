@@ -52,9 +52,20 @@ def pool(how: str, name: str) -> str:
     return f'{how} by (application, deployment) (ray_serve_{name}{{deployment=~"scorer-.*"}})'
 
 
-def of_scorers(name: str, suffix: str, by: str = "scorer") -> str:
-    """The rate of a part of a histogram of the pool, whoever calls it."""
-    return f"sum by ({by}) (rate(ray_tempflow_scorer_{name}_{suffix}{WINDOW}))"
+POOL = "application, scorer"
+
+
+def of_pool(how: str, name: str) -> str:
+    """A metric of the pool's replicas, whoever calls them."""
+    return f"{how} by ({POOL}) (ray_tempflow_scorer_{name})"
+
+
+def share(part: str, of: str) -> str:
+    return f"{part} / {of}"
+
+
+def rate_of_pool(name: str, by: str = POOL) -> str:
+    return f"sum by ({by}) (rate(ray_tempflow_scorer_{name}{WINDOW}))"
 
 
 DASHBOARDS = {
@@ -105,20 +116,28 @@ DASHBOARDS = {
             "Replicas",
             {
                 "{{application}} {{deployment}} healthy": pool("sum", "deployment_replica_healthy"),
-                "{{scorer}} at the least": "max by (scorer) (ray_tempflow_scorer_replicas_min)",
+                "{{application}} {{scorer}} at the least": of_pool("max", "replicas_min"),
             },
         ),
         Panel(
             "Requests that wait for a replica",
             {"{{application}} {{deployment}}": pool("sum", "deployment_queued_queries")},
         ),
-        Panel("Requests in replicas", {"{{scorer}}": "sum by (scorer) (ray_tempflow_scorer_requests)"}),
-        Panel("Images scored a second", {"{{run}} {{scorer}}": rate("run, scorer", "scorer_images_total")}),
+        Panel("Requests in replicas", {"{{application}} {{scorer}}": of_pool("sum", "requests")}),
+        Panel(
+            "Share of the time that replicas score",
+            {"{{application}} {{scorer}}": share(rate_of_pool("busy_seconds_total"), of_pool("count", "replicas_min"))},
+            "percentunit",
+        ),
+        Panel(
+            "Images scored a second",
+            {"{{application}} {{run}} {{scorer}}": rate("application, run, scorer", "scorer_images_total")},
+        ),
         Panel(
             "Request in the pool",
             {
-                f"{{{{scorer}}}} {quantile:.0%}": f"histogram_quantile({quantile}, {buckets})"
-                for buckets in [of_scorers("request_seconds", "bucket", "scorer, le")]
+                f"{{{{application}}}} {{{{scorer}}}} {quantile:.0%}": f"histogram_quantile({quantile}, {buckets})"
+                for buckets in [rate_of_pool("request_seconds_bucket", f"{POOL}, le")]
                 for quantile in (0.5, 0.95)
             },
             "s",
@@ -126,12 +145,12 @@ DASHBOARDS = {
         Panel("Request as training sees it", {"{{run}} {{scorer}}": last("run, scorer", "pool_request_seconds")}, "s"),
         Panel(
             "Images scored together",
-            {"{{scorer}}": f"{of_scorers('batch_images', 'sum')} / {of_scorers('batch_images', 'count')}"},
+            {"{{application}} {{scorer}}": share(rate_of_pool("batch_images_sum"), rate_of_pool("batch_images_count"))},
         ),
         Panel("Scores missing so far", {"{{run}} {{scorer}}": so_far("run, scorer", "scorer_holes_total")}),
         Panel("Requests failed so far", {"{{run}} {{scorer}}": so_far("run, scorer", "scorer_failures_total")}),
         Panel("Requests sent again so far", {"{{run}}": so_far("run", "score_retries_total")}),
-        Panel("Cold start", {"{{scorer}}": "max by (scorer) (ray_tempflow_scorer_load_seconds)"}, "s"),
+        Panel("Cold start", {"{{application}} {{scorer}}": of_pool("max", "load_seconds")}, "s"),
         Panel(
             "GPU memory",
             {"{{NodeAddress}}": 'max by (NodeAddress) (ray_tempflow_gpu_memory_bytes{role="reward"})'},

@@ -20,7 +20,7 @@ HEALTH_CHECK_S = 1.0
 
 def build(args: PoolSettings) -> serve.Application:
     """The application, for `import_path: services.serving.app:build` of a Serve config file."""
-    return build_app(args.name, args.scorers, args.serve)
+    return build_app(args.name, args.scorers, args.serve, Path(args.log_folder) if args.log_folder else None, args.name)
 
 
 def build_app(
@@ -30,7 +30,11 @@ def build_app(
     log_folder: Path | None = None,
     run: str = "",
 ) -> serve.Application:
-    """The Serve application `name` that scores with all of `scorers`, for `run` alone if that is given."""
+    """The Serve application `name` that scores with all of `scorers`.
+
+    Args:
+        log_folder: of a file a scorer, whose lines name `run`.
+    """
     bound = {
         scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
             name=deployment_name(scorer.name),
@@ -42,7 +46,8 @@ def build_app(
         ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None)
         for scorer in scorers
     }
-    return Gateway.bind(name, gateway, list(scorers), bound)  # type: ignore[attr-defined]
+    entry = Gateway.options(num_replicas=gateway.gateways)  # type: ignore[attr-defined]
+    return entry.bind(name, gateway, list(scorers), bound)
 
 
 def _log_file(folder: Path, run: str, scorer: str) -> LogFile:

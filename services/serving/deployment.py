@@ -49,26 +49,30 @@ class ScorerDeployment:
         torch.set_num_threads(settings.threads)
         started = time.perf_counter()
         self.name = settings.name
+        self.tags = {"application": serve.get_replica_context().app_name, "scorer": settings.name}
         self.scorer: Scorer = load_scorer(settings)
         self.thread = ThreadPoolExecutor(1, "score")
         self._batched.set_max_batch_size(settings.request_images)
         self._measure(settings, time.perf_counter() - started)
 
     def _measure(self, settings: ScorerSettings, loaded_s: float) -> None:
-        tags = ("scorer", "run")
-        self.images = metrics.Counter("tempflow_scorer_images_total", "Images scored.", tags)
-        self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", tags)
-        self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", tags)
-        self.seconds = metrics.Histogram("tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, tags)
-        self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, ("scorer",))
+        own, by_run = tuple(self.tags), (*self.tags, "run")
+        self.images = metrics.Counter("tempflow_scorer_images_total", "Images scored.", by_run)
+        self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", by_run)
+        self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", by_run)
+        self.seconds = metrics.Histogram(
+            "tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, by_run
+        )
+        self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, own)
+        self.busy = metrics.Counter("tempflow_scorer_busy_seconds_total", "Seconds of scoring.", own)
         self.inside = 0
-        inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", ("scorer",))
-        load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", ("scorer",))
-        wanted = metrics.Gauge("tempflow_scorer_replicas_min", "Replicas that there should be.", ("scorer",))
-        memory, scorer, least = gpu_memory("reward"), {"scorer": self.name}, settings.replicas.min
+        inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", own)
+        load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", own)
+        wanted = metrics.Gauge("tempflow_scorer_replicas_min", "Replicas that there should be.", own)
+        memory, tags, least = gpu_memory("reward"), self.tags, settings.replicas.min
 
         def read() -> list[Reading]:
-            return [(inside, self.inside, scorer), (load, loaded_s, scorer), (wanted, least, scorer), *memory()]
+            return [(inside, self.inside, tags), (load, loaded_s, tags), (wanted, least, tags), *memory()]
 
         LastingGauges(read)
         log.info("scorer %s ready in %.1f s", self.name, loaded_s)
@@ -84,7 +88,7 @@ class ScorerDeployment:
         Raises:
             ValueError: the scorer returned another number of scores than it was given images.
         """
-        tags, started = {"scorer": self.name, "run": run}, time.perf_counter()
+        tags, started = {**self.tags, "run": run}, time.perf_counter()
         self.inside += 1
         try:
             outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
@@ -129,11 +133,15 @@ class ScorerDeployment:
         started = time.perf_counter()
         images = requests[0].images_NHWC if len(requests) == 1 else np.concatenate([r.images_NHWC for r in requests])
         prompts = [prompt for request in requests for prompt in request.prompts]
-        score_N = np.asarray(self.scorer(images, prompts), np.float64)
+        try:
+            score_N = np.asarray(self.scorer(images, prompts), np.float64)
+        finally:
+            worked_s = time.perf_counter() - started
+            self.busy.inc(worked_s, self.tags)
         if score_N.shape != (len(prompts),):
             raise ValueError(f"scorer {self.name} returned {score_N.shape} scores for {len(prompts)} images")
         score_N = np.where(np.isfinite(score_N), score_N, np.nan)
-        self.batch.observe(len(prompts), {"scorer": self.name})
-        seconds = (time.perf_counter() - started) / max(len(prompts), 1)
+        self.batch.observe(len(prompts), self.tags)
+        seconds = worked_s / max(len(prompts), 1)
         ends = np.cumsum([len(request) for request in requests])[:-1]
         return [(part, seconds * len(part)) for part in np.split(score_N, ends)]

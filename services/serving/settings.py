@@ -11,6 +11,8 @@ class GatewaySettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    gateways: int = Field(1, ge=1)
+    """Processes that check requests and decode their images; the bounds below hold for each."""
     token_file: str | None = None
     """Holds the bearer token that callers must send; the environment's TEMPFLOW_TOKEN if not given."""
     max_images: int = Field(512, ge=1)
@@ -42,3 +44,5 @@ class PoolSettings(Settings):
     """Of the Serve application."""
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
     serve: GatewaySettings = GatewaySettings()
+    log_folder: str | None = None
+    """Where the scorers' logs go, a file each; Ray's own files of the replicas if not given."""

@@ -23,11 +23,14 @@ class Nodes(Settings):
     memory: str = Field("16Gi", pattern=QUANTITY)
     gpus: int = Field(0, ge=0)
     gpu_resource: str = "nvidia.com/gpu"
+    """Or a slice of one, such as `nvidia.com/mig-3g.40gb`."""
     resources: dict[str, str] = Field(default_factory=dict)
     """Further ones, such as `rdma/hca: "1"`."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
     runtime_class: str | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables that anybody may read, such as `NCCL_SOCKET_IFNAME`; Secrets are named under `secrets`."""
     grace_s: int = Field(120, ge=1)
     """From SIGTERM to SIGKILL: time to drain, and for the checkpoint of a stopped run."""
 
@@ -79,7 +82,9 @@ class Secrets(Settings):
     pool_token: str = Field("tempflow-pool", pattern=NAME)
     """Key `token`: what the reward pool asks for."""
     environment: tuple[str, ...] = ()
-    """Each key is an environment variable: credentials of a bucket, of a logger."""
+    """Each key is an environment variable of the job's pods: credentials of a bucket, of a logger."""
+    pool_environment: tuple[str, ...] = ()
+    """The same for the pool's pods, which read what strangers send: as little as its scorers need."""
 
 
 class Egress(_Either):

@@ -140,7 +140,7 @@ def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: 
                 "minReplicas": group.min,
                 "maxReplicas": group.max,
                 "labels": {ROLE: role},
-                "rayStartParams": {},
+                "rayStartParams": {"num-gpus": str(group.nodes.gpus)} if group.nodes.gpus else {},
                 "template": ray_pod(infra, instance, role, group.nodes),
             }
             for role, group in groups.items()

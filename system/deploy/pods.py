@@ -59,12 +59,13 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
         service_account: mount its token, which the head's autoscaler needs.
     """
     ports = HEAD_PORTS if role == "head" else PORTS
+    secrets = infra.secrets.pool_environment if instance.kind == "pool" else infra.secrets.environment
     container = {
         "name": "ray-head" if role == "head" else "ray-worker",
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
         "resources": _resources(nodes),
         "env": _environment(infra, nodes, drains=role != "head"),
-        "envFrom": [{"secretRef": {"name": name}} for name in infra.secrets.environment],
+        "envFrom": [{"secretRef": {"name": name}} for name in secrets],
         "volumeMounts": [TMP, *_mounts(infra, instance)],
     }
     spec: Manifest = {
@@ -79,7 +80,7 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
 
 
 def submitter_pod(infra: Infra, instance: Instance) -> Manifest:
-    """The template of the pod that hands the job to the cluster and follows its log."""
+    """The template of the pod that hands the job to the cluster and follows its log, on the head's kind of node."""
     small = {"cpu": "500m", "memory": "1Gi"}
     container = {
         "name": "ray-job-submitter",
@@ -87,7 +88,12 @@ def submitter_pod(infra: Infra, instance: Instance) -> Manifest:
         "env": [{"name": "HOME", "value": "/tmp"}],
         "volumeMounts": [TMP],
     }
-    spec: Manifest = {"restartPolicy": "Never", "automountServiceAccountToken": False}
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "nodeSelector": infra.head.node_selector,
+        "tolerations": infra.head.tolerations,
+    }
     return _pod(infra, instance, "submitter", container, spec, [])
 
 
@@ -144,6 +150,7 @@ def _environment(infra: Infra, nodes: Nodes, drains: bool) -> list[Manifest]:
         values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = wait_s
     if infra.models:
         values |= {"HF_HOME": MODELS, "HF_HUB_OFFLINE": "1"}
+    values |= nodes.environment
     return [{"name": name, "value": value} for name, value in values.items()]
 
 

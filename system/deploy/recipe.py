@@ -18,6 +18,8 @@ from system.deploy.infra import Infra
 ROLE = "tempflow.io/role"
 """Label of the Ray nodes of a role."""
 RUNS, MODELS = "/runs", "/models"
+POOL_LOGS = "/tmp/logs"
+"""As long as the pod: a pool reads what strangers send, and has no volume that anybody else reads."""
 POOL_TOKEN = "/etc/tempflow/pool-token/token"
 POOL_PORT = 8000
 PNG_OVERHEAD = 1.01
@@ -109,6 +111,7 @@ def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
     labels = {ROLE: "reward"}
     return PoolSettings(
         name=pool_service(config, infra),
+        log_folder=POOL_LOGS,
         scorers=tuple(scorer.model_copy(update={"labels": labels}) for scorer in config.scorers),
         serve=GatewaySettings(
             **{**config.serve.model_dump(), "host": "0.0.0.0", "port": POOL_PORT, "token_file": POOL_TOKEN}

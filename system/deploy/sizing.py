@@ -56,7 +56,7 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
 def workers(config: RunConfig, most: bool) -> list[Ask]:
     """The rollout workers in processes of their own, at the least or at the most."""
     rollout = config.rollout
-    count = (most and rollout.max_workers) or rollout.workers
+    count = rollout.most_workers if most else rollout.workers
     if config.placement == "colocated":
         count -= config.learner.ranks
     return [Ask("a rollout worker", rollout.num_cpus, rollout.num_gpus)] * count

@@ -95,7 +95,10 @@ def build_vae(out: Path, seed: int) -> dict:
 
 def build_policy(out: Path, seed: int) -> dict:
     """Pretrain the policy on true captions."""
-    vae, tokenizer = AutoencoderKL.from_pretrained(out / "policy" / "vae").eval(), build_tokenizer()
+    vae, tokenizer = (
+        AutoencoderKL.from_pretrained(out / "policy" / "vae", use_safetensors=True).eval(),
+        build_tokenizer(),
+    )
     torch.manual_seed(seed)
     return _train_policy(out, Denoiser.new(tokenizer), vae, tokenizer, seed, 2, POLICY_ROUND)
 
@@ -131,7 +134,10 @@ def _train_policy(
 
 def build_contrast(out: Path, seed: int) -> dict:
     """Train the reward on captions."""
-    vae, tokenizer = AutoencoderKL.from_pretrained(out / "policy" / "vae").eval(), build_tokenizer()
+    vae, tokenizer = (
+        AutoencoderKL.from_pretrained(out / "policy" / "vae", use_safetensors=True).eval(),
+        build_tokenizer(),
+    )
     save_reward(train_contrast(vae, tokenizer, seed, CONTRAST_STEPS), tokenizer, out / "reward")
     return {"steps": CONTRAST_STEPS}
 
@@ -139,7 +145,7 @@ def build_contrast(out: Path, seed: int) -> dict:
 def build_preference(out: Path, seed: int) -> dict:
     """Train the reward on preference pairs, most of them judged samples of the policy."""
     vae, _, tokenizer = load_policy(out)
-    reward, samples = CLIPModel.from_pretrained(out / "reward"), judged_samples(out, seed)
+    reward, samples = CLIPModel.from_pretrained(out / "reward", use_safetensors=True), judged_samples(out, seed)
     train_preference(reward, vae, tokenizer, samples, seed, PREFERENCE_STEPS)
     save_reward(reward, tokenizer, out / "reward")
     return {"steps": PREFERENCE_STEPS, "samples": len(samples.prompts)}
@@ -186,7 +192,7 @@ def build_tokenizer() -> CLIPTokenizer:
 def load_policy(out: Path) -> tuple[AutoencoderKL, Denoiser, CLIPTokenizer]:
     """Autoencoder, denoiser and tokenizer of the policy in an asset folder."""
     folder = out / "policy"
-    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True).eval()
     return vae, Denoiser.load(folder), CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 

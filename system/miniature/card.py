@@ -88,7 +88,7 @@ def write_card(out: Path, record: dict) -> None:
     from system.miniature.build import MISLABEL_ROUND, load_policy
 
     vae, model, tokenizer = load_policy(out)
-    reward, hps = CLIPModel.from_pretrained(out / "reward").eval(), load_hps(out / "hps")
+    reward, hps = CLIPModel.from_pretrained(out / "reward", use_safetensors=True).eval(), load_hps(out / "hps")
     table = pq.read_table(out / "prompts" / "heldout.parquet").to_pydict()
     figures = {**_of_world(vae), **_of_policy(vae, model, tokenizer, table)}
     rewards: dict[str, Score] = {

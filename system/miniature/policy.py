@@ -92,9 +92,9 @@ class Denoiser(nn.Module):
     def load(cls, folder: Path) -> Denoiser:
         """From a pipeline folder."""
         return cls(
-            SD3Transformer2DModel.from_pretrained(folder / "transformer"),
-            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
-            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+            SD3Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True),
+            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", use_safetensors=True),
+            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", use_safetensors=True),
         ).eval()
 
     def encode_text(self, ids_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

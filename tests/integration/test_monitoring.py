@@ -146,6 +146,19 @@ def test_every_panel_and_alert_has_data_and_it_is_the_runs(run, prometheus):
     assert not [rule for rule in rules if rule["state"] == "firing"]
 
 
+def test_a_run_that_came_to_its_end_is_not_gone(recipe, ray_head, prometheus, tempflow):
+    """What its last second said is there, though its process was gone before Ray's next report."""
+    until(lambda: ready(prometheus), lambda: "prometheus does not start")
+    done = tempflow("train", recipe, "name=over", address=ray_head.address)
+    assert done.returncode == 0, done.stderr
+    until(lambda: not prometheus.query('ray_tempflow_steps_wanted{run="over"}'), lambda: "its gauges stay")
+    last = prometheus.number('max(max_over_time(ray_tempflow_policy_version{run="over"}[10m]))')
+    wanted = prometheus.number('max(max_over_time(ray_tempflow_steps_wanted{run="over"}[10m]))')
+    assert last == wanted == 4
+    (gone,) = (rule["expr"] for rule in RULES if rule["alert"] == "TempflowRunGone")
+    assert not prometheus.query(gone)
+
+
 def recorded(run: Path) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl."""
     file = run / "metrics.jsonl"

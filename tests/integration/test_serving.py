@@ -59,13 +59,13 @@ def free_port() -> int:
 def serving(folder, scorers: list[dict], **settings):
     """A running `tempflow serve`: its address."""
     (folder / "slow.py").write_text(SCORERS)
-    port = free_port()
+    settings = {"port": free_port(), **settings}
     recipe = folder / "pool.yaml"
-    recipe.write_text(yaml.safe_dump({"scorers": scorers, "serve": {"port": port, **settings}}))
+    recipe.write_text(yaml.safe_dump({"scorers": scorers, "serve": settings}))
     command = [sys.executable, "-m", "system", "serve", str(recipe)]
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{settings['port']}"
     try:
         wait_until(lambda: process.poll() is not None or answers(url), START_TIMEOUT_S)
         assert process.poll() is None, (folder / "serve.log").read_text()

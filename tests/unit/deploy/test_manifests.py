@@ -188,6 +188,32 @@ def test_every_container_is_restricted_and_secrets_are_only_named(raw):
     assert "Secret" not in by_kind(documents)
 
 
+def test_the_pool_has_no_secrets_but_its_own_and_the_submitter_stands_where_the_head_may():
+    tolerations = [{"key": "dedicated", "operator": "Exists"}]
+    head = {"tolerations": tolerations, "node_selector": {"zone": "a"}, "environment": {"RAY_GRAFANA_HOST": "http://g"}}
+    secrets = {"environment": ["bucket"], "pool_environment": ["hub"]}
+    job, pool = (
+        by_kind(manifests(recipe(), infra(OWN, head=head, secrets=secrets)))[kind] for kind in ("RayJob", "RayService")
+    )
+    job_pods, pool_pods = templates(job["spec"]["rayClusterSpec"]), templates(pool["spec"]["rayClusterConfig"])
+    for pods_, named in ((job_pods, "bucket"), (pool_pods, "hub")):
+        assert {str(pod["spec"]["containers"][0]["envFrom"]) for pod in pods_} == {
+            f"[{{'secretRef': {{'name': '{named}'}}}}]"
+        }
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]
+    assert submitter["tolerations"] == tolerations
+    assert submitter["nodeSelector"] == {"zone": "a"}
+    assert {"name": "RAY_GRAFANA_HOST", "value": "http://g"} in job_pods[0]["spec"]["containers"][0]["env"]
+
+
+def test_slices_of_gpus_count_as_gpus_for_the_autoscaler_too():
+    nodes = {"cpus": 8, "gpus": 2, "gpu_resource": "nvidia.com/mig-3g.40gb"}
+    cluster = by_kind(manifests(recipe(), infra(SMALL | {"workers": nodes})))["RayJob"]["spec"]["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["rayStartParams"] == {"num-gpus": "2"}
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == "2"
+
+
 def test_only_what_must_talk_may():
     documents = manifests(recipe(), infra(OWN))
     policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}

@@ -5,6 +5,8 @@ import logging
 import threading
 from datetime import UTC, datetime
 
+import pytest
+
 from services.logs import LogFile, at, log_to, logging_to
 
 log = logging.getLogger("tests.logs")
@@ -44,6 +46,19 @@ def test_an_exception_comes_with_its_traceback_in_one_line(tmp_path):
     (line,) = lines(tmp_path / "a.log")
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("IndexError: pop from empty list")
+
+
+def test_the_exception_that_ends_it_all_is_in_the_file(tmp_path, capsys):
+    with (
+        pytest.raises(RuntimeError),
+        logging_to(LogFile(tmp_path / "a.log", "mine", "driver")),
+        at(step=4),
+    ):
+        raise RuntimeError("out of memory\nand more")
+    (line,) = lines(tmp_path / "a.log")
+    assert (line["level"], line["message"]) == ("CRITICAL", "ended by RuntimeError: out of memory")
+    assert line["exception"].endswith("RuntimeError: out of memory\nand more")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_threads_place_is_its_own(tmp_path):

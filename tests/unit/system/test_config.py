@@ -107,6 +107,25 @@ def test_a_wrong_recipe_is_explained(recipe, changes, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"checkpoint": {"folder": "s3://me:hush@bucket/runs"}}, "checkpoint.folder"),
+        (
+            {"scorers": [{"name": "a", "scorer": "remote", "options": {"url": "http://hush@pool:8000"}}]},
+            "scorers.0.options",
+        ),
+        ({"output": "s3://me:hush@bucket"}, "output"),
+    ],
+)
+def test_a_url_with_credentials_is_refused_and_not_repeated(recipe, changes, key):
+    with pytest.raises(UserError, match=f"`{key}`: a URL holds credentials") as refused:
+        load_config(recipe(**changes))
+    assert "hush" not in str(refused.value)
+    assert "hush" not in str(refused.value.__cause__)
+    assert load_config(recipe(checkpoint={"folder": "s3://bucket/a@b"})).checkpoint.folder == "s3://bucket/a@b"
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("learner.lr", "key=value"),

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from diffusers import SD3Transformer2DModel
 
+from actors.rollout.plans import make_plan
 from services.paths import resolve_model
-from system.config import load_config
-from system.estimate import estimate
+from system.config import load_config, recipe_names
+from system.estimate import bytes_in_flight, estimate, task_image_bytes
 
 RANKS = ["learner.ranks=4", "policy.dtype=bf16"]
 
@@ -48,3 +49,12 @@ def test_images_and_trained_decisions_are_the_plans():
     found = rows()
     assert found["rollout"][3] == str(4 * 4 * 4 * 6)
     assert found["learner"][2] == str(4 * 4 * 4 * 3)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_images_in_flight_let_every_worker_work(recipe):
+    config = load_config(recipe, ["rollout.max_workers=24"])
+    task = task_image_bytes(config, make_plan(config.plan, config.policy.num_steps))
+    assert bytes_in_flight(config) == 2 * 24 * task
+    bounded = load_config(recipe, ["rollout.max_bytes_in_flight=5"])
+    assert bytes_in_flight(bounded) == 5

@@ -113,11 +113,27 @@ def test_a_line_becomes_these_metrics_and_no_others(seen):
 
 def test_a_gauge_lasts_until_a_hole_takes_its_place(seen):
     with Telemetry("a", dict) as exported:
-        exported.record({"reward/mean": 0.5, "eval/size": 0.25})
-        exported.record({"reward/mean": math.nan})
+        exported.record({"time": 7.0, "reward/mean": 0.5, "eval/size": 0.25})
+        exported.record({"time": 8.0, "reward/mean": math.nan})
         seen.clear()
         wait_until(lambda: seen)
-        assert seen == {("tempflow_heldout_score", "size"): 0.25}
+        assert seen == {("tempflow_recorded_timestamp_seconds",): 8.0, ("tempflow_heldout_score", "size"): 0.25}
+
+
+def test_until_the_first_line_the_last_step_is_the_beginning(seen):
+    began = time.time()
+    with Telemetry("a", dict):
+        wait_until(lambda: seen)
+    ((name, value),) = seen.items()
+    assert name == ("tempflow_recorded_timestamp_seconds",)
+    assert began <= value <= time.time()
+
+
+def test_the_last_line_is_exported_however_short_the_time(seen, monkeypatch):
+    monkeypatch.setattr(gauges, "REFRESH_S", 60)
+    with Telemetry("a", dict) as exported:
+        exported.record({"version": 50})
+    assert seen[("tempflow_policy_version",)] == 50
 
 
 def test_counters_count_what_this_process_did(seen):
@@ -136,8 +152,8 @@ def test_counters_count_what_this_process_did(seen):
 
 def test_tags_that_ray_refuses_are_escaped(seen):
     with Telemetry("a", lambda: {"eval/size/größer": 1.0}):
-        wait_until(lambda: seen)
-    assert list(seen) == [("tempflow_heldout_category_score", "size", r"gr\xf6\xdfer")]
+        wait_until(lambda: len(seen) == 2)
+    assert ("tempflow_heldout_category_score", "size", r"gr\xf6\xdfer") in seen
 
 
 def test_names_follow_the_conventions():
