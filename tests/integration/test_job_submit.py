@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,11 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_it_is_submitted_agai
         assert "RUNNING" in (said := ray_job(ray_head, "status", "first").stdout) or "PENDING" in said, said
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    stopped = ray_job(ray_head, "stop", "first")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    said = ray_job(ray_head, "logs", "first").stdout
+    with ThreadPoolExecutor(1) as threads:
+        followed = threads.submit(ray_job, ray_head, "logs", "--follow", "first")
+        stopped = ray_job(ray_head, "stop", "first")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        said = followed.result().stdout
     assert "stopped by SIGTERM; go on with --resume" in said
     at = metrics(run)[-1]["step"]
     assert (run / "checkpoints" / f"step_{at:06d}" / "manifest.json").exists()
