@@ -98,6 +98,7 @@ def pool(tmp_path_factory):
         {"name": "bright", "scorer": "slow:Slow", "num_cpus": 0.1},
     ]
     limits = {"token_file": str(folder / "token"), "max_images": 16, "max_bytes": 100_000, "max_pixels": 4096}
+    limits["gateways"] = 2
     with serving(folder, scorers, **limits) as url:
         yield url
 
