@@ -366,7 +366,7 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
     key = ".".join(str(part) for part in place)
     origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
     if problem["type"] == CREDENTIALS:
-        holder = ".".join([*filter(None, [key]), problem["msg"]])
+        holder = f"{key}.{problem['msg']}".removeprefix(".")
         return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from services.errors import cause_of
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class RewardPool:
             reason: BaseException = error
         except (RayError, RayServeException, TimeoutError) as error:
             request.failures += 1
-            reason = getattr(error, "cause", None) or error
+            reason = cause_of(error)
         else:
             scores.by_scorer[scorer.name][request.start : request.start + len(score_N)] = score_N
             scores.busy_s[scorer.name] = scores.busy_s.get(scorer.name, 0) + busy_s

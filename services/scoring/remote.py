@@ -1,21 +1,14 @@
 """A scorer of another pool, over HTTP: that of another cluster, or anything that speaks our API."""
 
-import logging
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from services.client import PoolAway, PoolError, ScoreClient
 from services.errors import UserError
 from services.http import read_token
+from services.patience import patiently
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-POLL_S = 1.0
 ANSWER_TIMEOUT_S = 10
 """Of the question whether a pool is ready."""
 
@@ -49,28 +42,8 @@ class Remote:
         read_token(token_file)
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        answer = patiently(lambda: self.client.score(images_NHWC, prompts, [self.scorer]), self.timeout_s)
+        answer = patiently(lambda: self.client.score(images_NHWC, prompts, [self.scorer]), PoolAway, self.timeout_s)
         return answer.scores[self.scorer]
-
-
-def patiently(ask: Callable[[], T], timeout_s: float) -> T:
-    """What a pool answers; one that is away or full is asked again until the time is up.
-
-    Raises:
-        PoolAway: it stayed away.
-        PoolError: it refused.
-    """
-    deadline, told = time.monotonic() + timeout_s, False
-    while True:
-        try:
-            return ask()
-        except PoolAway as error:
-            if time.monotonic() + POLL_S > deadline:
-                raise
-            if not told:
-                log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
-                told = True
-        time.sleep(POLL_S)
 
 
 def wait_for_pool(url: str, timeout_s: float) -> None:
@@ -81,6 +54,6 @@ def wait_for_pool(url: str, timeout_s: float) -> None:
     """
     client = ScoreClient(url, timeout_s=ANSWER_TIMEOUT_S, attempts=1)
     try:
-        patiently(client.ready, timeout_s)
+        patiently(client.ready, PoolAway, timeout_s)
     except PoolError as error:
         raise UserError(f"the pool is not ready: {error}; start it, or raise ray.start_timeout_s") from error

@@ -20,15 +20,15 @@ HEALTH_CHECK_S = 1.0
 
 def build(args: PoolSettings) -> serve.Application:
     """The application, for `import_path: services.serving.app:build` of a Serve config file."""
-    return build_app(args.name, args.scorers, args.serve, Path(args.log_folder) if args.log_folder else None, args.name)
+    return build_app(args.name, args.scorers, args.serve, args.log_folder, args.name)
 
 
 def build_app(
     name: str,
     scorers: Sequence[ScorerSettings],
     gateway: GatewaySettings,
-    log_folder: Path | None = None,
-    run: str = "",
+    log_folder: Path | None,
+    run: str,
 ) -> serve.Application:
     """The Serve application `name` that scores with all of `scorers`.
 

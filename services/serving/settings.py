@@ -1,5 +1,7 @@
 """Settings of the scoring service."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.scoring.settings import ScorerSettings
@@ -44,5 +46,5 @@ class PoolSettings(Settings):
     """Of the Serve application."""
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
     serve: GatewaySettings = GatewaySettings()
-    log_folder: str | None = None
+    log_folder: Path | None = None
     """Where the scorers' logs go, a file each; Ray's own files of the replicas if not given."""

@@ -18,7 +18,7 @@ from system.deploy.infra import Infra
 ROLE = "tempflow.io/role"
 """Label of the Ray nodes of a role."""
 RUNS, MODELS = "/runs", "/models"
-POOL_LOGS = "/tmp/logs"
+POOL_LOGS = Path("/tmp/logs")
 """As long as the pod: a pool reads what strangers send, and has no volume that anybody else reads."""
 POOL_TOKEN = "/etc/tempflow/pool-token/token"
 POOL_PORT = 8000

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from services import patience
 from services.client import PoolAway, PoolError
 from services.errors import UserError
-from services.scoring import remote
 from services.scoring.remote import Remote, wait_for_pool
 from services.serving.wire import ARROW, Answer, write_answer
 
@@ -26,7 +26,7 @@ READY = (200, "application/json", b'"ok"')
 @pytest.fixture
 def pool(monkeypatch):
     """Starts a server that gives these answers, one after the other; its address, and the paths asked for."""
-    monkeypatch.setattr(remote, "POLL_S", 0.01)
+    monkeypatch.setattr(patience, "POLL_S", 0.01)
     servers = []
 
     def start(*answers):
