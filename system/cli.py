@@ -195,22 +195,30 @@ def bench(
 @app.command()
 def compare(
     contenders: Annotated[
-        list[str], typer.Argument(help='Recipes; with overrides in quotes: "shapes learner.lr=1e-4 name=slow".')
+        list[str],
+        typer.Argument(
+            help='Recipes; with overrides in quotes: "shapes learner.lr=1e-4 name=slow". A key=value alone is for all.'
+        ),
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with the seeds 0, 1, …")] = 3,
     budget: Annotated[int, typer.Option(min=1, help="NFE of each run.")] = 80_000,
     evals: Annotated[int, typer.Option(min=1, help="Evaluations of each run, after the first one.")] = 8,
+    target: Annotated[
+        list[float] | None, typer.Option(help="An accuracy whose cost the table shows; repeat for more.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where results, page and pictures go.")] = Path("compare"),
 ) -> None:
     """Train several recipes at an equal budget and put them on one page; goes on where it stopped."""
     from system.compare.page import write_page
     from system.compare.runs import parse_contenders, run_all
 
-    results, code = run_all(parse_contenders(contenders), range(seeds), budget, evals, output, console)
+    parsed = parse_contenders(contenders)
+    results, code = run_all(parsed, range(seeds), budget, evals, output, console)
     if results:
         quoted = " ".join(f'"{text}"' if " " in text else text for text in contenders)
         command = f"tempflow compare {quoted} --seeds {seeds} --budget {budget} --evals {evals} --output {output}"
-        page = write_page(results, output, f"{len(contenders)} contenders, {budget:,} NFE each", command)
+        command += "".join(f" --target {value:g}" for value in target or ())
+        page = write_page(results, output, f"{len(parsed)} contenders, {budget:,} NFE each", command, target or ())
         console.print(f"page         {page}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 

@@ -20,7 +20,7 @@ from actors.learner.settings import (
 )
 from actors.policy.settings import CPSSettings, FlowSDESettings, KernelSettings, PolicySettings
 from actors.reward.settings import RewardSettings
-from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TrunkSettings
+from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TreeSettings, TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
@@ -123,12 +123,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        siblings = self.plan.explorations if isinstance(self.plan, TrunkSettings) else 1
-        if self.advantage.group == "seed" and siblings < 2:
-            raise ValueError(
-                f"advantage.group = seed compares the K branches of one state, and K is {siblings}; "
-                "set plan.explorations to at least 2 or advantage.group to prompt"
-            )
+        self._groups_fit()
         self._methods_fit()
         self._roles_fit()
         names = [scorer.name for scorer in self.scorers]
@@ -136,9 +131,28 @@ class RunConfig(Settings):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
         if not any(scorer.weight for scorer in self.scorers):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
-        if self.policy.num_steps < 2:
-            raise ValueError("policy.num_steps: no step is left to train")
         return self
+
+    def _groups_fit(self) -> None:
+        """Refuse groups in which nothing is compared, or what cannot be."""
+        plan, group = self.plan, self.advantage.group
+        if group == "seed" and not isinstance(plan, TrunkSettings):
+            instead = "prompt_step" if isinstance(plan, TreeSettings) else "prompt"
+            raise ValueError(
+                f"advantage.group = seed compares the branches of one state, and plan.name = {plan.name} has none; "
+                f"set advantage.group to {instead}"
+            )
+        if isinstance(plan, TrunkSettings):
+            compared = plan.explorations * (1 if group == "seed" else plan.seeds)
+            if group != "prompt" and compared < 2:
+                raise ValueError(
+                    f"advantage.group = {group} compares {compared} branch with itself; "
+                    "set plan.explorations to at least 2"
+                )
+        if isinstance(plan, TreeSettings) and group == "prompt":
+            raise ValueError(
+                "advantage.group = prompt compares nodes of all depths of a tree; set advantage.group to prompt_step"
+            )
 
     def _methods_fit(self) -> None:
         """Refuse mixtures of plan, kernel, advantage and objective that make no sense."""
@@ -159,6 +173,11 @@ class RunConfig(Settings):
             raise ValueError(f"objective.name: {objective.name} trains on {trains}; its plan.name is {needs}")
         if isinstance(objective, AwmSettings) and objective.ema_weight and not self.learner.ema:
             raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")
+        if objective.optimizer_steps > self.data.prompts_per_step:
+            raise ValueError(
+                f"objective.optimizer_steps: {self.data.prompts_per_step} prompts a step cannot be split into "
+                f"{objective.optimizer_steps}; raise data.prompts_per_step or lower it"
+            )
         if self.advantage.leaves == "each" and len(getattr(self.plan, "strides", ())) < 2:
             raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
 

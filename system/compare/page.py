@@ -17,8 +17,13 @@ from system.compare.result import Point, Result
 from system.report.build import pages, score
 from system.report.canvas import SERIES, Panel, draw, draw_png, short
 
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided 95% quantiles of Student's t at 1 … 9 degrees of freedom; 1.96 beyond."""
+# fmt: off
+T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+"""Two-sided 95% quantiles of Student's t at 1 … 30 degrees of freedom; the last one, a little too wide, beyond."""
 TARGETS = 4
 COSTS = {"nfe": "NFE", "step": "training steps", "seconds": "seconds of training"}
 DASHES = ("-", "--", ":")
@@ -50,8 +55,14 @@ class Paired:
     verdict: str
 
 
-def write_page(results: Sequence[Result], output: Path, title: str, command: str) -> Path:
-    """Write compare.html and a PNG a panel; returns the page."""
+def write_page(
+    results: Sequence[Result], output: Path, title: str, command: str, targets: Sequence[float] = ()
+) -> Path:
+    """Write compare.html and a PNG a panel; returns the page.
+
+    Args:
+        targets: accuracies of the table; some between start and best end if none are given.
+    """
     by_label: dict[str, list[Result]] = {}
     for result in results:
         by_label.setdefault(result.label, []).append(result)
@@ -61,7 +72,7 @@ def write_page(results: Sequence[Result], output: Path, title: str, command: str
     shown = list(dict.fromkeys((judge, *results[0].trained_on)))
     panels = [_curve(by_label, name, cost, output) for name in shown for cost in COSTS]
     panels.append(_spread(by_label, output))
-    targets = _targets(by_label, judge)
+    targets = targets or _targets(by_label, judge)
     page = (
         pages("system.compare")
         .get_template("compare.html.j2")
@@ -189,7 +200,7 @@ def _paired(by_label: dict[str, list[Result]], name: str) -> list[Paired]:
         ]
         if len(gaps) < 2:
             continue
-        half = (T_95[len(gaps) - 2] if len(gaps) - 2 < len(T_95) else 1.96) * stdev(gaps) / math.sqrt(len(gaps))
+        half = T_95[min(len(gaps) - 1, len(T_95)) - 1] * stdev(gaps) / math.sqrt(len(gaps))
         middle = mean(gaps)
         verdict = "not distinguishable" if abs(middle) <= half else "better" if middle > 0 else "worse"
         interval = " to ".join(score(end, 3, "+") for end in (middle - half, middle + half))

@@ -14,6 +14,7 @@ from services.errors import UserError
 from system.compare.result import Result, condense, key_of
 from system.config import RunConfig, load_config
 from system.estimate import steps_within
+from system.run_folder import RunFolder
 from system.train import check, train_run
 
 
@@ -26,8 +27,11 @@ class Contender:
     overrides: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Contender:
+    def parse(cls, text: str, shared: Sequence[str] = ()) -> Contender:
         """`RECIPE key=value …` as a shell would split it, the name being that of the recipe or given as name=…
+
+        Args:
+            shared: overrides that come before its own.
 
         Raises:
             UserError: a quote is not closed, or nothing is named.
@@ -38,7 +42,8 @@ class Contender:
             raise UserError(f"`{text}` is not a recipe with overrides: {error}") from error
         names = [override.removeprefix("name=") for override in overrides if override.startswith("name=")]
         label = names[-1] if names else Path(recipe).stem
-        return cls(label, recipe, tuple(override for override in overrides if not override.startswith("name=")))
+        own = [override for override in overrides if not override.startswith("name=")]
+        return cls(label, recipe, (*shared, *own))
 
     def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
         """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
@@ -51,12 +56,15 @@ class Contender:
 
 
 def parse_contenders(texts: Sequence[str]) -> list[Contender]:
-    """All contenders, each with a name of its own.
+    """All contenders, each with a name of its own; a text `key=value` is an override of every one, before its own.
 
     Raises:
-        UserError: two have one name.
+        UserError: none is named, or two have one name.
     """
-    contenders = [Contender.parse(text) for text in texts]
+    shared = [text for text in texts if "=" in text.partition(" ")[0]]
+    contenders = [Contender.parse(text, shared) for text in texts if text not in shared]
+    if not contenders:
+        raise UserError("nothing to compare: name at least one recipe")
     labels = [contender.label for contender in contenders]
     if len(set(labels)) < len(labels):
         raise UserError(f"two contenders are named {max(labels, key=labels.count)}; give one another name=…")
@@ -72,7 +80,7 @@ def run_all(
         results so far, and the exit code of the last run: other than 0 where one was stopped.
 
     Raises:
-        UserError: a recipe is wrong; nothing has been started then.
+        UserError: a recipe is wrong, or a result or run folder is of another; nothing has been started then.
     """
     output.mkdir(parents=True, exist_ok=True)
     configs = {
@@ -81,21 +89,38 @@ def run_all(
         for contender in contenders
     }
     _check_comparable([configs[seeds[0], contender.label] for contender in contenders])
+    for config in configs.values():
+        _check_own(config, output)
     results: list[Result] = []
     for number, ((_, label), config) in enumerate(configs.items(), 1):
-        path, key = output / f"{config.name}.json", key_of(config)
+        path = output / f"{config.name}.json"
         if not path.exists():
             console.print(f"[bold]{config.name}[/], {number} of {len(configs)}: {config.steps} steps", highlight=False)
             folder = Path(config.output) / config.name
             code = train_run(config, resume=folder.exists(), console=console)
             if code:
                 return results, code
-            condense(folder, label, key).save(path)
-        result = Result.load(path)
-        if result.key != key:
-            raise UserError(f"{path} is of another recipe or budget; delete it, or give another name=… or --output")
-        results.append(result)
+            condense(folder, label, key_of(config)).save(path)
+        results.append(Result.load(path))
     return results, 0
+
+
+def _check_own(config: RunConfig, output: Path) -> None:
+    """Refuse what an earlier comparison left under this run's name, unless it is of the same recipe and budget.
+
+    Raises:
+        UserError: a result or a run folder of another.
+    """
+    path, folder = output / f"{config.name}.json", RunFolder(Path(config.output) / config.name)
+    found = path if path.exists() else folder.path
+    if path.exists():
+        key = Result.load(path).key
+    elif folder.config_file.exists():
+        key = key_of(folder.read_config())
+    else:
+        return
+    if key != key_of(config):
+        raise UserError(f"{found} is of another recipe or budget; delete it, or give another name=… or --output")
 
 
 def _check_comparable(configs: Sequence[RunConfig]) -> None:

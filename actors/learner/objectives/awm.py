@@ -17,6 +17,9 @@ class Awm(OnSamples):
 
     AWM (arXiv 2509.25050): ρ = exp(log p − log p_old) of the surrogate log p = −t·[(m + ε)^q − ε^q]/q with
     m = mean‖v − (ε − x₀)‖², the flow-matching loss at a noised image; A is clipped to ±5 and divided by 5.
+
+    Deviation: v_ema is that of learner.ema, which also is evaluated and saved; the reference code keeps an average of
+    its own for each, with decays min(.001·step, .3) here and .99 there.
     """
 
     settings: AwmSettings

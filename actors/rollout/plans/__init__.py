@@ -18,7 +18,6 @@ from actors.rollout.plans.settings import (
 from actors.rollout.plans.tree import tree_plan
 from actors.rollout.plans.trunk import trunk_plan, trunk_steps
 from actors.rollout.plans.window import window_limit, window_plan
-from services.errors import UserError
 
 __all__ = ["Fork", "Plan", "make_plan", "ode_plan", "trainable_steps"]
 
@@ -32,23 +31,20 @@ def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, i
     What is drawn once a training step is equal for all its tasks.
 
     Raises:
-        UserError: no step is left to train.
+        UserError: the plan does not fit this number of steps.
     """
     seed, step, _ = address
     match settings:
         case TrunkSettings():
-            plan = trunk_plan(settings, num_steps, _generator(*address))
+            return trunk_plan(settings, num_steps, _generator(*address))
         case ChainSettings():
-            plan = chain_plan(settings, num_steps, _generator(seed, step))
+            return chain_plan(settings, num_steps, _generator(seed, step))
         case WindowSettings():
-            plan = window_plan(settings, num_steps, step, _generator(seed, step))
+            return window_plan(settings, num_steps, step, _generator(seed, step))
         case TreeSettings():
-            plan = tree_plan(settings, num_steps, step)
+            return tree_plan(settings, num_steps, step)
         case SamplesSettings():
             return ode_plan(num_steps, settings.seeds)
-    if not plan.trained_steps:
-        raise UserError(f"plan {settings.name}: with policy.num_steps = {num_steps} no step is left to train")
-    return plan
 
 
 def _generator(*address: int) -> np.random.Generator:

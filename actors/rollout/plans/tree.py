@@ -12,12 +12,15 @@ def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
     pruning leaves a sliding run of steps out of the loss; width pruning is the advantage rule's (advantage.keep).
 
     Deviations: the last step is never trained. The reference code scales the noise at splits by 4 and computes the
-    log-prob with the unscaled std; here both have the kernel's.
+    log-prob with the unscaled std; here both have the kernel's. Its pruned depths slide every 30 training steps and
+    stop at the last split; here they slide after each step, through all trained steps, and start over.
 
     Raises:
-        UserError: a split outside the trained steps, or every step pruned.
+        UserError: a split outside the trained steps or named twice, or every step pruned.
     """
     trained = num_steps - 1
+    if len(set(settings.splits)) < len(settings.splits):
+        raise UserError(f"plan.splits: {list(settings.splits)} names a step twice; raise plan.width for more children")
     if not all(0 <= i < trained for i in settings.splits):
         raise UserError(f"plan.splits: {list(settings.splits)} do not all lie in steps 0 to {trained - 1}")
     if settings.pruned_depths >= trained:

@@ -4,6 +4,7 @@ import numpy as np
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import TrunkSettings
+from services.errors import UserError
 
 
 def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator) -> Plan:
@@ -15,13 +16,20 @@ def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator
     With `strata`, step i is drawn with probability p_i = 1 / (steps of its stratum): over draws, Σ (1/p_i)·(loss of
     step i) has the expectation of the full sum, and Σ 1/p_i of one draw is always the full number of steps.
 
+    Raises:
+        UserError: more strata than steps.
+
     Deviations: from the FLUX and Qwen-Image scripts of TempFlow-GRPO, no branch is drawn at the last step, which they
-    decode and score without training on it; from its paper, `branch_steps` may leave out late steps.
+    decode and score without training on it; from its paper, `branch_steps` may leave out late steps. From G²RPO's code:
+    granularities are those of the text, {1, 2, 3}, where it has {1, 2}; coarse steps start at the branch, where it
+    first takes a fine one; and all steps share an optimizer step, where it takes one each.
     """
     steps = trunk_steps(settings, num_steps)
     chances = dict.fromkeys(steps, 1.0)
     if settings.strata:
-        strata = [part for part in np.array_split(steps, settings.strata) if len(part)]
+        if settings.strata > len(steps):
+            raise UserError(f"plan.strata: {settings.strata} steps cannot be drawn from {len(steps)}")
+        strata = np.array_split(steps, settings.strata)
         chances = {int(rng.choice(part)): 1 / len(part) for part in strata}
     forks = [Fork() for _ in range(num_steps)]
     for i, chance in chances.items():

@@ -1,6 +1,7 @@
 """What is kept of a run, and what the page says of several."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import yaml
 from rich.console import Console
 
 from services.errors import UserError
-from system.compare.page import crossing, write_page
+from system.compare.page import T_95, crossing, write_page
 from system.compare.result import Point, Result, condense, key_of
 from system.compare.runs import Contender, parse_contenders, run_all
+from system.run_folder import RunFolder
 
 
 def points(*scores, nfe=1000):
@@ -37,6 +39,15 @@ def test_a_contender_is_a_recipe_with_overrides_and_a_name():
             Contender.parse(wrong)
     with pytest.raises(UserError, match="two contenders are named shapes"):
         parse_contenders(["shapes", "shapes learner.lr=1"])
+
+
+def test_an_override_alone_is_for_every_contender_before_its_own(tmp_path):
+    one, two = parse_contenders(["shapes learner.lr=1e-4", "eval.prompts=64", "shapes name=two", "learner.lr=2e-4"])
+    assert (one.label, two.label) == ("shapes", "two")
+    configs = [contender.config(0, 80_000, 8, tmp_path) for contender in (one, two)]
+    assert [(config.eval.prompts, config.learner.lr) for config in configs] == [(64, 1e-4), (64, 2e-4)]
+    with pytest.raises(UserError, match="nothing to compare"):
+        parse_contenders(["eval.prompts=64"])
 
 
 def test_an_equal_budget_is_as_many_steps_as_it_pays_for(tmp_path):
@@ -75,6 +86,21 @@ def test_a_result_of_another_budget_is_not_taken_for_this_one(tmp_path):
     result("shapes", 0, 0.5, 0.6).save(tmp_path / "shapes-seed0.json")
     with pytest.raises(UserError, match=r"shapes-seed0\.json is of another recipe or budget"):
         run_all(parse_contenders(["shapes"]), [0], 8000, 2, tmp_path, Console())
+
+
+def test_a_run_folder_of_another_budget_is_not_gone_on_with(tmp_path):
+    contenders = parse_contenders(["shapes"])
+    with RunFolder.open(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False):
+        pass
+    with pytest.raises(UserError, match=r"runs/shapes-seed0 is of another recipe or budget"):
+        run_all(contenders, [0], 8000, 2, tmp_path, Console())
+
+
+def test_a_stale_result_of_the_last_seed_is_found_before_anything_runs(tmp_path):
+    result("shapes", 2, 0.5, 0.6).save(tmp_path / "shapes-seed2.json")
+    with pytest.raises(UserError, match=r"shapes-seed2\.json is of another recipe or budget"):
+        run_all(parse_contenders(["shapes"]), range(3), 8000, 2, tmp_path, Console())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_cost_of_a_target_is_linear_between_evaluations():
@@ -167,6 +193,21 @@ def test_the_page_says_who_is_better_and_who_cannot_be_told_apart(tmp_path):
         "reward-step.png",
         "spread.png",
     ]
+
+
+def test_the_table_shows_the_targets_that_were_asked_for(tmp_path):
+    runs = [result("only", seed, 0.5, 0.6, 0.8) for seed in range(2)]
+    page = write_page(runs, tmp_path, "alone", "tempflow compare only", targets=[0.55, 0.9]).read_text()
+    assert '<th scope="col">0.550</th><th scope="col">0.900</th>' in page
+    assert "<td>500 / 12 / 24</td><td>–</td>" in page
+
+
+def test_students_quantiles_agree_with_the_density():
+    for freedom, quantile in enumerate(T_95, 1):
+        t = np.linspace(-quantile, quantile, 200_001)
+        scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+        density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+        assert np.trapezoid(density, t) == pytest.approx(0.95, abs=2e-4)
 
 
 def test_one_run_alone_makes_a_page(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from actors.learner.learner import Learner
+from actors.learner.objectives.samples import LEARNER_STREAM
 from actors.learner.settings import (
     AwmSettings,
     EmaSettings,
@@ -16,6 +17,7 @@ from actors.learner.settings import (
     NftSettings,
 )
 from actors.policy.kernels import make_kernel, noise_weights
+from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
 from actors.rollout.plans import make_plan, trainable_steps
@@ -150,14 +152,81 @@ def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective
     same(found, policy.parameters)
 
 
-def hand_rows(learner, samples, advantage_M1):
-    """(x_t, x₀, ε, t, A) of each row, drawn again from the addresses."""
+@pytest.mark.parametrize(
+    ("objective", "kernel"),
+    [
+        (GrpoSettings(clip_range=1e-3), "flow_sde"),
+        (GrpoSettings(clip_range=1e-3, noise_weights=False), "cps"),
+        (GuardSettings(clip_range=1e-3), "flow_sde"),
+        (GuardSettings(clip_range=1e-3), "dance"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_gradient_after_an_optimizer_step_compares_with_the_policy_before_it(sd3_folder, objective, kernel):
+    """Where μ has left μ_old: ratios other than 1, some clipped, and the term of GRPO-Guard that needs μ_old."""
+    decisions, advantage_NK = generated(sd3_folder, TRUNK, KERNELS[kernel])
+    learner = exact_learner(sd3_folder, objective, KERNELS[kernel], TRUNK)
+    policy, grid = learner.policy, learner.policy.sigmas.tolist()
+    micros = list(learner.objective.micro_batches(decisions, advantage_NK))
+    conditioning = {name: tensor(rows) for name, rows in decisions.conditioning.items()}
+
+    def mean(n):
+        i, x = int(decisions.step_N[n]), tensor(decisions.state_NZ[n : n + 1])
+        return learner.kernel.mean(x, forward(policy, x, torch.tensor([grid[i]]), conditioning), torch.tensor([i]))[0]
+
+    with torch.no_grad():
+        before = [learner.objective.before(micro) for micro in micros]
+        old = [mean(n) for n in range(len(decisions.step_N))]
+    move(policy.parameters, 7)
+    sum(learner.objective.loss(micro, kept).total for micro, kept in zip(micros, before, strict=True)).backward()
+    found = {name: parameter.grad.clone() for name, parameter in policy.parameters.items()}
+    policy.transformer.zero_grad()
+
+    stds = [float(learner.kernel.std_T[i]) for i in range(STEPS - 1)]
+    total, cut = 0.0, []
+    for n, i in enumerate(decisions.step_N):
+        now, std = mean(n), stds[i]
+        for k in range(advantage_NK.shape[1]):
+            action, a = tensor(decisions.action_NKZ[n, k]), float(advantage_NK[n, k])
+            closer = (action - old[n]).square().mean() - (action - now).square().mean()
+            delta = closer if kernel == "cps" else closer / (2 * std**2)
+            weight = 1.0
+            if isinstance(objective, GuardSettings):
+                delta = (delta + (now - old[n]).square().mean() / (2 * std**2)) * std
+                weight = 1 / (grid[i] - grid[i + 1])
+            elif objective.noise_weights:
+                weight = std / np.mean(stds)
+            ratio = delta.exp()
+            cut.append(a * (ratio.item() - 1) > abs(a) * objective.clip_range)
+            total = total - weight * (a * ratio if not cut[-1] else 0.0)
+    total.backward()
+    assert 0 < sum(cut) < len(cut) / 2
+    same(found, policy.parameters)
+
+
+def hand_rows(learner, samples, advantage_M1, levels):
+    """(x_t, x₀, ε, t, A) of each row, checked against the images, the addresses' noise and the schedule.
+
+    Args:
+        levels: the sampling steps that the noise levels of an image may come from, by hand.
+    """
+    rows = [(m, j) for m in range(len(samples.latent_MZ)) for j in range(len(levels))]
+    sigmas = learner.policy.sigmas
     for micro in learner.objective.micro_batches(samples, advantage_M1):
         for row in range(micro.real):
+            m, j = rows.pop(0)
             t = float(micro.time_N[row])
-            x0 = micro.image_NZ[row : row + 1].double()
-            noise = micro.target_NZ[row : row + 1].double() + x0
-            yield micro.x_NZ[row : row + 1].double(), x0, noise, t, float(micro.advantage_N[row])
+            assert t in [float(sigmas[i]) for i in levels[j]]
+            x0 = tensor(samples.latent_MZ[m])
+            drawn = noise([(*samples.address, m, LEARNER_STREAM, j)], x0.shape)
+            torch.testing.assert_close(micro.image_NZ[row].double(), x0, rtol=0, atol=0)
+            torch.testing.assert_close(micro.target_NZ[row].double(), drawn[0].double() - x0, rtol=1e-6, atol=1e-6)
+            x = (1 - t) * x0 + t * drawn[0].double()
+            torch.testing.assert_close(micro.x_NZ[row].double(), x, rtol=1e-6, atol=1e-6)
+            assert float(micro.advantage_N[row]) == advantage_M1[m, 0]
+            image, target = micro.image_NZ[row : row + 1].double(), micro.target_NZ[row : row + 1].double()
+            yield micro.x_NZ[row : row + 1].double(), image, target + image, t, float(micro.advantage_N[row])
+    assert not rows
 
 
 def velocities(learner, x, t, conditioning):
@@ -180,9 +249,9 @@ def test_gradient_of_awm_is_that_of_the_hand_formula(sd3_folder):
     found = gradient(learner, [(samples, advantage)])
     conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
     total, count = 0.0, 0
-    for x, x0, noise, t, a in hand_rows(learner, samples, advantage):
+    for x, x0, epsilon, t, a in hand_rows(learner, samples, advantage, [[0], [1], [2, 3]]):
         v, others = velocities(learner, x, t, conditioning)
-        m = (v - (noise - x0)).square().mean()
+        m = (v - (epsilon - x0)).square().mean()
         log_prob = -t * ((m + 1e-10) ** 0.25 - 1e-10**0.25) / 0.25
         ratio = (log_prob - log_prob.detach()).exp()
         loss = -max(-5.0, min(5.0, a)) / 5 * ratio
@@ -203,7 +272,7 @@ def test_gradient_of_nft_is_that_of_the_hand_formula(sd3_folder, beta):
     learner.averages["old"].shadow = old
     conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
     total, count = 0.0, 0
-    for x, x0, _, t, a in hand_rows(learner, samples, advantage):
+    for x, x0, _, t, a in hand_rows(learner, samples, advantage, [[0], [1], [2], [3]]):
         v, others = velocities(learner, x, t, conditioning)
         share = min(1.0, max(0.0, a / 10 + 0.5))
         parts = []

@@ -16,11 +16,6 @@ from actors.rollout.plans.window import window_start
 from services.errors import UserError
 
 
-def test_a_schedule_of_one_step_leaves_nothing_to_train():
-    with pytest.raises(UserError, match="num_steps"):
-        make_plan(TrunkSettings(), 1)
-
-
 def test_branches_at_the_first_steps_only():
     plan = make_plan(TrunkSettings(seeds=4, explorations=6, branch_steps=4), 10)
     assert plan.trained_steps == [0, 1, 2, 3]
@@ -36,13 +31,16 @@ def test_branches_at_the_first_steps_only():
         (TrunkSettings(seeds=4, explorations=6), 10, 1116, 216, 216),
         (WindowSettings(seeds=12, size=4), 25, 300, 12, 48),
         (TrunkSettings(seeds=1, explorations=12, branch_steps=8, strides=(1.0, 2.0)), 16, 1688, 192, 96),
+        (TreeSettings(splits=(0, 3, 6, 9)), 20, 203, 16, 202),
         (SamplesSettings(seeds=24), 14, 336, 24, 0),
         (SamplesSettings(seeds=24), 10, 240, 24, 0),
     ],
-    ids=["Flow-GRPO", "TempFlow-GRPO", "MixGRPO", "G²RPO", "AWM", "DiffusionNFT"],
+    ids=["Flow-GRPO", "TempFlow-GRPO", "MixGRPO", "G²RPO", "BranchGRPO", "AWM", "DiffusionNFT"],
 )
 def test_costs_are_the_published_ones(settings, num_steps, nfe, leaves, actions):
-    """G²RPO's published 1704 runs its anchor to the end, 8 steps more, and the branched states once more."""
+    """As published, but for two: G²RPO's 1704 run the anchor to the end, 8 steps more, and the branched states once
+    more; BranchGRPO's 218 trained edges have the 16 of the last step.
+    """
     plan = make_plan(settings, num_steps)
     assert (plan.nfe, plan.leaves, plan.actions) == (nfe, leaves, actions)
 
@@ -116,14 +114,27 @@ def test_a_tree_splits_where_it_is_told_and_prunes_depths_from_the_end():
     plan = make_plan(TreeSettings(splits=(0, 3, 6, 9)), 16)
     assert plan.trunks() == [1, 2, 2, 2, 4, 4, 4, 8, 8, 8, *[16] * 6]
     assert (plan.leaves, plan.siblings) == (16, 1)
-    for wrong in (TreeSettings(splits=(0, 5)), TreeSettings(splits=(0,), pruned_depths=5)):
-        with pytest.raises(UserError, match=r"plan\.(splits|pruned_depths)"):
-            make_plan(wrong, 6)
     pruned = [
         make_plan(TreeSettings(splits=(0, 3), pruned_depths=2), 6, (0, step, 0)).trained_steps for step in range(5)
     ]
     assert pruned == [[0, 1, 2], [0, 1, 4], [0, 3, 4], [2, 3, 4], [0, 1, 2]]
     assert plan.nfe == sum(plan.trunks())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (TreeSettings(splits=(0, 5)), r"plan\.splits: \[0, 5\] do not all lie in steps 0 to 4"),
+        (TreeSettings(splits=(0, 1, 1)), r"plan\.splits: \[0, 1, 1\] names a step twice"),
+        (TreeSettings(splits=(0,), pruned_depths=5), r"plan\.pruned_depths: 5 leaves none"),
+        (TrunkSettings(strata=6), r"plan\.strata: 6 steps cannot be drawn from 5"),
+        (WindowSettings(size=6), r"plan\.size: a window of 6 steps does not fit into 5"),
+        (WindowSettings(size=4, within=3), r"plan\.size: a window of 4 steps does not fit into 3"),
+    ],
+)
+def test_a_plan_that_does_not_fit_the_schedule_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(settings, 6)
 
 
 def test_flash_goes_on_in_fewer_steps_after_its_window():
