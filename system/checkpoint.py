@@ -5,14 +5,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from services.errors import first_line
+from services.errors import UserError, first_line
 from services.storage import Folder
 from system import __version__
 
 log = logging.getLogger(__name__)
 
-STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+STATE_FILE, RECIPE_FILE, MANIFEST_FILE = "state.json", "recipe.yaml", "manifest.json"
 PREFIX = "step_"
+DAMAGE = (ValueError, TypeError, AttributeError, KeyError, FileNotFoundError)
+"""What reading a torn or altered file raises; other OSErrors are the storage's, which may have the file yet."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +48,46 @@ class Checkpoints:
         folder.remove()
         return folder
 
-    def commit(self, state: RunState, sha256: Mapping[str, str]) -> None:
+    def commit(self, state: RunState, sha256: Mapping[str, str], recipe: str) -> None:
         """Seal a checkpoint whose files are written, and remove those that are not kept.
 
         Args:
             sha256: of each of the learner's files.
+            recipe: the run's config.yaml.
         """
         folder = self._of(state.step)
-        sealed = {**sha256, STATE_FILE: folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())}
+        sealed = dict(sha256)
+        sealed[STATE_FILE] = folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())
+        sealed[RECIPE_FILE] = folder.write(RECIPE_FILE, recipe.encode())
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
         folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
         self._forget()
 
     def latest(self) -> tuple[Folder, RunState] | None:
-        """The newest whole checkpoint; torn or altered ones are passed over, and the log says so."""
+        """The newest whole checkpoint; torn or altered ones are passed over, and the log says so.
+
+        Raises:
+            UserError: all that were sealed are torn or altered.
+            OSError: the storage cannot be read.
+        """
+        damaged = []
         for name in reversed(self._names()):
             folder = self.folder / name
             problem = _problem(folder)
             if problem is None:
                 return folder, _state(folder)
             log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, problem)
+            damaged += [name] if MANIFEST_FILE in folder.names() else []
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} is usable, {damaged[0]} the newest of {len(damaged)} (logs/driver.log "
+                "says why); put one back, or remove them all to begin again"
+            )
         return None
+
+    def __bool__(self) -> bool:
+        """Whether there is any, whole or not."""
+        return bool(self._names())
 
     def _of(self, step: int) -> Folder:
         return self.folder / f"{PREFIX}{step:06d}"
@@ -91,17 +112,19 @@ def _sealed(folder: Folder) -> RunState | None:
     """The state of a checkpoint that was sealed; None for one that was not, or is torn."""
     try:
         return _state(folder) if MANIFEST_FILE in folder.names() else None
-    except (FileNotFoundError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         log.warning("checkpoint %s is not usable (%s) and is removed", folder, first_line(error))
         return None
 
 
 def _problem(folder: Folder) -> str | None:
     try:
-        manifest = json.loads(folder.read(MANIFEST_FILE))
-        for name, expected in manifest["sha256"].items():
+        expected_of = json.loads(folder.read(MANIFEST_FILE))["sha256"]
+        if missing := {STATE_FILE, RECIPE_FILE} - expected_of.keys():
+            return f"its manifest has no {', '.join(sorted(missing))}"
+        for name, expected in expected_of.items():
             if folder.sha256(name) != expected:
                 return f"{name} does not match its checksum"
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except DAMAGE as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -36,7 +36,8 @@ from system.checkpoint import Checkpoints
 from system.config import CheckpointSettings, RunConfig, parse_config
 from system.loggers import MetricsLogger
 
-MAY_CHANGE = {"steps", "output", "eval", "checkpoint", "log", "ray", "reward"}
+MAY_CHANGE: dict[str, set[str] | bool] = dict.fromkeys(("steps", "output", "eval", "checkpoint", "log", "ray"), True)
+MAY_CHANGE["reward"] = {"max_hole_share", "concurrency"}
 """Settings that a resumed run may change: none of them enters the arithmetic of a step."""
 
 
@@ -70,7 +71,8 @@ class RunFolder:
         """A new folder for a new run, or the existing one on `resume`, for this driver alone.
 
         Raises:
-            UserError: the run exists and `resume` is off, was made by another recipe, or has a driver already.
+            UserError: the run or checkpoints of it exist and `resume` is off, it was made by another recipe, or it has
+                a driver already.
         """
         run = cls(Path(config.output) / config.name)
         if run.config_file.exists() and not resume:
@@ -78,7 +80,12 @@ class RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
         with locked(run.path / "driver.lock", f"the run `{run.path}`"):
             if run.config_file.exists():
-                run.check_same(config)
+                check_same(run.read_config(), config, f"the run `{run.path}`")
+            elif not resume and (checkpoints := run.checkpoints(config.checkpoint)):
+                raise UserError(
+                    f"`{checkpoints.folder}` holds checkpoints of a run of this name; add --resume to go on from them, "
+                    "or name=… for another"
+                )
             run.write_config(config)
             yield run
 
@@ -122,19 +129,7 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise UserError(f"`{self.path}` is not a run: it has no config.yaml")
-        raw = yaml.safe_load(self.config_file.read_text())
-        raw.pop("tempflow", None)
-        return parse_config(RunConfig, raw, str(self.config_file))
-
-    def check_same(self, config: RunConfig) -> None:
-        """Refuse to go on with another recipe than the run began with."""
-        before, now = self.read_config().model_dump(), config.model_dump()
-        changed = [key for key in now if key not in MAY_CHANGE and now[key] != before[key]]
-        if changed:
-            raise UserError(
-                f"the run `{self.path}` began with other settings of {', '.join(changed)}; "
-                "resume with the same recipe and overrides, or give the new run a name"
-            )
+        return read_recipe(self.config_file.read_text(), str(self.config_file))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics_file.open("a") as file:
@@ -143,9 +138,11 @@ class RunFolder:
             logger.log_metrics(line["step"], line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines; without the last one where a full disk or a kill has cut it off."""
         if not self.metrics_file.exists():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        whole, _, _ = self.metrics_file.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def amend_metrics(self, extra: dict[str, Any]) -> None:
         """Add keys to the last line."""
@@ -190,6 +187,32 @@ class RunFolder:
             Image.fromarray(image).save(folder / f"{i:03d}.png")
         for logger in self.loggers:
             logger.log_images(step, images_NHWC)
+
+
+def read_recipe(text: str, source: str) -> RunConfig:
+    """The recipe that a config.yaml holds.
+
+    Raises:
+        UserError: it is no recipe; names the source.
+    """
+    raw = yaml.safe_load(text)
+    raw.pop("tempflow", None)
+    return parse_config(RunConfig, raw, source)
+
+
+def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
+    """Refuse to go on with another recipe than a run began with.
+
+    Raises:
+        UserError: names the settings.
+    """
+    old, new = before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE)
+    changed = [key for key in new if new[key] != old[key]]
+    if changed:
+        raise UserError(
+            f"{what} began with other settings of {', '.join(changed)}; "
+            "resume with the same recipe and overrides, or give the new run a name"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

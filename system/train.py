@@ -1,5 +1,7 @@
 """`tempflow train`: check what can be checked, start the roles, train, leave a readable run folder."""
 
+import errno
+
 import ray
 from rich.console import Console
 
@@ -75,6 +77,10 @@ def _train(
         if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"no room for the run `{run.path}` ({error}); make some and go on with --resume") from error
     except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
         raise RuntimeError("the connection to Ray is lost, its node or its head died; go on with --resume") from gone
     finally:

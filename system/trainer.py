@@ -14,7 +14,7 @@ from actors.policy.weights import Exported
 from actors.trajectory import Cost
 from services.errors import UserError, first_line
 from services.logs import at
-from system.checkpoint import RunState
+from system.checkpoint import RECIPE_FILE, RunState
 from system.collect import Collector
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
@@ -23,7 +23,7 @@ from system.launch import Roles
 from system.metrics import describe_rewards, describe_time, describe_update
 from system.progress import Progress
 from system.prompts import Prompts
-from system.run_folder import RunFolder
+from system.run_folder import RunFolder, check_same, read_recipe
 from system.stop import Stopped
 from system.telemetry import Telemetry
 
@@ -136,23 +136,24 @@ class Trainer:
         found = self.checkpoints.latest()
         if found is not None:
             folder, self.state = found
+            check_same(read_recipe(folder.read(RECIPE_FILE).decode(), str(folder)), self.config, f"checkpoint {folder}")
             self.roles.learner.restore(folder, self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
         self.telemetry.restored(self._totals())
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
-            self._begin(collector, resumed=found is not None)
+            self._begin(collector)
             while self.state.step < self.config.steps:
                 with at(step=self.state.step):
                     self._step(collector)
 
-    def _begin(self, collector: Collector, resumed: bool) -> None:
-        """Start what the versions up to this one generate; evaluate a model as it comes."""
+    def _begin(self, collector: Collector) -> None:
+        """Start what the versions up to this one generate; evaluate what the metrics begin with, or lack."""
         learner = self.roles.learner
         for version in range(max(0, self.state.step - self.config.learner.max_staleness), self.state.step):
             collector.publish(learner.export(version))
         sampled = learner.export(self.state.step)
-        if not resumed:
+        if not self.run.read_metrics():
             clock = Clock()
             with clock("eval"):
                 line = self._evaluate(sampled)
@@ -235,14 +236,19 @@ class Trainer:
         return result.summary(scorers)
 
     def _checkpoint(self) -> None:
-        """Begin to write the state of the last whole step, unless that is done already."""
+        """Begin to write the state of the last whole step, unless that is done already. Where it cannot be written the
+        one before it stays.
+        """
         if self.state.step in (self.saved_step, self.saving.step if self.saving else None):
             return
         self._seal(wait=True)
         learner = self.roles.learner
-        learner.save(self.checkpoints.begin(self.state.step))
-        learner.save_model(str(self.run.trained))
-        self.saving = self.state
+        try:
+            learner.save_model(str(self.run.trained))
+            learner.save(self.checkpoints.begin(self.state.step))
+            self.saving = self.state
+        except OSError as error:
+            log.warning("no checkpoint of step %d: %s", self.state.step, first_line(error))
 
     def _seal(self, wait: bool = False) -> None:
         """Make the checkpoint that is being written count, if its files are there. One that cannot be written leaves
@@ -254,7 +260,7 @@ class Trainer:
             digests = self.roles.learner.saved(wait)
             if digests is None:
                 return
-            self.checkpoints.commit(self.saving, digests)
+            self.checkpoints.commit(self.saving, digests, self.run.config_file.read_text())
             self.saved_step = self.saving.step
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", self.saving.step, first_line(error))

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, newest first, torn ones passed over; on a disk and on S3."""
 
 import logging
+import re
 
 import boto3
 import pytest
@@ -37,7 +38,7 @@ def bucket(monkeypatch) -> str:
 def save(checkpoints: Checkpoints, step: int, heldout: float | None = None) -> None:
     folder = checkpoints.begin(step)
     digests = {"trained.safetensors": folder.write("trained.safetensors", b"weights of %d" % step)}
-    checkpoints.commit(RunState(step=step, nfe=step * 100, heldout=heldout), digests)
+    checkpoints.commit(RunState(step=step, nfe=step * 100, heldout=heldout), digests, "seed: 0")
 
 
 def test_the_newest_is_found_and_old_ones_go(folder):
@@ -58,21 +59,32 @@ def test_the_best_is_kept_as_well(folder):
     assert checkpoints.latest()[1].step == 8
 
 
-@pytest.mark.parametrize("damage", ["altered", "torn", "no manifest", "half a manifest"])
+@pytest.mark.parametrize(
+    "damage", ["altered", "torn", "no manifest", "half a manifest", "not text", "zeros", "a list", "no recipe"]
+)
 def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplog, damage):
     checkpoints = Checkpoints(Folder.at(str(tmp_path)), keep=3)
     for step in (2, 4):
         save(checkpoints, step)
     newest = tmp_path / "step_000004"
+    manifest = newest / "manifest.json"
     match damage:
+        case "not text":
+            manifest.write_bytes(b"\xff" + manifest.read_bytes())
+        case "zeros":
+            manifest.write_bytes(bytes(manifest.stat().st_size))
+        case "a list":
+            manifest.write_text("[]")
+        case "no recipe":
+            manifest.write_text(re.sub(r'"recipe.yaml": "\w+",', "", manifest.read_text()))
         case "altered":
             (newest / "trained.safetensors").write_bytes(b"weights of 5")
         case "torn":
             (newest / "trained.safetensors").unlink()
         case "no manifest":
-            (newest / "manifest.json").unlink()
+            manifest.unlink()
         case "half a manifest":
-            (newest / "manifest.json").write_text('{"sha256": {')
+            manifest.write_text('{"sha256": {')
     with caplog.at_level(logging.WARNING):
         _, state = checkpoints.latest()
     assert state.step == 2
@@ -87,6 +99,29 @@ def test_a_torn_older_checkpoint_does_not_stop_the_next_one(tmp_path, content):
     (tmp_path / "step_000002" / "state.json").write_text(content)
     save(checkpoints, 6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000006"]
+
+
+def test_a_run_does_not_begin_again_where_every_checkpoint_is_damaged(folder):
+    checkpoints = Checkpoints(folder, keep=3)
+    checkpoints.begin(2).write("trained.safetensors", b"half")
+    assert checkpoints.latest() is None
+    for step in (4, 6):
+        save(checkpoints, step)
+        (folder / f"step_{step:06d}").write("trained.safetensors", b"altered")
+    with pytest.raises(UserError, match="step_000006 the newest of 2"):
+        checkpoints.latest()
+
+
+def test_a_storage_that_does_not_answer_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(Folder.at(str(tmp_path)), keep=3)
+    save(checkpoints, 2)
+
+    def sha256(self, name):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(Folder, "sha256", sha256)
+    with pytest.raises(TimeoutError):
+        checkpoints.latest()
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before_it(folder):
