@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-POLL_S = 1.0
+POLL_S = 0.5
 
 
 def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) -> T:

@@ -78,7 +78,8 @@ def evaluate(
     cost = Cost()
     scored: dict[int, Future[Scores]] = {}
     grid: dict[int, np.ndarray] = {}
-    with ThreadPoolExecutor(len(fleet) + 1, "evaluate") as threads:
+    threads = ThreadPoolExecutor(len(fleet) + 1, "evaluate")
+    try:
         sampled: dict[Future[tuple[ray.ObjectRef, Cost]], int] = {}
         for index, chunk in enumerate(chunks):
             addresses = [(seed, EVAL_STREAM, row, 0) for row in chunk]
@@ -93,7 +94,12 @@ def evaluate(
                     grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
                 scored[index] = threads.submit(pool.score, images, [texts[row] for row in chunks[index]], scorers)
             progress(len(scored), len(chunks))
+        for finished in as_done(scored.values(), check_stop):
+            for score in finished:
+                score.result()
         scores = [scored[index].result() for index in range(len(chunks))]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
     columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
     table = pa.table(
         {

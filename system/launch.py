@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
+from ray.serve.schema import ApplicationStatus, DeploymentStatus
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -21,8 +23,9 @@ from actors.learner.group import LearnerGroup, LearnerLost
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
-from services.errors import UserError
+from services.errors import UserError, first_line
 from services.logs import LogFile
+from services.patience import patiently
 from services.scoring.remote import wait_for_pool
 from services.serving.app import build_app
 from services.serving.gateway import deployment_name
@@ -30,8 +33,14 @@ from services.serving.settings import GatewaySettings
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, running_ray
 
+log = logging.getLogger(__name__)
+
 STOP_TIMEOUT_S = 30
 APP_FILE = "serve_app"
+
+
+class PoolNotReady(UserError):
+    """Scorers of the reward pool have not started."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +118,24 @@ class Roles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop what this run started, and nothing else on the cluster."""
-        if hasattr(self, "pool"):
-            self.pool.close()
-        if hasattr(self, "app_started"):
+        """Stop what this run started, and nothing else on the cluster; each thing, whatever becomes of the others."""
+        with ExitStack() as last_first:
+            if self.group is not None:
+                last_first.callback(remove_placement_group, self.group)
+            if hasattr(self, "learner"):
+                last_first.callback(self.learner.close)
+            if hasattr(self, "fleet"):
+                last_first.callback(self.fleet.close)
+            if hasattr(self, "app_started"):
+                last_first.callback(self._delete_app)
+            if hasattr(self, "pool"):
+                last_first.callback(self.pool.close)
+
+    def _delete_app(self) -> None:
+        try:
             serve.delete(self.app)
-        if hasattr(self, "fleet"):
-            self.fleet.close()
-        if hasattr(self, "learner"):
-            self.learner.close()
-        if self.group is not None:
-            remove_placement_group(self.group)
+        except TimeoutError as error:
+            log.warning("the reward pool %s has not ended yet: %s", self.app, first_line(error))
 
     def _reserve(self) -> None:
         """Take the placement group of rollout and learner before the pool's replicas spread over the cluster."""
@@ -231,12 +247,30 @@ class Roles:
             for url in {str(scorer.options["url"]) for scorer in self.config.scorers if scorer.scorer == "remote"}:
                 wait_for_pool(url, self.config.ray.start_timeout_s)
             app = build_app(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name)
-            serve.run(app, name=self.app, route_prefix=None)
+            target = serve.RunTarget(app, name=self.app, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
+            patiently(self._check_started, PoolNotReady, self.config.ray.start_timeout_s)
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)
             for scorer in self.config.scorers
         }
         self.pool = RewardPool(handles, self.config.scorers, self.config.name)
+
+    def _check_started(self) -> None:
+        """Raises:
+        PoolNotReady: a scorer has not started yet.
+        RuntimeError: one cannot start.
+        """
+        application = serve.status().applications[self.app]
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"the reward pool cannot start: {application.message}")
+        if application.status != ApplicationStatus.RUNNING:
+            late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
+            said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status}" for name, of in late.items())
+            raise PoolNotReady(
+                f"the reward pool has not started ({said}); lower the scorers' num_cpus, num_gpus or replicas, or use "
+                "a larger cluster"
+            )
 
     def _forget_app(self) -> None:
         """Delete the pool of this run's former driver, if that was killed before it could."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ray.exceptions import ObjectLostError
+
 from actors.learner.group import LearnerLost
 from actors.policy.weights import Exported
 from actors.trajectory import Cost
@@ -80,21 +82,22 @@ class Trainer:
         """All steps of the run, from its latest checkpoint on; a stop leaves a checkpoint of the last whole step.
 
         A learner that is lost starts again from the latest checkpoint, and the steps since are made again: their tasks
-        give the same bytes, so each optimizer step counts once.
+        give the same bytes, so each optimizer step counts once. So does one whose experience, images or weights are
+        gone with the node that held them.
         """
         self.schedule = {f"branch/{name}": values for name, values in self.roles.learner.describe().items()}
         with Telemetry(self.config.name, self._live) as self.telemetry:
             self._fit()
 
     def _fit(self) -> None:
-        lost = None
+        lost: LearnerLost | ObjectLostError | None = None
         while True:
             try:
                 if lost:
                     self._restart(lost)
                 self._run()
                 return self._last_checkpoint()
-            except LearnerLost as loss:
+            except (LearnerLost, ObjectLostError) as loss:
                 self.losses[self.saved_step] += 1
                 if self.losses[self.saved_step] == MAX_LOSSES:
                     raise
@@ -103,9 +106,9 @@ class Trainer:
                 self._stopped()
                 raise
 
-    def _restart(self, lost: LearnerLost) -> None:
+    def _restart(self, lost: LearnerLost | ObjectLostError) -> None:
         """A new learner, to be restored."""
-        log.warning("the learner is lost at step %d and starts again: %s", self.state.step, lost)
+        log.warning("the learner starts again at step %d: %s", self.state.step, first_line(lost))
         self.state, self.saving = RunState(), None
         self.roles.restart_learner()
 

@@ -128,13 +128,13 @@ class LearnerWorker:
         """Begin to write this rank's files of a checkpoint; they hold the state as it is now."""
         self.writing = self.writer.submit(_write, folder, self.learner.files())
 
-    def saved(self, wait: bool) -> dict[str, str] | None:
-        """SHA-256 by file, once all of them are written; None if they are not yet and we do not `wait`.
+    def saved(self) -> dict[str, str] | None:
+        """SHA-256 by file, once all of them are written; None if they are not yet.
 
         Raises:
             OSError: the storage failed.
         """
-        return self.writing.result() if wait or self.writing.done() else None
+        return self.writing.result() if self.writing.done() else None
 
     def restore(self, folder: Folder, version: int) -> None:
         self.learner.restore(folder, version)

@@ -21,7 +21,9 @@ from services.storage import Folder
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 600
-"""Small requests: export, save, restore."""
+"""Small requests."""
+POLL_S = 0.1
+"""Between two looks at whether a checkpoint is written."""
 GRACE_S = 10
 """Between one rank's failed collective and the news of the death that caused it."""
 
@@ -96,15 +98,21 @@ class LearnerGroup:
         and we do not `wait`.
 
         Raises:
-            OSError: the storage failed.
+            OSError: the storage failed, or takes longer than an update may.
         """
-        of_ranks = self._answers([worker.saved.remote(wait) for worker in self.workers], CONTROL_TIMEOUT_S)
-        if None in of_ranks:
-            return None
+        deadline = time.monotonic() + self.settings.update_timeout_s
+        while None in (
+            of_ranks := self._answers([worker.saved.remote() for worker in self.workers], CONTROL_TIMEOUT_S)
+        ):
+            if not wait:
+                return None
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not written within {self.settings.update_timeout_s:g} s")
+            time.sleep(POLL_S)
         return {name: digest for of_rank in of_ranks for name, digest in of_rank.items()}
 
     def restore(self, folder: Folder, version: int) -> None:
-        self._ask("restore", folder, version)
+        self._ask("restore", folder, version, timeout_s=self.settings.update_timeout_s)
 
     def save_model(self, folder: str) -> None:
         """Write the evaluated weights in diffusers' layout."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -74,6 +74,9 @@ class RewardPool:
         A request that fails or takes too long goes out again, to whichever replica Serve picks; one that fails every
         attempt leaves holes. One that finds the pool's queues full waits for its turn, for at most its timeout, which
         is no failure. Never raises for a failed scorer.
+
+        Raises:
+            ObjectLostError: the images are gone with the node that held them.
         """
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
         waiting = [request for name in names for request in self._requests(self.scorers[name], list(prompts))]
@@ -112,6 +115,8 @@ class RewardPool:
         except (RayError, RayServeException, TimeoutError) as error:
             request.failures += 1
             reason = cause_of(error)
+            if isinstance(reason, ObjectLostError):
+                raise reason from error
         else:
             scores.by_scorer[scorer.name][request.start : request.start + len(score_N)] = score_N
             scores.busy_s[scorer.name] = scores.busy_s.get(scorer.name, 0) + busy_s

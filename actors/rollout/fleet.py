@@ -74,6 +74,7 @@ class _Joining:
     worker: ActorHandle
     ready: ObjectRef
     attempts: int
+    deadline: float
 
 
 class Fleet:
@@ -89,7 +90,8 @@ class Fleet:
         slots: workers without which the run does not begin.
         task_timeout_s: a job that takes longer counts as lost and its worker is replaced.
         more: further slots, whose workers come and go as the cluster has room.
-        start_timeout_s: how long jobs may wait with no worker at all.
+        start_timeout_s: how long jobs may wait with no worker at all, and a worker take to start before another is
+            started in its place.
         draining: ids of the nodes that are to go; none are looked for if not given.
     """
 
@@ -142,13 +144,20 @@ class Fleet:
                 self.workers[slot], self._node[slot] = worker, node
 
     def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
-        """Run a task by its plan, once there is room for `num_bytes` of images; the caller gives it back."""
-        return self._submit(
+        """Run a task by its plan, once there is room for `num_bytes` of images; whoever gets them gives it back."""
+        job = self._submit(
             lambda worker: worker.generate.remote(task, plan),
             lambda refs, answer: Generated(task, refs[0], refs[1], *answer),
             weights,
             lambda: room.reserve(num_bytes),
         )
+
+        def give_back(future: Future[Generated]) -> None:
+            if job.started and future.exception():
+                room.release(num_bytes)
+
+        job.future.add_done_callback(give_back)
+        return job.future
 
     def sample(
         self,
@@ -168,7 +177,7 @@ class Fleet:
             lambda worker: worker.sample.remote(prompts, addresses, num_steps, base),
             lambda refs, cost: (refs[0], cost),
             weights,
-        )
+        ).future
 
     def versions(self) -> dict[int, int]:
         """The policy version that each worker was last sent, by slot."""
@@ -198,14 +207,14 @@ class Fleet:
         answer: Callable[[list[ObjectRef], Any], Any],
         weights: Exported | None,
         may_start: Callable[[], bool] = lambda: True,
-    ) -> Future[Any]:
+    ) -> _Job:
         job = _Job(start, answer, weights, may_start)
         with self._changed:
             if not self._waiting and not self._running:
                 self._last_seen = time.monotonic()
             self._waiting.append(job)
             self._changed.notify()
-        return job.future
+        return job
 
     def _serve(self) -> None:
         """Give out jobs and take in answers until closed. What no retry mends is raised by every unfinished future."""
@@ -291,6 +300,7 @@ class Fleet:
             except RayActorError as error:
                 self._lost(run, error)
             except (Exception, SystemExit) as error:
+                self._held.pop(run.slot, None)
                 run.job.future.set_exception(error)
                 if isinstance(error, SystemExit):
                     raise
@@ -313,6 +323,10 @@ class Fleet:
         now = time.monotonic()
         for ref in [ref for ref, run in self._running.items() if now > run.deadline]:
             self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
+        for slot, join in [(slot, join) for slot, join in self.joining.items() if now > join.deadline]:
+            log.warning("rollout worker %d has not started within %g s", slot, self.start_timeout_s)
+            ray.kill(join.worker)
+            self._start(slot, join.attempts)
         if self.workers or not self._waiting:
             self._last_seen = now
         elif now - self._last_seen > self.start_timeout_s:
@@ -351,4 +365,5 @@ class Fleet:
 
     def _start(self, slot: int, attempts: int = 1) -> None:
         worker = self.start_worker(slot)
-        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts)
+        deadline = time.monotonic() + self.start_timeout_s
+        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts, deadline)

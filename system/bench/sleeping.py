@@ -73,7 +73,7 @@ class SleepingLearner:
 
     def save(self, folder: Folder) -> None: ...
 
-    def saved(self, wait: bool) -> dict[str, str]:
+    def saved(self) -> dict[str, str]:
         return {}
 
     def save_model(self, folder: str) -> None: ...

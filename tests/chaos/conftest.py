@@ -1,5 +1,23 @@
-"""The same live Ray and tiny recipe as the integration tests."""
+"""The live Ray and tiny recipe of the integration tests, and an undisturbed run to hold the disturbed ones against."""
 
-from tests.integration.conftest import ray_head, recipe, tempflow
+import pytest
+
+from tests.chaos.runs import Run
+from tests.integration.conftest import ray_head, recipe, tempflow, tiny_recipe
 
 __all__ = ["ray_head", "recipe", "tempflow"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(sd3_folder, ray_head, tmp_path_factory):
+    """A run of these overrides that nothing happens to, and the seconds it took; each is made once."""
+    recipe, made = tiny_recipe(sd3_folder, tmp_path_factory.mktemp("undisturbed")), {}
+
+    def make(*overrides: str) -> tuple[Run, float]:
+        if overrides not in made:
+            run = Run(recipe, f"whole{len(made)}", list(overrides), ray_head.address)
+            run.start()
+            made[overrides] = run, run.finish()
+        return made[overrides]
+
+    return make

@@ -4,10 +4,13 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from tests.integration.conftest import RUN_TIMEOUT_S, environment
 from tests.integration.test_training import adapter, figures, metrics, wait_for_steps
@@ -30,27 +33,39 @@ class Run:
     def path(self) -> Path:
         return self.recipe.parent / "runs" / self.name
 
+    @property
+    def output(self) -> Path:
+        """What the driver prints. A file: nobody reads a pipe while the run goes on, and a full one would stop it."""
+        return self.recipe.parent / f"{self.name}.out"
+
     def start(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "system", "train", str(self.recipe), f"name={self.name}", f"steps={STEPS}"]
         self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [*command, f"eval.every={STEPS}", *self.overrides, *arguments],
-            cwd=self.recipe.parent,
-            env=environment(self.address),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, f"eval.every={STEPS}", *self.overrides, *arguments],
+                cwd=self.recipe.parent,
+                env=environment(self.address),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for_steps(self, steps: int) -> None:
+        wait_for_steps(self.process, self.path, steps, self.output.read_text)
 
     def wait_for_a_moment(self, chance: random.Random) -> None:
         """Until some time after a random step."""
-        wait_for_steps(self.process, self.path, chance.randrange(1, STEPS - 3))
+        self.wait_for_steps(chance.randrange(1, STEPS - 3))
         time.sleep(chance.uniform(0, metrics(self.path)[-1].get("seconds/step", 0.1)))
+
+    def end(self) -> None:
+        """Kill the driver, if it still runs."""
+        self.process.kill()
+        self.process.wait(60)
 
     def finish(self) -> float:
         """Wait for the end; returns the seconds since the start."""
-        output, _ = self.process.communicate(timeout=RUN_TIMEOUT_S)
-        assert self.process.returncode == 0, output
+        assert self.process.wait(RUN_TIMEOUT_S) == 0, self.output.read_text()
         return time.monotonic() - self.started
 
     def assert_equals(self, other: "Run") -> None:
@@ -61,6 +76,13 @@ class Run:
             assert {k: v for k, v in ours.items() if k not in TOLD} == {
                 k: v for k, v in theirs.items() if k not in TOLD
             }
+
+
+def one_quick(cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test, all but the first for `make test-all` only."""
+    first, *others = cases
+    rest = [case if isinstance(case, tuple) else (case,) for case in others]
+    return [first, *(pytest.param(*case, marks=pytest.mark.chaos) for case in rest)]
 
 
 def family(root: int, *titles: str) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from tests.chaos.runs import Run, family
+from tests.chaos.runs import Run, family, one_quick
 from tests.integration.conftest import RUN_TIMEOUT_S
 from tests.integration.test_training import metrics
 
@@ -16,22 +16,22 @@ WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeCo
 GONE_S = 20
 
 
+OVERRIDE = "rollout.task_timeout_s=10"
+
+
 @pytest.fixture
-def runs(recipe, ray_head):
+def runs(recipe, ray_head, undisturbed):
     """An undisturbed run, its seconds, and one that will be disturbed."""
-    overrides = ["rollout.task_timeout_s=10"]
-    whole, other = (Run(recipe, name, overrides, ray_head.address) for name in ("whole", "other"))
-    whole.start()
-    seconds = whole.finish()
+    whole, seconds = undisturbed(OVERRIDE)
+    other = Run(recipe, "other", [OVERRIDE], ray_head.address)
     other.start()
     yield whole, seconds, other
-    other.process.kill()
-    other.process.communicate(timeout=60)
+    other.end()
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+@pytest.mark.parametrize(
+    ("number", "seed"), one_quick((number, seed) for number in (signal.SIGKILL, signal.SIGSTOP) for seed in range(3))
+)
 def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
     """One that hangs is noticed within `rollout.task_timeout_s` of its task's start."""
     whole, undisturbed_s, other = runs
@@ -43,9 +43,7 @@ def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
     assert metrics(other.path)[-1]["workers_replaced"] <= 1
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("gone_s", [0, GONE_S], ids=["dies", "is gone for a while"])
+@pytest.mark.parametrize(("gone_s", "seed"), one_quick((gone_s, seed) for gone_s in (0, GONE_S) for seed in range(3)))
 def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, seed):
     """Gone: the controller that would replace it stands still as long."""
     whole, undisturbed_s, other = runs
@@ -63,13 +61,11 @@ def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, 
     assert sum(line["holes"] for line in metrics(other.path)[1:]) == 0
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", one_quick(range(3)))
 def test_a_killed_driver_leaves_nothing_behind_and_the_resumed_run_goes_on(runs, ray_head, seed):
     whole, undisturbed_s, other = runs
     other.wait_for_a_moment(random.Random(seed))
-    other.process.kill()
-    other.process.communicate(timeout=60)
+    other.end()
     done = len(metrics(other.path)) - 1
     other.start("--resume")
     print(f"resumed after {done} steps, took {other.finish():.0f} s of {undisturbed_s:.0f} s")
@@ -93,7 +89,7 @@ def test_a_run_whose_ray_dies_ends_and_resumes_on_another(recipe, victim):
     family(other.process.pid, victim)[0].kill()
     killed = time.monotonic()
     try:
-        other.process.communicate(timeout=RUN_TIMEOUT_S)
+        other.process.wait(RUN_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         pytest.fail("the driver hangs")
     print(f"ended after {time.monotonic() - killed:.0f} s")

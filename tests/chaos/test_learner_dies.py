@@ -25,14 +25,12 @@ LEARNERS = ("ray::LearnerWorker", "ray::ColocatedWorker")
         *(pytest.param(RANKS, seed, marks=pytest.mark.chaos) for seed in range(1, 6)),
     ],
 )
-def test_a_killed_rank_costs_time_and_nothing_else(recipe, ray_head, overrides, seed):
-    whole = Run(recipe, "whole", overrides, ray_head.address)
-    whole.start()
-    undisturbed_s = whole.finish()
-
+def test_a_killed_rank_costs_time_and_nothing_else(recipe, ray_head, undisturbed, request, overrides, seed):
+    whole, undisturbed_s = undisturbed(*overrides)
     chance = random.Random(seed)
     killed = Run(recipe, "killed", overrides, ray_head.address)
     killed.start()
+    request.addfinalizer(killed.end)
     killed.wait_for_a_moment(chance)
     chance.choice(family(ray_head.pid, *LEARNERS)).kill()
     print(f"took {killed.finish() - undisturbed_s:.0f} s longer")

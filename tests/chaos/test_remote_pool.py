@@ -38,7 +38,7 @@ def test_a_run_waits_for_its_pool_and_loses_nothing(recipe, tempflow, ray_head, 
     wait_until(lambda: said(output, "waiting up to"), RUN_TIMEOUT_S)
     with serving(folder, SCORERS, port=port):
         wait_until(lambda: (run / "metrics.jsonl").exists(), RUN_TIMEOUT_S)
-        wait_for_steps(process, run, 2)
+        wait_for_steps(process, run, 2, output.read_text)
     wait_until(lambda: said(run / "logs" / "scorer-size.log", "waiting up to"), RUN_TIMEOUT_S)
     with serving(folder, SCORERS, port=port):
         assert process.wait(RUN_TIMEOUT_S) == 0, output.read_text()

@@ -58,14 +58,13 @@ def crowded_ray():
 
 
 @pytest.mark.chaos
-def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, small_disk):
+def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, undisturbed, small_disk):
     """The run goes to its end without them, and says what it lacks; with room it goes on."""
-    whole = Run(recipe, "whole", [], ray_head.address)
-    whole.start()
-    whole.finish()
+    whole, _ = undisturbed()
     full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
     full.start()
-    output, _ = full.process.communicate(timeout=RUN_TIMEOUT_S)
+    full.process.wait(RUN_TIMEOUT_S)
+    output = full.output.read_text()
     assert full.process.returncode == 2, output
     assert f"the checkpoint of step {STEPS} cannot be written" in output
     assert "go on with --resume from the beginning" in output
@@ -80,11 +79,11 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
 
 
 @pytest.mark.chaos
-def test_a_full_object_store_spills_and_the_run_has_the_same_bits(recipe, ray_head, crowded_ray):
+def test_a_full_object_store_spills_and_the_run_has_the_same_bits(recipe, undisturbed, crowded_ray):
     address, session = crowded_ray
-    whole, crowded = Run(recipe, "whole", [], ray_head.address), Run(recipe, "crowded", [], address)
-    for run in (whole, crowded):
-        run.start()
-        run.finish()
+    whole, _ = undisturbed()
+    crowded = Run(recipe, "crowded", [], address)
+    crowded.start()
+    crowded.finish()
     crowded.assert_equals(whole)
     assert any(file.stat().st_size for file in session.rglob("ray_spilled_objects*/*"))

@@ -69,16 +69,20 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture
 def recipe(sd3_folder, tmp_path) -> Path:
     """A recipe of four tiny steps; the run folder is beside it."""
-    prompts = tmp_path / "prompts.txt"
+    return tiny_recipe(sd3_folder, tmp_path)
+
+
+def tiny_recipe(model: Path, folder: Path) -> Path:
+    prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"prompt number {i}\n" for i in range(12)))
-    path = tmp_path / "tiny.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(
         yaml.safe_dump(
             {
                 "steps": 4,
-                "output": str(tmp_path / "runs"),
+                "output": str(folder / "runs"),
                 "policy": {
-                    "model": str(sd3_folder),
+                    "model": str(model),
                     "height": 16,
                     "width": 16,
                     "num_steps": 4,

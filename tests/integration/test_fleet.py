@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,8 +25,9 @@ EMPTY = InFlight(10**9)
 class FakeWorker:
     """Answers with its task; dies or hangs once on tasks that say so."""
 
-    def __init__(self, notes: str, lies: bool = False) -> None:
+    def __init__(self, notes: str, lies: bool = False, sleeps_s: float = 0) -> None:
         self.notes, self.lies = notes, lies
+        time.sleep(sleeps_s)
 
     def ready(self):
         return ray.get_runtime_context().get_node_id()
@@ -40,6 +42,8 @@ class FakeWorker:
         if task.prompt in {"die", "hang"} and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL if task.prompt == "die" else signal.SIGSTOP)
+        if task.prompt == "fail":
+            raise ValueError("no such prompt")
         if task.prompt == "always die":
             os.kill(os.getpid(), signal.SIGKILL)
         return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, Cost())
@@ -84,23 +88,45 @@ def test_each_task_is_done_with_its_own_weights(fleet):
     assert held == [f"decisions {i} of {4 if i % 3 else 3}" for i in range(9)]
 
 
-@pytest.mark.chaos
 def test_a_worker_that_dies_is_replaced_and_its_task_runs_again(fleet):
     assert run(fleet, "a", "die", "b", "die", "c") == [f"images {i}" for i in range(5)]
     assert fleet.replaced == 2
 
 
-@pytest.mark.chaos
 def test_a_worker_that_hangs_is_noticed_and_replaced(fleet):
     fleet.task_timeout_s = 3
     assert run(fleet, "a", "hang", "b") == [f"images {i}" for i in range(3)]
     assert fleet.replaced == 1
 
 
-@pytest.mark.chaos
 def test_a_task_that_kills_every_worker_stops_the_run(fleet):
     with pytest.raises(RuntimeError, match="died on one task"):
         run(fleet, "always die")
+
+
+def test_a_worker_that_does_not_start_in_time_is_replaced(tmp_path):
+    started = []
+
+    def start(slot: int):
+        started.append(slot)
+        return FakeWorker.remote(str(tmp_path), sleeps_s=600 if started.count(1) == slot == 1 else 0)
+
+    fleet = Fleet(start, 1, 60, more=1, start_timeout_s=15)
+    fleet.wait_ready(60)
+    deadline = time.monotonic() + 60
+    while len(fleet.workers) < 2 and time.monotonic() < deadline:
+        run(fleet, "a")
+    assert started == [0, 1, 1]
+    fleet.close()
+
+
+def test_a_task_that_fails_gives_its_room_back(fleet):
+    room = InFlight(10)
+    first, second = submit(fleet, ["fail", "a"], room, 10)
+    with pytest.raises(ValueError, match="no such prompt"):
+        first.result(60)
+    second.result(60)
+    assert room.bytes == 10
 
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
