@@ -10,6 +10,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_S = 0.5
+TELL_AFTER_S = 10.0
+"""What takes less is not worth a line in the log."""
 
 
 def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) -> T:
@@ -18,14 +20,15 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) 
     Raises:
         missing: it still did.
     """
-    deadline, told = time.monotonic() + timeout_s, False
+    began, told = time.monotonic(), False
     while True:
         try:
             return ask()
         except missing as error:
-            if time.monotonic() + POLL_S > deadline:
+            waited_s = time.monotonic() - began
+            if waited_s + POLL_S > timeout_s:
                 raise
-            if not told:
+            if not told and waited_s > TELL_AFTER_S:
                 log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
                 told = True
         time.sleep(POLL_S)

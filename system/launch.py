@@ -39,7 +39,7 @@ STOP_TIMEOUT_S = 30
 APP_FILE = "serve_app"
 
 
-class PoolNotReady(UserError):
+class PoolNotReady(Exception):
     """Scorers of the reward pool have not started."""
 
 
@@ -249,7 +249,11 @@ class Roles:
             app = build_app(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name)
             target = serve.RunTarget(app, name=self.app, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
-            patiently(self._check_started, PoolNotReady, self.config.ray.start_timeout_s)
+            try:
+                patiently(self._check_started, PoolNotReady, self.config.ray.start_timeout_s)
+            except PoolNotReady as late:
+                mend = "lower the scorers' num_cpus, num_gpus or replicas, or use a larger cluster"
+                raise UserError(f"{late} within ray.start_timeout_s; {mend}") from late
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)
             for scorer in self.config.scorers
@@ -266,11 +270,8 @@ class Roles:
             raise RuntimeError(f"the reward pool cannot start: {application.message}")
         if application.status != ApplicationStatus.RUNNING:
             late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
-            said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status}" for name, of in late.items())
-            raise PoolNotReady(
-                f"the reward pool has not started ({said}); lower the scorers' num_cpus, num_gpus or replicas, or use "
-                "a larger cluster"
-            )
+            said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())
+            raise PoolNotReady(f"the reward pool has not started ({said})")
 
     def _forget_app(self) -> None:
         """Delete the pool of this run's former driver, if that was killed before it could."""

@@ -37,22 +37,32 @@ def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
 
 
 def train_run(config: RunConfig, resume: bool, console: Console) -> int:
-    """Run a recipe to its end or to a stop; returns the exit code."""
+    """Run a recipe to its end or to a stop; returns the exit code.
+
+    Raises:
+        UserError: one sentence that names the thing and the mend.
+    """
     train, heldout = check(config)
-    with (
-        RunFolder.open(config, resume) as run,
-        logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
-        open_loggers(config, run.path) as run.loggers,
-        StopFlag() as stop,
-    ):
-        try:
-            _train(config, run, train, heldout, console, stop)
-        except Stopped as stopped:
+    try:
+        with (
+            RunFolder.open(config, resume) as run,
+            logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
+            open_loggers(config, run.path) as run.loggers,
+            StopFlag() as stop,
+        ):
+            try:
+                _train(config, run, train, heldout, console, stop)
+            except Stopped as stopped:
+                _report(run, console)
+                console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
+                return STOPPED_EXIT_CODE
             _report(run, console)
-            console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
-            return STOPPED_EXIT_CODE
-        _report(run, console)
-        return 0
+            return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{config.output}/{config.name}"
+        raise UserError(f"no room for the run `{where}` ({error}); make some and go on with --resume") from error
 
 
 def _train(
@@ -77,10 +87,6 @@ def _train(
         if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"no room for the run `{run.path}` ({error}); make some and go on with --resume") from error
     except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
         raise RuntimeError("the connection to Ray is lost, its node or its head died; go on with --resume") from gone
     finally:

@@ -79,6 +79,26 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
 
 
 @pytest.mark.chaos
+def test_a_full_run_folder_is_said_in_a_sentence_and_the_resumed_run_has_the_same_bits(
+    recipe, ray_head, undisturbed, small_disk
+):
+    whole, _ = undisturbed()
+    (recipe.parent / "runs").symlink_to(small_disk)
+    full = Run(recipe, "full", [], ray_head.address)
+    full.start()
+    full.process.wait(RUN_TIMEOUT_S)
+    output = full.output.read_text()
+    assert full.process.returncode == 2, output
+    assert "no room for the run" in output
+    assert "Traceback" not in output
+
+    (small_disk / "other data").unlink()
+    full.start("--resume")
+    full.finish()
+    full.assert_equals(whole)
+
+
+@pytest.mark.chaos
 def test_a_full_object_store_spills_and_the_run_has_the_same_bits(recipe, undisturbed, crowded_ray):
     address, session = crowded_ray
     whole, _ = undisturbed()

@@ -156,6 +156,14 @@ class SomeNaN:
 """
 
 
+def test_a_pool_that_cannot_be_placed_is_said_in_a_sentence(recipe, tempflow, ray_head):
+    done = tempflow("train", recipe, "scorers.0.num_cpus=99", "ray.start_timeout_s=30", address=ray_head.address)
+    assert done.returncode == 2, done.stderr
+    assert "the reward pool has not started (scorer-size: " in done.stderr
+    assert "lower the scorers' num_cpus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray_head, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_SCORERS)
     environment_path = os.pathsep.join([str(ROOT), str(tmp_path)])

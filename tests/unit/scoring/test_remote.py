@@ -27,6 +27,7 @@ READY = (200, "application/json", b'"ok"')
 def pool(monkeypatch):
     """Starts a server that gives these answers, one after the other; its address, and the paths asked for."""
     monkeypatch.setattr(patience, "POLL_S", 0.01)
+    monkeypatch.setattr(patience, "TELL_AFTER_S", 0.0)
     servers = []
 
     def start(*answers):

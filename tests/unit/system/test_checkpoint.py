@@ -3,14 +3,14 @@
 import logging
 import re
 
-import boto3
 import pytest
-from moto.moto_api._internal.models import moto_api_backend
-from moto.server import ThreadedMotoServer
 
 from services.errors import UserError
 from services.storage import Folder
 from system.checkpoint import Checkpoints, RunState
+from tests.s3 import bucket
+
+__all__ = ["bucket"]
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -18,21 +18,6 @@ def folder(request, tmp_path) -> Folder:
     if request.param == "disk":
         return Folder.at(str(tmp_path / "run"))
     return Folder.at(request.getfixturevalue("bucket")) / "run"
-
-
-@pytest.fixture
-def bucket(monkeypatch) -> str:
-    """The URI of an empty bucket on an S3-compatible server on loopback."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="runs")
-    yield "s3://runs?region=us-east-1"
-    moto_api_backend.reset()
-    moto.stop()
 
 
 def save(checkpoints: Checkpoints, step: int, heldout: float | None = None) -> None:
