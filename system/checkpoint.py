@@ -85,9 +85,12 @@ class Checkpoints:
             )
         return None
 
-    def __bool__(self) -> bool:
-        """Whether there is any, whole or not."""
-        return bool(self._names())
+    def recipe(self) -> str | None:
+        """The config.yaml of the run that they are of; None if there are none."""
+        for name in reversed(self._names()):
+            if RECIPE_FILE in (self.folder / name).names():
+                return (self.folder / name).read(RECIPE_FILE).decode(errors="replace")
+        return None
 
     def _of(self, step: int) -> Folder:
         return self.folder / f"{PREFIX}{step:06d}"

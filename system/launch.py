@@ -252,7 +252,7 @@ class Roles:
             try:
                 patiently(self._check_started, PoolNotReady, self.config.ray.start_timeout_s)
             except PoolNotReady as late:
-                mend = "lower the scorers' num_cpus, num_gpus or replicas, or use a larger cluster"
+                mend = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise it"
                 raise UserError(f"{late} within ray.start_timeout_s; {mend}") from late
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)
@@ -261,11 +261,15 @@ class Roles:
         self.pool = RewardPool(handles, self.config.scorers, self.config.name)
 
     def _check_started(self) -> None:
-        """Raises:
-        PoolNotReady: a scorer has not started yet.
-        RuntimeError: one cannot start.
+        """See whether all scorers have started.
+
+        Raises:
+            PoolNotReady: one has not yet.
+            RuntimeError: one cannot, or somebody has deleted them.
         """
-        application = serve.status().applications[self.app]
+        application = serve.status().applications.get(self.app)
+        if application is None:
+            raise RuntimeError(f"the reward pool {self.app} was deleted")
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise RuntimeError(f"the reward pool cannot start: {application.message}")
         if application.status != ApplicationStatus.RUNNING:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from services.errors import UserError
+from services.errors import UserError, first_line
 from services.locks import locked
 from services.storage import Folder
 from system import __version__
@@ -71,23 +71,35 @@ class RunFolder:
         """A new folder for a new run, or the existing one on `resume`, for this driver alone.
 
         Raises:
-            UserError: the run or checkpoints of it exist and `resume` is off, it was made by another recipe, or it has
-                a driver already.
+            UserError: the run has begun or there are checkpoints of it and `resume` is off, it began with another
+                recipe, or it has a driver already.
         """
         run = cls(Path(config.output) / config.name)
-        if run.config_file.exists() and not resume:
-            raise UserError(f"the run `{run.path}` exists; add --resume to go on with it, or name=… for another")
         run.path.mkdir(parents=True, exist_ok=True)
         with locked(run.path / "driver.lock", f"the run `{run.path}`"):
-            if run.config_file.exists():
-                check_same(run.read_config(), config, f"the run `{run.path}`")
-            elif not resume and (checkpoints := run.checkpoints(config.checkpoint)):
-                raise UserError(
-                    f"`{checkpoints.folder}` holds checkpoints of a run of this name; add --resume to go on from them, "
-                    "or name=… for another"
-                )
+            run._check(config, resume)
             run.write_config(config)
             yield run
+
+    def _check(self, config: RunConfig, resume: bool) -> None:
+        """Refuse to go on unasked, or with another recipe. A folder in which nothing is recorded is as good as new."""
+        checkpoints = self.checkpoints(config.checkpoint)
+        kept = checkpoints.recipe()
+        if self.begun:
+            what, before = f"the run `{self.path}`", self.read_config()
+        elif kept is not None:
+            what = f"the run of the checkpoints in `{checkpoints.folder}`"
+            before = read_recipe(kept, str(checkpoints.folder))
+        else:
+            return
+        if not resume:
+            raise UserError(f"{what} exists; add --resume to go on with it, or name=… for another")
+        check_same(before, config, what)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is recorded."""
+        return bool(self.read_metrics())
 
     @property
     def config_file(self) -> Path:
@@ -195,7 +207,12 @@ def read_recipe(text: str, source: str) -> RunConfig:
     Raises:
         UserError: it is no recipe; names the source.
     """
-    raw = yaml.safe_load(text)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not a recipe: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: not a recipe")
     raw.pop("tempflow", None)
     return parse_config(RunConfig, raw, source)
 

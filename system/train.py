@@ -7,7 +7,7 @@ from rich.console import Console
 
 from actors.policy.families import family_path
 from actors.rollout.plans import make_plan, trainable_steps
-from services.errors import UserError
+from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
 from services.scoring.scorer import check_scorer
 from system.config import RunConfig
@@ -59,10 +59,11 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
             _report(run, console)
             return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        cause = cause_of(error)
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{config.output}/{config.name}"
-        raise UserError(f"no room for the run `{where}` ({error}); make some and go on with --resume") from error
+        raise UserError(f"no room for the run `{where}` ({cause}); make some and go on with --resume") from error
 
 
 def _train(

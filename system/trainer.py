@@ -16,7 +16,7 @@ from actors.policy.weights import Exported
 from actors.trajectory import Cost
 from services.errors import UserError, first_line
 from services.logs import at
-from system.checkpoint import RECIPE_FILE, RunState
+from system.checkpoint import RunState
 from system.collect import Collector
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
@@ -25,7 +25,7 @@ from system.launch import Roles
 from system.metrics import describe_rewards, describe_time, describe_update
 from system.progress import Progress
 from system.prompts import Prompts
-from system.run_folder import RunFolder, check_same, read_recipe
+from system.run_folder import RunFolder
 from system.stop import Stopped
 from system.telemetry import Telemetry
 
@@ -139,7 +139,6 @@ class Trainer:
         found = self.checkpoints.latest()
         if found is not None:
             folder, self.state = found
-            check_same(read_recipe(folder.read(RECIPE_FILE).decode(), str(folder)), self.config, f"checkpoint {folder}")
             self.roles.learner.restore(folder, self.state.step)
             self.saved_step = self.state.step
         self.run.forget_after(self.state.step if found else -1)
@@ -156,7 +155,7 @@ class Trainer:
         for version in range(max(0, self.state.step - self.config.learner.max_staleness), self.state.step):
             collector.publish(learner.export(version))
         sampled = learner.export(self.state.step)
-        if not self.run.read_metrics():
+        if not self.run.begun:
             clock = Clock()
             with clock("eval"):
                 line = self._evaluate(sampled)
@@ -247,11 +246,11 @@ class Trainer:
         self._seal(wait=True)
         learner = self.roles.learner
         try:
-            learner.save_model(str(self.run.trained))
             learner.save(self.checkpoints.begin(self.state.step))
             self.saving = self.state
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", self.state.step, first_line(error))
+        learner.save_model(str(self.run.trained))
 
     def _seal(self, wait: bool = False) -> None:
         """Make the checkpoint that is being written count, if its files are there. One that cannot be written leaves

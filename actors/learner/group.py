@@ -98,7 +98,8 @@ class LearnerGroup:
         and we do not `wait`.
 
         Raises:
-            OSError: the storage failed, or takes longer than an update may.
+            OSError: the storage failed.
+            LearnerLost: it takes longer than an update may.
         """
         deadline = time.monotonic() + self.settings.update_timeout_s
         while None in (
@@ -107,7 +108,7 @@ class LearnerGroup:
             if not wait:
                 return None
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not written within {self.settings.update_timeout_s:g} s")
+                raise LearnerLost(f"a checkpoint is not written within {self.settings.update_timeout_s:g} s")
             time.sleep(POLL_S)
         return {name: digest for of_rank in of_ranks for name, digest in of_rank.items()}
 

@@ -74,7 +74,6 @@ class _Joining:
     worker: ActorHandle
     ready: ObjectRef
     attempts: int
-    deadline: float
 
 
 class Fleet:
@@ -90,8 +89,7 @@ class Fleet:
         slots: workers without which the run does not begin.
         task_timeout_s: a job that takes longer counts as lost and its worker is replaced.
         more: further slots, whose workers come and go as the cluster has room.
-        start_timeout_s: how long jobs may wait with no worker at all, and a worker take to start before another is
-            started in its place.
+        start_timeout_s: how long jobs may wait with no worker at all.
         draining: ids of the nodes that are to go; none are looked for if not given.
     """
 
@@ -153,7 +151,7 @@ class Fleet:
         )
 
         def give_back(future: Future[Generated]) -> None:
-            if job.started and future.exception():
+            if job.started and (future.cancelled() or future.exception()):
                 room.release(num_bytes)
 
         job.future.add_done_callback(give_back)
@@ -180,7 +178,7 @@ class Fleet:
         ).future
 
     def versions(self) -> dict[int, int]:
-        """The policy version that each worker was last sent, by slot."""
+        """The policy version that each worker holds, by slot."""
         with self._changed:
             return {slot: label.version for slot, label in self._held.items() if slot in self.workers}
 
@@ -255,7 +253,6 @@ class Fleet:
             worker, confirmation = self.workers[slot], None
             if job.weights is not None and self._held.get(slot) != job.weights.label:
                 confirmation = worker.load.remote(job.weights.label, *job.weights.buckets)
-                self._held[slot] = job.weights.label
             refs = job.start(worker)
             deadline = time.monotonic() + self.task_timeout_s
             self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, deadline)
@@ -300,7 +297,6 @@ class Fleet:
             except RayActorError as error:
                 self._lost(run, error)
             except (Exception, SystemExit) as error:
-                self._held.pop(run.slot, None)
                 run.job.future.set_exception(error)
                 if isinstance(error, SystemExit):
                     raise
@@ -308,7 +304,7 @@ class Fleet:
                 run.job.future.set_result(run.job.answer(run.refs, answer))
 
     def _confirm(self, run: _Running) -> None:
-        """Check that the worker holds what it was sent.
+        """Note that the worker holds what it was sent.
 
         Raises:
             RuntimeError: something else.
@@ -318,15 +314,12 @@ class Fleet:
         answer = ray.get(run.confirmation, timeout=SMALL_RESULT_TIMEOUT_S)
         if answer != (label.version, label.checksum):
             raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
+        self._held[run.slot] = label
 
     def _look_after_time(self) -> None:
         now = time.monotonic()
         for ref in [ref for ref, run in self._running.items() if now > run.deadline]:
             self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
-        for slot, join in [(slot, join) for slot, join in self.joining.items() if now > join.deadline]:
-            log.warning("rollout worker %d has not started within %g s", slot, self.start_timeout_s)
-            ray.kill(join.worker)
-            self._start(slot, join.attempts)
         if self.workers or not self._waiting:
             self._last_seen = now
         elif now - self._last_seen > self.start_timeout_s:
@@ -365,5 +358,4 @@ class Fleet:
 
     def _start(self, slot: int, attempts: int = 1) -> None:
         worker = self.start_worker(slot)
-        deadline = time.monotonic() + self.start_timeout_s
-        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts, deadline)
+        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts)

@@ -115,7 +115,7 @@ def _train(config: RunConfig, steps: int, console: Console) -> list[dict[str, An
                 "output": folder,
                 "steps": steps,
                 "data": config.data.model_copy(update={"heldout": None}),
-                "checkpoint": config.checkpoint.model_copy(update={"every": steps}),
+                "checkpoint": config.checkpoint.model_copy(update={"every": steps, "folder": None}),
             }
         )
         train_run(short, resume=False, console=console)

@@ -91,7 +91,7 @@ def simulated(config: RunConfig, scenario: Scenario, steps: int, folder: str) ->
             "rollout": config.rollout.model_copy(update={"workers": scenario.workers, "max_workers": None}),
             "learner": config.learner.model_copy(update={"ranks": scenario.ranks}),
             "reward": config.reward.model_copy(update={"concurrency": 2 * scenario.replicas}),
-            "checkpoint": config.checkpoint.model_copy(update={"every": steps}),
+            "checkpoint": config.checkpoint.model_copy(update={"every": steps, "folder": None}),
         }
     )
 

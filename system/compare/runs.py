@@ -36,10 +36,7 @@ class Contender:
         Raises:
             UserError: a quote is not closed, or nothing is named.
         """
-        try:
-            recipe, *overrides = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"`{text}` is not a recipe with overrides: {error}") from error
+        recipe, *overrides = _split(text)
         names = [override.removeprefix("name=") for override in overrides if override.startswith("name=")]
         label = names[-1] if names else Path(recipe).stem
         own = [override for override in overrides if not override.startswith("name=")]
@@ -47,7 +44,8 @@ class Contender:
 
     def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
         """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
-        load = [*self.overrides, f"name={self.label}-seed{seed}", f"seed={seed}", f"output={runs}"]
+        place = [f"name={self.label}-seed{seed}", f"output={runs}", "checkpoint.folder=null"]
+        load = [*self.overrides, f"seed={seed}", *place]
         steps = steps_within(load_config(self.recipe, load), budget)
         choices = (max(1, steps // evals), math.ceil(steps / evals))
         # The last evaluation is that of the last step: let it not come right after another.
@@ -55,14 +53,32 @@ class Contender:
         return load_config(self.recipe, [*load, f"steps={steps}", f"eval.every={every}"])
 
 
+def _split(text: str) -> list[str]:
+    """Its words, as a shell would split it.
+
+    Raises:
+        UserError: a quote is not closed, or there are none.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"`{text}` is not a recipe with overrides: {error}") from error
+    if not words:
+        raise UserError(f"`{text}` is not a recipe with overrides")
+    return words
+
+
 def parse_contenders(texts: Sequence[str]) -> list[Contender]:
     """All contenders, each with a name of its own; a text `key=value` is an override of every one, before its own.
 
     Raises:
-        UserError: none is named, or two have one name.
+        UserError: none is named, two have one name, or the name of all is given.
     """
-    shared = [text for text in texts if "=" in text.partition(" ")[0]]
-    contenders = [Contender.parse(text, shared) for text in texts if text not in shared]
+    for_all = [text for text in texts if "=" in text.partition(" ")[0]]
+    overrides = [override for text in for_all for override in _split(text)]
+    if any(override.startswith("name=") for override in overrides):
+        raise UserError("name=… is one contender's: put it in quotes with its recipe")
+    contenders = [Contender.parse(text, overrides) for text in texts if text not in for_all]
     if not contenders:
         raise UserError("nothing to compare: name at least one recipe")
     labels = [contender.label for contender in contenders]
@@ -96,11 +112,10 @@ def run_all(
         path = output / f"{config.name}.json"
         if not path.exists():
             console.print(f"[bold]{config.name}[/], {number} of {len(configs)}: {config.steps} steps", highlight=False)
-            folder = Path(config.output) / config.name
-            code = train_run(config, resume=folder.exists(), console=console)
+            code = train_run(config, resume=True, console=console)
             if code:
                 return results, code
-            condense(folder, label, key_of(config)).save(path)
+            condense(Path(config.output) / config.name, label, key_of(config)).save(path)
         results.append(Result.load(path))
     return results, 0
 
@@ -115,7 +130,7 @@ def _check_own(config: RunConfig, output: Path) -> None:
     found = path if path.exists() else folder.path
     if path.exists():
         key = Result.load(path).key
-    elif folder.config_file.exists():
+    elif folder.begun:
         key = key_of(folder.read_config())
     else:
         return

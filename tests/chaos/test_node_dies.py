@@ -1,6 +1,7 @@
 """A node that dies with its workers and what their objects hold: the run goes on, and its weights are the same bits."""
 
 import random
+import time
 
 import pytest
 import ray
@@ -41,7 +42,9 @@ class Maker:
 @ray.remote(num_cpus=0, resources={"head": 1})
 class Rank:
     def update(self, advantages, behaviour, *experience):
-        return len(experience)
+        """A rank whose task another rank has waits for it, as in a collective."""
+        if experience == (None,):
+            time.sleep(600)
 
 
 class Handle:

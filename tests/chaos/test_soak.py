@@ -83,8 +83,12 @@ def test_a_soak_with_random_kills_leaks_nothing(recipe, ray_head, request):
         newest = newest_checkpoint(run.path)
         kind = chance.choice(VICTIMS if newest != restored else VICTIMS[:-1])
         if run.process.poll() is None and (found := family(ray_head.pid, kind)):
+            try:
+                files, driver_mb = driver.num_fds(), driver.memory_info().rss / 1e6
+            except psutil.NoSuchProcess:
+                break
             roles_mb = sum(map(memory_mb, family(ray_head.pid, *ROLES)))
-            seen.append(Seen(metrics(run.path)[-1]["step"], memory_mb(driver), roles_mb, driver.num_fds()))
+            seen.append(Seen(metrics(run.path)[-1]["step"], driver_mb, roles_mb, files))
             chance.choice(found).kill()
             kills[kind] += 1
             restored = newest if kind == LEARNER else restored

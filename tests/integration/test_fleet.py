@@ -25,9 +25,8 @@ EMPTY = InFlight(10**9)
 class FakeWorker:
     """Answers with its task; dies or hangs once on tasks that say so."""
 
-    def __init__(self, notes: str, lies: bool = False, sleeps_s: float = 0) -> None:
+    def __init__(self, notes: str, lies: bool = False) -> None:
         self.notes, self.lies = notes, lies
-        time.sleep(sleeps_s)
 
     def ready(self):
         return ray.get_runtime_context().get_node_id()
@@ -104,22 +103,6 @@ def test_a_task_that_kills_every_worker_stops_the_run(fleet):
         run(fleet, "always die")
 
 
-def test_a_worker_that_does_not_start_in_time_is_replaced(tmp_path):
-    started = []
-
-    def start(slot: int):
-        started.append(slot)
-        return FakeWorker.remote(str(tmp_path), sleeps_s=600 if started.count(1) == slot == 1 else 0)
-
-    fleet = Fleet(start, 1, 60, more=1, start_timeout_s=15)
-    fleet.wait_ready(60)
-    deadline = time.monotonic() + 60
-    while len(fleet.workers) < 2 and time.monotonic() < deadline:
-        run(fleet, "a")
-    assert started == [0, 1, 1]
-    fleet.close()
-
-
 def test_a_task_that_fails_gives_its_room_back(fleet):
     room = InFlight(10)
     first, second = submit(fleet, ["fail", "a"], room, 10)
@@ -127,6 +110,27 @@ def test_a_task_that_fails_gives_its_room_back(fleet):
         first.result(60)
     second.result(60)
     assert room.bytes == 10
+
+
+def test_a_task_that_is_cancelled_after_its_worker_died_gives_its_room_back(tmp_path, caplog):
+    """The worker that would take it never finds a place."""
+    started = []
+
+    def start(slot: int):
+        started.append(slot)
+        return FakeWorker.options(resources={"nowhere": 1} if len(started) > 1 else {}).remote(str(tmp_path))
+
+    fleet, room = Fleet(start, 1, 60), InFlight(10)
+    fleet.wait_ready(60)
+    (task,) = submit(fleet, ["always die"], room, 10)
+    deadline = time.monotonic() + 60
+    while not fleet.replaced and time.monotonic() < deadline:
+        time.sleep(0.01)
+    fleet.cancel()
+    assert task.cancelled()
+    assert room.bytes == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    fleet.close()
 
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):

@@ -16,13 +16,13 @@ def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator
     With `strata`, step i is drawn with probability p_i = 1 / (steps of its stratum): over draws, Σ (1/p_i)·(loss of
     step i) has the expectation of the full sum, and Σ 1/p_i of one draw is always the full number of steps.
 
-    Raises:
-        UserError: more strata than steps.
-
     Deviations: from the FLUX and Qwen-Image scripts of TempFlow-GRPO, no branch is drawn at the last step, which they
     decode and score without training on it; from its paper, `branch_steps` may leave out late steps. From G²RPO's code:
     granularities are those of the text, {1, 2, 3}, where it has {1, 2}; coarse steps start at the branch, where it
     first takes a fine one; and all steps share an optimizer step, where it takes one each.
+
+    Raises:
+        UserError: more strata than steps.
     """
     steps = trunk_steps(settings, num_steps)
     chances = dict.fromkeys(steps, 1.0)

@@ -46,8 +46,11 @@ def test_an_override_alone_is_for_every_contender_before_its_own(tmp_path):
     assert (one.label, two.label) == ("shapes", "two")
     configs = [contender.config(0, 80_000, 8, tmp_path) for contender in (one, two)]
     assert [(config.eval.prompts, config.learner.lr) for config in configs] == [(64, 1e-4), (64, 2e-4)]
-    with pytest.raises(UserError, match="nothing to compare"):
-        parse_contenders(["eval.prompts=64"])
+    (several,) = parse_contenders(["learner.lr=1e-4 eval.prompts=64", "shapes"])
+    assert several.overrides == ("learner.lr=1e-4", "eval.prompts=64")
+    for texts, message in ((["eval.prompts=64"], "nothing to compare"), (["shapes", "name=x"], "one contender's")):
+        with pytest.raises(UserError, match=message):
+            parse_contenders(texts)
 
 
 def test_an_equal_budget_is_as_many_steps_as_it_pays_for(tmp_path):
@@ -90,8 +93,8 @@ def test_a_result_of_another_budget_is_not_taken_for_this_one(tmp_path):
 
 def test_a_run_folder_of_another_budget_is_not_gone_on_with(tmp_path):
     contenders = parse_contenders(["shapes"])
-    with RunFolder.open(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False):
-        pass
+    with RunFolder.open(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False) as run:
+        run.append_metrics({"step": 0})
     with pytest.raises(UserError, match=r"runs/shapes-seed0 is of another recipe or budget"):
         run_all(contenders, [0], 8000, 2, tmp_path, Console())
 

@@ -1,5 +1,7 @@
 """A run's folder: who may go on with it, and what a kill in the middle of a line leaves."""
 
+import shutil
+
 import pytest
 
 from services.errors import UserError
@@ -24,14 +26,43 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
         assert run.metrics_file.read_text() == text
 
 
-def test_checkpoints_of_a_run_that_has_no_folder_are_gone_on_with_only_if_asked(tmp_path):
-    settings = config(tmp_path / "new", checkpoint={"folder": str(tmp_path / "kept")})
-    (tmp_path / "kept" / "mine" / "step_000002").mkdir(parents=True)
-    refused = pytest.raises(UserError, match="kept/mine` holds checkpoints of a run of this name; add --resume")
-    with refused, RunFolder.open(settings, resume=False):
+def refused(settings: RunConfig, resume: bool, message: str) -> None:
+    with pytest.raises(UserError, match=message), RunFolder.open(settings, resume):
         pass
-    with RunFolder.open(settings, resume=True) as run:
-        assert run.checkpoints(settings.checkpoint)
+
+
+def test_a_run_that_has_begun_is_gone_on_with_only_if_asked_and_with_its_own_recipe(tmp_path):
+    with RunFolder.open(config(tmp_path), resume=False) as run:
+        run.append_metrics({"step": 0})
+    refused(config(tmp_path), False, "the run `.*mine` exists; add --resume")
+    refused(config(tmp_path, seed=5), True, "the run `.*mine` began with other settings of seed")
+    with RunFolder.open(config(tmp_path), resume=True):
+        pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_it_began_may_begin_with_another_recipe(tmp_path, resume):
+    """What a first try names as too large can be mended and tried again."""
+    with RunFolder.open(config(tmp_path), resume):
+        pass
+    with RunFolder.open(config(tmp_path, seed=5), resume) as run:
+        assert run.read_config().seed == 5
+
+
+def test_checkpoints_without_a_run_folder_are_gone_on_from_only_if_asked_and_with_their_own_recipe(tmp_path):
+    def settings(**more) -> RunConfig:
+        return config(tmp_path / "new", checkpoint={"folder": str(tmp_path / "kept")}, **more)
+
+    with RunFolder.open(config(tmp_path), resume=False) as run:
+        checkpoint = tmp_path / "kept" / "mine" / "step_000002"
+        checkpoint.mkdir(parents=True)
+        shutil.copy(run.config_file, checkpoint / "recipe.yaml")
+    refused(settings(), False, "the run of the checkpoints in `.*kept/mine` exists; add --resume")
+    refused(settings(seed=5), True, "kept/mine` began with other settings of seed")
+    with RunFolder.open(settings(), resume=True):
+        pass
+    (checkpoint / "recipe.yaml").write_text("- no recipe")
+    refused(settings(), True, "kept/mine: not a recipe")
 
 
 @pytest.mark.parametrize(
