@@ -99,7 +99,12 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether anything is recorded."""
-        return bool(self.read_metrics())
+        return self.last_step() is not None
+
+    def last_step(self) -> int | None:
+        """The last one that is recorded."""
+        lines = self.read_metrics()
+        return lines[-1]["step"] if lines else None
 
     @property
     def config_file(self) -> Path:

@@ -150,12 +150,14 @@ class Trainer:
                     self._step(collector)
 
     def _begin(self, collector: Collector) -> None:
-        """Start what the versions up to this one generate; evaluate what the metrics begin with, or lack."""
+        """Start what the versions up to this one generate; evaluate this one where the metrics lack it: the model as it
+        comes, a resumed run's first line in a new folder, or an evaluation that was cut off.
+        """
         learner = self.roles.learner
         for version in range(max(0, self.state.step - self.config.learner.max_staleness), self.state.step):
             collector.publish(learner.export(version))
         sampled = learner.export(self.state.step)
-        if not self.run.begun:
+        if self.run.last_step() != self.state.step:
             clock = Clock()
             with clock("eval"):
                 line = self._evaluate(sampled)
