@@ -111,7 +111,7 @@ class Wandb:
 
     def log_metrics(self, step: int, line: Mapping[str, Any]) -> None:
         if step > self.sent:
-            self.run.log({"step": step, **numbers(line)}, step=step, commit=True)
+            self.run.log({"step": step, **numbers(line)}, step=step)
 
     def log_images(self, step: int, images_NHWC: np.ndarray) -> None:
         import wandb

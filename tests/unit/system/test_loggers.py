@@ -3,9 +3,11 @@
 import io
 import math
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,15 +57,32 @@ def test_tensorboard_has_each_point_once_after_a_resume_and_the_pictures(tmp_pat
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.encoded_image_string))), tiled(IMAGES_NHWC))
 
 
+def whole(file: Path) -> list[Any]:
+    """W&B's records of a run, the last of which its own process writes a moment after the run is finished."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    deadline, found = time.monotonic() + 60, []
+    while not (found and found[-1].HasField("exit")):
+        assert time.monotonic() < deadline, f"{file} has no end"
+        found = [Record.FromString(data) for data in records(file)]
+    return found
+
+
 def records(file: Path) -> Iterator[bytes]:
-    """Of W&B's file, which is LevelDB's log format: blocks of 32 KiB, records in parts of (crc, length, type)."""
+    """Of W&B's file, which is LevelDB's log format: blocks of 32 KiB, records in parts of (crc, length, type); those that
+    are whole.
+    """
     data, at, record = file.read_bytes(), 7, b""
     while at < len(data):
         left = 2**15 - at % 2**15
         if left < 7:
             at += left
             continue
+        if at + 7 > len(data):
+            return
         _, length, part = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if part in (1, 4):
@@ -72,14 +91,12 @@ def records(file: Path) -> Iterator[bytes]:
 
 
 def test_wandb_offline_goes_on_with_its_run_sends_no_step_twice_and_keeps_no_key(tmp_path, monkeypatch):
-    from wandb.proto.wandb_internal_pb2 import Record
-
     monkeypatch.setenv(WANDB_KEY, KEY)
     run = first_and_second_process(config(tmp_path, wandb={"mode": "offline"}))
     seen: Counter[tuple[int, str]] = Counter()
     ids = set()
     files = sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"))
-    for record in (Record.FromString(data) for file in files for data in records(file)):
+    for record in (record for file in files for record in whole(file)):
         if record.HasField("run"):
             ids.add(record.run.run_id)
         if record.HasField("history"):
