@@ -69,8 +69,8 @@ def whole(file: Path) -> list[Any]:
 
 
 def records(file: Path) -> Iterator[bytes]:
-    """Of W&B's file, which is LevelDB's log format: blocks of 32 KiB, records in parts of (crc, length, type); those that
-    are whole.
+    """The whole ones of W&B's file, which is LevelDB's log format: blocks of 32 KiB, records in parts of (crc, length,
+    type).
     """
     data, at, record = file.read_bytes(), 7, b""
     while at < len(data):
