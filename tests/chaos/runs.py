@@ -4,8 +4,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Run:
     name: str
     overrides: list[str]
     address: str | None
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Of the driver, beside that of the address."""
 
     @property
     def path(self) -> Path:
@@ -45,7 +47,7 @@ class Run:
             self.process = subprocess.Popen(
                 [*command, f"eval.every={STEPS}", *self.overrides, *arguments],
                 cwd=self.recipe.parent,
-                env=environment(self.address),
+                env=environment(self.address) | self.env,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -88,7 +88,8 @@ def raylet(node: Node) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_whose_rollout_node_dies_has_the_same_bits(recipe, undisturbed, cluster, request, seed):
     whole, undisturbed_s = undisturbed(*LARGE)
-    robbed = Run(recipe, "robbed", [*LARGE, "rollout.labels={role: rollout}"], cluster.address)
+    overrides = [*LARGE, "rollout.labels={role: rollout}"]
+    robbed = Run(recipe, "robbed", overrides, cluster.address, {"RAY_AUTH_MODE": "disabled"})
     robbed.start()
     request.addfinalizer(robbed.end)
     robbed.wait_for_a_moment(random.Random(seed))
