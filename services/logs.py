@@ -59,10 +59,27 @@ class LogFile:
     """Rank, slot or scorer."""
 
 
+class _FileHandler(logging.FileHandler):
+    """A line that cannot be written, on a full disk, is said on the screen instead."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            print(f"{self.baseFilename}: {error}; not logged: {record.getMessage()}", file=sys.stderr)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            print(f"{self.baseFilename}: {error}", file=sys.stderr)
+
+
 def log_to(file: LogFile) -> logging.Handler:
     """Send this process's log (INFO and above) to a file, which is made with its folder."""
     file.path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file.path)
+    handler = _FileHandler(file.path)
     handler.setFormatter(JsonLines(run=file.run, role=file.role, **file.more))
     root = logging.getLogger()
     root.addHandler(handler)

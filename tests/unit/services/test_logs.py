@@ -82,3 +82,12 @@ def test_a_log_file_brings_its_fields(tmp_path):
     handler.close()
     (line,) = lines(tmp_path / "a.log")
     assert (line["run"], line["role"], line["rank"]) == ("mine", "learner", 0)
+
+
+def test_a_line_that_cannot_be_written_is_said_on_the_screen(tmp_path, capsys):
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    with logging_to(LogFile(tmp_path / "full.log", "mine", "driver")):
+        logging.getLogger("tests").warning("mind the gap")
+    said = capsys.readouterr().err
+    assert "No space left on device; not logged: mind the gap" in said
+    assert "Traceback" not in said
