@@ -36,8 +36,10 @@ from system.checkpoint import Checkpoints
 from system.config import CheckpointSettings, RunConfig, parse_config
 from system.loggers import MetricsLogger
 
-MAY_CHANGE: dict[str, set[str] | bool] = dict.fromkeys(("steps", "output", "eval", "checkpoint", "log", "ray"), True)
-MAY_CHANGE["reward"] = {"max_hole_share", "concurrency"}
+MAY_CHANGE: dict[str, set[str] | bool] = {
+    **dict.fromkeys(("steps", "output", "eval", "checkpoint", "log", "ray"), True),
+    "reward": {"max_hole_share", "concurrency"},
+}
 """Settings that a resumed run may change: none of them enters the arithmetic of a step."""
 
 
@@ -84,10 +86,9 @@ class RunFolder:
     def _check(self, config: RunConfig, resume: bool) -> None:
         """Refuse to go on unasked, or with another recipe. A folder in which nothing is recorded is as good as new."""
         checkpoints = self.checkpoints(config.checkpoint)
-        kept = checkpoints.recipe()
         if self.begun:
             what, before = f"the run `{self.path}`", self.read_config()
-        elif kept is not None:
+        elif (kept := checkpoints.recipe()) is not None:
             what = f"the run of the checkpoints in `{checkpoints.folder}`"
             before = read_recipe(kept, str(checkpoints.folder))
         else:

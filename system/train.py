@@ -1,6 +1,8 @@
 """`tempflow train`: check what can be checked, start the roles, train, leave a readable run folder."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from rich.console import Console
@@ -43,21 +45,32 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
         UserError: one sentence that names the thing and the mend.
     """
     train, heldout = check(config)
-    try:
-        with (
-            RunFolder.open(config, resume) as run,
-            logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
-            open_loggers(config, run.path) as run.loggers,
-            StopFlag() as stop,
-        ):
-            try:
-                _train(config, run, train, heldout, console, stop)
-            except Stopped as stopped:
-                _report(run, console)
-                console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
-                return STOPPED_EXIT_CODE
+    with (
+        _naming_a_full_disk(config),
+        RunFolder.open(config, resume) as run,
+        logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
+        open_loggers(config, run.path) as run.loggers,
+        StopFlag() as stop,
+    ):
+        try:
+            _train(config, run, train, heldout, console, stop)
+        except Stopped as stopped:
             _report(run, console)
-            return 0
+            console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
+            return STOPPED_EXIT_CODE
+        _report(run, console)
+        return 0
+
+
+@contextmanager
+def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
+    """Make one sentence of what the run folder has no room for.
+
+    Raises:
+        UserError: the sentence.
+    """
+    try:
+        yield
     except OSError as error:
         cause = cause_of(error)
         if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):

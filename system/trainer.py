@@ -90,7 +90,7 @@ class Trainer:
             self._fit()
 
     def _fit(self) -> None:
-        lost: LearnerLost | ObjectLostError | None = None
+        lost: Exception | None = None
         while True:
             try:
                 if lost:
@@ -106,7 +106,7 @@ class Trainer:
                 self._stopped()
                 raise
 
-    def _restart(self, lost: LearnerLost | ObjectLostError) -> None:
+    def _restart(self, lost: Exception) -> None:
         """A new learner, to be restored."""
         log.warning("the learner starts again at step %d: %s", self.state.step, first_line(lost))
         self.state, self.saving = RunState(), None

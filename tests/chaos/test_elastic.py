@@ -75,7 +75,9 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
 
     node = cluster.add_node(num_cpus=1, resources={"spot": 2})
     grow(fleet, 3)
-    assert len(step(fleet, 2, 60)) == 3
+    grown = step(fleet, 2, 60)
+    assert len(grown) == 3
+    assert min(grown.values()) > 5
 
     futures = submit(fleet, 3, 30)
     for future in futures[:5]:

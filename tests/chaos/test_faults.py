@@ -14,8 +14,6 @@ from tests.integration.test_training import metrics
 
 WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeController"
 GONE_S = 20
-
-
 OVERRIDE = "rollout.task_timeout_s=10"
 
 
