@@ -1,6 +1,7 @@
 """The rollout workers as the training loop sees them: jobs in, futures of their answers out, deaths mended."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from actors.policy.weights import Exported, Label
+from actors.rollout.dispatch import Pace, dispatch
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
@@ -28,6 +30,8 @@ WAKE_S = 0.02
 DRAIN_POLL_S = 1.0
 SMALL_RESULT_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
+TRY_AGAIN_AFTER = 10
+"""Jobs' times without a job, after which a slow worker gets one to see whether it still is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class _Job:
     weights: Exported | None
     """What the worker must hold; whatever it holds if None."""
     may_start: Callable[[], bool]
+    alike: bool = False
+    """One of many that take as long on the same worker."""
     future: Future[Any] = field(default_factory=Future)
     started: bool = False
     deaths: int = 0
@@ -64,7 +70,17 @@ class _Running:
     refs: list[ObjectRef]
     confirmation: ObjectRef | None
     """Of weights that were sent with the job."""
-    deadline: float
+    started: float
+    """By the monotonic clock."""
+
+
+@dataclass(frozen=True)
+class _Took:
+    """A worker, for the latest of the jobs that are alike."""
+
+    seconds: float
+    ended: float
+    """By the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,10 @@ class _Joining:
 class Fleet:
     """Slots for workers, and a thread that gives waiting jobs, first come first served, to those that are free.
 
-    A worker gets the weights of a job with the job, unless it holds them already. A job whose worker dies or hangs runs
-    again, on whoever is free; a slot whose worker died gets a new one, which joins once it has loaded its model. A
-    worker on a node that is to go (`ray drain-node`, or SIGTERM to `ray start --block`: a spot node) finishes its job,
-    gets no other, and leaves.
+    A worker that is slower than the others gets no job that these would answer sooner (`dispatch`). It gets the weights
+    of a job with the job, unless it holds them already. A job whose worker dies or hangs runs again, on whoever is
+    free; a slot whose worker died gets a new one, which joins once it has loaded its model. A worker on a node that is
+    to go (`ray drain-node`, SIGTERM to `ray start --block`: a spot node) finishes its job, gets no other, and leaves.
 
     Args:
         start_worker: makes the worker of a slot; it may have to wait for a place on the cluster.
@@ -109,6 +125,7 @@ class Fleet:
         self.joining: dict[int, _Joining] = {}
         self.replaced = 0
         self._held: dict[int, Label] = {}
+        self._took: dict[int, _Took] = {}
         self._node: dict[int, str] = {}
         self._leaving: Collection[str] = ()
         self._next_look = 0.0
@@ -139,6 +156,7 @@ class Fleet:
             for (slot, worker), node in zip(workers.items(), nodes, strict=True):
                 self.joining.pop(slot, None)
                 self._held.pop(slot, None)
+                self._took.pop(slot, None)
                 self.workers[slot], self._node[slot] = worker, node
 
     def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
@@ -148,6 +166,7 @@ class Fleet:
             lambda refs, answer: Generated(task, refs[0], refs[1], *answer),
             weights,
             lambda: room.reserve(num_bytes),
+            alike=True,
         )
 
         def give_back(future: Future[Generated]) -> None:
@@ -205,8 +224,9 @@ class Fleet:
         answer: Callable[[list[ObjectRef], Any], Any],
         weights: Exported | None,
         may_start: Callable[[], bool] = lambda: True,
+        alike: bool = False,
     ) -> _Job:
-        job = _Job(start, answer, weights, may_start)
+        job = _Job(start, answer, weights, may_start, alike)
         with self._changed:
             if not self._waiting and not self._running:
                 self._last_seen = time.monotonic()
@@ -236,26 +256,51 @@ class Fleet:
                 for job in lost:
                     job.future.set_exception(error)
 
+    def _busy(self) -> dict[int, _Running]:
+        """What runs on the workers that are still in their slots, by slot."""
+        return {run.slot: run for run in self._running.values() if self.workers.get(run.slot) is run.worker}
+
     def _free(self, leaving: bool) -> list[int]:
         """Slots of workers with no job, on nodes that are to go or on the others."""
-        busy = {run.slot for run in self._running.values() if self.workers.get(run.slot) is run.worker}
+        busy = self._busy()
         return [slot for slot in self.workers if slot not in busy and (self._node[slot] in self._leaving) == leaving]
 
     def _give_out(self) -> None:
-        for slot in self._free(leaving=False):
-            if not self._waiting:
-                return
-            job = self._waiting[0]
+        free = set(self._free(leaving=False))
+        if not free or not self._waiting:
+            return
+        taken = dispatch(len(self._waiting), self._paces(free), free)
+        jobs = {slot: self._waiting[index] for slot, index in taken.items()}
+        for slot, job in jobs.items():
             if not job.started and not job.may_start():
                 return
             job.started = True
-            del self._waiting[0]
+            self._waiting.remove(job)
             worker, confirmation = self.workers[slot], None
             if job.weights is not None and self._held.get(slot) != job.weights.label:
                 confirmation = worker.load.remote(job.weights.label, *job.weights.buckets)
             refs = job.start(worker)
-            deadline = time.monotonic() + self.task_timeout_s
-            self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, deadline)
+            self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, time.monotonic())
+
+    def _paces(self, free: Collection[int]) -> dict[int, Pace]:
+        """Of the workers that take jobs and are free or known. One that is not known, or has had no job for long, gets
+        the next; one that takes longer than it took before is believed to be that slow from then on: it may hang.
+        """
+        now, paces = time.monotonic(), {}
+        for slot in free:
+            took = self._took.get(slot)
+            if took is None:
+                paces[slot] = Pace(0, math.inf)
+            elif now - took.ended > TRY_AGAIN_AFTER * took.seconds:
+                paces[slot] = Pace(0, took.seconds)
+            else:
+                paces[slot] = Pace(took.seconds, took.seconds)
+        for slot, run in self._busy().items():
+            if slot in self._took and self._node[slot] not in self._leaving:
+                elapsed = now - run.started
+                seconds = max(self._took[slot].seconds, elapsed)
+                paces[slot] = Pace(2 * seconds - elapsed, seconds)
+        return paces
 
     def _wait(self) -> list[ObjectRef]:
         """References that have an answer; none after a while, or when there may be something to give out."""
@@ -301,6 +346,9 @@ class Fleet:
                 if isinstance(error, SystemExit):
                     raise
             else:
+                if run.job.alike:
+                    now = time.monotonic()
+                    self._took[run.slot] = _Took(now - run.started, now)
                 run.job.future.set_result(run.job.answer(run.refs, answer))
 
     def _confirm(self, run: _Running) -> None:
@@ -318,7 +366,7 @@ class Fleet:
 
     def _look_after_time(self) -> None:
         now = time.monotonic()
-        for ref in [ref for ref, run in self._running.items() if now > run.deadline]:
+        for ref in [ref for ref, run in self._running.items() if now > run.started + self.task_timeout_s]:
             self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
         if self.workers or not self._waiting:
             self._last_seen = now
@@ -337,6 +385,7 @@ class Fleet:
     def _vacate(self, slot: int) -> None:
         """End a worker and start another in its slot."""
         self._held.pop(slot, None)
+        self._took.pop(slot, None)
         ray.kill(self.workers.pop(slot))
         self._start(slot)
 
