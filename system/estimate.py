@@ -45,7 +45,7 @@ def estimate(config: RunConfig) -> list[tuple[str, ...]]:
     trained_in_shards = config.learner.shard and config.policy.lora is None
     transformer = (FP32_BYTES if trained_in_shards else size) * parameters(folder / "transformer")
     held = transformer / (config.learner.ranks if config.learner.shard else 1)
-    learn = prompts * guided * _passes(config, plan)
+    learn = prompts * guided * _passes(config, plan, stale=config.learner.max_staleness > 0)
     training = [scorer for scorer in config.scorers if scorer.weight]
     return [
         (
@@ -97,13 +97,16 @@ def steps_within(config: RunConfig, budget: int) -> int:
     spent, steps = 0.0, 0
     while spent < budget:
         plan = make_plan(config.plan, config.policy.num_steps, (config.seed, steps, 0))
-        spent += config.data.prompts_per_step * guided * (plan.nfe + _passes(config, plan))
+        stale = config.learner.max_staleness > 0 and steps > 0
+        spent += config.data.prompts_per_step * guided * (plan.nfe + _passes(config, plan, stale))
         steps += 1
     return max(1, steps - (spent > budget))
 
 
-def _passes(config: RunConfig, plan: Plan) -> float:
-    """Transformer passes of the learner for one task; a backward counts 2."""
+def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
+    """Transformer passes of the learner for one task, which an older policy version generated if `stale`; a backward
+    counts 2.
+    """
     objective = config.objective
     rows = plan.decisions if plan.trained_steps else plan.leaves
     if config.advantage.keep and config.advantage.group == "prompt_step" and not objective.kl:
@@ -111,8 +114,10 @@ def _passes(config: RunConfig, plan: Plan) -> float:
         rows = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
     if isinstance(objective, AwmSettings | NftSettings):
         rows *= len(objective.levels(config.policy.num_steps))
-    reads_back = not isinstance(objective, NftSettings)
-    return rows * (objective.passes + reads_back * (objective.optimizer_steps - 1) / objective.optimizer_steps)
+    read_back = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
+    if isinstance(objective, NftSettings):
+        read_back = 0.0
+    return rows * (objective.passes + read_back)
 
 
 def _mb(count: float) -> str:

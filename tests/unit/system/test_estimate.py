@@ -8,7 +8,7 @@ from diffusers import SD3Transformer2DModel
 from actors.rollout.plans import make_plan
 from services.paths import resolve_model
 from system.config import load_config, recipe_names
-from system.estimate import bytes_in_flight, estimate, task_image_bytes
+from system.estimate import bytes_in_flight, estimate, steps_within, task_image_bytes
 
 RANKS = ["learner.ranks=4", "policy.dtype=bf16"]
 
@@ -49,6 +49,19 @@ def test_images_and_trained_decisions_are_the_plans():
     found = rows()
     assert found["rollout"][3] == str(4 * 4 * 4 * 6)
     assert found["learner"][2] == str(4 * 4 * 4 * 3)
+
+
+@pytest.mark.parametrize(
+    ("staleness", "optimizer_steps", "first", "others"),
+    [(0, 1, 4 * 400, 4 * 400), (1, 1, 4 * 400, 4 * 416), (0, 2, 4 * 408, 4 * 408), (4, 2, 4 * 408, 4 * 416)],
+)
+def test_a_budget_pays_for_the_learners_passes_too(staleness, optimizer_steps, first, others):
+    """A prompt: 352 NFE of sampling, 3 passes of 16 decisions, and one to read old log-probs back where they are not
+    the first optimizer step's own.
+    """
+    overrides = [f"learner.max_staleness={staleness}", f"objective.optimizer_steps={optimizer_steps}"]
+    config = load_config("shapes", overrides)
+    assert [steps_within(config, first + 9 * others - less) for less in (0, 1)] == [10, 9]
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
