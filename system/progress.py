@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+SHOWN = 12
+"""Steps on a terminal."""
 
 
 class Progress:
@@ -25,8 +29,8 @@ class Progress:
         self.steps = steps
         self.began = time.monotonic()
         self.at = 0
-        self.seen: list[float] = []
-        self.lines: list[dict[str, Any]] = []
+        self.done, self.done_s = 0, 0.0
+        self.lines: deque[dict[str, Any]] = deque(maxlen=SHOWN)
         self.now = Text("starting the roles")
         self.live = Live(self._view(), console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
@@ -53,7 +57,8 @@ class Progress:
         """Show the metrics of a finished step."""
         self.at = line["step"]
         if "seconds/step" in line:
-            self.seen.append(line["seconds/step"])
+            self.done += 1
+            self.done_s += line["seconds/step"]
         self.lines.append(line)
         if self.live:
             self.live.update(self._view())
@@ -62,16 +67,14 @@ class Progress:
 
     def time_left_s(self) -> float | None:
         """Estimated from the steps that this process has done."""
-        if not self.seen:
-            return None
-        return (self.steps - self.at) * sum(self.seen) / len(self.seen)
+        return (self.steps - self.at) * self.done_s / self.done if self.done else None
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold", padding=(0, 1))
         columns = ["step", "reward", "held out", "ρ drift", "NFE", "generate", "score", "update", "export", "step s"]
         for column in columns:
             table.add_column(column, justify="right")
-        for line in self.lines[-12:]:
+        for line in self.lines:
             table.add_row(*_cells(line))
         left = self.time_left_s()
         bar = ProgressBar(total=self.steps, completed=self.at, width=40)

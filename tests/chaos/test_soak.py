@@ -25,6 +25,8 @@ MAY_GROW_MB, MAY_GROW_FILES = 40, 20
 
 CENSUS = """
 import json
+from system.launch_env import listen_on_loopback
+listen_on_loopback()
 import ray
 ray.init(log_to_driver=False)
 alive = [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
