@@ -70,7 +70,7 @@ class _Running:
     refs: list[ObjectRef]
     confirmation: ObjectRef | None
     """Of weights that were sent with the job."""
-    started: float
+    began: float
     """By the monotonic clock."""
 
 
@@ -266,10 +266,11 @@ class Fleet:
         return [slot for slot in self.workers if slot not in busy and (self._node[slot] in self._leaving) == leaving]
 
     def _give_out(self) -> None:
-        free = set(self._free(leaving=False))
-        if not free or not self._waiting:
+        if not self._waiting:
             return
-        taken = dispatch(len(self._waiting), self._paces(free), free)
+        busy = self._busy()
+        paces = self._paces(busy)
+        taken = dispatch(len(self._waiting), paces, paces.keys() - busy.keys())
         jobs = {slot: self._waiting[index] for slot, index in taken.items()}
         for slot, job in jobs.items():
             if not job.started and not job.may_start():
@@ -282,24 +283,24 @@ class Fleet:
             refs = job.start(worker)
             self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, time.monotonic())
 
-    def _paces(self, free: Collection[int]) -> dict[int, Pace]:
+    def _paces(self, busy: Mapping[int, _Running]) -> dict[int, Pace]:
         """Of the workers that take jobs and are free or known. One that is not known, or has had no job for long, gets
         the next; one that takes longer than it took before is believed to be that slow from then on: it may hang.
         """
         now, paces = time.monotonic(), {}
-        for slot in free:
-            took = self._took.get(slot)
+        for slot in self.workers:
+            run, took = busy.get(slot), self._took.get(slot)
+            if self._node[slot] in self._leaving or (run and not took):
+                continue
             if took is None:
                 paces[slot] = Pace(0, math.inf)
-            elif now - took.ended > TRY_AGAIN_AFTER * took.seconds:
-                paces[slot] = Pace(0, took.seconds)
-            else:
-                paces[slot] = Pace(took.seconds, took.seconds)
-        for slot, run in self._busy().items():
-            if slot in self._took and self._node[slot] not in self._leaving:
-                elapsed = now - run.started
-                seconds = max(self._took[slot].seconds, elapsed)
+            elif run:
+                elapsed = now - run.began
+                seconds = max(took.seconds, elapsed)
                 paces[slot] = Pace(2 * seconds - elapsed, seconds)
+            else:
+                long_idle = now - took.ended > TRY_AGAIN_AFTER * took.seconds
+                paces[slot] = Pace(0 if long_idle else took.seconds, took.seconds)
         return paces
 
     def _wait(self) -> list[ObjectRef]:
@@ -348,7 +349,7 @@ class Fleet:
             else:
                 if run.job.alike:
                     now = time.monotonic()
-                    self._took[run.slot] = _Took(now - run.started, now)
+                    self._took[run.slot] = _Took(now - run.began, now)
                 run.job.future.set_result(run.job.answer(run.refs, answer))
 
     def _confirm(self, run: _Running) -> None:
@@ -366,7 +367,7 @@ class Fleet:
 
     def _look_after_time(self) -> None:
         now = time.monotonic()
-        for ref in [ref for ref, run in self._running.items() if now > run.started + self.task_timeout_s]:
+        for ref in [ref for ref, run in self._running.items() if now > run.began + self.task_timeout_s]:
             self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
         if self.workers or not self._waiting:
             self._last_seen = now

@@ -1,6 +1,5 @@
 """Rollout workers that come and go with the nodes of a cluster."""
 
-import os
 import subprocess
 import sys
 import time
@@ -12,30 +11,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.policy.weights import Arrays, Label
 from actors.rollout.fleet import Fleet, Generated
-from actors.rollout.plans import Plan
-from actors.trajectory import Cost, Task
-from tests.integration.test_fleet import EMPTY, PLAN, exported
+from actors.trajectory import Task
+from tests.integration.test_fleet import EMPTY, PLAN, PacedWorker, exported
 
 TASK_S = 0.2
 JOIN_S = 120
-
-
-@ray.remote(num_cpus=0, max_restarts=0)
-class Slow:
-    """Takes a while for a task, and says which process did it."""
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        time.sleep(TASK_S)
-        return None, None, (os.getpid(), Cost())
 
 
 @pytest.fixture
@@ -69,7 +50,7 @@ def grow(fleet: Fleet, workers: int) -> None:
 
 @pytest.mark.chaos
 def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(cluster):
-    fleet = Fleet(lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(), 1, 60, more=2)
+    fleet = Fleet(lambda slot: PacedWorker.options(resources={"spot": 1} if slot else {}).remote(TASK_S), 1, 60, more=2)
     fleet.wait_ready(60)
     assert len(step(fleet, 0)) == 1
 
@@ -98,7 +79,7 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
 def test_a_worker_on_a_drained_node_finishes_its_task_and_leaves(cluster):
     """What SIGTERM to a spot node's `ray start --block` begins: no task is lost, and none comes there again."""
     fleet = Fleet(
-        lambda slot: Slow.options(resources={"spot": 1} if slot else {}).remote(),
+        lambda slot: PacedWorker.options(resources={"spot": 1} if slot else {}).remote(TASK_S),
         *(1, 60),
         more=1,
         draining=ray._private.state.state.get_draining_nodes,

@@ -50,10 +50,10 @@ class FakeWorker:
 
 @ray.remote(num_cpus=0)
 class PacedWorker:
-    """Answers after a while, with its slot."""
+    """Takes so many seconds for a task, and says how many and which process did it."""
 
-    def __init__(self, slot: int, seconds: float) -> None:
-        self.slot, self.seconds = slot, seconds
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     def ready(self):
         return ray.get_runtime_context().get_node_id()
@@ -64,7 +64,7 @@ class PacedWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
         time.sleep(self.seconds)
-        return self.slot, None, (task.index, Cost())
+        return self.seconds, None, (os.getpid(), Cost())
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -107,15 +107,15 @@ def test_each_task_is_done_with_its_own_weights(fleet):
 
 
 def test_a_slow_worker_gets_no_job_that_the_other_answers_sooner():
-    fleet = Fleet(lambda slot: PacedWorker.remote(slot, (0.1, 3.0)[slot]), 2, 60)
+    fleet = Fleet(lambda slot: PacedWorker.remote((0.1, 3.0)[slot]), 2, 60)
     fleet.wait_ready(60)
 
-    def slots(jobs: int) -> list[int]:
+    def paces(jobs: int) -> list[float]:
         return [ray.get(future.result(60).experience, timeout=30) for future in submit(fleet, "a" * jobs)]
 
-    assert set(slots(4)) == {0, 1}
-    assert slots(3) == [0] * 3
-    assert slots(40).index(1) > 0
+    assert set(paces(4)) == {0.1, 3.0}
+    assert paces(3) == [0.1] * 3
+    assert paces(40).index(3.0) > 0
     fleet.close()
 
 
