@@ -13,7 +13,7 @@ from actors.policy.weights import Arrays, Label
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
 from services.logs import LogFile
 
 
@@ -36,10 +36,12 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
         seed: int,
         log_file: LogFile,
         rank: int = 0,
+        deterministic: bool = False,
         *,
         rollout: RolloutSettings,
     ) -> None:
-        LearnerWorker.__init__(self, policy, kernel, objective, learner, trainable, seed, log_file, rank)
+        both = learner.model_copy(update={"num_gpus": max(rollout.num_gpus, learner.num_gpus)})
+        LearnerWorker.__init__(self, policy, kernel, objective, both, trainable, seed, log_file, rank, deterministic)
         from actors.rollout.worker import Generator
 
         self.sampled = {name: parameter.detach().clone() for name, parameter in self.policy.parameters.items()}
@@ -51,7 +53,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
             return super().load(label, *buckets)
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
         self._turn("rollout")
         with self.policy.holding(self.sampled):
             return super().generate(task, plan)
@@ -59,7 +61,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
     @ray.method(num_returns=2)
     def sample(
         self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
-    ) -> tuple[np.ndarray, Cost]:
+    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
         self._turn("rollout")
         with self.policy.holding(self.sampled):
             return super().sample(prompts, addresses, num_steps, base)

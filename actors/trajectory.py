@@ -5,6 +5,7 @@ task, Z latent dimensions.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,3 +106,12 @@ class Cost:
             self.decodes + other.decodes,
             self.seconds + other.seconds,
         )
+
+
+class Outcome(NamedTuple):
+    """What the driver reads of a generated task; experience and images stay in the object store."""
+
+    tree: Tree
+    finite_M: np.ndarray
+    """Whether latent and pixels of each image are finite. Others would be black and get a score."""
+    cost: Cost

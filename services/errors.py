@@ -1,8 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can fix this", and how it is found in errors of other processes."""
+
+import re
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one sentence that names the thing and the mend.
+    """A mistake in what the user gave: one sentence that names the thing and the fix.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -13,6 +15,34 @@ def cause_of(error: BaseException) -> BaseException:
     return getattr(error, "cause", None) or error
 
 
+_QUOTED = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__qualname__}: (.+)$", re.MULTILINE)
+
+
+def refusal(error: BaseException) -> UserError | None:
+    """The user's mistake behind an error, wherever it was raised; None if it is another kind of error.
+
+    What a task raises comes as the cause of Ray's error. What the constructor of an actor or of a Serve replica raises
+    comes as text alone: Ray quotes its traceback, whose last line has the sentence.
+    """
+    cause = cause_of(error)
+    if isinstance(cause, UserError):
+        return cause
+    return quoted_refusal(str(error)) if cause is error else None
+
+
+def quoted_refusal(text: str) -> UserError | None:
+    """The user's mistake in a text that quotes the traceback of another process."""
+    found = _QUOTED.findall(text)
+    return UserError(found[-1].strip()) if found else None
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, or the one that caused it in another process, without what Ray and Arrow print around it."""
-    return str(cause_of(error)).strip().partition("\n")[0]
+    return str(refusal(error) or cause_of(error)).strip().partition("\n")[0]
+
+
+def death(error: BaseException) -> str:
+    """What ended the process of an actor: the exception of its constructor, or Ray's report without its guesses."""
+    lines = [line.strip() for line in str(cause_of(error)).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("The actor never ran")]
+    return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__

@@ -1,5 +1,6 @@
 """The base of every room's settings: strict, immutable, and silent about nothing."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,29 +13,41 @@ CREDENTIALS = "credentials"
 
 
 class Settings(BaseModel):
-    """A pydantic model that refuses unknown keys, wrong kinds, later changes, and secrets where they can be seen."""
+    """A pydantic model that refuses unknown keys, wrong kinds, later changes, numbers that are not finite, and secrets
+    where they can be seen.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     @model_validator(mode="after")
     def _without_credentials(self) -> "Settings":
         """Settings are printed, logged and kept in run folders."""
         for name in type(self).model_fields:
-            if any(_has_credentials(text) for text in _strings(getattr(self, name))):
+            if any(isinstance(leaf, str) and _has_credentials(leaf) for leaf in _leaves(getattr(self, name))):
                 raise PydanticCustomError(CREDENTIALS, "{key}", {"key": name})
         return self
 
+    @model_validator(mode="after")
+    def _finite(self) -> "Settings":
+        """Numbers in containers of any kind of value, such as a scorer's options, which pydantic lets pass."""
+        for name in type(self).model_fields:
+            if not all(math.isfinite(leaf) for leaf in _leaves(getattr(self, name)) if isinstance(leaf, float)):
+                raise PydanticCustomError("finite_number", "{key} holds a number that is not finite", {"key": name})
+        return self
 
-def _strings(value: object) -> Iterator[str]:
-    """The texts in plain containers."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
+
+def _leaves(value: object) -> Iterator[object]:
+    """The values in plain containers."""
+    if isinstance(value, dict):
         for item in value.values():
-            yield from _strings(item)
+            yield from _leaves(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _strings(item)
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _has_credentials(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from services.errors import UserError
+from services.errors import refusal
 from system import __version__
 from system.launch_env import listen_on_loopback
 from system.stop import STOPPED_EXIT_CODE, Stopped
@@ -263,12 +263,15 @@ def main() -> None:
     logging.getLogger().addHandler(on_screen)
     try:
         app()
-    except UserError as error:
-        print(f"tempflow: {error}", file=sys.stderr)
-        sys.exit(2)
     except Stopped as stopped:
         print(f"tempflow: stopped by {stopped}", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
+    except Exception as error:
+        said = refusal(error)
+        if said is None:
+            raise
+        print(f"tempflow: {said}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.learner.advantage import Advantages, advantages, mixed_advantages
 from actors.policy.weights import Exported
-from actors.reward.pool import Scores
+from actors.reward.pool import Scores, why_holes
 from actors.rollout.fleet import Generated
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans import make_plan
@@ -154,7 +154,7 @@ class Collector:
         try:
             texts = [task.task.prompt] * task.tree.num_leaves
             with at(step=task.task.step, task=task.task.index):
-                scores = self.roles.pool.score(task.images, texts, list(self.config.weights))
+                scores = self.roles.pool.score(task.images, texts, list(self.config.weights), task.finite_M)
         except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
             scored.set_exception(error)
         else:
@@ -185,9 +185,7 @@ def _refuse_holes(rewards: Sequence[np.ndarray], scores: Sequence[Scores], bound
     holes = np.isnan(np.concatenate(rewards))
     if holes.mean() <= bound:
         return
-    reasons = {name: reason for score in scores for name, reason in score.errors.items()}
-    why = "; ".join(f"scorer `{name}`: {reason}" for name, reason in reasons.items())
     raise UserError(
-        f"{holes.sum()} of {len(holes)} images have no reward ({why or 'the scorers returned NaN'}); "
-        "mend the scorer, or raise reward.max_hole_share"
+        f"{holes.sum()} of {len(holes)} images have no reward ({why_holes(scores)}); fix the cause, or raise "
+        "reward.max_hole_share"
     )

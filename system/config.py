@@ -104,6 +104,9 @@ class RunConfig(Settings):
     placement: Literal["split", "colocated"] = "split"
     """`split`: each role in processes, and on devices, of its own. `colocated`: each rank of the learner and a rollout
     worker take turns in one process over one copy of the base, so that no GPU waits for the other role."""
+    deterministic: bool = False
+    """Only use algorithms that give the same bits each time, in every role. A CPU does so anyway; on a GPU it makes a
+    run repeatable bit for bit, and slower."""
     policy: PolicySettings
     kernel: KernelSettings = FlowSDESettings()
     plan: PlanSettings = TrunkSettings()

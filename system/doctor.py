@@ -193,11 +193,12 @@ def _disk(what: str, folder: Path, needed: float, unknown: str = "") -> Finding:
 
 def checkpoint_bytes(config: RunConfig) -> float:
     """Of one checkpoint, from the shapes of the model's files; 0 where they are not on this machine."""
+    from services.headers import shapes_below
     from services.paths import resolve_model
-    from system.estimate import FP32_BYTES, shapes
+    from system.estimate import FP32_BYTES
 
     lora, weights = config.policy.lora, 0
-    for name, shape in shapes(Path(resolve_model(config.policy.model), "transformer")):
+    for name, shape in shapes_below(Path(resolve_model(config.policy.model), "transformer")):
         if lora is None:
             weights += math.prod(shape)
         elif name.removesuffix(".weight").endswith(lora.targets):

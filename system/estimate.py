@@ -2,15 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.table import Table
-from safetensors import safe_open
 
 from actors.learner.settings import AwmSettings, NftSettings
 from actors.policy.families import family_class
 from actors.rollout.plans import Plan, make_plan
+from services.headers import shapes_below
 from services.paths import resolve_model
 from services.scoring.settings import ScorerSettings
 from system.config import RunConfig
@@ -126,15 +125,7 @@ def _mb(count: float) -> str:
 
 def parameters(folder: Path) -> float:
     """Parameters in the safetensors below a folder; NaN where it is not on this machine."""
-    return float(sum(math.prod(shape) for _, shape in shapes(folder))) if folder.is_dir() else math.nan
-
-
-def shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Name and shape of each array in the safetensors below a folder, from their headers."""
-    for path in folder.rglob("*.safetensors"):
-        with safe_open(path, "np") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_slice(name).get_shape()
+    return float(sum(math.prod(shape) for _, shape in shapes_below(folder))) if folder.is_dir() else math.nan
 
 
 def _scorer_bytes(scorer: ScorerSettings) -> float:

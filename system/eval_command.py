@@ -25,10 +25,12 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
     Raises:
         UserError: no prompts, or the adapter does not fit the model.
     """
-    from actors.policy.policy import read_trained
+    from actors.policy.trained import check_trained, read_trained
     from system.launch import Roles, connect
 
-    _, heldout = check(config)
+    _, heldout = check(config, learns=False)
+    if adapter:
+        check_trained(config.policy, adapter, "--adapter")
     if prompts:
         heldout = read_prompts(prompts, config.data.prompt_column, config.data.category_column)
     if heldout is None:
@@ -40,13 +42,12 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
         try:
             with Roles(config, [], Path(logs), with_learner=False) as roles:
                 arguments = (
-                    *(roles.fleet, roles.pool, heldout, scorers),
+                    *(roles.fleet, roles.pool, heldout, scorers, config.weights),
                     *(config.eval, config.seed, config.eval_steps, stop.check),
                 )
                 results["base"] = evaluate(*arguments, base=True)
                 if adapter:
-                    names = ray.get(roles.fleet.workers[0].parameter_names.remote(), timeout=60)
-                    arrays = read_trained(adapter, names, config.policy.lora)
+                    arrays = read_trained(adapter, config.policy.lora, "--adapter")
                     exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
                     results["adapter"] = evaluate(*arguments, weights=exported)
         finally:

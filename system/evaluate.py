@@ -1,6 +1,7 @@
 """Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,12 +10,15 @@ import pyarrow as pa
 import ray
 
 from actors.policy.weights import Exported
-from actors.reward.pool import RewardPool, Scores
+from actors.reward.pool import RewardPool, Scores, why_holes
 from actors.rollout.fleet import Fleet
 from actors.trajectory import Cost
+from services.errors import UserError
 from system.config import EvalSettings
 from system.prompts import Prompts
 from system.stop import as_done
+
+log = logging.getLogger(__name__)
 
 EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
@@ -55,6 +59,7 @@ def evaluate(
     pool: RewardPool,
     prompts: Prompts,
     scorers: list[str],
+    needed: Collection[str],
     settings: EvalSettings,
     seed: int,
     num_steps: int,
@@ -66,11 +71,15 @@ def evaluate(
     """Generate one deterministic image a prompt with the fleet and score them all.
 
     Args:
+        needed: scorers that must give at least one score.
         num_steps: T of these images.
         check_stop: called while waiting; raises to end the wait.
         weights: to sample from; what the model came with if not given.
         base: sample from the model without its adapter.
         progress: told (batches done, batches).
+
+    Raises:
+        UserError: no image has a score of a scorer that is needed.
     """
     rows = range(min(settings.prompts, len(prompts)))
     texts = [prompts[row] for row in rows]
@@ -80,7 +89,7 @@ def evaluate(
     grid: dict[int, np.ndarray] = {}
     threads = ThreadPoolExecutor(len(fleet) + 1, "evaluate")
     try:
-        sampled: dict[Future[tuple[ray.ObjectRef, Cost]], int] = {}
+        sampled: dict[Future[tuple[ray.ObjectRef, np.ndarray, Cost]], int] = {}
         for index, chunk in enumerate(chunks):
             addresses = [(seed, EVAL_STREAM, row, 0) for row in chunk]
             job = fleet.sample([texts[row] for row in chunk], addresses, num_steps, weights, base)
@@ -88,11 +97,12 @@ def evaluate(
         for done in as_done(sampled, check_stop):
             for job in done:
                 index = sampled.pop(job)
-                images, spent = job.result()
+                images, finite_N, spent = job.result()
                 cost += spent
                 if chunks[index][0] < settings.grid:
                     grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
-                scored[index] = threads.submit(pool.score, images, [texts[row] for row in chunks[index]], scorers)
+                chunk_texts = [texts[row] for row in chunks[index]]
+                scored[index] = threads.submit(pool.score, images, chunk_texts, scorers, finite_N)
             progress(len(scored), len(chunks))
         for finished in as_done(scored.values(), check_stop):
             for score in finished:
@@ -101,6 +111,11 @@ def evaluate(
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
     columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
+    for name in [name for name, values in columns.items() if np.isnan(values).all()]:
+        said = f"no held-out image has a score of `{name}` ({why_holes(scores)})"
+        if name in needed:
+            raise UserError(f"{said}; fix the cause and continue with --resume")
+        log.warning("%s", said)
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),

@@ -4,8 +4,10 @@ import logging
 import os
 import signal
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.colocated import ColocatedWorker
 from actors.learner.actor import LearnerWorker
-from actors.learner.group import LearnerGroup, LearnerLost
+from actors.learner.group import LearnerGroup, LearnerLate, LearnerLost
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
@@ -27,7 +29,8 @@ from services.errors import UserError, first_line
 from services.logs import LogFile
 from services.patience import patiently
 from services.scoring.remote import wait_for_pool
-from services.serving.app import build_app
+from services.scoring.scorer import uses_gpu
+from services.serving.app import build_app, why_not_started
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
 from system.config import RunConfig
@@ -36,6 +39,8 @@ from system.launch_env import LOOPBACK, running_ray
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 30
+MAX_STARTS = 3
+"""Times that the learner may die as it starts."""
 APP_FILE = "serve_app"
 
 
@@ -107,10 +112,11 @@ class Roles:
     def __enter__(self) -> "Roles":
         try:
             self._reserve()
+            self._warn_of_idle_gpus()
             self._start_policy_roles()
             self._start_pool()
             if self.with_learner:
-                self.learner.join(self.config.ray.start_timeout_s)
+                self._wait_for_learner()
             self.fleet.wait_ready(self.config.ray.start_timeout_s)
         except BaseException:
             self.__exit__()
@@ -166,6 +172,22 @@ class Roles:
         """Whether waiting can help: on a cluster of more than this machine."""
         return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
+    def _warn_of_idle_gpus(self) -> None:
+        """Say which roles run on the CPU although the cluster has GPUs: those that ask for none."""
+        gpus, config = ray.cluster_resources().get("GPU", 0), self.config
+        asked = {"rollout": config.rollout.num_gpus, "learner": config.learner.num_gpus}
+        if self.colocated:
+            asked = {"rollout and learner": max(asked.values())}
+        elif not self.with_learner:
+            del asked["learner"]
+        if not config.reward.app:
+            asked |= {f"scorer {s.name}": s.num_gpus for s in config.scorers if uses_gpu(s)}
+        without = [role for role, share in asked.items() if not share]
+        if gpus and without:
+            log.warning(
+                "on the CPU: %s; the cluster has %g GPUs, and a role gets one by its num_gpus", ", ".join(without), gpus
+            )
+
     def _start_policy_roles(self) -> None:
         rollout = self.config.rollout
         if self.with_learner:
@@ -178,6 +200,29 @@ class Roles:
             start_timeout_s=self.config.ray.start_timeout_s,
             draining=None if self.colocated else ray._private.state.state.get_draining_nodes,
         )
+
+    def _wait_for_learner(self) -> None:
+        """Until all ranks have loaded the model and met; they start again if one dies on the way.
+
+        Raises:
+            UserError: a rank refuses, they died for the third time, or they are late.
+        """
+        timeout_s = self.config.ray.start_timeout_s
+        start: Callable[[], None] = partial(self.learner.join, timeout_s)
+        for deaths in range(1, MAX_STARTS + 1):
+            try:
+                start()
+                break
+            except LearnerLate as late:
+                raise UserError(
+                    f"the learner has not started within {timeout_s:g} s; see its log (logs/learner-*.log), and raise "
+                    "ray.start_timeout_s if the model takes longer to load"
+                ) from late
+            except LearnerLost as lost:
+                if deaths == MAX_STARTS:
+                    raise UserError(f"the learner died {deaths} times as it started: {lost}") from lost
+                log.warning("the learner died as it started and starts again: %s", lost)
+                start = self.restart_learner
 
     def restart_learner(self) -> None:
         """All ranks anew, with the initial weights; and the workers that share their processes."""
@@ -205,6 +250,7 @@ class Roles:
             config.seed,
             log_file,
             rank,
+            config.deterministic,
             **more,
         )
 
@@ -214,7 +260,7 @@ class Roles:
             bundle = slot if slot < rollout.workers else None
             worker = self._actor(RolloutWorker, bundle, rollout.num_cpus, rollout.num_gpus, rollout.labels)
             log_file = self._log_file(f"rollout-{slot}", "rollout", slot=slot)
-            return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file)
+            return worker.remote(config.policy, config.kernel, rollout, config.seed, log_file, config.deterministic)
         if hasattr(self, "fleet"):
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
         return self.learner.workers[slot]
@@ -246,7 +292,10 @@ class Roles:
             (self.logs / APP_FILE).write_text(self.app)
             for url in {str(scorer.options["url"]) for scorer in self.config.scorers if scorer.scorer == "remote"}:
                 wait_for_pool(url, self.config.ray.start_timeout_s)
-            app = build_app(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name)
+            app = build_app(
+                *(self.app, self.config.scorers, GatewaySettings(), self.logs, self.config.name),
+                self.config.deterministic,
+            )
             target = serve.RunTarget(app, name=self.app, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
             try:
@@ -265,13 +314,14 @@ class Roles:
 
         Raises:
             PoolNotReady: one has not yet.
+            UserError: one refuses to.
             RuntimeError: one cannot, or somebody has deleted them.
         """
         application = serve.status().applications.get(self.app)
         if application is None:
             raise RuntimeError(f"the reward pool {self.app} was deleted")
         if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise RuntimeError(f"the reward pool cannot start: {application.message}")
+            raise why_not_started(application)
         if application.status != ApplicationStatus.RUNNING:
             late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
             said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())

@@ -24,6 +24,7 @@ def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any
             f"seconds/request/{name}": float(np.mean(latency_s)) if latency_s else float("nan"),
         }
     return line | {
+        "images/not_finite": sum(score.not_finite for score in experience.scores),
         "advantage/flat_groups": experience.advantages.flat_groups,
         "holes": experience.advantages.holes,
         "branch/std": branch_std(config.policy.num_steps, experience),

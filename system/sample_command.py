@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from actors.policy.weights import Weights, checksum
+from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import EVAL_STREAM
 
@@ -14,18 +15,26 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     """Write `count` images a prompt as PNG; equal arguments give equal images.
 
     Raises:
-        UserError: the model or the adapter is missing.
+        UserError: the model or the adapter is missing, or gives images that are not finite.
     """
-    from actors.policy.policy import Policy, read_trained
+    from actors.policy.policy import Policy
+    from actors.policy.trained import check_trained, read_trained
     from actors.rollout.worker import Generator
 
+    if adapter:
+        check_trained(config.policy, adapter, "--adapter")
     generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
     if adapter:
-        arrays = read_trained(adapter, list(generator.policy.parameters), config.policy.lora)
+        arrays = read_trained(adapter, config.policy.lora, "--adapter")
         generator.load(Weights(0, checksum(arrays), arrays))
     repeated = [prompt for prompt in prompts for _ in range(count)]
     addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]
-    images_NHWC, _ = generator.sample(repeated, addresses, config.eval_steps, base=adapter is None)
+    images_NHWC, (finite_N, _) = generator.sample(repeated, addresses, config.eval_steps, base=adapter is None)
+    if not finite_N.all():
+        raise UserError(
+            f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "
+            "weights, or try policy.dtype=fp32"
+        )
     output.mkdir(parents=True, exist_ok=True)
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):

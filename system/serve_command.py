@@ -14,8 +14,8 @@ from rich.console import Console
 
 from services.errors import UserError
 from services.http import read_token
-from services.scoring.scorer import check_scorer
-from services.serving.app import PoolSettings, build
+from services.scoring.scorer import check_device, check_scorer
+from services.serving.app import PoolSettings, build, why_not_started
 from system.launch_env import LOOPBACK
 from system.stop import StopFlag
 
@@ -33,6 +33,7 @@ def check_pool(pool: PoolSettings) -> None:
     """
     for scorer in pool.scorers:
         check_scorer(scorer)
+        check_device(scorer)
     if read_token(pool.serve.token_file) is None and pool.serve.host not in {LOOPBACK, "localhost"}:
         raise UserError(
             f"serve.host {pool.serve.host} can be reached from other machines: "
@@ -57,6 +58,10 @@ def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
     """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
 
     On the way out the application, and nothing else, is deleted.
+
+    Raises:
+        UserError: a scorer refuses to start.
+        RuntimeError: one cannot start.
     """
     from system.launch import connect
 
@@ -64,7 +69,10 @@ def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
     try:
         serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
         started = time.perf_counter()
-        serve.run(build(pool), name=pool.name, route_prefix="/")
+        try:
+            serve.run(build(pool), name=pool.name, route_prefix="/")
+        except RuntimeError as error:
+            raise why_not_started(serve.status().applications[pool.name]) from error
         yield connection, time.perf_counter() - started
     finally:
         serve.delete(pool.name)

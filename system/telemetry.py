@@ -61,6 +61,9 @@ EXPORTS = [
     ),
     Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
     Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean, as last evaluated"),
+    Export(
+        "images/not_finite", "tempflow_images_not_finite_total", "count", "images of NaN or infinity, which are holes"
+    ),
     Export("advantage/flat_groups", "tempflow_flat_groups_ratio", "gauge", "groups that teach nothing"),
     Export("branch/std", "tempflow_branch_reward_std", "gauge", "mean within-group standard deviation", by_step=True),
     Export("holes", "tempflow_action_holes_total", "count", "actions without a reward"),

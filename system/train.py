@@ -3,15 +3,17 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from rich.console import Console
 
 from actors.policy.families import family_path
+from actors.policy.trained import check_trained
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
-from services.scoring.scorer import check_scorer
+from services.scoring.scorer import check_device, check_scorer
 from system.config import RunConfig
 from system.loggers import check_loggers, open_loggers
 from system.progress import Progress
@@ -20,15 +22,21 @@ from system.run_folder import RunFolder
 from system.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 
-def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
+def check(config: RunConfig, learns: bool = True) -> tuple[Prompts, Prompts | None]:
     """Everything that can be known to fail before an actor starts; returns train and held-out prompts.
 
+    Args:
+        learns: whether there will be a learner.
+
     Raises:
-        UserError: one sentence that names the thing and the mend.
+        UserError: one sentence that names the thing and the fix.
     """
     check_loggers(config.log)
+    check_devices(config, learns)
     make_plan(config.plan, config.policy.num_steps)
     family_path(config.policy)
+    if config.policy.adapter:
+        check_trained(config.policy, Path(config.policy.adapter), "policy.adapter")
     for scorer in config.scorers:
         check_scorer(scorer)
     data = config.data
@@ -36,6 +44,27 @@ def check(config: RunConfig) -> tuple[Prompts, Prompts | None]:
     rows_of_step(len(train), data.prompts_per_step, 0, config.seed)
     heldout = read_prompts(data.heldout, data.prompt_column, data.category_column) if data.heldout else None
     return train, heldout
+
+
+def check_devices(config: RunConfig, learns: bool) -> None:
+    """Refuse roles that are to use a GPU and ask Ray for none.
+
+    Raises:
+        UserError: names the role's setting.
+    """
+    asked = {"rollout.num_gpus": config.rollout.num_gpus}
+    if learns:
+        asked["learner.num_gpus"] = config.learner.num_gpus
+    if config.placement == "colocated":
+        asked = dict.fromkeys(asked, max(asked.values()))
+    without = [key for key, gpus in asked.items() if not gpus]
+    if config.policy.device == "cuda" and without:
+        raise UserError(
+            f"policy.device is cuda but {' and '.join(without)} = 0; set num_gpus to 1 or a fraction, or policy.device "
+            "to auto"
+        )
+    for scorer in config.scorers:
+        check_device(scorer)
 
 
 def train_run(config: RunConfig, resume: bool, console: Console) -> int:
@@ -97,10 +126,6 @@ def _train(
             Roles(config, trainable, run.logs) as roles,
         ):
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
     except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
         raise RuntimeError("the connection to Ray is lost, its node or its head died; go on with --resume") from gone
     finally:

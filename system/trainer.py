@@ -228,6 +228,7 @@ class Trainer:
             self.roles.pool,
             self.heldout,
             scorers,
+            self.config.weights,
             self.config.eval,
             self.config.seed,
             self.config.eval_steps,

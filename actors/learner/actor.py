@@ -16,6 +16,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
 from actors.trajectory import Decisions, Samples
+from services.devices import prepare_torch
 from services.gauges import LastingGauges, gpu_memory
 from services.logs import LogFile, log_to
 from services.storage import Folder
@@ -50,15 +51,14 @@ class LearnerWorker:
         seed: int,
         log_file: LogFile,
         rank: int = 0,
+        deterministic: bool = False,
     ) -> None:
         log_to(log_file)
-        import torch
-
+        prepare_torch(settings.threads, settings.num_gpus, deterministic)
         from actors.learner.learner import Learner
         from actors.learner.ranks import Ranks
         from actors.policy.policy import Policy
 
-        torch.set_num_threads(settings.threads)
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
         self.policy = Policy(policy, seed, self.parts)

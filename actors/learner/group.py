@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.learner.settings import LearnerSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.weights import Exported
-from services.errors import first_line
+from services.errors import death, refusal
 from services.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ GRACE_S = 10
 
 class LearnerLost(Exception):
     """A rank died or does not answer: what the learner held since its last checkpoint is gone."""
+
+
+class LearnerLate(LearnerLost):
+    """A rank does not answer in time."""
 
 
 class LearnerGroup:
@@ -99,7 +103,7 @@ class LearnerGroup:
 
         Raises:
             OSError: the storage failed.
-            LearnerLost: it takes longer than an update may.
+            LearnerLate: it takes longer than an update may.
         """
         deadline = time.monotonic() + self.settings.update_timeout_s
         while None in (
@@ -108,7 +112,7 @@ class LearnerGroup:
             if not wait:
                 return None
             if time.monotonic() > deadline:
-                raise LearnerLost(f"a checkpoint is not written within {self.settings.update_timeout_s:g} s")
+                raise LearnerLate(f"a checkpoint is not written within {self.settings.update_timeout_s:g} s")
             time.sleep(POLL_S)
         return {name: digest for of_rank in of_ranks for name, digest in of_rank.items()}
 
@@ -136,21 +140,25 @@ class LearnerGroup:
         """What each rank answers; the first failure ends the wait, since the others may hang on it.
 
         Raises:
-            LearnerLost: a rank is dead or late.
+            UserError: a rank refuses, in a request or as it starts.
+            LearnerLost: a rank is dead.
+            LearnerLate: a rank has not answered in time.
         """
         deadline = time.monotonic() + timeout_s
         waiting = refs
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(0, deadline - time.monotonic()))
             if not done:
-                raise LearnerLost(f"the learner did not answer within {timeout_s:g} s")
+                raise LearnerLate(f"the learner did not answer within {timeout_s:g} s")
             error = _failure(done[0])
             if isinstance(error, RayTaskError) and waiting:
                 # A collective fails on those that live when another dies.
                 others, _ = ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
                 error = next((other for other in map(_failure, others) if isinstance(other, RayActorError)), error)
+            if error is not None and (said := refusal(error)):
+                raise said from error
             if isinstance(error, RayActorError):
-                raise LearnerLost(first_line(error)) from error
+                raise LearnerLost(death(error)) from error
             if error is not None:
                 raise error
         return ray.get(refs, timeout=CONTROL_TIMEOUT_S)

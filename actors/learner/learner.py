@@ -209,12 +209,23 @@ class Learner:
         return self.averages[name].shadow if name in self.averages else self.policy.parameters
 
     def _weights(self, version: int, values: Mapping[str, Tensor]) -> Weights:
-        """Their arrays, which the first rank has."""
-        arrays = {}
+        """Their arrays, which the first rank has.
+
+        Raises:
+            UserError: a weight is not finite; on every rank, after the collectives.
+        """
+        arrays, broken = {}, []
         for name, value in values.items():
             whole = full(value)
+            if not bool(whole.isfinite().all()):
+                broken.append(name)
             if not self.ranks.rank:
                 arrays[name] = to_array(whole.to(self.policy.export_dtype))
+        if broken:
+            raise UserError(
+                f"policy version {version} has weights that are not finite ({len(broken)} tensors, such as "
+                f"{broken[0]}); lower learner.lr"
+            )
         return Weights(version, checksum(arrays), arrays)
 
     def files(self) -> dict[str, bytes]:

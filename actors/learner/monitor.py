@@ -60,10 +60,11 @@ class Monitor:
         """Refuse to train on what another arithmetic sampled.
 
         Raises:
-            UserError: the mean |Δ log p| of a step exceeds `bound`.
+            UserError: the mean |Δ log p| of a step exceeds `bound`, or is not a number.
         """
-        worst = float(self.drift_mean_T().nan_to_num().max())
-        if worst > bound:
+        drawn_T = self.drift_count_T > 0
+        worst = float(torch.where(drawn_T, self.drift_mean_T(), 0.0).max())
+        if not worst <= bound:
             raise UserError(
                 f"rollout and learner disagree: mean |Δ log p| is {worst:.2g}, above learner.max_drift = {bound:g}; "
                 "use the same dtype and device for both, or raise the bound"

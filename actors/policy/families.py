@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.policy.settings import PolicySettings
@@ -26,7 +27,16 @@ def pipeline_name(model: str) -> str:
     Raises:
         UserError: no such model, or not a diffusers pipeline.
     """
-    return json.loads(model_file("policy.model", model, "model_index.json").read_text())["_class_name"]
+    return json.loads(pipeline_file(model).read_text())["_class_name"]
+
+
+def pipeline_file(model: str) -> Path:
+    """The model_index.json of a model folder or hub id; the model's other files lie beside it, once they are fetched.
+
+    Raises:
+        UserError: no such model.
+    """
+    return model_file("policy.model", model, "model_index.json")
 
 
 def family_path(settings: PolicySettings) -> str:

@@ -81,7 +81,7 @@ class Family(ABC):
 
     @abstractmethod
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        """Latents to images: (N, H, W, 3) uint8 on the CPU."""
+        """Latents to pixels: (N, 3, H, W) fp32, [-1, 1] but for what the VAE overshoots, on the device."""
 
     @classmethod
     def guides(cls, settings: PolicySettings) -> bool:
@@ -111,7 +111,15 @@ def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tu
     return torch.cat([x_NZ, x_NZ]), torch.cat([sigma_N, sigma_N]), pairs
 
 
+def finite_rows(values_NZ: Tensor) -> Tensor:
+    """Whether all values of a row are finite, (N,) bool."""
+    return values_NZ.isfinite().flatten(1).all(1)
+
+
 def to_uint8(pixels_NCHW: Tensor) -> Tensor:
-    """Decoded pixels in [-1, 1] to (N, H, W, 3) uint8 on the CPU, rounded as diffusers does."""
+    """Decoded pixels in [-1, 1] to (N, H, W, 3) uint8 on the CPU, rounded as diffusers does.
+
+    NaN becomes black: ask `finite_rows` before an image is shown to anyone.
+    """
     pixels_NHWC = (pixels_NCHW / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     return (pixels_NHWC * 255).round().to(torch.uint8).cpu()

@@ -6,7 +6,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from actors.policy.family import Conditioning, to_uint8
+from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
 
 
@@ -44,4 +44,4 @@ class Flux(PackedFamily):
     def decode(self, latent_NZ: Tensor) -> Tensor:
         vae = self.pipe.vae
         latent_NCHW = self.unpack(latent_NZ.float()) / vae.config.scaling_factor + vae.config.shift_factor
-        return to_uint8(vae.decode(latent_NCHW, return_dict=False)[0])
+        return vae.decode(latent_NCHW, return_dict=False)[0]

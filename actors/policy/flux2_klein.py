@@ -7,7 +7,7 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from actors.policy.family import Conditioning, both_halves, to_uint8
+from actors.policy.family import Conditioning, both_halves
 from actors.policy.packed import PackedFamily
 from services.errors import UserError
 
@@ -61,4 +61,4 @@ class Flux2Klein(PackedFamily):
 
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        return to_uint8(self.pipe.vae.decode(self.unpack(latent_NZ.float()), return_dict=False)[0])
+        return self.pipe.vae.decode(self.unpack(latent_NZ.float()), return_dict=False)[0]

@@ -1,6 +1,5 @@
 """A model family with its trained weights: what the rollout worker samples from and the learner trains."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -18,19 +16,11 @@ from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.sharding import is_sharded, local, placed, shard
+from actors.policy.trained import WEIGHTS_FILE, read_trained
 from actors.policy.weights import Arrays, Weights, checksum
+from services.devices import device_of
 from services.errors import UserError
 from services.paths import resolve_model
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-
-
-def device_of(settings: PolicySettings) -> torch.device:
-    """The configured device; `auto` takes the GPU where there is one."""
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
 
 
 class Policy:
@@ -48,7 +38,7 @@ class Policy:
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         self.settings = settings
-        self.device = device_of(settings)
+        self.device = device_of(settings.device)
         self.family = family or family_class(settings).load(settings, resolve_model(settings.model), self.device, parts)
         self.transformer = self.family.transformer
         self.sigmas = self.family.sigmas(settings.num_steps).to(self.device)
@@ -98,10 +88,7 @@ class Policy:
                 parameter.data = parameter.data.float()
 
     def _start_from(self, folder: Path) -> None:
-        try:
-            self.load(read_trained(folder, list(self.parameters), self.settings.lora))
-        except ValueError as error:
-            raise UserError(f"policy.adapter: {error}") from error
+        self.load(read_trained(folder, self.settings.lora, "policy.adapter"))
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -158,22 +145,27 @@ class Policy:
         """Copy `arrays` into the live parameters; returns the checksum of what the parameters now hold.
 
         Raises:
-            ValueError: other names or shapes than this policy's.
+            UserError: other names or shapes than this policy's, or values that are not finite.
         """
         if arrays.keys() != self.parameters.keys():
-            raise ValueError(f"weights of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ")
+            raise UserError(f"weights of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ")
         for name, parameter in self.parameters.items():
             array = arrays[name]
             if array.shape != tuple(parameter.shape):
-                raise ValueError(f"weights of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}")
-            parameter.copy_(to_tensor(array))
+                raise UserError(f"weights of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}")
+            values = to_tensor(array).to(parameter.device)
+            if not bool(values.isfinite().all()):
+                raise UserError(f"weights with NaN or infinity: {name}")
+            parameter.copy_(values)
         return checksum(self.arrays())
 
     def save(self, folder: Path, arrays: Arrays | None = None) -> None:
         """Write what is trained so that diffusers reads it.
 
-        An adapter is read by the pipeline's `load_lora_weights`, rank and alpha included; a whole transformer by its
-        class's `from_pretrained`.
+        An adapter is read by the pipeline's `load_lora_weights`, a whole transformer by its class's `from_pretrained`.
+        The scale alpha / rank is multiplied into B, and the file's alpha is its rank: every reader then has the same
+        scale, those included that know no metadata (ComfyUI). `.alpha` tensors would not do: diffusers refuses them for
+        SD3.
 
         Args:
             folder: made if it does not exist.
@@ -186,30 +178,13 @@ class Policy:
             self.transformer.save_config(folder)
             save_file({name: to_tensor(a).to(self.family.dtype) for name, a in values.items()}, folder / WEIGHTS_FILE)
             return
+        scale = self.settings.lora.alpha / self.settings.lora.rank
         self.family.pipeline_class.save_lora_weights(
             folder,
-            transformer_lora_layers={name.replace(".default.", "."): to_tensor(a) for name, a in values.items()},
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+            transformer_lora_layers={
+                name.replace(".default.", "."): to_tensor(a * scale if ".lora_B." in name else a)
+                for name, a in values.items()
+            },
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
+            | {"lora_alpha": self.settings.lora.rank},
         )
-
-
-def read_trained(folder: Path, names: list[str], lora: LoraSettings | None) -> Arrays:
-    """What `Policy.save` wrote, under the parameter names of a policy.
-
-    Raises:
-        UserError: nothing there, or made for another model, other targets or another alpha.
-    """
-    path = folder / (LORA_FILE if lora else WEIGHTS_FILE)
-    if not path.exists():
-        wanted = "`lora/` folder of a run" if lora else "`transformer/` folder of a run with policy.lora = null"
-        raise UserError(f"no {path.name} in `{folder}`; give the {wanted}")
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        saved = {name.removeprefix("transformer."): to_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    alpha = json.loads(metadata.get("lora_adapter_metadata", "{}")).get("transformer.lora_alpha")
-    if lora and alpha not in (None, lora.alpha):
-        raise UserError(f"the adapter `{folder}` has alpha {alpha}; set policy.lora.alpha={alpha}")
-    plain = {name: name.replace(".default.", ".") for name in names}
-    if set(plain.values()) != saved.keys():
-        raise UserError(f"the weights in `{folder}` were made for another model or other policy.lora.targets")
-    return {name: saved[key] for name, key in plain.items()}

@@ -7,7 +7,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
-from actors.policy.family import Conditioning, both_halves, to_uint8
+from actors.policy.family import Conditioning, both_halves
 from actors.policy.packed import PackedFamily
 
 NEGATIVE_PROMPT = " "
@@ -66,4 +66,4 @@ class QwenImage(PackedFamily):
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         latent_NC1HW = self.unpack(latent_NZ.float()).unsqueeze(2) * std_C111 + mean_C111
-        return to_uint8(vae.decode(latent_NC1HW, return_dict=False)[0][:, :, 0])
+        return vae.decode(latent_NC1HW, return_dict=False)[0][:, :, 0]

@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from actors.policy.family import Conditioning, Family, both_halves, to_uint8
+from actors.policy.family import Conditioning, Family, both_halves
 
 
 class SD3(Family):
@@ -59,4 +59,4 @@ class SD3(Family):
     def decode(self, latent_NZ: Tensor) -> Tensor:
         vae = self.pipe.vae
         latent_NZ = latent_NZ.float() / vae.config.scaling_factor + vae.config.shift_factor
-        return to_uint8(vae.decode(latent_NZ, return_dict=False)[0])
+        return vae.decode(latent_NZ, return_dict=False)[0]

@@ -32,11 +32,21 @@ class Scores:
     """Of each request that was answered, from its last sending on: waiting and work."""
     errors: dict[str, str] = field(default_factory=dict)
     """Why a scorer left requests without an answer."""
+    not_finite: int = 0
+    """Images that have no score because the model made NaN or infinity of them."""
     retries: int = 0
 
     def combined(self, weights: dict[str, float]) -> np.ndarray:
         """Weighted sum of the raw scores, (M,); a hole where any scorer with weight has one."""
         return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
+
+
+def why_holes(scores: Sequence[Scores]) -> str:
+    """The reasons for the holes in the scores of several tasks."""
+    reasons = {f"scorer `{name}`": reason for score in scores for name, reason in score.errors.items()}
+    if not_finite := sum(score.not_finite for score in scores):
+        reasons = {f"{not_finite} images": "the model's latents or pixels are NaN or infinite"} | reasons
+    return "; ".join(f"{what}: {reason}" for what, reason in reasons.items()) or "the scorers returned NaN"
 
 
 @dataclass
@@ -68,12 +78,17 @@ class RewardPool:
         self.run = run
         self.closed = threading.Event()
 
-    def score(self, images: ray.ObjectRef, prompts: Sequence[str], names: Sequence[str]) -> Scores:
+    def score(
+        self, images: ray.ObjectRef, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray
+    ) -> Scores:
         """Score one task's images with the named scorers, in parallel.
 
         A request that fails or takes too long goes out again, to whichever replica Serve picks; one that fails every
         attempt leaves holes. One that finds the pool's queues full waits for its turn, for at most its timeout, which
         is no failure. Never raises for a failed scorer.
+
+        Args:
+            finite_M: whether each image is finite; the others are holes, whatever a scorer makes of their black pixels.
 
         Raises:
             ObjectLostError: the images are gone with the node that held them.
@@ -90,6 +105,9 @@ class RewardPool:
             if waiting:
                 self.closed.wait(BACKOFF_S * 2 ** min(attempt, 4))
             attempt += 1
+        scores.not_finite = int((~finite_M).sum())
+        for score_M in scores.by_scorer.values():
+            score_M[~finite_M] = np.nan
         return scores
 
     def _requests(self, scorer: ScorerSettings, prompts: list[str]) -> list[Request]:

@@ -12,7 +12,8 @@ from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
+from services.devices import prepare_torch
 from services.gauges import LastingGauges, gpu_memory
 from services.logs import LogFile, at, log_to
 
@@ -32,14 +33,13 @@ class RolloutWorker:
         settings: RolloutSettings,
         seed: int,
         log_file: LogFile,
+        deterministic: bool = False,
     ) -> None:
         log_to(log_file)
-        import torch
-
+        prepare_torch(settings.threads, settings.num_gpus, deterministic)
         from actors.policy.policy import Policy
         from actors.rollout.worker import Generator
 
-        torch.set_num_threads(settings.threads)
         self.generator = Generator(Policy(policy, seed), kernel, settings)
         LastingGauges(gpu_memory(log_file.role, log_file.run))
 
@@ -47,23 +47,19 @@ class RolloutWorker:
         """The id of the node, once the model is loaded."""
         return ray.get_runtime_context().get_node_id()
 
-    def parameter_names(self) -> list[str]:
-        return list(self.generator.policy.parameters)
-
     def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
         """Take a policy version; returns the version and the checksum of the live parameters."""
         arrays = {name: array for bucket in buckets for name, array in bucket.items()}
         return self.generator.load(Weights(label.version, label.checksum, arrays))
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, tuple[Tree, Cost]]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
         """What the learner trains on, images for the reward pool, and what the driver reads."""
         with at(step=task.step, task=task.index):
-            experience, images_MHWC, tree, cost = self.generator.generate(task, plan)
-        return experience, images_MHWC, (tree, cost)
+            return self.generator.generate(task, plan)
 
     @ray.method(num_returns=2)
     def sample(
         self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
-    ) -> tuple[np.ndarray, Cost]:
+    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
         return self.generator.sample(prompts, addresses, num_steps, base)

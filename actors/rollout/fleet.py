@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -20,7 +21,7 @@ from actors.rollout.dispatch import Pace, dispatch
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
-from services.errors import first_line
+from services.errors import UserError, death, first_line, refusal
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Generated:
     images: ObjectRef | None
     """None once they are scored."""
     tree: Tree
+    finite_M: np.ndarray
+    """Whether each image is finite; the others are holes."""
     cost: Cost
 
 
@@ -142,11 +145,20 @@ class Fleet:
         return len(self.workers) + len(self.joining)
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the workers that the run needs have loaded their model, and take jobs from now on."""
-        needed = [slot for slot in self.joining if slot < self.slots]
-        nodes = ray.get([self.joining[slot].ready for slot in needed], timeout=timeout_s)
-        for slot, node in zip(needed, nodes, strict=True):
-            self.workers[slot], self._node[slot] = self.joining.pop(slot).worker, node
+        """Wait until the workers that the run needs have loaded their model, and take jobs from now on.
+
+        Raises:
+            UserError: one refuses to start, dies as it starts for the third time, or is late.
+        """
+        deadline = time.monotonic() + timeout_s
+        while needed := {slot: self.joining[slot].ready for slot in self.joining if slot < self.slots}:
+            done, _ = ray.wait(list(needed.values()), timeout=max(0, deadline - time.monotonic()))
+            if not done:
+                raise UserError(
+                    f"rollout workers {', '.join(map(str, needed))} have not started within {timeout_s:g} s; see their "
+                    "logs (logs/rollout-*.log), and raise ray.start_timeout_s if the model takes longer to load"
+                )
+            self._welcome(done)
         self._thread.start()
 
     def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
@@ -183,8 +195,8 @@ class Fleet:
         num_steps: int,
         weights: Exported | None = None,
         base: bool = False,
-    ) -> Future[tuple[ObjectRef, Cost]]:
-        """Deterministic images, one a prompt, and what they cost.
+    ) -> Future[tuple[ObjectRef, np.ndarray, Cost]]:
+        """Deterministic images, one a prompt, whether each is finite, and what they cost.
 
         Args:
             weights: to sample from; what the model came with if not given.
@@ -192,7 +204,7 @@ class Fleet:
         """
         return self._submit(
             lambda worker: worker.sample.remote(prompts, addresses, num_steps, base),
-            lambda refs, cost: (refs[0], cost),
+            lambda refs, answer: (refs[0], *answer),
             weights,
         ).future
 
@@ -319,16 +331,20 @@ class Fleet:
         """Let those that have loaded their model join.
 
         Raises:
-            RuntimeError: a worker that the run needs cannot start.
+            UserError: a worker that the run needs refuses to start, or died for the third time as it did.
         """
         for slot, join in [(slot, join) for slot, join in self.joining.items() if join.ready in done]:
             del self.joining[slot]
             try:
                 node = ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
             except RayActorError as error:
-                if join.attempts >= MAX_DEATHS_PER_JOB and slot < self.slots:
-                    raise RuntimeError(f"rollout worker {slot} died {join.attempts} times as it started") from error
-                log.warning("rollout worker %d died as it started: %s", slot, first_line(error))
+                if slot < self.slots and (said := refusal(error)):
+                    raise said from error
+                if slot < self.slots and join.attempts >= MAX_DEATHS_PER_JOB:
+                    raise UserError(
+                        f"rollout worker {slot} died {join.attempts} times as it started: {death(error)}"
+                    ) from error
+                log.warning("rollout worker %d died as it started: %s", slot, death(error))
                 self._start(slot, join.attempts + 1)
                 continue
             self.workers[slot], self._node[slot] = join.worker, node

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from actors.policy.embeddings import Embeddings
+from actors.policy.family import finite_rows, to_uint8
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings
@@ -16,7 +17,7 @@ from actors.policy.weights import Weights
 from actors.rollout.plans import Plan, ode_plan
 from actors.rollout.sampler import Sampler
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Samples, Task, Tree
+from actors.trajectory import Cost, Decisions, Outcome, Samples, Task, Tree
 
 
 class Generator:
@@ -41,8 +42,8 @@ class Generator:
         self.version = weights.version
         return weights.version, checksum
 
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Tree, Cost]:
-        """One task: decisions (samples where the plan has none), images (M, H, W, 3) uint8, who owns what, cost.
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
+        """One task: decisions (samples where the plan has none), images (M, H, W, 3) uint8, and what the driver reads.
 
         Raises:
             RuntimeError: the task asks for a policy version that this worker does not hold.
@@ -53,7 +54,7 @@ class Generator:
         conditioning = self.embed([task.prompt])
         roots = [(*task.address, b) for b in range(plan.seeds)]
         front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
-        images_MHWC = self._decode(front.leaf_MZ)
+        images_MHWC, finite_M = self._decode(front.leaf_MZ)
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
         trained: Decisions | Samples = replace(front.decisions, conditioning=arrays)
         tree = front.tree
@@ -61,12 +62,17 @@ class Generator:
             trained = Samples(task.address, front.leaf_MZ.cpu().numpy(), arrays)
             tree = Tree.of_samples(tree.num_leaves, len(plan.forks))
         seconds = time.perf_counter() - started
-        return trained, images_MHWC, tree, front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
+        cost = front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
+        return trained, images_MHWC, Outcome(tree, finite_M, cost)
 
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
-    ) -> tuple[np.ndarray, Cost]:
-        """One deterministic image a prompt in `num_steps`, (N, H, W, 3) uint8; `base`: of the model before training."""
+    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
+        """One deterministic image a prompt in `num_steps`, (N, H, W, 3) uint8; which are finite, (N,), and the cost.
+
+        Args:
+            base: sample from the model before training.
+        """
         started = time.perf_counter()
         conditioning = self.embed(list(prompts))
         sampler = self._sampler(num_steps)
@@ -76,19 +82,25 @@ class Generator:
                 front = sampler(*arguments)
         else:
             front = sampler(*arguments)
-        images_NHWC = self._decode(front.leaf_MZ)
-        return images_NHWC, front.cost + Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
+        images_NHWC, finite_N = self._decode(front.leaf_MZ)
+        cost = front.cost + Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
+        return images_NHWC, (finite_N, cost)
 
     def _sampler(self, num_steps: int) -> Sampler:
         sigmas = self.policy.family.sigmas(num_steps).to(self.policy.device)
         return Sampler(self.policy.family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
 
-    def _decode(self, latent_MZ: torch.Tensor) -> np.ndarray:
-        """Images in padded batches of one size, so that an image's bits do not depend on its neighbours."""
+    def _decode(self, latent_MZ: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Images (M, H, W, 3) uint8, and whether latent and pixels of each are finite, (M,).
+
+        They are decoded in padded batches of one size, so that an image's bits do not depend on its neighbours.
+        """
         size = self.settings.decode_batch
-        images = []
+        images, finite = [], []
         for start in range(0, len(latent_MZ), size):
             chunk = latent_MZ[start : start + size]
             padded = torch.cat([chunk, chunk[:1].expand(size - len(chunk), *chunk.shape[1:])])
-            images.append(self.policy.family.decode(padded)[: len(chunk)])
-        return torch.cat(images).numpy()
+            pixels_NCHW = self.policy.family.decode(padded)[: len(chunk)]
+            images.append(to_uint8(pixels_NCHW))
+            finite.append(finite_rows(chunk) & finite_rows(pixels_NCHW))
+        return torch.cat(images).numpy(), torch.cat(finite).cpu().numpy()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from services.devices import device_of
 from services.paths import model_file, resolve_model
 
 
@@ -40,9 +41,7 @@ class ClipSimilarity:
 
         folder = resolve_model(model)
         beside = folder if processor is None else resolve_model(processor)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.torch, self.device = torch, device
+        self.torch, self.device = torch, device_of(device)
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
         self.image_processor = CLIPImageProcessor.from_pretrained(beside)
         self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from services.devices import device_of
 from services.errors import UserError
 from services.paths import model_file, resolve_model
 
@@ -68,9 +69,7 @@ class HPSv3:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         folder = resolve_model(base)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.torch, self.device, self.batch_size = torch, device, batch_size
+        self.torch, self.device, self.batch_size = torch, device_of(device), batch_size
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
         self.instruction = Path(resolve_model(instruction)).read_text()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -81,8 +80,8 @@ class HPSv3:
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.size = {"shortest_edge": pixels, "longest_edge": pixels}
         self.model, self.head = load_reward_model(folder, checkpoint(model), self.dtype)
-        self.model.to(device)
-        self.head.to(device)
+        self.model.to(self.device)
+        self.head.to(self.device)
 
     @staticmethod
     def check(

@@ -80,6 +80,24 @@ def check_scorer(settings: ScorerSettings) -> None:
         check(**settings.options)
 
 
+def check_device(settings: ScorerSettings) -> None:
+    """Refuse a replica that is to use a GPU and asks Ray for none.
+
+    Raises:
+        UserError: as said.
+    """
+    if str(settings.options.get("device", "")).startswith("cuda") and not settings.num_gpus:
+        raise UserError(
+            f"scorer `{settings.name}`: options.device is cuda and num_gpus is 0; set num_gpus to 1 or a fraction, or "
+            "leave options.device out"
+        )
+
+
+def uses_gpu(settings: ScorerSettings) -> bool:
+    """Whether the scorer takes a `device`, and so would run on a GPU if it asked for one."""
+    return "device" in inspect.signature(scorer_class(settings)).parameters
+
+
 def load_scorer(settings: ScorerSettings) -> Scorer:
     """Build the scorer of a recipe (loads its model)."""
     options: dict[str, Any] = settings.options

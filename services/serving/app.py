@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
+from services.errors import quoted_refusal
 from services.logs import LogFile
 from services.scoring.scorer import BUILT_IN
 from services.scoring.settings import Replicas, ScorerSettings
@@ -20,7 +22,7 @@ HEALTH_CHECK_S = 1.0
 
 def build(args: PoolSettings) -> serve.Application:
     """The application, for `import_path: services.serving.app:build` of a Serve config file."""
-    return build_app(args.name, args.scorers, args.serve, args.log_folder, args.name)
+    return build_app(args.name, args.scorers, args.serve, args.log_folder, args.name, args.deterministic)
 
 
 def build_app(
@@ -29,11 +31,13 @@ def build_app(
     gateway: GatewaySettings,
     log_folder: Path | None,
     run: str,
+    deterministic: bool = False,
 ) -> serve.Application:
     """The Serve application `name` that scores with all of `scorers`.
 
     Args:
         log_folder: of a file a scorer, whose lines name `run`.
+        deterministic: replicas only use algorithms that give the same bits each time.
     """
     bound = {
         scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
@@ -43,11 +47,19 @@ def build_app(
             max_queued_requests=scorer.max_queued,
             health_check_period_s=HEALTH_CHECK_S,
             **_replicas(scorer.replicas),
-        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None)
+        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None, deterministic)
         for scorer in scorers
     }
     entry = Gateway.options(num_replicas=gateway.gateways)  # type: ignore[attr-defined]
     return entry.bind(name, gateway, list(scorers), bound)
+
+
+def why_not_started(status: ApplicationStatusOverview) -> Exception:
+    """What keeps an application from starting: a UserError if a scorer refuses to, else a RuntimeError with all that
+    Serve says.
+    """
+    said = "\n".join([status.message, *(deployment.message for deployment in status.deployments.values())])
+    return quoted_refusal(said) or RuntimeError(f"the reward pool cannot start: {said}")
 
 
 def _log_file(folder: Path, run: str, scorer: str) -> LogFile:

@@ -12,6 +12,7 @@ import numpy as np
 from ray import serve
 from ray.util import metrics
 
+from services.devices import prepare_torch
 from services.gauges import LastingGauges, Reading, gpu_memory
 from services.logs import LogFile, log_to
 from services.scoring.scorer import Scorer, load_scorer
@@ -41,12 +42,10 @@ class ScorerDeployment:
     A scorer's own batches have a fixed shape, so a score depends neither on the replica nor on what else was asked.
     """
 
-    def __init__(self, settings: ScorerSettings, log_file: LogFile | None = None) -> None:
+    def __init__(self, settings: ScorerSettings, log_file: LogFile | None = None, deterministic: bool = False) -> None:
         if log_file:
             log_to(log_file)
-        import torch
-
-        torch.set_num_threads(settings.threads)
+        prepare_torch(settings.threads, settings.num_gpus, deterministic)
         started = time.perf_counter()
         self.name = settings.name
         self.tags = {"application": serve.get_replica_context().app_name, "scorer": settings.name}

@@ -46,5 +46,7 @@ class PoolSettings(Settings):
     """Of the Serve application."""
     scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
     serve: GatewaySettings = GatewaySettings()
+    deterministic: bool = False
+    """Only use algorithms that give the same bits each time, on a GPU too."""
     log_folder: Path | None = None
     """Where the scorers' logs go, a file each; Ray's own files of the replicas if not given."""

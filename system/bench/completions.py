@@ -54,7 +54,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
         alike: dict[float, list[list[float]]] = {stride: [] for stride in STRIDES}
         signal = Signal(len(plan.trained_steps), len(STRIDES), sum(p.numel() for p in policy.parameters.values()))
         for task in tasks:
-            decisions, images_MHWC, tree, _ = generator.generate(task, plan)
+            decisions, images_MHWC, (tree, *_) = generator.generate(task, plan)
             texts = [task.prompt] * len(images_MHWC)
             scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
             reward_M = scores.combined(config.weights)

@@ -17,9 +17,10 @@ from diffusers import (
 
 from actors.policy.family import DTYPES, Conditioning, Family
 from actors.policy.flux import Flux
-from actors.policy.policy import Policy, device_of
+from actors.policy.policy import Policy
 from actors.policy.sd3 import SD3
 from actors.policy.settings import PolicySettings
+from services.devices import device_of
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -50,7 +51,7 @@ class FullSize:
 
     def build(self, settings: PolicySettings, with_vae: bool) -> Family:
         """Random weights, made on the device in the compute dtype."""
-        device, dtype = device_of(settings), DTYPES[settings.dtype]
+        device, dtype = device_of(settings.device), DTYPES[settings.dtype]
         torch.manual_seed(0)
         with torch.device(device):
             standard = torch.get_default_dtype()

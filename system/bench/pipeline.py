@@ -93,7 +93,7 @@ def one_process(config: RunConfig, steps: int) -> float:
         done: list[Any] = []
         scores: list[Scores] = []
         for task in tasks_of_step(prompts, config.data.prompts_per_step, step, config.seed, version=step):
-            experience, images_MHWC, tree, _ = generator.generate(
+            experience, images_MHWC, (tree, *_) = generator.generate(
                 task, make_plan(config.plan, config.policy.num_steps, task.address)
             )
             texts = [task.prompt] * len(images_MHWC)

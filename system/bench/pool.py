@@ -186,7 +186,7 @@ def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts:
 
     def call() -> float:
         with ThreadPoolExecutor(TASKS) as threads:
-            tasks = [threads.submit(pool.score, images, texts, [name]) for _ in range(TASKS)]
+            tasks = [threads.submit(pool.score, images, texts, [name], np.ones(len(texts), bool)) for _ in range(TASKS)]
             scores = [task.result() for task in tasks]
         assert all(np.isfinite(score.by_scorer[name]).all() for score in scores)
         return sum(score.busy_s[name] for score in scores)

@@ -11,7 +11,7 @@ import ray
 from actors.learner.stats import UpdateStats
 from actors.policy.weights import Arrays, Label
 from actors.rollout.plans.plan import Plan
-from actors.trajectory import Cost, Decisions, Task, Tree
+from actors.trajectory import Cost, Decisions, Outcome, Task, Tree
 from services.storage import Folder
 
 WEIGHTS_BYTES = 2**20
@@ -32,7 +32,7 @@ class SleepingWorker:
         return label.version, label.checksum
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, tuple[Tree, Cost]]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions, np.ndarray, Outcome]:
         if task.version != self.version:
             raise RuntimeError(f"task for policy version {task.version} on a worker that holds {self.version}")
         time.sleep(self.seconds)
@@ -44,7 +44,8 @@ class SleepingWorker:
         leaf_NKL = np.arange(count * width).reshape(count, width, 1)
         tree = Tree(step_N, np.zeros(count, np.int64), leaf_NKL, count * width)
         images_MHWC = np.zeros((count * width, *self.image_shape), np.uint8)
-        return decisions, images_MHWC, (tree, Cost(nfe=plan.nfe, decodes=count * width, seconds=self.seconds))
+        cost = Cost(nfe=plan.nfe, decodes=count * width, seconds=self.seconds)
+        return decisions, images_MHWC, Outcome(tree, np.ones(count * width, bool), cost)
 
 
 class SleepingLearner:

@@ -112,6 +112,7 @@ def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
     return PoolSettings(
         name=pool_service(config, infra),
         log_folder=POOL_LOGS,
+        deterministic=config.deterministic,
         scorers=tuple(scorer.model_copy(update={"labels": labels}) for scorer in config.scorers),
         serve=GatewaySettings(
             **{**config.serve.model_dump(), "host": "0.0.0.0", "port": POOL_PORT, "token_file": POOL_TOKEN}

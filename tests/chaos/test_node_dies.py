@@ -3,6 +3,7 @@
 import random
 import time
 
+import numpy as np
 import pytest
 import ray
 from ray._private.node import Node
@@ -77,7 +78,7 @@ def test_what_lay_on_a_lost_node_is_known_to_be_lost(cluster):
         group.update([made], [], 0)
     scorer = ScorerSettings(name="size", scorer="jpeg_size")
     with pytest.raises(ObjectLostError):
-        RewardPool({"size": Handle()}, [scorer]).score(made, ["a"], ["size"])
+        RewardPool({"size": Handle()}, [scorer]).score(made, ["a"], ["size"], np.ones(1, bool))
 
 
 def raylet(node: Node) -> int:

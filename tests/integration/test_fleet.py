@@ -45,7 +45,7 @@ class FakeWorker:
             raise ValueError("no such prompt")
         if task.prompt == "always die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, Cost())
+        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, None, Cost())
 
 
 @ray.remote(num_cpus=0)
@@ -64,7 +64,7 @@ class PacedWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
         time.sleep(self.seconds)
-        return self.seconds, None, (os.getpid(), Cost())
+        return self.seconds, None, (os.getpid(), None, Cost())
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")

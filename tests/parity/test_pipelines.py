@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 
+from actors.policy.family import to_uint8
 from actors.policy.kernels import FlowSDE
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
@@ -50,7 +51,7 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
     theirs = pipe(**given, latents=case.given(start_MZ), output_type="latent").images
     np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs, atol=1e-5)
     images = pipe(**given, latents=case.given(start_MZ), output_type="np").images
-    difference = policy.family.decode(latent_MZ).numpy().astype(int) - np.round(images * 255).astype(int)
+    difference = to_uint8(policy.family.decode(latent_MZ)).numpy().astype(int) - np.round(images * 255).astype(int)
     assert np.abs(difference).max() <= 1
 
 

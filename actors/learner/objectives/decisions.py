@@ -6,7 +6,7 @@ One forward and one backward serve all K siblings of a decision: they share the 
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     """An objective of the log-probs of actions.
 
     A decision whose siblings all have advantage 0 has no gradient but that of the KL term; without one it is left out.
+    So is a decision with a state or an action of NaN or infinity, which its log-prob shows, and its siblings with it.
     Such decisions, holes and groups with no spread keep their place in the denominator, where the references drop
     them, so that the update does not depend on how many there are.
     """
@@ -68,14 +69,20 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
-        taught = np.arange(len(item.step_N)) if self.settings.kl else np.flatnonzero(advantage_NK.any(axis=1))
+        taught_N = np.isfinite(item.log_prob_NK).all(axis=1)
+        if not self.settings.kl:
+            taught_N &= advantage_NK.any(axis=1)
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        for rows, real in padded_rows(taught, self.micro_batch):
+        for rows, real in padded_rows(np.flatnonzero(taught_N), self.micro_batch):
             yield self._rows(item, advantage_NK, conditioning, rows, real)
 
     def idle(self, item: Decisions) -> DecisionRows:
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        return self._rows(item, np.zeros(item.log_prob_NK.shape), conditioning, np.zeros(self.micro_batch, int), 0)
+        still_1KZ = np.zeros_like(item.action_NKZ[:1])  # the task's own states may be of NaN
+        blank = replace(
+            item, state_NZ=still_1KZ[:, 0], action_NKZ=still_1KZ, log_prob_NK=np.zeros_like(item.log_prob_NK[:1])
+        )
+        return self._rows(blank, blank.log_prob_NK, conditioning, np.zeros(self.micro_batch, int), 0)
 
     def _rows(
         self, item: Decisions, advantage_NK: np.ndarray, conditioning: dict[str, Tensor], rows: np.ndarray, real: int

@@ -45,7 +45,8 @@ class OnSamples(Objective[Samples, SampleRows]):
     """An objective of the velocity at noised images; one forward and backward a row.
 
     Noise levels lie on the sampling schedule, one from each of J runs of neighbouring steps; they and the noise follow
-    from the task's address, so that an update can be repeated.
+    from the task's address, so that an update can be repeated. An image of NaN or infinity is left out and keeps its
+    place in the denominator.
     """
 
     def __init__(self, settings: Settings, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
@@ -57,11 +58,12 @@ class OnSamples(Objective[Samples, SampleRows]):
 
     def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> Iterator[SampleRows]:
         images = len(item.latent_MZ)
+        finite_M = np.isfinite(item.latent_MZ).reshape(images, -1).all(axis=1)
         step_MJ = np.stack([self._steps(item.address, m) for m in range(images)])
         image_R = np.repeat(np.arange(images), step_MJ.shape[1])
         addresses = [(*item.address, m, LEARNER_STREAM, j) for m in range(images) for j in range(step_MJ.shape[1])]
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        for rows, real in padded_rows(np.arange(len(image_R)), self.micro_batch):
+        for rows, real in padded_rows(np.flatnonzero(finite_M[image_R]), self.micro_batch):
             x0_NZ = self.on_device(item.latent_MZ[image_R[rows]])
             noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
             time_N = self.policy.sigmas[torch.from_numpy(step_MJ.reshape(-1)[rows]).to(self.policy.device)]
@@ -77,7 +79,8 @@ class OnSamples(Objective[Samples, SampleRows]):
             )
 
     def idle(self, item: Samples) -> SampleRows:
-        return replace(next(self.micro_batches(item, np.zeros((len(item.latent_MZ), 1)))), real=0)
+        blank = replace(item, latent_MZ=np.zeros_like(item.latent_MZ))  # the task's own images may be of NaN
+        return replace(next(self.micro_batches(blank, np.zeros((len(item.latent_MZ), 1)))), real=0)
 
     def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])

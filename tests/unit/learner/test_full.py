@@ -6,7 +6,8 @@ from diffusers import SD3Transformer2DModel
 
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.policy.arrays import to_array, to_tensor
-from actors.policy.policy import Policy, read_trained
+from actors.policy.policy import Policy
+from actors.policy.trained import read_trained
 from services.errors import UserError
 from services.storage import Folder
 from tests.tiny import stir, tiny_settings
@@ -87,8 +88,8 @@ def test_the_saved_transformer_is_read_by_diffusers_and_by_us(sd3_folder, tmp_pa
     assert all(torch.equal(state[name], parameter) for name, parameter in policy.parameters.items())
     started = Policy(tiny_settings(sd3_folder, adapter=str(tmp_path / "transformer"), **FULL), seed=0)
     assert started.export(0).checksum == policy.export(0).checksum
-    with pytest.raises(UserError, match=r"no pytorch_lora_weights.*lora/"):
-        read_trained(tmp_path / "transformer", [], tiny_settings(sd3_folder).lora)
+    with pytest.raises(UserError, match=r"holds a whole transformer"):
+        read_trained(tmp_path / "transformer", tiny_settings(sd3_folder).lora, "--adapter")
 
 
 def test_bf16_keeps_its_bits_as_an_array():

@@ -50,7 +50,7 @@ def generated(folder, plan_settings, kernel, row=0):
     generator = Generator(Policy(tiny_settings(folder), 0), kernel, RolloutSettings(micro_batch=8))
     generator.load(generator.policy.export(0))
     plan = make_plan(plan_settings, STEPS, (0, 0, row))
-    experience, _, tree, _ = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
+    experience, _, (tree, *_) = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
     return experience, np.random.default_rng(0).integers(-12, 13, tree.leaf_NKL.shape[:2]) * 0.625
 
 

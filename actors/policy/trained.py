@@ -1,0 +1,205 @@
+"""Files of trained weights: found, checked from their headers before anything starts, and read.
+
+An adapter is a file that diffusers reads (a run's `lora/`, or what a pipeline's `save_lora_weights` writes) or a folder
+of PEFT, which flow_grpo saves. A whole transformer is a run's `transformer/`. The checks import no Torch.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.policy.families import pipeline_file
+from actors.policy.settings import LoraSettings, PolicySettings
+from actors.policy.weights import Arrays
+from services.errors import UserError
+from services.headers import Shapes, opened, shapes_below, shapes_of
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+LORA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight")
+
+
+@dataclass(frozen=True)
+class TrainedFile:
+    """A file of trained weights, by its header."""
+
+    path: Path
+    keys: Mapping[str, str]
+    """The file's name of each tensor, by the policy's name."""
+    shapes: Shapes
+    """Shapes by the policy's names."""
+    scale: float = 1.0
+    """An adapter adds scale · B·A to a weight."""
+
+
+def find_trained(folder: Path, lora: LoraSettings | None, what: str) -> TrainedFile:
+    """The trained weights in a folder.
+
+    Args:
+        lora: the recipe's adapter; None where whole transformers are trained.
+        what: the setting or option that names the folder; an error begins with it.
+
+    Raises:
+        UserError: there are none of this kind, they are torn, or they are of a kind that is not read.
+    """
+    if not lora:
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise UserError(f"{what}: no {path.name} in `{folder}`; give a run's `transformer/` (policy.lora = null)")
+        with opened(path) as file:
+            shapes = shapes_of(file)
+        return TrainedFile(path, {name: name for name in shapes}, shapes)
+    path = next((folder / name for name in (LORA_FILE, PEFT_FILE) if (folder / name).is_file()), folder)
+    if path == folder:
+        raise UserError(f"{what}: {_no_adapter(folder)}")
+    with opened(path) as file:
+        shapes, metadata = shapes_of(file), file.metadata() or {}
+    config = _peft_config(path, what) if path.name == PEFT_FILE else _diffusers_config(metadata, path, what)
+    keys = {}
+    for key in shapes:
+        found = LORA_KEY.fullmatch(key)
+        if not found:
+            raise UserError(f"{what}: `{path}` holds `{key}`; only plain LoRA weights (lora_A, lora_B) are read")
+        keys[f"{found[1]}.default.weight"] = key
+    ours = {name: shapes[key] for name, key in keys.items()}
+    return TrainedFile(path, keys, ours, _scale(config, _rank(ours, path, what), path, what))
+
+
+def check_trained(settings: PolicySettings, folder: Path, what: str) -> None:
+    """Refuse trained weights that do not fit the recipe's model, from headers alone.
+
+    Where the model's own files are not on this machine yet, only an adapter's rank and targets are compared.
+
+    Raises:
+        UserError: as `find_trained`, or they are of another rank, other targets or another model.
+    """
+    file, lora = find_trained(folder, settings.lora, what), settings.lora
+    base = dict(shapes_below(pipeline_file(settings.model).parent / "transformer"))
+    if lora is None:
+        # The model's files hold buffers, too, which are not trained: what is missing is known when the model is loaded.
+        shared = {name: shape for name, shape in base.items() if name in file.shapes}
+        _compare(file, shared if base else file.shapes, what)
+        return
+    rank = _rank(file.shapes, file.path, what)
+    if rank != lora.rank:
+        raise UserError(f"{what}: the adapter in `{folder}` has rank {rank}; set policy.lora.rank={rank}")
+    if base:
+        _compare(file, _adapter_shapes(base, lora), what)
+        return
+    modules = {name.partition(".lora_")[0] for name in file.keys}
+    if others := sorted(modules - set(_targeted(modules, lora))):
+        raise UserError(
+            f"{what}: the adapter in `{folder}` is on {others[0]} and {len(others) - 1} other modules that "
+            "policy.lora.targets does not name; set it to what the adapter was trained with"
+        )
+
+
+def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
+    """Trained weights under the policy's names; an adapter of another alpha is scaled so that it does the same.
+
+    Raises:
+        UserError: as `find_trained`, or a weight is NaN or infinite.
+    """
+    from actors.policy.arrays import to_array
+
+    file, arrays = find_trained(folder, lora, what), {}
+    with opened(file.path, "pt") as tensors:
+        for name, key in file.keys.items():
+            tensor = tensors.get_tensor(key)
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"{what}: `{file.path}` holds NaN or infinity in {key}; give an earlier checkpoint's")
+            if lora:
+                tensor = tensor.float() * (file.scale * lora.rank / lora.alpha if ".lora_B." in name else 1.0)
+            arrays[name] = to_array(tensor)
+    return arrays
+
+
+def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
+    """What an adapter of these settings holds on a model with these weights."""
+    shapes: Shapes = {}
+    linear = [name.removesuffix(".weight") for name, shape in base.items() if len(shape) == 2]
+    for module in _targeted(linear, lora):
+        rows, columns = base[f"{module}.weight"]
+        shapes[f"{module}.lora_A.default.weight"] = (lora.rank, columns)
+        shapes[f"{module}.lora_B.default.weight"] = (rows, lora.rank)
+    return shapes
+
+
+def _targeted(modules: Iterable[str], lora: LoraSettings) -> list[str]:
+    """Modules that get an adapter: those that are named, or whose last parts are, as PEFT has it."""
+    return [module for module in modules if any(f".{module}".endswith(f".{target}") for target in lora.targets)]
+
+
+def _compare(file: TrainedFile, wanted: Shapes, what: str) -> None:
+    missing, extra = sorted(wanted.keys() - file.shapes.keys()), sorted(file.shapes.keys() - wanted.keys())
+    if missing or extra:
+        lacks = (
+            f"it lacks {len(missing)} of the weights that this recipe trains, such as {missing[0]}" if missing else ""
+        )
+        has = f"it has {len(extra)} that the recipe does not train, such as {extra[0]}" if extra else ""
+        raise UserError(
+            f"{what}: `{file.path}` was made for another model or other policy.lora.targets: "
+            f"{' and '.join(part for part in (lacks, has) if part)}"
+        )
+    for name, shape in wanted.items():
+        if file.shapes[name] != shape:
+            raise UserError(
+                f"{what}: `{file.path}` was made for another model: {name} has the shape {file.shapes[name]}, and this "
+                f"model needs {shape}"
+            )
+
+
+def _rank(shapes: Shapes, path: Path, what: str) -> int:
+    """The rank that all modules share."""
+    ranks = {shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items() if len(shape) == 2}
+    if len(ranks) != 1 or any(len(shape) != 2 for shape in shapes.values()):
+        raise UserError(f"{what}: the modules of `{path}` have the ranks {sorted(ranks)}; one rank for all is read")
+    return ranks.pop()
+
+
+def _scale(config: Mapping[str, Any], rank: int, path: Path, what: str) -> float:
+    """alpha / rank; 1 without an alpha, as diffusers has it."""
+    for key in ("rank_pattern", "alpha_pattern", "use_dora"):
+        if config.get(key):
+            raise UserError(f"{what}: `{path}` uses {key}; only plain LoRA with one rank and one alpha is read")
+    alpha = config.get("lora_alpha", rank)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+        raise UserError(f"{what}: `{path}` has lora_alpha = {alpha!r}, which is no positive number")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _diffusers_config(metadata: Mapping[str, str], path: Path, what: str) -> dict[str, Any]:
+    config = _json(metadata.get("lora_adapter_metadata", "{}"), f"{what}: the metadata of `{path}`")
+    return {key.removeprefix("transformer."): value for key, value in config.items()}
+
+
+def _peft_config(path: Path, what: str) -> dict[str, Any]:
+    file = path.with_name(PEFT_CONFIG)
+    if not file.is_file():
+        raise UserError(f"{what}: `{path}` has no {PEFT_CONFIG} beside it, which says its alpha; copy it, too")
+    return _json(file.read_text(errors="replace"), f"{what}: `{file}`")
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{where} is no JSON object")
+    return config
+
+
+def _no_adapter(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder `{folder}`; give the `lora/` of a run, or a folder of PEFT"
+    if (folder / WEIGHTS_FILE).is_file():
+        return f"`{folder}` holds a whole transformer; set policy.lora=null, or give the `lora/` of a run"
+    if (folder / "adapter_model.bin").is_file():
+        return f"`{folder}` holds a pickle (adapter_model.bin), which is not read; save it again as safetensors"
+    return f"no {LORA_FILE} and no {PEFT_FILE} in `{folder}`; give the `lora/` of a run, or a folder of PEFT"

@@ -1,0 +1,134 @@
+"""What a role refuses as it starts reaches the user as the sentence that it is: exit code 2 and no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import ray
+from safetensors.torch import load_file, save_file
+
+from actors.learner.group import LearnerGroup
+from actors.learner.settings import LearnerSettings
+from actors.policy.policy import Policy
+from actors.policy.trained import LORA_FILE
+from actors.rollout.fleet import Fleet
+from services.errors import UserError, refusal
+from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
+from tests.tiny import stir, tiny_settings
+
+SAYS = "policy.adapter: `x` has rank 2; set policy.lora.rank=2"
+
+
+@ray.remote(num_cpus=0)
+class Refuses:
+    def __init__(self) -> None:
+        raise UserError(SAYS)
+
+    def ready(self) -> str:
+        return ""
+
+    def num_buckets(self) -> int:
+        return 1
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Dies(Refuses.__ray_metadata__.modified_class):
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_refuses_to_start_is_not_started_again(local_ray):
+    started = []
+    fleet = Fleet(lambda slot: started.append(slot) or Refuses.remote(), 2, 60)
+    with pytest.raises(UserError) as refused:
+        fleet.wait_ready(60)
+    assert str(refused.value) == SAYS
+    assert started == [0, 1]
+    fleet.close()
+
+
+def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
+    started = []
+    fleet = Fleet(lambda slot: started.append(slot) or Dies.remote(), 1, 60)
+    with pytest.raises(UserError, match=r"rollout worker 0 died 3 times as it started: .*worker process has died"):
+        fleet.wait_ready(60)
+    assert started == [0, 0, 0]
+    fleet.close()
+
+
+def test_a_rank_that_refuses_to_start_is_no_lost_learner(local_ray):
+    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings())
+    with pytest.raises(UserError) as refused:
+        group.join(60)
+    assert str(refused.value) == SAYS
+
+
+def test_other_errors_of_an_actor_are_no_refusals(local_ray):
+    @ray.remote(num_cpus=0)
+    class Broken:
+        def __init__(self) -> None:
+            try:
+                raise UserError(SAYS)
+            except UserError:
+                raise ValueError("a bug") from None
+
+        def ready(self) -> None: ...
+
+    with pytest.raises(ray.exceptions.ActorDiedError) as died:
+        ray.get(Broken.remote().ready.remote(), timeout=60)
+    assert refusal(died.value) is None
+
+
+REFUSES = f"""
+from services.errors import UserError
+
+class Refuses:
+    def __init__(self):
+        raise UserError("scorer mine: {SAYS}")
+
+    def __call__(self, images_NHWC, prompts):
+        return images_NHWC.mean(axis=(1, 2, 3))
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "serve"])
+def test_a_scorer_that_refuses_to_start_is_a_sentence(recipe, ray_head, tmp_path, command):
+    (tmp_path / "mine.py").write_text(REFUSES)
+    env = environment(ray_head.address) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "system", command, str(recipe), "scorers.0.scorer=mine:Refuses", "name=refused"],
+        **{"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": RUN_TIMEOUT_S},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f"tempflow: scorer mine: {SAYS}"
+    assert "Traceback" not in done.stderr
+
+
+def test_an_adapter_of_nan_is_refused_by_the_role_and_a_torn_one_before_any_starts(
+    recipe, sd3_folder, tempflow, ray_head, tmp_path
+):
+    policy = Policy(tiny_settings(sd3_folder), seed=0)
+    stir(policy)
+    policy.save(tmp_path / "lora")
+    file = tmp_path / "lora" / LORA_FILE
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    given = {
+        "train": [f"policy.adapter={tmp_path}/lora", "name=nan"],
+        "eval": ["--adapter", "lora"],
+        "sample": ["--prompt", "x", "--adapter", "lora"],
+    }
+    for command, arguments in given.items():
+        done = tempflow(command, recipe, *arguments, address=ray_head.address)
+        assert done.returncode == 2, done.stderr
+        assert "holds NaN or infinity in transformer." in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    file.write_bytes(file.read_bytes()[:-50])
+    for command, arguments in given.items():
+        done = tempflow(command, recipe, *arguments, address="127.0.0.1:1")  # no Ray is there to be asked
+        assert done.returncode == 2, done.stderr
+        assert "is torn or no safetensors file" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
