@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # Where pip finds the CPU build of PyTorch; empty takes the registry's default build.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart test test-all lint format assets clean
+.PHONY: help quickstart test test-all test-gpu lint format assets clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/installed-dev lint ## Lint, types and the test suite
 
 test-all: $(VENV)/installed-dev lint ## Also the slow and the chaos tests
 	$(BIN)/pytest -m "not gpu"
+
+test-gpu: $(VENV)/installed-dev ## Tests that need a CUDA device
+	$(BIN)/pytest -m gpu tests/gpu
 
 lint: $(VENV)/installed-dev ## Style, format and types, without changing anything
 	$(BIN)/ruff check .

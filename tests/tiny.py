@@ -95,9 +95,9 @@ def tiny_settings(folder: Path, **changes) -> PolicySettings:
     return PolicySettings(**(defaults | changes))
 
 
-def stir(policy: Policy, seed: int = 1) -> None:
+def stir(policy: Policy, seed: int = 1, scale: float = 0.3) -> None:
     """Give an adapter, whose fresh weights change nothing, random ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -37,13 +37,15 @@ class ClipSimilarity:
         self, model: str, scale: float, processor: str | None = None, batch_size: int = 16, device: str = "auto"
     ) -> None:
         import torch
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         folder = resolve_model(model)
         beside = folder if processor is None else resolve_model(processor)
         self.torch, self.device = torch, device_of(device)
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
-        self.image_processor = CLIPImageProcessor.from_pretrained(beside)
+        # Where torchvision is installed, CLIPImageProcessor is another back end, which gives other pixel values.
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(beside)
         self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
         self.max_length = self.model.config.text_config.max_position_embeddings
         self.scale, self.batch_size = scale, batch_size

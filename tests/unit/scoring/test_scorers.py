@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from services.errors import UserError
 from services.scoring.clipscore import ClipScore
@@ -36,7 +37,7 @@ def clip_folder(tmp_path_factory):
     CLIPModel(config).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     size = {"height": 32, "width": 32}
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
     return folder
 
 
@@ -50,7 +51,8 @@ def test_clip_scorers_equal_plain_transformers(clip_folder, kind, scale):
     scorer = kind(str(clip_folder), batch_size=4, device="cpu")
     pictures, prompts = images(7), [f"prompt {i}" for i in range(7)]
     model = CLIPModel.from_pretrained(clip_folder).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(clip_folder), CLIPImageProcessor.from_pretrained(clip_folder)
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
+    processor = CLIPImageProcessorPil.from_pretrained(clip_folder)
     expected = []
     for image, prompt in zip(pictures, prompts, strict=True):
         inputs = processor([Image.fromarray(image)], return_tensors="pt") | tokenizer(prompt, return_tensors="pt")
