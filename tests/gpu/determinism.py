@@ -6,15 +6,13 @@ It is a process of its own because the settings must be made before CUDA starts.
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from actors.policy.settings import PolicySettings
+from services.devices import prepare_torch
 from tests.families import FAMILIES
 from tests.gpu.work import family_settings, miniature_settings, policy_of, task_of, update_of
 
@@ -23,15 +21,6 @@ LONG = {"height": 128, "width": 128}
 tokens, and only then does the order of their sums vary. A CPU would take minutes for it."""
 SHORT_TABLE = "StableDiffusion3"
 """The family whose tiny model has positions for 16 pixels only."""
-
-
-def deterministic() -> None:
-    """Ask for deterministic algorithms. CUDA must not have started."""
-    assert not torch.cuda.is_initialized()
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.set_num_threads(1)
 
 
 def models(folder: Path, device: str) -> Iterator[tuple[str, PolicySettings]]:
@@ -56,7 +45,7 @@ def report(settings: PolicySettings) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    deterministic()
+    prepare_torch(threads=1, num_gpus=int(sys.argv[1] == "cuda"), deterministic=True)
     with tempfile.TemporaryDirectory() as folder:
         found = {name: report(settings) for name, settings in models(Path(folder), sys.argv[1])}
     print(json.dumps(found))
