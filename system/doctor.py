@@ -242,9 +242,19 @@ def token_files(config: RunConfig | None) -> Iterator[Finding]:
 def parts(config: RunConfig) -> Iterator[Finding]:
     """The policy's model, each scorer, the prompts, the loggers: as `tempflow train` checks them, but all of them."""
     from actors.policy.families import pipeline_name
+    from actors.policy.trained import check_trained
     from services.scoring.scorer import check_scorer
     from system.loggers import check_loggers
     from system.prompts import read_prompts
+    from system.train import check_devices
+
+    def adapter(folder: str) -> str:
+        check_trained(config.policy, Path(folder), "policy.adapter")
+        return folder
+
+    def devices() -> str:
+        check_devices(config, learns=True)
+        return config.policy.device
 
     def prompts(file: str) -> str:
         read = read_prompts(file, config.data.prompt_column, config.data.category_column)
@@ -260,8 +270,11 @@ def parts(config: RunConfig) -> Iterator[Finding]:
 
     looks: dict[str, Callable[[], str]] = {
         "policy": lambda: f"{pipeline_name(config.policy.model)} in {config.policy.model}",
+        "device": devices,
         "prompts": lambda: prompts(config.data.train),
     }
+    if config.policy.adapter:
+        looks["adapter"] = partial(adapter, config.policy.adapter)
     if heldout := config.data.heldout:
         looks["held-out prompts"] = lambda: prompts(heldout)
     for scorer in config.scorers:
