@@ -63,7 +63,7 @@ def evaluate_command(
     from system.config import load_config
     from system.eval_command import run_eval
 
-    console.print(run_eval(load_config(recipe, overrides or []), prompts, adapter, output))
+    run_eval(load_config(recipe, overrides or []), prompts, adapter, output, console)
 
 
 @app.command()

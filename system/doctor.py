@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shutil
-import socket
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from services.errors import UserError, first_line
 from services.scoring.settings import ScorerSettings
 from services.storage import is_local
 from system.config import RunConfig
-from system.launch_env import ALIVE_TIMEOUT_S, LOOPBACK, running_ray
+from system.launch_env import LOOPBACK, check_start, running_ray, token_file
 
 ASK_TIMEOUT_S = 5.0
 LEAST_FREE_BYTES = 2**30
@@ -106,30 +105,23 @@ def ray_cluster() -> Iterator[Finding]:
     """Ray, the cluster that a run would attach to, and whether a token for it is at hand."""
     yield Finding("ok", "ray", version("ray"))
     address = running_ray()
+    try:
+        check_start()
+    except UserError as error:
+        yield Finding("problem", "cluster", str(error))
+        return
     if address is None:
         yield Finding("ok", "cluster", f"none to attach to; a run starts its own on {LOOPBACK}")
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), ALIVE_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        mend = "correct RAY_ADDRESS (host:port), or unset it to start a Ray here"
-        yield Finding("problem", "cluster", f"nothing answers at {address} ({type(error).__name__}); {mend}")
         return
     yield Finding("ok", "cluster", f"a run attaches to the one at {address}")
     if os.environ.get("RAY_AUTH_MODE") != "token":
         mend = "if the cluster asks for a token, as one of Ray 2.59 or later does that was started locally, set it"
         yield Finding("warning", "cluster token", f"RAY_AUTH_MODE is not `token`; {mend}")
-    elif not (os.environ.get("RAY_AUTH_TOKEN") or ray_token_file().is_file()):
-        says = f"RAY_AUTH_MODE is token, and there is none in RAY_AUTH_TOKEN or {ray_token_file()}"
+    elif not (os.environ.get("RAY_AUTH_TOKEN") or token_file().is_file()):
+        says = f"RAY_AUTH_MODE is token, and there is none in RAY_AUTH_TOKEN or {token_file()}"
         yield Finding("problem", "cluster token", f"{says}; write the cluster's token there")
     else:
         yield Finding("ok", "cluster token", "there is one")
-
-
-def ray_token_file() -> Path:
-    """Where Ray looks for its token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
 def shared_memory(config: RunConfig | None) -> Finding:
@@ -225,7 +217,7 @@ def extras(config: RunConfig | None) -> Iterator[Finding]:
 
 def token_files(config: RunConfig | None) -> Iterator[Finding]:
     """Files with tokens that others on this machine can read."""
-    files = [str(ray_token_file())] if ray_token_file().is_file() else []
+    files = [str(token_file())] if token_file().is_file() else []
     if config:
         named = [config.serve.token_file, *(scorer.options.get("token_file") for scorer in config.scorers)]
         files += [str(name) for name in named if name]

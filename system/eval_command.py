@@ -1,5 +1,6 @@
 """`tempflow eval`: a prompt file, every scorer, the base model and an adapter beside it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -7,28 +8,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from rich.console import Console
 from rich.table import Table
 
 from actors.policy.weights import Exported, Weights, checksum
 from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
+from system.outputs import check_output
 from system.prompts import read_prompts
 from system.report.data import paired
 from system.stop import StopFlag
 from system.train import check
 
 
-def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None) -> Table:
-    """Evaluate and return the table to show.
+def run_eval(
+    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, console: Console
+) -> None:
+    """Evaluate, show the table, and write the rows to `output` if that is given.
 
     Raises:
-        UserError: no prompts, or the adapter does not fit the model.
+        UserError: no prompts, the adapter does not fit the model, or the output cannot be written.
     """
     from actors.policy.trained import check_trained, read_trained
     from system.launch import Roles, connect
 
     _, heldout = check(config, learns=False)
+    if output:
+        check_output(output, "--output")
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
     if prompts:
@@ -37,25 +44,24 @@ def run_eval(config: RunConfig, prompts: str | None, adapter: Path | None, outpu
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
     scorers = [scorer.name for scorer in config.scorers]
     results: dict[str, Evaluation] = {}
-    with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop:
-        connect()
-        try:
-            with Roles(config, [], Path(logs), with_learner=False) as roles:
-                arguments = (
-                    *(roles.fleet, roles.pool, heldout, scorers, config.weights),
-                    *(config.eval, config.seed, config.eval_steps, stop.check),
-                )
-                results["base"] = evaluate(*arguments, base=True)
-                if adapter:
-                    arrays = read_trained(adapter, config.policy.lora, "--adapter")
-                    exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
-                    results["adapter"] = evaluate(*arguments, weights=exported)
-        finally:
-            ray.shutdown()
+    with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
+        with stop.starting():
+            stack.callback(ray.shutdown)
+            connect()
+            roles = stack.enter_context(Roles(config, [], Path(logs), with_learner=False))
+        arguments = (
+            *(roles.fleet, roles.pool, heldout, scorers, config.weights),
+            *(config.eval, config.seed, config.eval_steps, stop.check),
+        )
+        results["base"] = evaluate(*arguments, base=True)
+        if adapter:
+            arrays = read_trained(adapter, config.policy.lora, "--adapter")
+            exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
+            results["adapter"] = evaluate(*arguments, weights=exported)
+    console.print(comparison(results, scorers))
     if output:
         named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
         pq.write_table(pa.concat_tables(named), output)
-    return comparison(results, scorers)
 
 
 def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:

@@ -34,7 +34,7 @@ from services.serving.app import build_app, why_not_started
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
 from system.config import RunConfig
-from system.launch_env import LOOPBACK, running_ray
+from system.launch_env import LOOPBACK, check_start, make_token, running_ray
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,13 @@ def connect() -> Connection:
     """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
 
     Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort.
+
+    Raises:
+        UserError: no Ray can be started here, or the one that is named does not answer.
     """
+    check_start()
+    if running_ray() is None:
+        make_token()
     handler = signal.getsignal(signal.SIGTERM)
     connection = _connect()
     if callable(handler):

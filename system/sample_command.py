@@ -9,6 +9,7 @@ from actors.policy.weights import Weights, checksum
 from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import EVAL_STREAM
+from system.outputs import make_output_folder
 
 
 def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
@@ -21,6 +22,7 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     from actors.policy.trained import check_trained, read_trained
     from actors.rollout.worker import Generator
 
+    make_output_folder(output, "--output")
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
     generator = Generator(Policy(config.policy, config.seed), config.kernel, config.rollout)
@@ -35,7 +37,6 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
             f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "
             "weights, or try policy.dtype=fp32"
         )
-    output.mkdir(parents=True, exist_ok=True)
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
         path = output / f"{i:03d}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:60].strip('-')}.png"

@@ -1,8 +1,10 @@
-"""Stopping a run from outside: Ctrl-C, or SIGTERM from a job's stop."""
+"""Stopping a run from outside: Ctrl-C, SIGTERM from a job's stop, or SIGHUP from a terminal that is closed."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -17,15 +19,20 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Turns the first SIGINT or SIGTERM into a flag that is checked between pieces of work; the second interrupts."""
+    """Turns the first signal into a flag that is checked between pieces of work; the second interrupts.
+
+    A SIGHUP that the process ignores, as nohup has it, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._starting = False
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopFlag":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,6 +43,28 @@ class StopFlag:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if self._starting:
+            print(f"{self.signal}: stopping what has been started", file=sys.stderr)
+            raise KeyboardInterrupt
+        print(f"{self.signal}: stopping after the current piece of work; once more to interrupt it", file=sys.stderr)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While roles start there is nothing to finish: the first signal interrupts.
+
+        Raises:
+            Stopped: by the signal.
+        """
+        self.check()
+        self._starting = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.signal is None:
+                raise
+            raise Stopped(self.signal) from None
+        finally:
+            self._starting = False
 
     def check(self) -> None:
         """Raises Stopped once a signal has come."""

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
@@ -114,22 +114,22 @@ def _train(
     from system.launch import Roles, connect
     from system.trainer import Trainer
 
-    connection = connect()
+    trainable = trainable_steps(config.plan, config.policy.num_steps)
     try:
-        console.print(f"run folder   {run.path}", highlight=False, soft_wrap=True)
-        console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
-        if connection.dashboard:
-            console.print(f"dashboard    http://{connection.dashboard.removeprefix('http://')}", highlight=False)
-        trainable = trainable_steps(config.plan, config.policy.num_steps)
-        with (
-            Progress(config.steps, console) as progress,
-            Roles(config, trainable, run.logs) as roles,
-        ):
+        with ExitStack() as stack:
+            with stop.starting():
+                stack.callback(ray.shutdown)
+                connection = connect()
+                console.print(f"run folder   {run.path}", highlight=False, soft_wrap=True)
+                console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
+                if connection.dashboard:
+                    url = f"http://{connection.dashboard.removeprefix('http://')}"
+                    console.print(f"dashboard    {url}", highlight=False)
+                progress = stack.enter_context(Progress(config.steps, console))
+                roles = stack.enter_context(Roles(config, trainable, run.logs))
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
     except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
-        raise RuntimeError("the connection to Ray is lost, its node or its head died; go on with --resume") from gone
-    finally:
-        ray.shutdown()
+        raise RuntimeError("the connection to Ray is lost, its node or its head died; continue with --resume") from gone
 
 
 def _report(run: RunFolder, console: Console) -> None:

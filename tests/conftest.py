@@ -1,14 +1,27 @@
 """Fixtures that more than one test file uses."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from system.launch_env import make_token
 from tests.families import Case
 from tests.tiny import build_sd3
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _token_of_ray(tmp_path_factory) -> Iterator[None]:
+    """The Ray of the tests has a token of its own: one in the home of whoever runs them may be readable by others."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "RAY_AUTH_TOKEN" not in os.environ:
+            patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path_factory.mktemp("token") / "token"))
+            make_token()
+        yield
 
 
 @pytest.fixture(scope="session")

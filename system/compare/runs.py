@@ -14,6 +14,7 @@ from services.errors import UserError
 from system.compare.result import Result, condense, key_of
 from system.config import RunConfig, load_config
 from system.estimate import steps_within
+from system.outputs import make_output_folder
 from system.run_folder import RunFolder
 from system.train import check, train_run
 
@@ -98,7 +99,7 @@ def run_all(
     Raises:
         UserError: a recipe is wrong, or a result or run folder is of another; nothing has been started then.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output, "--output")
     configs = {
         (seed, contender.label): contender.config(seed, budget, evals, output / "runs")
         for seed in seeds

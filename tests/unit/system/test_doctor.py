@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,9 +25,11 @@ POOL = b'[{"name": "size", "scorer": "jpeg_size", "replicas": 1}]'
 def _plain_environment(monkeypatch, tmp_path):
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "TEMPFLOW_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray_token"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # the paths of Ray's sockets have a bound
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        yield
 
 
 def shapes(*overrides: str) -> RunConfig:
