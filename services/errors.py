@@ -2,12 +2,29 @@
 
 import re
 
+_BEFORE_AT = re.compile(r"(?<=://)[^@\s'\"`]+(?=@)")
+_HOST_AND_PATH = re.compile(r"[^:/]+(:\d+)?/.*")
+
+
+def has_credentials(text: str) -> bool:
+    """Whether a text holds a URL with a name or a secret, which may hold a slash, before its host."""
+    return any(not _HOST_AND_PATH.fullmatch(found) for found in _BEFORE_AT.findall(text))
+
+
+def redacted(text: str) -> str:
+    """A text without the credentials of its URLs."""
+    return _BEFORE_AT.sub(lambda found: found[0] if _HOST_AND_PATH.fullmatch(found[0]) else "…", text)
+
 
 class UserError(Exception):
     """A mistake in what the user gave: one sentence that names the thing and the fix.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Credentials in a URL that it repeats are
+    replaced.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redacted(sentence))
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
+
+from services.errors import has_credentials
 
 CREDENTIALS = "credentials"
 """Type of the error whose message is the key that holds a URL with credentials: no message repeats its value."""
@@ -25,7 +26,7 @@ class Settings(BaseModel):
     def _without_credentials(self) -> "Settings":
         """Settings are printed, logged and kept in run folders."""
         for name in type(self).model_fields:
-            if any(isinstance(leaf, str) and _has_credentials(leaf) for leaf in _leaves(getattr(self, name))):
+            if any(isinstance(leaf, str) and has_credentials(leaf) for leaf in _leaves(getattr(self, name))):
                 raise PydanticCustomError(CREDENTIALS, "{key}", {"key": name})
         return self
 
@@ -48,15 +49,6 @@ def _leaves(value: object) -> Iterator[object]:
             yield from _leaves(item)
     else:
         yield value
-
-
-def _has_credentials(text: str) -> bool:
-    if "://" not in text:
-        return False
-    try:
-        return "@" in urlsplit(text).netloc
-    except ValueError:  # it is no URL
-        return False
 
 
 def name_or(default: str) -> Callable[[Any], Any]:

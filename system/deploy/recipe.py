@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from math import ceil
 from pathlib import Path, PurePosixPath
@@ -31,15 +32,20 @@ CALLER_CPUS = 0.1
 
 
 def resource_name(name: str) -> str:
-    """A run's name as Kubernetes allows it.
+    """A run's name as Kubernetes allows it: names that differ stay different.
+
+    A name that has to be changed gets six digits that follow from it.
 
     Raises:
         UserError: it is too long.
     """
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if not found or len(found) > MAX_NAME or found[0].isdigit():
+    if found != name:
+        found = f"{found}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    if not found[0].isalpha() or len(found) > MAX_NAME:
         raise UserError(
-            f"`{name}` makes no name for Kubernetes: give name=… of at most {MAX_NAME} characters, the first a letter"
+            f"`{name}` makes no name for Kubernetes: give name=… that begins with a letter and has at most {MAX_NAME} "
+            f"characters, {MAX_NAME - 7} if some are neither lower-case letters, digits nor hyphens"
         )
     return found
 

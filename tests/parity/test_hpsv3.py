@@ -70,7 +70,7 @@ def test_a_missing_and_an_unexpected_weight_are_errors(tmp_path):
 def test_what_is_not_there_is_named_before_anything_starts(tmp_path):
     base = str(FOLDER / "base")
     for options, message in (
-        ({"base": "/nowhere"}, "no folder `/nowhere`"),
+        ({"base": "/nowhere"}, "there is no folder `/nowhere`"),
         ({"base": base, "model": str(tmp_path)}, f"has no {CHECKPOINT_FILE}"),
         ({"base": base, "model": str(FOLDER), "instruction": "/nowhere.txt"}, "no instruction"),
     ):

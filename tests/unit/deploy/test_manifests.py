@@ -1,6 +1,7 @@
 """Manifests: valid to the last key, sized by the recipe, closed by default, and equal to the examples."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.serving.settings import PoolSettings
 from system.config import RunConfig, load_config, parse_config
 from system.deploy.infra import Infra, Nodes, load_infra
 from system.deploy.manifests import manifests, render
+from system.deploy.recipe import resource_name
 from system.deploy.sizing import Ask, pods
 from tests.unit.deploy.validate import check, templates
 
@@ -217,7 +219,8 @@ def test_slices_of_gpus_count_as_gpus_for_the_autoscaler_too():
 def test_only_what_must_talk_may():
     documents = manifests(recipe(), infra(OWN))
     policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
-    job, pool = policies["job-sd35-pickscore"], policies["pool-sd35-pickscore-pool"]
+    run = resource_name("sd35_pickscore")
+    job, pool = policies[f"job-{run}"], policies[f"pool-{run}-pool"]
     assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in policies.values())
     assert all("from" in rule for policy in policies.values() for rule in policy["ingress"])
     cluster = by_kind(documents)["RayJob"]["spec"]["rayClusterSpec"]
@@ -296,7 +299,7 @@ def test_a_queue_labels_the_job():
     [
         (["data.train=prompts/train.txt"], OWN, r"data.train: `prompts/train.txt` is a path on this machine"),
         ([f"name=x{'y' * 40}"], OWN, "at most 40 characters"),
-        (["name=3d"], OWN, "the first a letter"),
+        (["name=3d"], OWN, "that begins with a letter"),
         (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue admits a job of a fixed size"),
         ([], OWN | {"head": {"gpus": 1}}, "head.gpus"),
         (["serve.max_bytes=1000"], OWN, "serve.max_bytes: 1000 is less than one image"),
@@ -341,3 +344,14 @@ def test_a_wrong_infrastructure_file_is_explained(tmp_path, text, sentence):
 def test_what_is_printed_is_what_was_made():
     documents = manifests(recipe(), infra(OWN))
     assert list(yaml.safe_load_all(render(documents))) == documents
+
+
+def test_runs_of_different_names_have_different_resources():
+    names = ["run-a", "run_a", "run_A", "run.a", "Run-a", "run--a"]
+    found = [resource_name(name) for name in names]
+    assert found[0] == "run-a"
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"run-a(-[0-9a-f]{6})?", name) for name in found)
+    for name in ("3d", "x" * 41, "X" * 40):
+        with pytest.raises(UserError, match="makes no name for Kubernetes"):
+            resource_name(name)

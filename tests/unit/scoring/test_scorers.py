@@ -111,9 +111,9 @@ def test_a_users_scorer_by_import_path():
         ("no.such.module:Scorer", {}, "check the import path"),
         (f"{__name__}:Nothing", {}, "check the import path"),
         (f"{__name__}:Brightness", {"speed": 1}, "speed"),
-        ("pickscore", {"model": "./nowhere/at/all"}, "no folder"),
+        ("pickscore", {"model": "./nowhere/at/all"}, "there is no folder"),
         ("pickscore", {"model": "package:nowhere/x"}, "no package"),
-        ("clipscore", {"model": "/nowhere"}, "scorer clipscore: no folder"),
+        ("clipscore", {"model": "/nowhere"}, "scorer clipscore: there is no folder"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_built(scorer, options, message):

@@ -2,15 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 
 from services.errors import UserError
-from services.paths import model_file
+from services.paths import hub_answers, model_file
 
 TOKEN = "hf_opens_the_gate"
 INDEX = json.dumps({"_class_name": "StableDiffusion3Pipeline"}).encode()
@@ -69,7 +71,7 @@ def test_a_gated_model_opens_with_the_token_of_the_environment(hub, tmp_path):
 @pytest.mark.parametrize("token", [None, "hf_of_someone_else"])
 def test_without_it_the_error_says_what_to_do(hub, tmp_path, token):
     said = ask(hub, tmp_path, "org/gated", token)
-    assert "`org/gated` is gated; accept its licence on the hub and set HF_TOKEN" in said
+    assert "`org/gated` is gated; accept its licence on the hub, and set HF_TOKEN" in said
 
 
 def test_an_open_model_needs_no_token_and_a_missing_one_is_named(hub, tmp_path):
@@ -80,3 +82,23 @@ def test_an_open_model_needs_no_token_and_a_missing_one_is_named(hub, tmp_path):
 def test_a_folder_without_the_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json"):
         model_file("scorer x", str(tmp_path), "config.json")
+
+
+def test_a_hub_that_is_away_is_a_sentence_at_once_and_is_asked_once(monkeypatch, caplog, tmp_path):
+    """The hub's client would ask five times for each file, with a line of its log for each."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", nobody)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    hub_answers.cache_clear()
+    began = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"no folder `org/model` here, the hub at {nobody} does not answer"):
+            model_file("policy.model", "org/model", "model_index.json")
+    assert time.monotonic() - began < 5
+    assert [record.name for record in caplog.records] == ["services.paths"]
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    hub_answers.cache_clear()
