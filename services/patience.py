@@ -15,12 +15,13 @@ TELL_AFTER_S = 10.0
 
 
 def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) -> T:
-    """What `ask` returns; while it raises `missing` it is called again, until the time is up.
+    """What `ask` returns; while it raises `missing` it is called again, until the time is up. The log says what is
+    missing, and again when that changes.
 
     Raises:
         missing: it still did.
     """
-    began, told = time.monotonic(), False
+    began, told = time.monotonic(), ""
     while True:
         try:
             return ask()
@@ -28,7 +29,7 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) 
             waited_s = time.monotonic() - began
             if waited_s + POLL_S > timeout_s:
                 raise
-            if not told and waited_s > TELL_AFTER_S:
-                log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
-                told = True
+            if str(error) != told and waited_s > TELL_AFTER_S:
+                log.warning("%s; waiting up to %.0f s for it", error, timeout_s - waited_s)
+                told = str(error)
         time.sleep(POLL_S)

@@ -23,6 +23,7 @@ from actors.reward.settings import RewardSettings
 from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TreeSettings, TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from services.errors import UserError
+from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
 from services.settings import CREDENTIALS, Settings
@@ -299,6 +300,7 @@ def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
 def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, str]]:
     """The mapping of a recipe with overrides applied, where it was read, and each override by the key it set."""
     path = find_recipe(recipe)
+    make_importable(path.parent)
     raw = _read(path, ())
     raw.setdefault("name", path.stem)
     return raw, str(path), {_apply(raw, override): override for override in overrides}

@@ -3,6 +3,8 @@
 What is heavy (Torch, Ray) is imported by the check that needs it.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import math
 import os
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from services.errors import UserError, first_line
 from services.scoring.settings import ScorerSettings
 from services.storage import is_local
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, check_start, running_ray, token_file
+
+if TYPE_CHECKING:
+    from system.deploy.sizing import Ask
 
 ASK_TIMEOUT_S = 5.0
 LEAST_FREE_BYTES = 2**30
@@ -43,6 +48,7 @@ class Finding:
 def diagnose(config: RunConfig | None) -> Iterator[Finding]:
     """All findings on this machine and, where there is one, on a recipe."""
     yield python()
+    yield cpus(config)
     yield from torch(config)
     yield from ray_cluster()
     yield shared_memory(config)
@@ -94,11 +100,28 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
 
 def gpus_wanted(config: RunConfig) -> float:
     """GPUs of all roles as the run begins."""
+    return sum(ask.gpus for ask in _asked(config))
+
+
+def cpus(config: RunConfig | None) -> Finding:
+    """The CPUs of this machine, against what all roles ask for together as the run begins."""
+    have = os.cpu_count() or 1
+    wanted = sum(ask.cpus for ask in _asked(config)) if config else 0.0
+    says = f"{have} CPUs" + (f", and the recipe's roles ask for {wanted:g}" if config else "")
+    if wanted <= have:
+        return Finding("ok", "cpu", says)
+    if os.environ.get("RAY_ADDRESS"):
+        return Finding("warning", "cpu", f"{says}; the nodes of the cluster at RAY_ADDRESS must have them")
+    fix = "lower num_cpus of rollout, learner or scorers, rollout.workers or replicas, or set RAY_ADDRESS to a cluster"
+    return Finding("problem", "cpu", f"{says}; {fix}")
+
+
+def _asked(config: RunConfig) -> list[Ask]:
+    """What each actor of a run asks for, replicas of its own pool included."""
     from system.deploy.sizing import ranks, replicas, workers
 
     own = () if config.reward.app else config.scorers
-    asked = workers(config, most=False) + ranks(config) + replicas(own, most=False)
-    return sum(ask.gpus for ask in asked)
+    return workers(config, most=False) + ranks(config) + replicas(own, most=False)
 
 
 def ray_cluster() -> Iterator[Finding]:

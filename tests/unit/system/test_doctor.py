@@ -61,6 +61,17 @@ def test_all_problems_are_shown_at_once_and_the_exit_code_is_2(tmp_path):
     assert done.output.count("\nproblem ") == 4
 
 
+def test_cpus_that_all_roles_ask_for_together(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert doctor.cpus(None).level == "ok"
+    assert doctor.cpus(shapes()).says == "2 CPUs, and the recipe's roles ask for 1.4"
+    many = shapes("scorers.0.num_cpus=0.5", "scorers.0.replicas=2")
+    assert doctor.cpus(many).level == "problem"
+    assert "roles ask for 2.3; lower num_cpus of rollout, learner or scorers" in doctor.cpus(many).says
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert doctor.cpus(many).level == "warning"
+
+
 def test_gpus_that_the_roles_ask_for(monkeypatch):
     recipe = shapes("rollout.num_gpus=1", "learner.num_gpus=0.5", "scorers.0.num_gpus=0.25", "scorers.0.replicas=2")
     assert doctor.gpus_wanted(recipe) == 2 * 1 + 0.5 + 2 * 0.25
