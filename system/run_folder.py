@@ -109,7 +109,7 @@ class RunFolder:
             return Recorded(config, inputs=read_inputs(config))
         what = f"the run `{self.path}`" if self.begun else f"the run of the checkpoints in `{checkpoints.folder}`"
         if not resume:
-            raise UserError(f"{what} exists; add --resume to go on with it, or name=… for another")
+            raise UserError(f"{what} exists; add --resume to continue it, or name=… for another")
         if kept is None:
             raise self._lost(checkpoints)
         theirs = read_recorded(kept, f"the checkpoints in `{checkpoints.folder}`")

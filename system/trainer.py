@@ -144,7 +144,7 @@ class Trainer:
         if self.saved_step != self.state.step:
             raise UserError(
                 f"the checkpoint of step {self.state.step} cannot be written to {self.checkpoints.folder} "
-                f"(logs/driver.log says why); make room there and go on with --resume from step {self.saved_step}"
+                f"(logs/driver.log says why); make room there and continue with --resume from step {self.saved_step}"
             )
         if not self.run.trained.exists():
             self._save_model()

@@ -130,6 +130,7 @@ def _read_eval(file: Path) -> pa.Table:
         ValueError: it is another table; others of `UNREADABLE`: it is torn.
     """
     table = pq.read_table(file)
+    table.validate(full=True)
     if missing := NOT_SCORES - set(table.column_names):
         raise ValueError(f"it has no column {', '.join(sorted(missing))}")
     return table

@@ -1,4 +1,4 @@
-"""Disks and object stores that are full while a run goes on: it says so or spills, and loses nothing."""
+"""Disks and object stores that are full while a run trains: it says so or spills, and loses nothing."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
 from tests.integration.test_training import adapter, metrics
 
 DISK_BYTES = 16 * 2**20
-LEFT_BYTES = 2**16
+LEFT_BYTES = 2**15
 """More than the checkpoint of step 0 takes, and less than one with weights."""
 
 CROWDED_HEAD = """
@@ -61,7 +61,7 @@ def crowded_ray():
 
 @pytest.mark.chaos
 def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, undisturbed, small_disk):
-    """The run goes to its end without them, and says what it lacks; with room it goes on."""
+    """The run reaches its end without them, and says what it lacks; with room it continues."""
     whole, _ = undisturbed()
     full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
     full.start()
@@ -69,7 +69,7 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
     output = full.output.read_text()
     assert full.process.returncode == 2, output
     assert f"the checkpoint of step {STEPS} cannot be written" in output
-    assert "go on with --resume from step 0" in output
+    assert "continue with --resume from step 0" in output
     assert "No space left" in (full.path / "logs" / "driver.log").read_text()
     assert [line["step"] for line in metrics(full.path)] == list(range(STEPS + 1))
 
