@@ -71,6 +71,21 @@ class Checkpoints:
         """
         self.folder.write(DRIVER_FILE, self.driver.encode())
 
+    def check_claim(self) -> None:
+        """Refuse what another driver has taken over.
+
+        Raises:
+            UserError: another driver has taken over.
+            OSError: the claim cannot be read.
+        """
+        driver = self.folder.read(DRIVER_FILE).decode(errors="replace")
+        if driver != self.driver:
+            host, process, *_ = [*driver.split(), "?", "?"]
+            raise UserError(
+                f"another driver has taken over the checkpoints in {self.folder} (process {process} on {host}), and "
+                "this one ends; let one driver at a time work on a run"
+            )
+
     def begin(self, step: int) -> Folder:
         """An empty folder for the learner's files; without `commit` it counts for nothing.
 
@@ -78,7 +93,7 @@ class Checkpoints:
             UserError: another driver has taken over.
             OSError: the storage failed.
         """
-        self._check_claim()
+        self.check_claim()
         folder = self._of(step)
         self._whole.pop(_name(step), None)
         folder.remove()
@@ -100,7 +115,7 @@ class Checkpoints:
         sealed[STATE_FILE] = folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())
         sealed[RECIPE_FILE] = folder.write(RECIPE_FILE, recipe.encode())
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
-        self._check_claim()
+        self.check_claim()
         folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
         self._whole[_name(state.step)] = state
         try:
@@ -153,16 +168,6 @@ class Checkpoints:
             raise UserError(
                 f"no checkpoint in {self.folder} is usable; of {len(sealed)} the newest is {sealed[0]} "
                 f"({damaged[sealed[0]]}): put a whole one back, or give a new run another name=…"
-            )
-
-    def _check_claim(self) -> None:
-        """Raises UserError where another driver has taken over, and OSError where the claim cannot be read."""
-        driver = self.folder.read(DRIVER_FILE).decode(errors="replace")
-        if driver != self.driver:
-            host, process, *_ = [*driver.split(), "?", "?"]
-            raise UserError(
-                f"another driver has taken over the checkpoints in {self.folder} (process {process} on {host}), and "
-                "this one ends; let one driver at a time work on a run"
             )
 
     def _of(self, step: int) -> Folder:

@@ -62,11 +62,11 @@ class MetricsFile:
             write_atomically(self.path, content)
 
 
-def missing_steps(lines: list[Line]) -> str | None:
-    """The steps between 0 and the last one that have no line, such as `3, 5–9`; None if there are none."""
+def missing_steps(lines: list[Line], last: int) -> str | None:
+    """The steps from 0 to `last` that have no line, such as `3, 5–9`; None if there are none."""
     steps = {line["step"] for line in lines}
     ranges: list[list[int]] = []
-    for step in range(max(steps, default=0)):
+    for step in range(last + 1):
         if step in steps:
             continue
         if ranges and ranges[-1][1] == step - 1:

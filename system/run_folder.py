@@ -50,6 +50,8 @@ class RunFolder:
 
     recorded: Recorded
     """The recipe and the identity of the run; `open` sets it."""
+    recipe: str
+    """config.yaml, as `open` has written it and each checkpoint holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -75,7 +77,8 @@ class RunFolder:
         make_folder(run.path)
         with locked(run.path / "driver.lock", f"the run `{run.path}`"), run._checkpoints_locked(config.checkpoint):
             run.recorded = run._recorded(config, resume, accept_changes)
-            write_atomically(run.config_file, run.recorded.text().encode())
+            run.recipe = run.recorded.text()
+            write_atomically(run.config_file, run.recipe.encode())
             yield run
 
     def _checkpoints_locked(self, settings: CheckpointSettings) -> AbstractContextManager[None]:
@@ -273,12 +276,12 @@ class RunFolder:
         return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
 
     def forget_after(self, step: int) -> None:
-        """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps before
-        it whose lines are missing.
+        """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps up to
+        it whose lines are missing, unless the folder is new.
         """
         lines = self.read_metrics()
         MetricsFile(self.metrics_file).forget_after(step)
-        if missing := missing_steps([line for line in lines if line["step"] <= step]):
+        if lines and (missing := missing_steps(lines, step)):
             log.warning("%s has no whole line of step %s", self.metrics_file, missing)
         for folder in ("experience", "eval"):
             for of_step, file in tables(self.path / folder).items():

@@ -164,6 +164,7 @@ class Trainer:
         """From the latest checkpoint, or of a run that has recorded nothing from the beginning, to the last step."""
         found = self.run.newest_checkpoint(self.checkpoints, self.config.steps)
         if found is not None:
+            self.checkpoints.check_claim()
             self.state = found.state
             if self.state.step:
                 self.roles.learner.restore(found.folder, self.state.step)
@@ -276,7 +277,7 @@ class Trainer:
         """
         try:
             self.checkpoints.begin(self.state.step)
-            self.checkpoints.commit(self.state, {}, self.run.recorded.text())
+            self.checkpoints.commit(self.state, {}, self.run.recipe)
         except OSError as error:
             raise self._unwritable(error) from error
         self.saved_step = self.state.step
@@ -311,7 +312,7 @@ class Trainer:
             digests = self.roles.learner.saved(wait)
             if digests is None:
                 return
-            self.checkpoints.commit(self.saving, digests, self.run.recorded.text())
+            self.checkpoints.commit(self.saving, digests, self.run.recipe)
             self.saved_step = self.saving.step
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", self.saving.step, first_line(error))

@@ -112,7 +112,7 @@ def read_run(path: Path) -> Run:
         config = yaml.safe_load(text)
     except yaml.YAMLError:
         config = None
-    missing = missing_steps(lines)
+    missing = missing_steps(lines, lines[-1]["step"])
     left_out = [f"metrics.jsonl has no whole line of step {missing}."] if missing else []
     evals = {}
     for step, file in tables(path / "eval").items():

@@ -38,7 +38,7 @@ def first_and_second_process(settings: RunConfig) -> RunFolder:
     with RunFolder.open(settings, resume=False) as run, open_loggers(settings, run.path) as run.loggers:
         checkpoints = run.checkpoints(settings.checkpoint)
         checkpoints.claim()
-        checkpoints.commit(RunState(step=1), {}, run.recorded.text())
+        checkpoints.commit(RunState(step=1), {}, run.recipe)
         run.write_samples(0, IMAGES_NHWC)
         for number in range(4):
             step(run, number, number / 2)

@@ -32,7 +32,7 @@ def seal(run: RunFolder, settings: RunConfig, *steps: int) -> None:
     for step in steps:
         folder = checkpoints.begin(step)
         digests = {"weights": folder.write("weights", b"of %d" % step)} if step else {}
-        checkpoints.commit(RunState(step=step), digests, run.recorded.text())
+        checkpoints.commit(RunState(step=step), digests, run.recipe)
 
 
 def begin(settings: RunConfig, recorded: int = 2, sealed: tuple[int, ...] = (0, 2)) -> RunFolder:
@@ -307,11 +307,14 @@ def test_steps_whose_lines_are_torn_are_named_and_files_of_others_left_alone(tmp
     notes.parent.mkdir()
     notes.write_bytes(b"")
     run.forget_after(4)
-    assert "has no whole line of step 1, 3" in caplog.text
+    assert "has no whole line of step 1, 3\n" in caplog.text
     assert [line["step"] for line in run.read_metrics()] == [0, 2, 4]
     assert run.metrics_file.read_bytes() == b"\n".join([*lines[:5], b""])
     assert notes.exists()
     assert len(list((run.path / "experience").iterdir())) == 5
+    run.metrics_file.write_bytes(b"\n".join(lines[:3]))
+    run.forget_after(4)
+    assert "has no whole line of step 1, 3–4\n" in caplog.text
 
 
 def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tmp_path):
