@@ -98,7 +98,7 @@ class RunFolder:
             raise UserError(
                 f"no checkpoint can be kept in `{folder}` ({error}); set checkpoint.folder to another place"
             ) from error
-        return locked(folder / CHECKPOINTS_LOCK, f"the checkpoints in `{folder}`")
+        return locked(folder / CHECKPOINTS_LOCK, f"the folder of checkpoints `{folder}`")
 
     def _recorded(self, config: RunConfig, resume: bool, accept_changes: bool) -> Recorded:
         """The run that is opened: a new one, or the one that its folder or its checkpoints hold, if that may continue.

@@ -219,7 +219,7 @@ def test_one_driver_at_a_time_writes_to_a_folder_of_checkpoints(tmp_path, monkey
     kept = kept_in(tmp_path / "kept")
     with RunFolder.open(config(tmp_path / "one", **kept), resume=False):
         with (
-            pytest.raises(InUse, match=r"the checkpoints in `.*kept/mine` is in use"),
+            pytest.raises(InUse, match=r"the folder of checkpoints `.*kept/mine` is in use"),
             RunFolder.open(config(tmp_path / "two", **kept), resume=True),
         ):
             pass
