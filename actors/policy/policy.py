@@ -1,6 +1,8 @@
 """A model family with its trained weights: what the rollout worker samples from and the learner trains."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -178,8 +180,16 @@ class Policy:
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
+
+        Raises:
+            OSError: the storage failed.
         """
-        values = arrays or self.arrays()
+        try:
+            self._save(folder, arrays or self.arrays())
+        except SafetensorError as error:
+            raise _storage_error(error) from error
+
+    def _save(self, folder: Path, values: Arrays) -> None:
         if self.settings.lora is None:
             # Not save_pretrained: `values` need not be the live ones.
             folder.mkdir(parents=True, exist_ok=True)
@@ -191,6 +201,12 @@ class Policy:
             transformer_lora_layers={name.replace(".default.", "."): to_tensor(a) for name, a in values.items()},
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
+
+
+def _storage_error(error: SafetensorError) -> Exception:
+    """The OSError that safetensors has made text of; the error itself where there was none."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
 
 
 def read_trained(folder: Path, names: list[str], lora: LoraSettings | None) -> Arrays:
