@@ -30,6 +30,9 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name from its latest checkpoint.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option(help="Resume although prompts or a model are not the ones that the run began with.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and print what a step costs; start nothing.")] = False,
 ) -> None:
     """Train by a recipe; writes a run folder with checkpoints, metrics, an adapter and a report."""
@@ -44,7 +47,7 @@ def train(
         console.print(dump_config(config), highlight=False)
         console.print(estimate_table(config))
         return
-    raise typer.Exit(train_run(config, resume, console))
+    raise typer.Exit(train_run(config, resume, console, accept_changes))
 
 
 @app.command("eval")

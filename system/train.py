@@ -67,7 +67,7 @@ def check_devices(config: RunConfig, learns: bool) -> None:
         check_device(scorer)
 
 
-def train_run(config: RunConfig, resume: bool, console: Console) -> int:
+def train_run(config: RunConfig, resume: bool, console: Console, accept_changes: bool = False) -> int:
     """Run a recipe to its end or to a stop; returns the exit code.
 
     Raises:
@@ -76,7 +76,7 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     train, heldout = check(config)
     with (
         _naming_a_full_disk(config),
-        RunFolder.open(config, resume) as run,
+        RunFolder.open(config, resume, accept_changes) as run,
         logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
         open_loggers(config, run.path) as run.loggers,
         StopFlag() as stop,

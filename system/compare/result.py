@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from services.errors import UserError
+from services.storage import write_atomically
 from system.config import RunConfig
 from system.report.data import by_sampling_step
 from system.run_folder import RunFolder
@@ -50,7 +51,7 @@ class Result:
     """Reward std within a group by sampling step, a mean over the run."""
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(path, f"{json.dumps(asdict(self), indent=1)}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> Result:
