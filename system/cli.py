@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 console = Console()
 
-Recipe = Annotated[str, typer.Argument(help="A recipe: its name (see `tempflow recipes`) or a YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe: its name (see `tempflow recipes`), a YAML file, or the folder of a run.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as learner.lr=1e-4.", show_default=False)]
 
 
@@ -29,7 +31,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as l
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run of this name from its latest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run of this name from its latest checkpoint.")] = False,
     accept_changes: Annotated[
         bool, typer.Option(help="Resume although prompts or a model are not the ones that the run began with.")
     ] = False,

@@ -253,13 +253,21 @@ NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "k
 """What a mapping without a name is."""
 
 
+RUN_RECIPE = "config.yaml"
+"""The recipe of a run, in its folder."""
+OF_RUN = "tempflow"
+"""The key of that file which is no setting: what began the run."""
+
+
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by name among those that come with tempflow.
+    """A recipe by path, or by name among those that come with tempflow; of a run folder its config.yaml.
 
     Raises:
         UserError: there is none; names the nearest.
     """
     path = Path(name)
+    if (path / RUN_RECIPE).is_file():
+        return path / RUN_RECIPE
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
@@ -302,6 +310,8 @@ def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str
     path = find_recipe(recipe)
     make_importable(path.parent)
     raw = _read(path, ())
+    if raw.pop(OF_RUN, None):  # where the run lies now, which may be elsewhere than where it began
+        raw |= {"name": path.absolute().parent.name, "output": str(path.absolute().parent.parent)}
     raw.setdefault("name", path.stem)
     return raw, str(path), {_apply(raw, override): override for override in overrides}
 

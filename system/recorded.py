@@ -4,18 +4,23 @@ import subprocess
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from services.errors import UserError, first_line
 from system import __version__
-from system.config import RunConfig, parse_config
+from system.config import OF_RUN, RunConfig, parse_config
 
 MAY_CHANGE: dict[str, set[str] | bool] = {
-    **dict.fromkeys(("steps", "output", "eval", "checkpoint", "log", "ray"), True),
+    **dict.fromkeys(("name", "output", "steps", "eval", "checkpoint", "log", "ray"), True),
     "reward": {"max_hole_share", "concurrency"},
 }
-"""Settings that a resumed run may change: none of them enters the arithmetic of a step."""
+"""Settings that a resumed run may change: none of them enters the arithmetic of a step. It is known by its identity."""
+
+
+MAX_CHARS = 80
+"""Of a value in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,7 @@ class Recorded:
     def text(self) -> str:
         """The YAML of it; `tempflow` comes last, so that a file without it is torn."""
         by = {"version": __version__, "commit": git_commit(), "inputs": self.inputs, "run": self.run}
-        return yaml.safe_dump(
-            self.config.model_dump(mode="json") | {"tempflow": by}, sort_keys=False, allow_unicode=True
-        )
+        return yaml.safe_dump(self.config.model_dump(mode="json") | {OF_RUN: by}, sort_keys=False, allow_unicode=True)
 
 
 def read_recorded(text: str, source: str) -> Recorded:
@@ -46,7 +49,7 @@ def read_recorded(text: str, source: str) -> Recorded:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not the recipe of a run: {first_line(error)}") from error
-    by = raw.pop("tempflow", None) if isinstance(raw, dict) else None
+    by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
     if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
         raise UserError(f"{source}: not the recipe of a run: its end, with the run's identity, is missing")
     return Recorded(parse_config(RunConfig, raw, source), by["run"], by["inputs"])
@@ -56,15 +59,31 @@ def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
     """Refuse to continue with another recipe than a run began with.
 
     Raises:
-        UserError: names the settings.
+        UserError: names each setting, what it was and what it is now.
     """
-    old, new = before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE)
-    changed = [key for key in new if new[key] != old[key]]
+    changed = differences(before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE))
     if changed:
         raise UserError(
-            f"{what} began with other settings of {', '.join(changed)}; "
-            "resume with the same recipe and overrides, or give the new run a name"
+            f"{what} began with other settings: {'; '.join(changed)}. Resume with the same recipe and overrides ("
+            "of a run in a folder `tempflow train FOLDER --resume` knows both), or give the new run another name=…"
         )
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two values of settings: the key, what it was, and what it is now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        below = [(f"{key}.{name}".lstrip("."), before.get(name), now.get(name)) for name in keys]
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        below = [(f"{key}.{i}", *both) for i, both in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [f"{key} was {_short(before)} and is {_short(now)}"]
+    return [line for name, old, new in below for line in differences(old, new, name)]
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
 
 
 def git_commit() -> str | None:

@@ -36,7 +36,7 @@ from system.config import CheckpointSettings, RunConfig
 from system.inputs import changed_inputs, read_inputs
 from system.loggers import MetricsLogger
 from system.metrics_file import MetricsFile, missing_steps
-from system.recorded import Recorded, check_same, read_recorded
+from system.recorded import Recorded, check_same, differences, read_recorded
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ class RunFolder:
         theirs = read_recorded(kept, f"the checkpoints in `{checkpoints.folder}`")
         before = self._own(theirs) if self.begun else theirs
         check_same(before.config, config, what)
+        if changed := differences(before.config.model_dump(exclude={"output"}), config.model_dump(exclude={"output"})):
+            self.notes.append(f"{what} continues with other settings: {'; '.join(changed)}")
         _check_of(theirs, before, checkpoints)
         return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))
 

@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tem
     assert "--resume" in again.stderr
     changed = tempflow("train", recipe, "name=one", "learner.lr=1e-3", "--resume", address=ray_head.address)
     assert changed.returncode == 2
-    assert "other settings of learner" in changed.stderr
+    assert "other settings: learner.lr was 0.01 and is" in changed.stderr
 
 
 def files(folder: Path) -> dict[str, bytes]:

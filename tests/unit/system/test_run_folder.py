@@ -12,8 +12,8 @@ from services import locks
 from services.errors import UserError
 from services.locks import InUse
 from system.checkpoint import RunState
-from system.config import RunConfig, parse_config
-from system.recorded import check_same, read_recorded
+from system.config import RunConfig, load_config, parse_config
+from system.recorded import check_same, differences, read_recorded
 from system.run_folder import RunFolder
 from tests.unit.system.test_config import MINIMAL
 
@@ -79,7 +79,7 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
 def test_a_run_that_has_begun_is_continued_only_if_asked_and_with_its_own_recipe(tmp_path):
     begin(config(tmp_path))
     refused(config(tmp_path), False, "the run `.*mine` exists; add --resume")
-    refused(config(tmp_path, seed=5), True, "the run `.*mine` began with other settings of seed")
+    refused(config(tmp_path, seed=5), True, "the run `.*mine` began with other settings: seed was")
     assert newest(config(tmp_path)) == 2
 
 
@@ -166,7 +166,7 @@ def test_checkpoints_without_a_run_folder_are_continued_only_if_asked_and_with_t
 
     first = begin(config(tmp_path, **kept_in(tmp_path / "kept")))
     refused(settings(), False, "the run of the checkpoints in `.*kept/mine` exists; add --resume")
-    refused(settings(seed=5), True, "kept/mine` began with other settings of seed")
+    refused(settings(seed=5), True, "kept/mine` began with other settings: seed was")
     with RunFolder.open(settings(), resume=True) as run:
         assert run.recorded.run == first.recorded.run
     shutil.rmtree(tmp_path / "new")
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_recipe_is_not_restored(tmp_path):
     refused(config(tmp_path), True, "are of another run of the same name")
     with RunFolder.open(config(tmp_path, name="third"), resume=False) as run:
         shutil.copytree(newer.parent, run.path / "checkpoints")
-        with pytest.raises(UserError, match="step_000003` began with other settings of name, seed"):
+        with pytest.raises(UserError, match="step_000003` began with other settings: seed was 1 and is 0"):
             run.newest_checkpoint(run.checkpoints(config(tmp_path).checkpoint), 9)
 
 
@@ -249,7 +249,7 @@ def test_a_torn_recipe_is_that_of_the_newest_checkpoint(tmp_path, damage):
     run.config_file.unlink()
     if damage in torn:
         run.config_file.write_bytes(torn[damage])
-    refused(config(tmp_path, seed=5), True, "began with other settings of seed")
+    refused(config(tmp_path, seed=5), True, "began with other settings: seed was")
     with RunFolder.open(config(tmp_path, seed=3), resume=True) as again:
         assert [note for note in again.notes if "takes the place of config.yaml" in note]
         assert again.config_file.read_bytes() == whole
@@ -354,7 +354,46 @@ def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tm
 def test_a_resumed_run_may_change_what_enters_no_arithmetic(tmp_path, change, refused):
     before, now = config(tmp_path), config(tmp_path, **change)
     if refused:
-        with pytest.raises(UserError, match=f"the run began with other settings of {next(iter(change))}"):
+        with pytest.raises(UserError, match=f"the run began with other settings: {next(iter(change))}"):
             check_same(before, now, "the run")
     else:
         check_same(before, now, "the run")
+
+
+def test_what_a_resumed_run_began_with_otherwise_is_said_key_by_key():
+    before = load_config("shapes", ["learner.lr=5e-4"])
+    now = load_config(
+        "shapes", ["learner.lr=1e-3", "seed=3", "scorers.0.options.scale=2", "policy.lora=null", "steps=9"]
+    )
+    with pytest.raises(UserError) as refused:
+        check_same(before, now, "the run `mine`")
+    for said in (
+        "learner.lr was 0.0005 and is 0.001",
+        "seed was 0 and is 3",
+        "scorers.0.options.scale was null and is 2",
+        "policy.lora was {'rank': 16",
+        "tempflow train FOLDER --resume",
+    ):
+        assert said in str(refused.value)
+    assert "steps" not in str(refused.value)
+
+
+def test_a_run_folder_is_the_recipe_of_its_run_wherever_it_lies_now(tmp_path):
+    with RunFolder.open(
+        load_config("shapes", ["name=mine", f"output={tmp_path}/old", "learner.lr=5e-4"]), False
+    ) as run:
+        began = run.recorded.config
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    for place in (tmp_path / "new" / "mine", tmp_path / "new" / "mine" / "config.yaml"):
+        config = load_config(str(place), ["steps=60"])
+        assert (config.name, config.output, config.steps) == ("mine", str(tmp_path / "new"), 60)
+        assert differences(began.model_dump(), config.model_dump()) == [
+            f"output was {tmp_path}/old and is {tmp_path}/new",
+            "steps was 50 and is 60",
+        ]
+
+
+def test_the_log_says_which_free_settings_a_resumed_run_changes(tmp_path):
+    begin(config(tmp_path, steps=9))
+    with RunFolder.open(config(tmp_path, steps=12), resume=True) as run:
+        assert run.notes == [f"the run `{run.path}` continues with other settings: steps was 9 and is 12"]
