@@ -26,7 +26,7 @@ from services.errors import UserError
 from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
-from services.settings import CREDENTIALS, Settings
+from services.settings import CREDENTIALS, Listed, Settings
 
 
 class DataSettings(Settings):
@@ -95,11 +95,11 @@ class RaySettings(Settings):
 class RunConfig(Settings):
     """A recipe with every default filled in."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """The run folder's name."""
     output: str = "runs"
     """The folder that holds run folders."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
     placement: Literal["split", "colocated"] = "split"
@@ -115,7 +115,7 @@ class RunConfig(Settings):
     objective: ObjectiveSettings = GrpoSettings()
     learner: LearnerSettings = LearnerSettings()
     rollout: RolloutSettings = RolloutSettings()
-    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    scorers: Listed[ScorerSettings] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
     serve: GatewaySettings = GatewaySettings()
     """Of the HTTP side that `tempflow serve` gives the scorers; training itself calls them by handle."""
@@ -388,7 +388,7 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
     """The key or index that a part of a dotted key names."""
     if isinstance(node, dict):
         return part
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part.isascii() and part.isdigit() and int(part) < len(node):
         return int(part)
     raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
 

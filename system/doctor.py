@@ -256,7 +256,7 @@ def token_files(config: RunConfig | None) -> Iterator[Finding]:
 
 def parts(config: RunConfig) -> Iterator[Finding]:
     """The policy's model, each scorer, the prompts, the loggers: as `tempflow train` checks them, but all of them."""
-    from actors.policy.families import pipeline_name
+    from actors.policy.families import check_size, pipeline_name
     from actors.policy.trained import check_trained
     from services.scoring.scorer import check_scorer
     from system.loggers import check_loggers
@@ -283,8 +283,12 @@ def parts(config: RunConfig) -> Iterator[Finding]:
         check_loggers(config.log)
         return "ready"
 
+    def policy() -> str:
+        check_size(config.policy)
+        return f"{pipeline_name(config.policy.model)} in {config.policy.model}"
+
     looks: dict[str, Callable[[], str]] = {
-        "policy": lambda: f"{pipeline_name(config.policy.model)} in {config.policy.model}",
+        "policy": policy,
         "device": devices,
         "prompts": lambda: prompts(config.data.train),
     }

@@ -18,10 +18,12 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     Raises:
         UserError: the model or the adapter is missing, or gives images that are not finite.
     """
+    from actors.policy.families import check_size
     from actors.policy.policy import Policy
     from actors.policy.trained import check_trained, read_trained
     from actors.rollout.worker import Generator
 
+    check_size(config.policy)
     make_output_folder(output, "--output")
     if adapter:
         check_trained(config.policy, adapter, "--adapter")

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from actors.policy.families import family_path
+from actors.policy.families import check_size
 from actors.policy.trained import check_trained
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError, cause_of
@@ -34,7 +34,7 @@ def check(config: RunConfig, learns: bool = True) -> tuple[Prompts, Prompts | No
     check_loggers(config.log)
     check_devices(config, learns)
     make_plan(config.plan, config.policy.num_steps)
-    family_path(config.policy)
+    check_size(config.policy)
     if config.policy.adapter:
         check_trained(config.policy, Path(config.policy.adapter), "policy.adapter")
     for scorer in config.scorers:

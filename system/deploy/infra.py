@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from services.errors import UserError
-from services.settings import Settings
+from services.settings import Listed, Settings
 from system.config import parse_config, read_mapping
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$"
@@ -81,9 +81,9 @@ class Secrets(Settings):
     """Key `auth_token`: what Ray's dashboard, jobs and actors ask for."""
     pool_token: str = Field("tempflow-pool", pattern=NAME)
     """Key `token`: what the reward pool asks for."""
-    environment: tuple[str, ...] = ()
+    environment: Listed[str] = ()
     """Each key is an environment variable of the job's pods: credentials of a bucket, of a logger."""
-    pool_environment: tuple[str, ...] = ()
+    pool_environment: Listed[str] = ()
     """The same for the pool's pods, which read what strangers send: as little as its scorers need."""
 
 
@@ -93,7 +93,7 @@ class Egress(_Either):
     either = ("cidr", "namespace")
     cidr: str | None = None
     namespace: str | None = Field(None, pattern=NAME)
-    ports: tuple[int, ...] = Field(min_length=1)
+    ports: Listed[int] = Field(min_length=1)
 
 
 class Queue(_Either):
@@ -112,7 +112,7 @@ class Infra(Settings):
     namespace: str = Field("tempflow", pattern=NAME)
     image: str
     """Has tempflow installed, and whatever modules the recipe names (see deploy/Dockerfile)."""
-    pull_secrets: tuple[str, ...] = ()
+    pull_secrets: Listed[str] = ()
     ray_version: str = version("ray")
     """Of the image."""
     runs: Volume
@@ -126,7 +126,7 @@ class Infra(Settings):
     learner: Nodes | None = None
     reward: PoolNodes | None = None
     """The pool becomes a RayService, a cluster of its own."""
-    egress: tuple[Egress, ...] = ()
+    egress: Listed[Egress] = ()
     """A bucket that is not at port 443, a detector, a pool of somebody else."""
     queue: Queue | None = None
     retries: int = Field(2, ge=0)
