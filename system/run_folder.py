@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
-from services.errors import UserError, first_line
+from services.errors import UserError
 from services.locks import locked
 from services.storage import Folder
+from services.text import read_text
+from services.yaml_text import dump_yaml, load_yaml
 from system import __version__
 from system.checkpoint import Checkpoints
 from system.config import CheckpointSettings, RunConfig, parse_config
@@ -136,8 +137,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         made_by = {"tempflow": {"version": __version__, "commit": git_commit()}}
-        text = yaml.safe_dump(config.model_dump(mode="json") | made_by, sort_keys=False, allow_unicode=True)
-        write_atomically(self.config_file, text.encode())
+        write_atomically(self.config_file, dump_yaml(config.model_dump(mode="json") | made_by).encode())
 
     def read_config(self) -> RunConfig:
         """The recipe of this run.
@@ -147,7 +147,7 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise UserError(f"`{self.path}` is not a run: it has no config.yaml")
-        return read_recipe(self.config_file.read_text(), str(self.config_file))
+        return read_recipe(read_text(self.config_file), str(self.config_file))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics_file.open("a") as file:
@@ -213,10 +213,7 @@ def read_recipe(text: str, source: str) -> RunConfig:
     Raises:
         UserError: it is no recipe; names the source.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not a recipe: {first_line(error)}") from error
+    raw = load_yaml(text, source)
     if not isinstance(raw, dict):
         raise UserError(f"{source}: not a recipe")
     raw.pop("tempflow", None)

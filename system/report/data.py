@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from services.errors import UserError
+from services.yaml_text import load_yaml
 
 Z_95 = 1.96
 NOT_SCORES = {"row", "prompt", "category"}
@@ -102,10 +102,10 @@ def read_run(path: Path) -> Run:
     lines = _read_lines(metrics_file)
     if not lines:
         raise UserError(f"nothing is recorded in `{metrics_file}` yet: it has no line with a step")
-    text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
+    text = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        config = load_yaml(text, str(config_file))
+    except UserError:
         config = None
     files = sorted((path / "eval").glob("step_*.parquet"))
     evals = {int(file.stem.removeprefix("step_")): pq.read_table(file) for file in files}

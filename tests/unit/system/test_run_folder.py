@@ -26,6 +26,13 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
         assert run.metrics_file.read_text() == text
 
 
+def test_the_recipe_of_a_run_is_read_as_it_was_written(tmp_path):
+    options = {"a": "1e3", "b": "010", "c": "yes", "d": 1e-7, "e": "1:30", "f": "x\u2028y"}
+    settings = config(tmp_path, scorers=[{"name": "size", "scorer": "jpeg_size", "options": options}])
+    with RunFolder.open(settings, resume=False) as run:
+        assert run.read_config() == settings
+
+
 def refused(settings: RunConfig, resume: bool, message: str) -> None:
     with pytest.raises(UserError, match=message), RunFolder.open(settings, resume):
         pass
