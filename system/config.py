@@ -30,13 +30,15 @@ from services.yaml_text import dump_yaml, load_yaml
 
 
 class DataSettings(Settings):
-    """Where the prompts come from: Parquet, .txt (a prompt a line) or .jsonl."""
+    """Where the prompts come from: .parquet, .jsonl, .json (an array of objects), .csv, .tsv or .txt (a prompt a line).
+    Text is UTF-8.
+    """
 
     train: str
     heldout: str | None = None
     prompt_column: str = "prompt"
     category_column: str = "category"
-    """Held-out scores are also reported by the values of this column, where the file has it."""
+    """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
     prompts_per_step: int = Field(48, ge=1)
 
 
