@@ -15,9 +15,9 @@ from services.text import read_text
 BUSY = (429, 502, 503, 504)
 """Answers after which the same request may be sent again."""
 GONE = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-"""Errors after which the same request may be sent again: no connection, no answer in time, half an answer."""
+"""The same request may be sent again after these errors: no connection, no answer in time, or half an answer."""
 CONNECT_S = 10.0
-"""For a connection; an answer may take longer."""
+"""A connection must be made in this time; the answer may take longer."""
 
 
 def session(token: str | None = None, attempts: int = 6) -> requests.Session:

@@ -60,7 +60,7 @@ def read_rows(name: str, what: str, text_column: str) -> Rows:
 
     Args:
         name: a path, or `package:NAME/PATH`.
-        what: the file is to be, for the message that there is none.
+        what: what the file should be, for the message that it is missing.
         text_column: name of the one column of a text file, which is `.txt` or has no suffix.
 
     Raises:

@@ -26,7 +26,7 @@ PLAIN: dict[str, tuple[str, str]] = {
 }
 """What a plain scalar is: its form, and the characters that it can begin with (`\\0` stands for no character)."""
 BREAKS = {"\x85": "\\N", "\u2028": "\\L", "\u2029": "\\P"}
-"""Line breaks of YAML 1.1 that are none in 1.2, and how either version writes them between double quotes."""
+"""These are line breaks in YAML 1.1 and none in 1.2; the values are how both write them between double quotes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,7 +59,7 @@ _Loader.yaml_constructors = {
 
 
 class _Refused(yaml.YAMLError):
-    """Well-formed YAML that this project does not read."""
+    """This is well-formed YAML that the project does not read."""
 
 
 def _core(loader: _Loader, kind: str, node: yaml.ScalarNode) -> str:

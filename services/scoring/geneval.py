@@ -47,8 +47,8 @@ class GenEval:
         rule: `partial` is Flow-GRPO's training reward, `official` GenEval's verdict (0 or 1).
         token_file: holds the detector's bearer token, if it asks for one.
         batch_size: images of one request.
-        timeout_s: for the answer to one request.
-        patience_s: for how long a request is sent again.
+        timeout_s: seconds for the answer to one request.
+        patience_s: seconds for which a request is sent again.
     """
 
     def __init__(

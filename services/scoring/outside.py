@@ -10,13 +10,13 @@ from services.scoring.settings import ScorerSettings
 T = TypeVar("T")
 
 PATIENCE_S = 0.9 * ScorerSettings.model_fields["timeout_s"].default
-"""The default of `patience_s`: for how long one question is asked again while the service is away, starting or full.
-The scorer gives up before the reward pool does, so that the pool learns why.
+"""This is the default of `patience_s`: one question is asked again for so long while the service is away, starting or
+full. The scorer gives up before the reward pool does, so that the pool learns why.
 """
 LONGEST_PAUSE_S = 10.0
-"""Between two questions, unless the service asks for more: it is noticed this soon after its return."""
+"""No pause between two questions is longer, unless the service asks for it, so its return is noticed this soon."""
 PROBE_TIMEOUT_S = 10.0
-"""For one answer when `tempflow doctor` asks."""
+"""`tempflow doctor` waits this long for an answer."""
 
 
 def ask_outside(ask: Callable[[], T], patience_s: float) -> T:

@@ -18,8 +18,8 @@ class Remote:
         scorer: its name there.
         token_file: holds the pool's bearer token; the environment's TEMPFLOW_TOKEN if not given.
         run: label on the pool's metrics and limits.
-        timeout_s: for the answer to one request.
-        patience_s: for how long a request is sent again.
+        timeout_s: seconds for the answer to one request.
+        patience_s: seconds for which a request is sent again.
     """
 
     def __init__(
