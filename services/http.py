@@ -55,7 +55,7 @@ def read_token(file: str | None, variable: str = "TEMPFLOW_TOKEN") -> str | None
     """A bearer token from a file, else from the environment, else None.
 
     Raises:
-        UserError: the file is missing, empty or not text, or the token is not one word of ASCII; does not repeat it.
+        UserError: the file is missing, empty or not text, or the token is not one line of ASCII; does not repeat it.
     """
     if file is None:
         token, source = os.environ.get(variable, "").strip(), variable
@@ -66,6 +66,6 @@ def read_token(file: str | None, variable: str = "TEMPFLOW_TOKEN") -> str | None
         token = read_text(path).strip() if path.is_file() else ""
         if not token:
             raise UserError(f"no token in {source}; write it there, or set {variable}")
-    if not re.fullmatch("[!-~]+", token):
-        raise UserError(f"the token in {source} is not one word of ASCII characters, which a header needs; correct it")
+    if not re.fullmatch("[ -~]+", token):
+        raise UserError(f"the token in {source} is not one line of ASCII characters, which a header needs; correct it")
     return token

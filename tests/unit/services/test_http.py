@@ -12,6 +12,8 @@ def test_a_token_is_the_word_in_its_file(tmp_path, monkeypatch):
     (tmp_path / "token").write_bytes("\ufeffsecret-1\r\n".encode())
     assert read_token(str(tmp_path / "token")) == "secret-1"
     assert read_token(None) == "other"
+    monkeypatch.setenv("TEMPFLOW_TOKEN", "a token of words")
+    assert read_token(None) == "a token of words"
     monkeypatch.setenv("TEMPFLOW_TOKEN", " ")
     assert read_token(None) is None
 
@@ -21,9 +23,9 @@ def test_a_token_is_the_word_in_its_file(tmp_path, monkeypatch):
     [
         ("secret".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (b"secret\xff", "is not UTF-8"),
-        (b"secret\nmore", "not one word of ASCII"),
-        ("secr\u00e9t".encode(), "not one word of ASCII"),
-        (b"secret\x1b", "not one word of ASCII"),
+        (b"secret\nmore", "not one line of ASCII"),
+        ("secr\u00e9t".encode(), "not one line of ASCII"),
+        (b"secret\x1b", "not one line of ASCII"),
         (b" \n", "no token in .*; write it there, or set TEMPFLOW_TOKEN"),
     ],
 )
@@ -35,8 +37,8 @@ def test_what_is_no_token_is_named_and_not_repeated(tmp_path, content, message):
 
 
 def test_a_token_of_the_environment_must_fit_a_header_too(monkeypatch):
-    monkeypatch.setenv("GENEVAL_TOKEN", "two words")
-    with pytest.raises(UserError, match="the token in GENEVAL_TOKEN is not one word"):
+    monkeypatch.setenv("GENEVAL_TOKEN", "two\nlines")
+    with pytest.raises(UserError, match="the token in GENEVAL_TOKEN is not one line"):
         read_token(None, "GENEVAL_TOKEN")
 
 
