@@ -6,7 +6,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.learner.settings import (
@@ -27,16 +26,20 @@ from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
 from services.settings import CREDENTIALS, Listed, Settings
+from services.text import read_text
+from services.yaml_text import dump_yaml, load_yaml
 
 
 class DataSettings(Settings):
-    """Where the prompts come from: Parquet, .txt (a prompt a line) or .jsonl."""
+    """Where the prompts come from: .parquet, .jsonl, .json (an array of objects), .csv, .tsv or .txt (a prompt a line).
+    Text is UTF-8.
+    """
 
     train: str
     heldout: str | None = None
     prompt_column: str = "prompt"
     category_column: str = "category"
-    """Held-out scores are also reported by the values of this column, where the file has it."""
+    """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
     prompts_per_step: int = Field(48, ge=1)
 
 
@@ -331,12 +334,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        UserError: it holds something else; names the file and `what` it should be.
+        UserError: it cannot be read or holds something else; names the file and `what` it should be.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    raw = load_yaml(read_text(path), str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: {what} is a mapping of keys to values")
     return raw
@@ -377,10 +377,7 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     for place, part in enumerate(parents):
         slot = _slot(node, part, override, parents[:place])
         node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
-    try:
-        node[_slot(node, last, override, parents)] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"`{override}`: the value is not YAML: {' '.join(str(error).split())}") from error
+    node[_slot(node, last, override, parents)] = load_yaml(text, f"`{override}`: the value")
     return key
 
 
@@ -435,4 +432,4 @@ def _descend(model: Any, part: Any) -> Any:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from services.errors import UserError, first_line
-from services.scoring.settings import ScorerSettings
 from services.storage import is_local
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, check_start, running_ray, token_file
@@ -27,7 +26,6 @@ from system.launch_env import LOOPBACK, check_start, running_ray, token_file
 if TYPE_CHECKING:
     from system.deploy.sizing import Ask
 
-ASK_TIMEOUT_S = 5.0
 LEAST_FREE_BYTES = 2**30
 """Of the disk with the run folder: metrics, experience, pictures and logs."""
 ADAM_COPIES = 4
@@ -255,10 +253,12 @@ def token_files(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def parts(config: RunConfig) -> Iterator[Finding]:
-    """The policy's model, each scorer, the prompts, the loggers: as `tempflow train` checks them, but all of them."""
+    """The policy's model, the prompts, the loggers: as `tempflow train` checks them, but all of them. Each scorer is
+    tried: what it asks outside is asked once, or it scores an image in this process.
+    """
     from actors.policy.families import check_size, pipeline_name
     from actors.policy.trained import check_trained
-    from services.scoring.scorer import check_scorer
+    from services.scoring.probe import probe
     from system.loggers import check_loggers
     from system.prompts import read_prompts
     from system.train import check_devices
@@ -274,10 +274,6 @@ def parts(config: RunConfig) -> Iterator[Finding]:
     def prompts(file: str) -> str:
         read = read_prompts(file, config.data.prompt_column, config.data.category_column)
         return f"{len(read)} in {file}"
-
-    def scorer_kind(scorer: ScorerSettings) -> str:
-        check_scorer(scorer)
-        return scorer.scorer
 
     def loggers() -> str:
         check_loggers(config.log)
@@ -297,7 +293,7 @@ def parts(config: RunConfig) -> Iterator[Finding]:
     if heldout := config.data.heldout:
         looks["held-out prompts"] = lambda: prompts(heldout)
     for scorer in config.scorers:
-        looks[f"scorer {scorer.name}"] = partial(scorer_kind, scorer)
+        looks[f"scorer {scorer.name}"] = partial(probe, scorer, config.policy.height, config.policy.width)
     if config.log.tensorboard or config.log.wandb:
         looks["log"] = loggers
     for what, look in looks.items():
@@ -308,31 +304,9 @@ def parts(config: RunConfig) -> Iterator[Finding]:
 
 
 def pools(config: RunConfig) -> Iterator[Finding]:
-    """Pools of others that the recipe asks: reached, with the token, and with the scorer."""
-    for scorer in config.scorers:
-        if scorer.scorer == "remote":
-            yield remote_pool(scorer.name, scorer.options)
+    """The pool that the recipe shares, if it does."""
     if config.reward.app:
         yield shared_pool(config.reward.app, [scorer.name for scorer in config.scorers])
-
-
-def remote_pool(name: str, options: dict[str, Any]) -> Finding:
-    """The pool behind a `remote` scorer, over HTTP."""
-    from services.client import PoolError, ScoreClient
-    from services.http import read_token
-
-    what, url, asked = f"pool of {name}", str(options.get("url")), options.get("scorer")
-    try:
-        token = read_token(options.get("token_file"))
-        known = [found["name"] for found in ScoreClient(url, token, timeout_s=ASK_TIMEOUT_S, attempts=1).scorers()]
-    except PoolError as error:
-        mend = "set options.token_file or TEMPFLOW_TOKEN" if "401" in str(error) else "start it, or correct options.url"
-        return Finding("problem", what, f"{error}; {mend}")
-    except UserError as error:
-        return Finding("problem", what, str(error))
-    if asked not in known:
-        return Finding("problem", what, f"{url} has no scorer `{asked}`; options.scorer is one of {', '.join(known)}")
-    return Finding("ok", what, f"{url} has {asked}")
 
 
 def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[str] | None] | None = None) -> Finding:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from services.errors import UserError, first_line
+from services.errors import UserError
+from services.yaml_text import dump_yaml, load_yaml
 from system import __version__
 from system.config import OF_RUN, RunConfig, parse_config
 
@@ -36,7 +35,7 @@ class Recorded:
     def text(self) -> str:
         """The YAML of it; `tempflow` comes last, so that a file without it is torn."""
         by = {"version": __version__, "commit": git_commit(), "inputs": self.inputs, "run": self.run}
-        return yaml.safe_dump(self.config.model_dump(mode="json") | {OF_RUN: by}, sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: by})
 
 
 def read_recorded(text: str, source: str) -> Recorded:
@@ -45,10 +44,7 @@ def read_recorded(text: str, source: str) -> Recorded:
     Raises:
         UserError: it is torn, or something else; names the source.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not the recipe of a run: {first_line(error)}") from error
+    raw = load_yaml(text, source)
     by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
     if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
         raise UserError(f"{source}: not the recipe of a run: its end, with the run's identity, is missing")

@@ -145,8 +145,6 @@ def load_infra(path: Path) -> Infra:
     Raises:
         UserError: names the file, the key, the value and the nearest valid key.
     """
-    try:
-        raw = read_mapping(path, "an infrastructure file")
-    except OSError as error:
-        raise UserError(f"no infrastructure file at `{path}`: {error.strerror}") from error
-    return parse_config(Infra, raw, str(path))
+    if not path.is_file():
+        raise UserError(f"no infrastructure file at `{path}`")
+    return parse_config(Infra, read_mapping(path, "an infrastructure file"), str(path))

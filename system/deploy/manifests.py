@@ -7,6 +7,7 @@ from typing import Literal
 import yaml
 
 from services.errors import UserError
+from services.yaml_text import Dumper
 from system.config import RunConfig, dump_config
 from system.deploy.infra import Infra, Nodes
 from system.deploy.network import network_policy
@@ -52,7 +53,7 @@ class _Block(str):
     """Text that is shown line by line."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Dumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from services.errors import UserError, first_line
+from services.yaml_text import load_yaml
 from system.metrics_file import MetricsFile, missing_steps
 from system.run_folder import tables
 
@@ -109,8 +109,8 @@ def read_run(path: Path) -> Run:
         raise UserError(f"nothing is recorded in `{metrics_file}` yet: it has no line with a step")
     text = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        config = load_yaml(text, str(config_file))
+    except UserError:
         config = None
     missing = missing_steps(lines, lines[-1]["step"])
     left_out = [f"metrics.jsonl has no whole line of step {missing}."] if missing else []

@@ -51,6 +51,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
+def test_the_recipe_of_a_run_is_read_as_it_was_written(tmp_path):
+    options = {"a": "1e3", "b": "010", "c": "yes", "d": 1e-7, "e": "1:30", "f": "x\u2028y"}
+    settings = config(tmp_path, scorers=[{"name": "size", "scorer": "jpeg_size", "options": options}])
+    with RunFolder.open(settings, resume=False) as run:
+        assert run.read_config() == settings
+
+
 def refused(settings: RunConfig, resume: bool, message: str) -> None:
     """And nothing of the run folder is touched."""
     folder = Path(settings.output) / settings.name
