@@ -1,7 +1,7 @@
 """Recipes: YAML files, overrides, and the one model that all of it must fit."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -254,6 +254,8 @@ TAGS = {
 """Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""
 NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
+NAMES = {f"{key}.name" for key in NAMELESS}
+"""Keys that choose a plan, a kernel or an objective: another one shares no keys with the one before."""
 
 
 RUN_RECIPE = "config.yaml"
@@ -316,7 +318,8 @@ def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str
     if raw.pop(OF_RUN, None):  # where the run lies now, which may be elsewhere than where it began
         raw |= {"name": path.absolute().parent.name, "output": str(path.absolute().parent.parent)}
     raw.setdefault("name", path.stem)
-    return raw, str(path), {_apply(raw, override): override for override in overrides}
+    by_name = sorted(overrides, key=lambda override: override.partition("=")[0] not in NAMES)
+    return raw, str(path), {_apply(raw, override): override for override in by_name}
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
@@ -377,7 +380,10 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     for place, part in enumerate(parents):
         slot = _slot(node, part, override, parents[:place])
         node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
-    node[_slot(node, last, override, parents)] = load_yaml(text, f"`{override}`: the value")
+    slot, value = _slot(node, last, override, parents), load_yaml(text, f"`{override}`: the value")
+    if key in NAMES and value != node.get("name", NAMELESS[parents[0]]):
+        node.clear()
+    node[slot] = value
     return key
 
 
@@ -395,21 +401,38 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = [part for part in problem["loc"] if part not in TAGS]
     key = ".".join(str(part) for part in place)
-    origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
+    origin = next((text for known, text in overrides.items() if f"{key}.".startswith(f"{known}.")), None)
+    origin = origin or next((text for known, text in overrides.items() if known.startswith(f"{key}.")), source)
     if problem["type"] == CREDENTIALS:
         holder = f"{key}.{problem['msg']}".removeprefix(".")
         return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), _keys_beside(problem, model), 1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(problem, model))}"
+        beside, last = _keys_beside(problem, model), str(place[-1])
+        near = difflib.get_close_matches(last, beside, 1, cutoff=0.6)
+        near = near or [key for key in _dotted(model) if key.endswith(f".{last}")][:1] if len(place) == 1 else near
+        near = near or difflib.get_close_matches(last, beside, 1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(beside)}"
         return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"{origin}: `{key}` is missing"
-    if problem["type"].startswith("union_tag"):
-        return f"{origin}: `{key}.name`: {problem['msg']}"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        return f"{origin}: `{key}.name` = {context['tag']!r}: it is one of {context['expected_tags']}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{origin}: `{key}` = {problem['input']!r}: it is a mapping; choose by name, with {key}.name=…"
     return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _dotted(model: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys of all settings below a model."""
+    for name, field in model.model_fields.items():
+        yield f"{above}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _dotted(kind, f"{above}{name}.")
 
 
 def _keys_beside(problem: Any, model: Any) -> list[str]:

@@ -257,6 +257,7 @@ def parts(config: RunConfig) -> Iterator[Finding]:
     tried: what it asks outside is asked once, or it scores an image in this process.
     """
     from actors.policy.families import check_size, pipeline_name
+    from actors.policy.loading import check_loads
     from actors.policy.trained import check_trained
     from services.scoring.probe import probe
     from system.loggers import check_loggers
@@ -281,6 +282,7 @@ def parts(config: RunConfig) -> Iterator[Finding]:
 
     def policy() -> str:
         check_size(config.policy)
+        check_loads(config.policy)
         return f"{pipeline_name(config.policy.model)} in {config.policy.model}"
 
     looks: dict[str, Callable[[], str]] = {

@@ -16,7 +16,7 @@ from services.http import read_token
 from services.scoring.scorer import check_device, check_scorer
 from services.serving.app import PoolSettings, build, why_not_started
 from services.yaml_text import dump_yaml
-from system.launch_env import LOOPBACK
+from system.launch_env import LOOPBACK, token_hint
 from system.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run_pool(pool: PoolSettings, console: Console) -> None:
     with StopFlag() as stop, running_pool(pool) as (connection, ready_s):
         console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
         if connection.dashboard:
-            console.print(f"Ray dashboard at http://{connection.dashboard}")
+            console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)
         while True:
             stop.check()
             time.sleep(POLL_S)

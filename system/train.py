@@ -15,6 +15,7 @@ from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
 from services.scoring.scorer import check_device, check_scorer
 from system.config import RunConfig
+from system.launch_env import token_hint
 from system.loggers import check_loggers, open_loggers
 from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
@@ -124,7 +125,7 @@ def _train(
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
-                    console.print(f"dashboard    {url}", highlight=False)
+                    console.print(f"dashboard    {url}{token_hint()}", highlight=False)
                 progress = stack.enter_context(Progress(config.steps, console))
                 roles = stack.enter_context(Roles(config, trainable, run.logs))
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()

@@ -45,6 +45,18 @@ def pipeline_name(model: str) -> str:
     return name
 
 
+def part_class(model: str, part: str) -> tuple[str, str]:
+    """Library and class of a part of a pipeline, as model_index.json has them.
+
+    Raises:
+        UserError: it has no such part.
+    """
+    entry = _config(model, "model_index.json").get(part)
+    if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
+        raise UserError(f"policy.model: model_index.json of `{model}` has no {part} of diffusers")
+    return entry[0], str(entry[1])
+
+
 def vae_scale(vae: Mapping[str, Any]) -> int:
     """Image pixels along the side of a latent pixel, from a VAE's config."""
     if "block_out_channels" in vae:
@@ -67,9 +79,7 @@ def check_size(settings: PolicySettings) -> None:
         if size_px % grid_px:
             below = size_px // grid_px * grid_px
             near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
-            raise UserError(
-                f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; nearest: {near}"
-            )
+            raise UserError(f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
         if size_px > most_px:
             raise UserError(f"policy.{side}: {size_px} is more than {most_px}, the most this model has positions for")
 

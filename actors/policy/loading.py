@@ -11,7 +11,7 @@ from services.headers import shapes_below
 
 
 def check_loads(settings: PolicySettings) -> None:
-    """Refuse a transformer whose files lack a weight, which diffusers would draw at random, or hold one of another shape.
+    """Refuse a transformer whose files lack a weight, which diffusers would draw at random, or have it in a wrong size.
 
     Where the files are not on this machine yet, nothing is compared.
 
@@ -34,6 +34,6 @@ def check_loads(settings: PolicySettings) -> None:
             raise UserError(f"policy.model: the files in `{folder}` lack the weight {weight}; copy them again")
         if found[weight] != tuple(tensor.shape):
             raise UserError(
-                f"policy.model: {weight} in `{folder}` has the shape {found[weight]}, and by its config.json it should have "
-                f"{tuple(tensor.shape)}; copy both from one model"
+                f"policy.model: {weight} in `{folder}` has the shape {found[weight]}, and by its config.json it should "
+                f"have {tuple(tensor.shape)}; copy both from one model"
             )

@@ -213,3 +213,29 @@ def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_pa
         load_pool(str(path), ["serve.prot=1"])
     with pytest.raises(UserError, match=r"max is 1, below min, 2"):
         load_pool(str(path), ["scorers.0.replicas.max=1", "scorers.0.replicas.min=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lr=5e-4"], "lr=5e-4: unknown key `lr` (value 0.0005); did you mean `learner.lr`?"),
+        (["noise_level=0.7"], "did you mean `kernel.noise_level`?"),
+        (["leaner.lr=1"], "leaner.lr=1: unknown key `leaner`"),
+        (["leaner.lr=1"], "did you mean `learner`?"),
+        (["learner.lr=0"], "learner.lr=0: `learner.lr` = 0: input should be greater than 0"),
+        (["plan=chain"], "plan=chain: `plan` = 'chain': it is a mapping; choose by name, with plan.name=…"),
+        (["kernel.name=ode"], "kernel.name=ode: `kernel.name` = 'ode': it is one of 'flow_sde', 'cps', 'dance'"),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_right_one(overrides, says):
+    with pytest.raises(UserError) as refused:
+        load_config("shapes", overrides)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("overrides", [["plan.name=chain", "plan.seeds=8"], ["plan.seeds=8", "plan.name=chain"]])
+def test_another_plan_shares_no_keys_with_the_one_it_replaces(overrides):
+    config = load_config("shapes", [*overrides, "advantage.group=prompt"])
+    assert (config.plan.name, config.plan.seeds) == ("chain", 8)
+    same = load_config("shapes", ["plan.name=trunk"])
+    assert same.plan.branch_steps == 4
