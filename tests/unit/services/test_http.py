@@ -7,7 +7,7 @@ from services.errors import UserError
 from services.http import read_token, retry_after_s
 
 
-def test_a_token_is_the_word_in_its_file(tmp_path, monkeypatch):
+def test_a_token_is_the_line_in_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TEMPFLOW_TOKEN", " other\n")
     (tmp_path / "token").write_bytes("\ufeffsecret-1\r\n".encode())
     assert read_token(str(tmp_path / "token")) == "secret-1"
