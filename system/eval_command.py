@@ -45,9 +45,9 @@ def run_eval(
     scorers = [scorer.name for scorer in config.scorers]
     results: dict[str, Evaluation] = {}
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        connect()
         with stop.starting():
-            stack.callback(ray.shutdown)
-            connect()
             roles = stack.enter_context(Roles(config, [], Path(logs), with_learner=False))
         arguments = (
             *(roles.fleet, roles.pool, heldout, scorers, config.weights),

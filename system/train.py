@@ -86,7 +86,7 @@ def train_run(config: RunConfig, resume: bool, console: Console, accept_changes:
             _train(config, run, train, heldout, console, stop)
         except Stopped as stopped:
             _report(run, console)
-            console.print(f"stopped by {stopped}; go on with --resume", highlight=False)
+            console.print(f"stopped by {stopped}; continue with --resume", highlight=False)
             return STOPPED_EXIT_CODE
         _report(run, console)
         return 0
@@ -106,7 +106,7 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
         if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{config.output}/{config.name}"
-        raise UserError(f"no room for the run `{where}` ({cause}); make some and go on with --resume") from error
+        raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
 
 
 def _train(
@@ -118,9 +118,9 @@ def _train(
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     try:
         with ExitStack() as stack:
+            stack.callback(ray.shutdown)
+            connection = connect()  # not interrupted: half of a Ray ends with a crash
             with stop.starting():
-                stack.callback(ray.shutdown)
-                connection = connect()
                 console.print(f"run folder   {run.path}", highlight=False, soft_wrap=True)
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:

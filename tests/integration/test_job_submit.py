@@ -78,7 +78,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_it_is_submitted_agai
         stopped = ray_job(ray_head, "stop", "first")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
         said = followed.result().stdout
-    assert "stopped by SIGTERM; go on with --resume" in said
+    assert "stopped by SIGTERM; continue with --resume" in said
     at = metrics(run)[-1]["step"]
     assert (run / "checkpoints" / f"step_{at:06d}" / "manifest.json").exists()
 
