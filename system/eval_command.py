@@ -13,6 +13,7 @@ from actors.policy.weights import Exported, Weights, checksum
 from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
+from system.plain import plain
 from system.prompts import read_prompts
 from system.report.data import paired
 from system.stop import StopFlag
@@ -68,7 +69,7 @@ def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
         cells = [f"{summary[key]:.4f}" for summary in summaries.values()]
         if len(results) == 2:
             cells += _difference(*(_column(result, key) for result in results.values()))
-        table.add_row(key.removeprefix("eval/"), *cells)
+        table.add_row(plain(key.removeprefix("eval/")), *cells)
     return table
 
 

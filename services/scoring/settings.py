@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from services.settings import Settings
+
+COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
+"""Of the tables in which each scorer has a column of its name: the pool's answers, and the Parquet file of `eval`."""
 
 
 class Replicas(Settings):
@@ -65,3 +68,10 @@ class ScorerSettings(Settings):
     """Requests that a replica holds at once; those that wait in it are scored together."""
     max_queued: int = Field(256, ge=1)
     """Requests that wait in one caller for a replica; more are refused and come again later."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_column(cls, name: str) -> str:
+        if name in COLUMNS:
+            raise ValueError(f"`{name}` is a column of the tables that scores go to; give the scorer another name")
+        return name
