@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_SCANS = 100
+MAX_SCANS = 50
 """Scans of a JPEG. Encoders write about 10; each one makes a decoder visit every pixel again."""
 MAX_PARTS = 1000
 """Segments of a JPEG. Encoders write about 10, and one more for each 64 kB of metadata."""
