@@ -256,10 +256,20 @@ def test_a_port_has_one_pool(pool, tempflow, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+SERVE_WITHOUT_HTTP = """
+from system.launch_env import listen_on_loopback
+listen_on_loopback()
+import ray
+from ray import serve
+ray.init()
+serve.start(proxy_location="Disabled")
+"""
+
+
 def test_a_pool_on_a_cluster_listens_where_it_says_or_not_at_all(ray_head, tempflow, tmp_path):
     """Serve keeps the settings that it was started with: here without HTTP, as training starts it."""
-    start = "import ray; from ray import serve; ray.init(); serve.start(proxy_location='Disabled')"
-    subprocess.run([sys.executable, "-c", start], env=environment(ray_head.address), check=True, timeout=120)
+    env = environment(ray_head.address)
+    subprocess.run([sys.executable, "-c", SERVE_WITHOUT_HTTP], env=env, check=True, timeout=120)
     recipe = tmp_path / "pool.yaml"
     recipe.write_text(
         yaml.safe_dump({"scorers": [{"name": "a", "scorer": "jpeg_size"}], "serve": {"port": free_port()}})
