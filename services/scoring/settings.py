@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from services.settings import Settings
 
@@ -73,5 +74,6 @@ class ScorerSettings(Settings):
     @classmethod
     def _is_no_column(cls, name: str) -> str:
         if name in COLUMNS:
-            raise ValueError(f"`{name}` is a column of the tables that scores go to; give the scorer another name")
+            said = "a column of the tables that scores go to has this name; give the scorer another one"
+            raise PydanticCustomError("name_of_a_column", said)
         return name

@@ -86,7 +86,7 @@ def test_a_pool_that_others_can_reach_needs_a_token(pool, tmp_path, monkeypatch)
 def test_a_scorer_is_not_named_like_a_column_beside_its_own(name, tmp_path):
     path = tmp_path / "pool.yaml"
     path.write_text(f"scorers:\n- {{name: {name}, scorer: jpeg_size}}\n")
-    with pytest.raises(UserError, match=f"`{name}` is a column of the tables that scores go to; give"):
+    with pytest.raises(UserError, match=f"`scorers.0.name` = '{name}': a column of the tables that scores go to has"):
         load_pool(str(path))
 
 
