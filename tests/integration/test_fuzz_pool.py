@@ -171,7 +171,7 @@ BROKEN = {
     "strip": png(30_000, 1, pixels=bytes(90_001)),
     "odd depth": png(8, 8, depth=3),
     "odd colours": png(8, 8, kind=5),
-    "colours without a palette": png(8, 8, kind=3, more=chunk(b"tRNS", b"\0\1")),
+    "300 transparent colours": png(8, 8, kind=3, more=chunk(b"tRNS", b"\xff" * 300)),
     "half a profile": png(8, 8, more=chunk(b"iCCP", b"name")),
     "1000 profiles": png(8, 8, more=chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))) * 1000),
     "3000 scans": WHOLE["progressive"][:-2] + LAST_SCAN * 3000 + b"\xff\xd9",
