@@ -11,6 +11,7 @@ from rich.console import Console
 from services.errors import refusal
 from system import __version__
 from system.launch_env import listen_on_loopback
+from system.plain import plain, printable
 from system.stop import STOPPED_EXIT_CODE, Stopped
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ def train(
 
         check(config)
         check_loads(config.policy)
-        console.print(dump_config(config), highlight=False)
+        typer.echo(dump_config(config))
         console.print(estimate_table(config))
         return
     raise typer.Exit(train_run(config, resume, console, accept_changes))
@@ -92,7 +93,7 @@ def sample(
 
     given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     for path in run_sample(load_config(recipe, given), prompt, adapter, count, output):
-        console.print(path, highlight=False, soft_wrap=True)
+        console.print(plain(path), soft_wrap=True)
 
 
 @app.command()
@@ -163,7 +164,7 @@ def doctor(
     for finding in diagnose(config_):
         levels.add(finding.level)
         console.print(f"{finding.level:8}", style=colours[finding.level], end=" ")
-        console.print(f"{finding.what}: {finding.says}", highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"{finding.what}: {finding.says}"), soft_wrap=True)
     raise typer.Exit(2 if "problem" in levels else 0)
 
 
@@ -172,7 +173,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write a run's report.html again."""
     from system.report.build import build_report
 
-    console.print(build_report(run), highlight=False, soft_wrap=True)
+    console.print(plain(build_report(run)), soft_wrap=True)
 
 
 @app.command()
@@ -237,7 +238,7 @@ def compare(
         command = f"tempflow compare {quoted} --seeds {seeds} --budget {budget} --evals {evals} --output {output}"
         command += "".join(f" --target {value:g}" for value in target or ())
         page = write_page(results, output, f"{len(parsed)} contenders, {budget:,} NFE each", command, target or ())
-        console.print(f"page         {page}", highlight=False, soft_wrap=True)
+        console.print(plain(f"page         {page}"), soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -288,7 +289,7 @@ def main() -> None:
         said = refusal(error)
         if said is None:
             raise
-        print(f"tempflow: {said}", file=sys.stderr)
+        print("tempflow:", "\n".join(map(printable, str(said).split("\n"))), file=sys.stderr)
         sys.exit(2)
 
 

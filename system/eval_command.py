@@ -16,6 +16,7 @@ from services.errors import UserError
 from system.config import RunConfig
 from system.evaluate import Evaluation, evaluate
 from system.outputs import check_output
+from system.plain import plain
 from system.prompts import read_prompts
 from system.report.data import paired
 from system.stop import StopFlag
@@ -75,7 +76,7 @@ def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
         cells = [str(known.sum()), *(f"{summary[key]:.4f}" for summary in summaries.values())]
         if len(results) == 2:
             cells += _difference(*(_column(result, key) for result in results.values()))
-        table.add_row(key.removeprefix("eval/"), *cells)
+        table.add_row(plain(key.removeprefix("eval/")), *cells)
     return table
 
 

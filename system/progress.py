@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from system.plain import plain
+
 SHOWN = 12
 """Steps on a terminal."""
 
@@ -63,7 +65,7 @@ class Progress:
         if self.live:
             self.live.update(self._view())
         else:
-            self.console.print(describe(line, self.steps, self.time_left_s()), soft_wrap=True, highlight=False)
+            self.console.print(plain(describe(line, self.steps, self.time_left_s())), soft_wrap=True)
 
     def time_left_s(self) -> float | None:
         """Estimated from the steps that this process has done."""
@@ -75,7 +77,7 @@ class Progress:
         for column in columns:
             table.add_column(column, justify="right")
         for line in self.lines:
-            table.add_row(*_cells(line))
+            table.add_row(*map(plain, _cells(line)))
         left = self.time_left_s()
         bar = ProgressBar(total=self.steps, completed=self.at, width=40)
         status = Text.assemble(self.now, ("" if left is None else f"   about {minutes(left)} left", "dim"))

@@ -8,10 +8,12 @@ import numpy as np
 from rich.table import Table
 
 from services.errors import UserError
-from services.images import BadImage, decode_image
+from services.image_structure import BadImage
+from services.images import decode_image
 from services.scoring.scorer import check_scorer, load_scorer
-from services.scoring.settings import ScorerSettings
+from services.scoring.settings import COLUMNS, ScorerSettings
 from services.serving.settings import PoolSettings
+from system.plain import plain
 
 MAX_PIXELS = 2**28
 
@@ -30,7 +32,9 @@ def chosen_scorers(pool: PoolSettings, names: Sequence[str] | None) -> list[Scor
 
 
 def _label(scorer: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", scorer.rpartition(":")[2].lower()).strip("_") or "scorer"
+    """A name that a scorer may have, made of what it is."""
+    label = re.sub(r"[^a-z0-9]+", "_", scorer.rpartition(":")[2].lower()).strip("_")
+    return label if label[:1].isalpha() and label not in COLUMNS else f"scorer_{label}"
 
 
 def run_score(images: Sequence[Path], prompts: Sequence[str], scorers: Sequence[ScorerSettings]) -> Table:
@@ -54,7 +58,7 @@ def run_score(images: Sequence[Path], prompts: Sequence[str], scorers: Sequence[
         table.add_column(settings.name, justify="right")
         columns.append([float(scorer(image[None], [text])[0]) for image, text in zip(pixels, texts, strict=True)])
     for path, *values in zip(images, *columns, strict=True):
-        table.add_row(str(path), *("–" if np.isnan(value) else f"{value:.4f}" for value in values))
+        table.add_row(plain(path), *("–" if np.isnan(value) else f"{value:.4f}" for value in values))
     return table
 
 

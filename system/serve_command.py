@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import psutil
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from rich.console import Console
 
-from services.errors import UserError
+from services.errors import UserError, first_line
 from services.http import read_token
 from services.scoring.scorer import check_device, check_scorer
 from services.serving.app import PoolSettings, build, why_not_started
+from services.serving.settings import GatewaySettings
 from services.yaml_text import dump_yaml
-from system.launch_env import LOOPBACK, token_hint
+from system.launch_env import LOOPBACK, running_ray, token_hint
 from system.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -53,6 +59,68 @@ def serve_config(pool: PoolSettings) -> str:
     return dump_yaml({"http_options": options, "applications": [application]})
 
 
+def check_free(listen: GatewaySettings) -> None:
+    """Refuse an address that the pool's HTTP side cannot have.
+
+    Raises:
+        UserError: another program listens there, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+        try:
+            probe.bind((listen.host, listen.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _taken(listen) from error
+            raise UserError(f"the pool cannot listen at {listen.host}:{listen.port}: {error.strerror}") from error
+
+
+def _taken(listen: GatewaySettings) -> UserError:
+    return UserError(
+        f"another program listens on port {listen.port} of {listen.host}; end it, or give this pool another serve.port"
+    )
+
+
+def _check_cluster(pool: PoolSettings) -> None:
+    """Refuse a cluster whose Serve, which keeps the settings it was started with, cannot do what the pool promises.
+
+    Raises:
+        UserError: it listens elsewhere or nowhere, or it runs an application of the pool's name.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        check_free(pool.serve)
+        return
+    status, there = serve.status(), client.http_config
+    if not status.proxies:
+        raise UserError(
+            "Serve runs on this Ray cluster without HTTP, so the pool would listen nowhere; end the jobs that use it "
+            "and run `serve shutdown`, or use another cluster"
+        )
+    if (there.host, there.port) != (pool.serve.host, pool.serve.port):
+        raise UserError(
+            f"Serve on this Ray cluster listens at {there.host}:{there.port}, not at {pool.serve.host}:"
+            f"{pool.serve.port}; set serve.host and serve.port to that address, or run `serve shutdown` first"
+        )
+    if pool.name in status.applications:
+        raise UserError(
+            f"this Ray cluster has a Serve application `{pool.name}` already; end it, or give this pool another name=…"
+        )
+
+
+def _check_alone(listen: GatewaySettings) -> None:
+    """Refuse to share the port: Serve lets another Serve listen there too, and requests would be split between them.
+
+    Raises:
+        UserError: another program has begun to listen there since `check_free`.
+    """
+    sockets = psutil.net_connections("tcp")
+    ports = [sock.laddr.port for sock in sockets if sock.laddr and sock.status == psutil.CONN_LISTEN]
+    if ports.count(listen.port) > 1:
+        raise _taken(listen)
+
+
 @contextmanager
 def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
     """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
@@ -60,22 +128,33 @@ def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
     On the way out the application, and nothing else, is deleted.
 
     Raises:
-        UserError: a scorer refuses to start.
+        UserError: the pool cannot listen where it should, or a scorer refuses to start.
         RuntimeError: one cannot start.
     """
     from system.launch import connect
 
+    if running_ray() is None:
+        check_free(pool.serve)
     connection = connect()
     try:
+        _check_cluster(pool)
         serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
         started = time.perf_counter()
         try:
-            serve.run(build(pool), name=pool.name, route_prefix="/")
-        except RuntimeError as error:
-            raise why_not_started(serve.status().applications[pool.name]) from error
-        yield connection, time.perf_counter() - started
+            try:
+                serve.run(build(pool), name=pool.name, route_prefix="/")
+            except RayServeException as error:
+                raise UserError(
+                    f"Serve on this Ray cluster refuses the pool, end what is in its way: {first_line(error)}"
+                ) from error
+            except RuntimeError as error:
+                raise why_not_started(serve.status().applications[pool.name]) from error
+            if connection.started_here:
+                _check_alone(pool.serve)
+            yield connection, time.perf_counter() - started
+        finally:
+            serve.delete(pool.name)
     finally:
-        serve.delete(pool.name)
         ray.shutdown()
 
 

@@ -17,6 +17,7 @@ from services.scoring.scorer import check_device, check_scorer
 from system.config import RunConfig
 from system.launch_env import token_hint
 from system.loggers import check_loggers, open_loggers
+from system.plain import plain
 from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
 from system.run_folder import RunFolder
@@ -121,7 +122,7 @@ def _train(
             stack.callback(ray.shutdown)
             connection = connect()  # not interrupted: half of a Ray ends with a crash
             with stop.starting():
-                console.print(f"run folder   {run.path}", highlight=False, soft_wrap=True)
+                console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
@@ -137,5 +138,5 @@ def _report(run: RunFolder, console: Console) -> None:
     from system.report.build import build_report
 
     if run.read_metrics():
-        console.print(f"trained      {run.trained}", highlight=False, soft_wrap=True)
-        console.print(f"report       {build_report(run.path)}", highlight=False, soft_wrap=True)
+        console.print(plain(f"trained      {run.trained}"), soft_wrap=True)
+        console.print(plain(f"report       {build_report(run.path)}"), soft_wrap=True)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from services.settings import Gpus, Settings
+
+COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
+"""Of the tables in which each scorer has a column of its name: the pool's answers, and the Parquet file of `eval`."""
 
 
 class Replicas(Settings):
@@ -65,3 +69,11 @@ class ScorerSettings(Settings):
     """Requests that a replica holds at once; those that wait in it are scored together."""
     max_queued: int = Field(256, ge=1)
     """Requests that wait in one caller for a replica; more are refused and come again later."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_column(cls, name: str) -> str:
+        if name in COLUMNS:
+            said = "a column of the tables that scores go to has this name; give the scorer another one"
+            raise PydanticCustomError("name_of_a_column", said)
+        return name

@@ -4,7 +4,8 @@ import asyncio
 import hmac
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -18,10 +19,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
-from services.errors import cause_of
+from services.errors import UserError, cause_of
 from services.http import read_token
-from services.images import BadImage, decode_image, image_pixels
+from services.image_structure import BadImage
+from services.images import image_pixels
 from services.scoring.settings import ScorerSettings
+from services.serving.decoders import Decoders
+from services.serving.docs_page import docs_page
 from services.serving.settings import GatewaySettings
 from services.serving.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
 
@@ -29,12 +33,14 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 STATUS_TIMEOUT_S = 5
+STATUS_AT_ONCE = 4
+"""Questions to Serve's controller, which wait in threads of their own: no other work keeps health checks waiting."""
 REQUESTS_AT_ONCE = 16
 """To one scorer, of one caller's request: images of many sizes make many, which must not fill its queue."""
 MAX_LABELS = 256
 """Runs that a gateway tells apart on metrics; each takes memory in every scorer, for good."""
 
-api = FastAPI(title="tempflow reward pool", version="1")
+api = FastAPI(title="tempflow reward pool", version="1", docs_url=None, redoc_url=None)
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
 
 
@@ -82,16 +88,19 @@ SCORE_DOCS: dict[str, Any] = {
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body is not a request."},
+    400: {"description": "The body is not a request, or it has no images."},
     401: {"description": "The pool asks for a token, and this is not it."},
     404: {"description": "No such scorer."},
-    413: {"description": "Too many bytes, images or pixels, or none."},
+    413: {"description": "Too many bytes, images or pixels."},
     415: {"description": "Neither JSON nor Arrow."},
     429: {"description": "The pool has its fill; come again after Retry-After."},
     502: {"description": "A scorer failed."},
+    503: {"description": "The pool's token cannot be read at the moment."},
     504: {"description": "A scorer took longer than its timeout_s."},
 }
-UNKNOWN: dict[int | str, dict[str, Any]] = {503: {"description": "Serve's controller does not answer."}}
+UNKNOWN: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Serve's controller does not answer, or the pool's token cannot be read at the moment."}
+}
 
 
 def deployment_name(scorer: str) -> str:
@@ -117,16 +126,24 @@ class Gateway:
     ) -> None:
         self.application, self.settings, self.handles = application, settings, handles
         self.scorers = {scorer.name: scorer for scorer in scorers}
-        self.token = read_token(settings.token_file)
+        read_token(settings.token_file)
+        self.decoders = Decoders(settings.decoders, settings.decode_s, settings.max_pixels)
+        self.status_threads = ThreadPoolExecutor(STATUS_AT_ONCE, "status")
         self.inside: Counter[str] = Counter()
         self.pixels = 0
         self.labels: set[str] = set()
 
     def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
-        """Whether the caller has the pool's token, compared in constant time."""
-        if self.token is None:
+        """Whether the caller has the pool's token, compared in constant time; a token file is read each time, so that
+        a token which has been replaced there is worth nothing any more.
+
+        Raises:
+            UserError: the token file is missing or empty.
+        """
+        token = read_token(self.settings.token_file)
+        if token is None:
             return True
-        return credentials is not None and hmac.compare_digest(credentials.credentials.encode(), self.token.encode())
+        return credentials is not None and hmac.compare_digest(credentials.credentials.encode(), token.encode())
 
     @api.post("/v1/score", openapi_extra=SCORE_DOCS, responses={200: {"content": {ARROW: {}}}, **REFUSALS})
     async def score(
@@ -153,7 +170,8 @@ class Gateway:
         if (total := sum(pixels.values())) > self.settings.max_request_pixels:
             raise HTTPException(413, f"{total} pixels; a request holds at most {self.settings.max_request_pixels}")
         async with self._room(len(prompts), total, x_tempflow_run):
-            images = await asyncio.to_thread(self._decode, encoded, pixels, errors)
+            images, broken = await self.decoders.decode({i: encoded[i] for i in pixels})
+            errors |= broken
             scores = await self._ask(names, images, prompts, self._label(x_tempflow_run))
         answer, kind = write_answer(Answer(scores, errors), content_type)
         return Response(answer, media_type=kind)  # type: ignore[return-value]
@@ -180,8 +198,18 @@ class Gateway:
             raise HTTPException(503, f"no replica of {', '.join(missing)} is running")
         return "ok"
 
+    @api.get("/docs", include_in_schema=False)
+    async def docs(self) -> Response:
+        """The API for people, on a page that loads nothing."""
+        return Response(docs_page(api.openapi()), media_type="text/html")
+
     def _authorize(self, credentials: HTTPAuthorizationCredentials | None) -> None:
-        if not self.allowed(credentials):
+        try:
+            allowed = self.allowed(credentials)
+        except UserError as error:
+            log.error("nobody is let in: %s", error)
+            raise HTTPException(503, "the pool's token cannot be read at the moment; come again") from error
+        if not allowed:
             raise HTTPException(401, "send the pool's token as a bearer token", {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bytes:
@@ -230,16 +258,6 @@ class Gateway:
                 errors[i] = str(error)
         return pixels, errors
 
-    def _decode(self, encoded: list[bytes], rows: Iterable[int], errors: dict[int, str]) -> dict[int, np.ndarray]:
-        """Images by index; those that are broken go to `errors`."""
-        images = {}
-        for i in rows:
-            try:
-                images[i] = decode_image(encoded[i], self.settings.max_pixels)
-            except BadImage as error:
-                errors[i] = str(error)
-        return images
-
     async def _ask(
         self, names: list[str], images: dict[int, np.ndarray], prompts: list[str], run: str
     ) -> dict[str, np.ndarray]:
@@ -280,7 +298,8 @@ class Gateway:
     async def _running(self) -> Counter[str]:
         """Running replicas by scorer."""
         try:
-            status = await asyncio.wait_for(asyncio.to_thread(serve.status), STATUS_TIMEOUT_S)
+            asked = asyncio.get_running_loop().run_in_executor(self.status_threads, serve.status)
+            status = await asyncio.wait_for(asked, STATUS_TIMEOUT_S)
         except (TimeoutError, RayError) as error:
             raise HTTPException(503, "Serve's controller does not answer; come again") from error
         deployments = status.applications[self.application].deployments

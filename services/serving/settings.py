@@ -15,15 +15,20 @@ class GatewaySettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     gateways: int = Field(1, ge=1)
-    """Processes that check requests and decode their images; the bounds below hold for each."""
+    """Processes that check requests; the numbers below are those of each."""
     token_file: str | None = None
-    """Holds the bearer token that callers must send; the environment's TEMPFLOW_TOKEN if not given."""
+    """Holds the bearer token that callers must send, and is read again for each request; the environment's
+    TEMPFLOW_TOKEN if not given."""
     max_images: int = Field(512, ge=1)
     """Images of one request."""
     max_bytes: int = Field(64 * 2**20, ge=1)
     """Body of one request."""
     max_pixels: int = Field(4096 * 4096, ge=1)
     """Of one image, read from its header before it is decoded."""
+    decoders: int = Field(2, ge=1)
+    """Processes that decode images."""
+    decode_s: float = Field(2, gt=0)
+    """Processor seconds that decoding one image may take."""
     max_request_pixels: int = Field(2**28, ge=1)
     """Of all images of one request; decoded, a pixel takes 3 bytes."""
     max_prompt_chars: int = Field(4096, ge=1)
@@ -31,7 +36,7 @@ class GatewaySettings(Settings):
     max_waiting: int = Field(4096, ge=1)
     """Images in the gateway at once; more are answered 429."""
     max_waiting_pixels: int = Field(2**30, ge=1)
-    """Of those images, likewise."""
+    """Of those images; more are answered 429 too."""
     max_waiting_per_run: int = Field(2048, ge=1)
     """Of them, those of one run (or of all callers that name none)."""
 

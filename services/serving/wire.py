@@ -44,13 +44,15 @@ def read_request(body: bytes, content_type: str, max_images: int) -> tuple[list[
     """Prompts and encoded images of a request; takes little more memory than the body has, whatever it says.
 
     Raises:
-        BadRequest: neither format, not this table, or more than `max_images`.
+        BadRequest: neither format, not this table, empty, or more than `max_images`.
     """
     kind = media_type(content_type)
     if kind not in (ARROW, JSON):
         raise BadRequest(f"content type `{kind}`; send {JSON} or {ARROW}", 415)
     prompts, images = _read_arrow(body, max_images) if kind == ARROW else _read_json(body, max_images)
-    if not 0 < len(prompts) <= max_images:
+    if not prompts:
+        raise BadRequest("the request has no images; send at least one")
+    if len(prompts) > max_images:
         raise _count(len(prompts), max_images)
     return prompts, images
 
@@ -61,7 +63,7 @@ def media_type(content_type: str) -> str:
 
 
 def _count(images: int | str, max_images: int) -> BadRequest:
-    return BadRequest(f"{images} images; a request holds 1 to {max_images}", 413)
+    return BadRequest(f"{images} images; a request holds at most {max_images}", 413)
 
 
 def _read_arrow(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:

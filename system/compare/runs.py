@@ -15,6 +15,7 @@ from system.compare.result import Result, condense, key_of
 from system.config import RunConfig, load_config
 from system.estimate import steps_within
 from system.outputs import make_output_folder
+from system.plain import plain
 from system.run_folder import RunFolder
 from system.train import check, train_run
 
@@ -124,7 +125,7 @@ def run_all(
     for number, ((_, label), config) in enumerate(configs.items(), 1):
         path = output / f"{config.name}.json"
         if not path.exists():
-            console.print(f"[bold]{config.name}[/], {number} of {len(configs)}: {config.steps} steps", highlight=False)
+            console.print(plain(f"{config.name}, {number} of {len(configs)}: {config.steps} steps"), style="bold")
             code = train_run(config, resume=True, console=console)
             if code:
                 return results, code

@@ -133,14 +133,14 @@ def encoded(image: Image.Image, format_: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, depth: int = 8, kind: int = 2, pixels: bytes = b"\0" * 99) -> bytes:
-    """A PNG that promises what it likes."""
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+def png(width: int, height: int, depth: int = 8, kind: int = 2, pixels: bytes = b"\0" * 99, more: bytes = b"") -> bytes:
+    """A PNG that promises what it likes, with `more` chunks."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", header), more, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -158,6 +158,7 @@ WHOLE = {
     "animated webp": encoded(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)]),
     "1x1": encode_image(grey(0, 1)),
 }
+LAST_SCAN = WHOLE["progressive"][WHOLE["progressive"].rindex(b"\xff\xda") : -2]
 BROKEN = {
     "nothing": b"",
     "gif": encoded(NOISE.convert("P"), "GIF"),
@@ -170,6 +171,10 @@ BROKEN = {
     "strip": png(30_000, 1, pixels=bytes(90_001)),
     "odd depth": png(8, 8, depth=3),
     "odd colours": png(8, 8, kind=5),
+    "300 transparent colours": png(8, 8, kind=3, more=chunk(b"tRNS", b"\xff" * 300)),
+    "half a profile": png(8, 8, more=chunk(b"iCCP", b"name")),
+    "1000 profiles": png(8, 8, more=chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**6))) * 1000),
+    "3000 scans": WHOLE["progressive"][:-2] + LAST_SCAN * 3000 + b"\xff\xd9",
 } | {f"half a {name}": data[: len(data) // 2] for name, data in WHOLE.items() if name != "animated webp"}
 
 

@@ -1,6 +1,7 @@
 """`tempflow serve` on a Ray of its own: both formats, limits, tokens, overload, growth, a killed replica."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -12,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 import requests
 import yaml
+from PIL import Image
 
 from services.client import PoolError, ScoreClient
+from services.image_structure import MAX_SCANS
 from services.images import encode_image
 from tests.integration.conftest import environment
 
@@ -47,6 +51,29 @@ class Slow:
 
 def grey(value: int, size: int = 8) -> np.ndarray:
     return np.full((size, size, 3), value, np.uint8)
+
+
+def slow_image() -> bytes:
+    """A progressive JPEG of a structure that may pass, and seconds of work."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4096, 4096)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * (MAX_SCANS - 12) + whole[-2:]
+
+
+SLOW = slow_image()
+
+
+def decoding_s() -> float:
+    """CPU seconds that the decoders of our pools work within a second."""
+
+    def total() -> float:
+        ours = psutil.Process().children(recursive=True)
+        return sum(p.cpu_times().user for p in ours if "services.serving.decoder" in p.cmdline())
+
+    before = total()
+    time.sleep(1)
+    return total() - before
 
 
 def free_port() -> int:
@@ -140,7 +167,8 @@ def test_what_is_refused(pool):
     assert requests.get(f"{pool}/v1/scorers", timeout=9).status_code == 401
     assert post(pool, b"{}").status_code == 400
     assert post(pool, body, kind="text/plain").status_code == 415
-    assert post(pool, as_json()).status_code == 413
+    assert post(pool, as_json()).status_code == 400
+    assert "no images" in post(pool, as_json()).json()["detail"]
     assert post(pool, as_json(*[("x", encode_image(grey(0)))] * 17)).status_code == 413
     assert post(pool, b" " * 200_000).status_code == 413
     assert post(pool, body, query="?scorers=nobody").status_code == 404
@@ -159,7 +187,9 @@ def test_health_and_documentation_need_no_token(pool):
     assert requests.get(f"{pool}/healthz", timeout=9).ok
     assert requests.get(f"{pool}/readyz", timeout=9).ok
     assert "/v1/score" in requests.get(f"{pool}/openapi.json", timeout=9).json()["paths"]
-    assert requests.get(f"{pool}/docs", timeout=9).ok
+    page = requests.get(f"{pool}/docs", timeout=9)
+    assert page.ok
+    assert "POST /v1/score" in page.text
     assert ScoreClient(pool, TOKEN).scorers() == [
         {"name": "size", "scorer": "jpeg_size", "replicas": 1},
         {"name": "bright", "scorer": "slow:Slow", "replicas": 1},
@@ -185,6 +215,69 @@ def test_overload_is_answered_429_and_the_client_comes_again(tmp_path):
         with ThreadPoolExecutor(3) as threads:
             asked = [threads.submit(ScoreClient(url).score, [grey(255)], ["x"]) for _ in range(3)]
             assert [a.result().scores["slow"].tolist() for a in asked] == [[1.0]] * 3
+
+
+def test_slow_images_keep_nobody_waiting_and_a_caller_who_leaves_stops_them(tmp_path):
+    size = {"name": "size", "scorer": "jpeg_size", "num_cpus": 0.1}
+    with serving(tmp_path, [size], decode_s=1, max_waiting_pixels=2**31) as url:
+        good, slow = as_json(("x", encode_image(grey(51)))), as_json(*[("x", SLOW)] * 8)
+        said = post(url, as_json(("x", SLOW), ("x", encode_image(grey(51))))).json()
+        assert said["errors"] == [{"index": 0, "reason": "takes more than 1 s to decode"}]
+        assert said["scores"]["size"][1] is not None
+        left = []
+        with ThreadPoolExecutor(8) as threads:
+
+            def leave_after(seconds: float) -> None:
+                headers = {"Content-Type": "application/json"}
+                with pytest.raises(requests.ReadTimeout):
+                    requests.post(f"{url}/v1/score", data=slow, headers=headers, timeout=seconds)
+                left.append(time.monotonic())
+
+            hostile = [threads.submit(leave_after, 20) for _ in range(8)]
+            wait_until(lambda: decoding_s() > 0, 20)
+            for path in ("healthz", "readyz"):
+                started = time.monotonic()
+                assert requests.get(f"{url}/{path}", timeout=9).ok
+                assert time.monotonic() - started < 5
+            assert post(url, good).ok
+            assert not left, "they were all still there"
+            for job in hostile:
+                job.result()
+        wait_until(lambda: decoding_s() == 0, 20)
+
+
+def test_a_port_has_one_pool(pool, tempflow, tmp_path):
+    recipe = tmp_path / "second.yaml"
+    port = int(pool.rpartition(":")[2])
+    recipe.write_text(yaml.safe_dump({"scorers": [{"name": "a", "scorer": "jpeg_size"}], "serve": {"port": port}}))
+    done = tempflow("serve", recipe)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"tempflow: another program listens on port {port} of 127.0.0.1; ")
+    assert done.stderr.count("\n") == 1
+
+
+SERVE_WITHOUT_HTTP = """
+from system.launch_env import listen_on_loopback
+listen_on_loopback()
+import ray
+from ray import serve
+ray.init()
+serve.start(proxy_location="Disabled")
+"""
+
+
+def test_a_pool_on_a_cluster_listens_where_it_says_or_not_at_all(ray_head, tempflow, tmp_path):
+    """Serve keeps the settings that it was started with: here without HTTP, as training starts it."""
+    env = environment(ray_head.address)
+    subprocess.run([sys.executable, "-c", SERVE_WITHOUT_HTTP], env=env, check=True, timeout=120)
+    recipe = tmp_path / "pool.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"scorers": [{"name": "a", "scorer": "jpeg_size"}], "serve": {"port": free_port()}})
+    )
+    done = tempflow("serve", recipe, address=ray_head.address)
+    assert done.returncode == 2
+    assert "tempflow: Serve runs on this Ray cluster without HTTP" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -1,15 +1,20 @@
 """The gateway without Serve: labels, room, and the questions it puts to scorers that are not there."""
 
 import asyncio
+import re
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastapi import HTTPException
+from fastapi.security import HTTPAuthorizationCredentials
+from ray.serve.schema import ReplicaState
 
 from services.images import encode_image
 from services.scoring.settings import ScorerSettings
-from services.serving.gateway import MAX_LABELS, REQUESTS_AT_ONCE, Gateway
+from services.serving.docs_page import docs_page
+from services.serving.gateway import MAX_LABELS, REQUESTS_AT_ONCE, Gateway, api
 from services.serving.settings import GatewaySettings
 
 SIZE = ScorerSettings(name="size", scorer="jpeg_size")
@@ -32,6 +37,7 @@ class Handle:
 
 
 def gateway(handle: Handle | None = None, scorer: ScorerSettings = SIZE, **settings) -> Gateway:
+    settings = {"decoders": 1, **settings}
     plain = Gateway.func_or_class.__mro__[1] if hasattr(Gateway, "func_or_class") else Gateway
     return plain("app", GatewaySettings(**settings), [scorer], {"size": handle or Handle()})
 
@@ -104,3 +110,48 @@ def test_what_cannot_be_scored_is_named_before_it_is_decoded():
     pixels, errors = gateway(max_prompt_chars=3)._measure(["abc", "abcd", "a"], [fine, fine, b"none"])
     assert pixels == {0: 4}
     assert errors == {1: "its prompt has 4 characters; at most 3 are read", 2: "is none of PNG, JPEG, WEBP"}
+
+
+def test_a_token_that_was_replaced_is_worth_nothing_any_more(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("old\n")
+    pool = gateway(token_file=str(file))
+    old, new = (HTTPAuthorizationCredentials(scheme="Bearer", credentials=token) for token in ("old", "new"))
+    assert [pool.allowed(who) for who in (old, new, None)] == [True, False, False]
+    file.write_text("new\n")
+    assert [pool.allowed(who) for who in (old, new, None)] == [False, True, False]
+    file.write_text("")
+    for who in (old, new, None):
+        with pytest.raises(HTTPException, match="503"):
+            pool._authorize(who)
+
+
+def test_health_does_not_wait_behind_other_work(monkeypatch):
+    """Not even when every thread of the event loop's own pool is busy."""
+    deployment = SimpleNamespace(replica_states={ReplicaState.RUNNING: 1})
+    status = SimpleNamespace(applications={"app": SimpleNamespace(deployments={"scorer-size": deployment})})
+    monkeypatch.setattr("services.serving.gateway.serve.status", lambda: status)
+    pool, done = gateway(), threading.Event()
+
+    async def running() -> str:
+        loop = asyncio.get_running_loop()
+        busy = [loop.run_in_executor(None, done.wait, 60) for _ in range(100)]
+        try:
+            return await asyncio.wait_for(pool.readyz(), 10)
+        finally:
+            done.set()
+            await asyncio.gather(*busy)
+
+    assert asyncio.run(running()) == "ok"
+
+
+def test_the_page_of_the_api_loads_nothing():
+    page = docs_page(api.openapi())
+    assert re.findall(r"""(?:src|href|action)=["']?([^"'>]*)|(url\(|@import|<script|<iframe|<img|<link)""", page) == [
+        ("openapi.json", "")
+    ]
+    assert "://" not in page
+    for path in api.openapi()["paths"]:
+        assert f" {path}</h2>" in page
+    assert "Base64 of a PNG, JPEG or WebP." in page
+    assert (api.docs_url, api.redoc_url) == (None, None), "FastAPI's own pages load scripts from elsewhere"

@@ -1,6 +1,8 @@
 """`tempflow score` and `tempflow serve --print`, without Ray."""
 
 import io
+import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from rich.console import Console
 
 from services.errors import UserError
 from services.scoring.jpeg_size import JpegSize
-from services.serving.settings import PoolSettings
+from services.serving.settings import GatewaySettings, PoolSettings
 from system.config import load_pool
 from system.score_command import chosen_scorers, run_score
-from system.serve_command import check_pool, serve_config
+from system.serve_command import _check_alone, _check_cluster, check_free, check_pool, running_pool, serve_config
 
 
 @pytest.fixture
@@ -78,3 +80,89 @@ def test_a_pool_that_others_can_reach_needs_a_token(pool, tmp_path, monkeypatch)
     empty.write_text("\n")
     with pytest.raises(UserError, match="no token"):
         check_pool(pool.model_copy(update={"serve": pool.serve.model_copy(update={"token_file": str(empty)})}))
+
+
+@pytest.mark.parametrize("name", ["row", "prompt", "image", "category", "model", "error"])
+def test_a_scorer_is_not_named_like_a_column_beside_its_own(name, tmp_path):
+    path = tmp_path / "pool.yaml"
+    path.write_text(f"scorers:\n- {{name: {name}, scorer: jpeg_size}}\n")
+    with pytest.raises(UserError, match=f"`scorers.0.name` = '{name}': a column of the tables that scores go to has"):
+        load_pool(str(path))
+
+
+def test_a_scorer_by_import_path_gets_a_name_that_it_may_have(monkeypatch, pool):
+    monkeypatch.setattr("system.score_command.check_scorer", lambda scorer: None)
+    for scorer, name in (
+        ("my.rewards:Prompt", "scorer_prompt"),
+        ("a:Sharp", "sharp"),
+        ("a:_2D", "scorer_2d"),
+        ("a:_", "scorer_"),
+    ):
+        assert [chosen.name for chosen in chosen_scorers(pool, [scorer])] == [name]
+
+
+@pytest.fixture
+def taken():
+    """A port on which somebody listens, as Serve's proxies do: ready to share it."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+def test_a_port_that_another_program_has_is_refused_before_ray_starts(taken, pool, monkeypatch):
+    monkeypatch.setattr("system.serve_command.running_ray", lambda: None)
+    monkeypatch.setattr("system.launch.connect", lambda: pytest.fail("Ray was started"))
+    asked = pool.model_copy(update={"serve": GatewaySettings(port=taken)})
+    with (
+        pytest.raises(UserError, match=f"another program listens on port {taken} of 127.0.0.1; end it"),
+        running_pool(asked),
+    ):
+        pass
+    with pytest.raises(UserError, match="another program"):
+        check_free(GatewaySettings(host="0.0.0.0", port=taken))
+    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:8000"):
+        check_free(GatewaySettings(host="192.0.2.1"))
+
+
+def test_a_port_with_connections_that_are_closing_is_free(taken):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()  # who closes first keeps the address for a minute
+    check_free(GatewaySettings(port=port))
+
+
+def test_a_port_that_somebody_took_meanwhile_is_refused(taken, pool):
+    listen = GatewaySettings(port=taken)
+    _check_alone(listen)
+    with socket.socket() as second:
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        second.bind(("127.0.0.1", taken))
+        second.listen()
+        with pytest.raises(UserError, match="another program listens"):
+            _check_alone(listen)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "proxies", "applications", "message"),
+    [
+        ("0.0.0.0", 8000, {"node": "HEALTHY"}, {}, r"listens at 0\.0\.0\.0:8000, not at 127\.0\.0\.1:8000"),
+        ("127.0.0.1", 8001, {"node": "HEALTHY"}, {}, r"listens at 127\.0\.0\.1:8001, not at"),
+        ("127.0.0.1", 8000, {}, {}, "without HTTP"),
+        ("127.0.0.1", 8000, {"node": "HEALTHY"}, {"pool": None}, "application `pool` already"),
+    ],
+)
+def test_what_listens_on_a_cluster_must_be_what_the_pool_promises(
+    host, port, proxies, applications, message, pool, monkeypatch
+):
+    there = SimpleNamespace(http_config=SimpleNamespace(host=host, port=port))
+    monkeypatch.setattr("system.serve_command._get_global_client", lambda raise_if_no_controller_running: there)
+    status = SimpleNamespace(proxies=proxies, applications=applications)
+    monkeypatch.setattr("system.serve_command.serve.status", lambda: status)
+    with pytest.raises(UserError, match=message):
+        _check_cluster(pool)
+    there.http_config.host, there.http_config.port = pool.serve.host, pool.serve.port
+    status.proxies, status.applications = {"node": "HEALTHY"}, {"another": None}
+    _check_cluster(pool)
