@@ -26,6 +26,7 @@ from services.errors import UserError
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
 from services.settings import CREDENTIALS, Settings
+from system.yaml_text import dump_yaml
 
 
 class DataSettings(Settings):
@@ -423,4 +424,4 @@ def _descend(model: Any, part: Any) -> Any:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
-import yaml
 from ray import serve
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from services.scoring.scorer import check_device, check_scorer
 from services.serving.app import PoolSettings, build, why_not_started
 from system.launch_env import LOOPBACK
 from system.stop import StopFlag
+from system.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from system.launch import Connection
@@ -50,7 +50,7 @@ def serve_config(pool: PoolSettings) -> str:
         "args": pool.model_dump(mode="json"),
     }
     options = {"host": pool.serve.host, "port": pool.serve.port}
-    return yaml.safe_dump({"http_options": options, "applications": [application]}, sort_keys=False, width=120)
+    return dump_yaml({"http_options": options, "applications": [application]})
 
 
 @contextmanager

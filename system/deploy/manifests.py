@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import yaml
-
 from services.errors import UserError
 from system.config import RunConfig, dump_config
 from system.deploy.infra import Infra, Nodes
@@ -14,6 +12,7 @@ from system.deploy.pods import RECIPE, RESTRICTED, TMP, Instance, Manifest, ray_
 from system.deploy.recipe import ROLE, job_recipe, pool_recipe, pool_service, resource_name
 from system.deploy.sizing import Group, job_groups, pods, replicas
 from system.serve_command import serve_config
+from system.yaml_text import Block, dump_yaml
 
 Part = Literal["all", "job", "pool", "volume"]
 
@@ -23,6 +22,8 @@ IDLE_S = 300
 
 def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manifest]:
     """The documents to apply: the job with its recipe, and the pool, each with its network policy.
+
+    The policies come first, so that a refused one is seen before any pod starts.
 
     Args:
         part: `pool` and `job` alone are for pools that several jobs share. `volume`, the claim of the run folders, is
@@ -40,24 +41,12 @@ def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manif
         documents += _pool(config, infra)
     if part != "pool":
         documents += _job(config, infra)
-    return documents
+    return sorted(documents, key=lambda document: document["kind"] != "NetworkPolicy")
 
 
 def render(documents: list[Manifest]) -> str:
     """The documents as one YAML stream."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
-
-
-class _Block(str):
-    """Text that is shown line by line."""
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-_Dumper.add_representer(_Block, lambda dump, text: dump.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+    return dump_yaml(*documents)
 
 
 def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
@@ -84,7 +73,7 @@ def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
             "rayClusterSpec": _cluster(infra, instance, groups, grows),
         },
     }
-    files = {"recipe.yaml": _Block(dump_config(recipe))}
+    files = {"recipe.yaml": Block(dump_config(recipe))}
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(infra, instance, "-recipe"), "data": files},
         network_policy(infra, instance),
@@ -103,7 +92,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
         "kind": "RayService",
         "metadata": _metadata(infra, instance),
         "spec": {
-            "serveConfigV2": _Block(serve_config(pool)),
+            "serveConfigV2": Block(serve_config(pool)),
             "upgradeStrategy": {"type": "NewCluster"},
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": _cluster(infra, instance, groups, grows=bounds[1] > bounds[0]),
