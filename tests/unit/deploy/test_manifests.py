@@ -34,7 +34,7 @@ def infra(raw: dict, **more: object) -> Infra:
 
 
 def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
-    few = ["rollout.workers=2", "scorers.0.replicas=1"]
+    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1"]
     return load_config(base, [*PROMPTS, *few, *overrides])
 
 
