@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import requests
 
-from services.http import session
+from services.http import CONNECT_S, GONE, retry_after_s, session
 from services.images import encode_image
+from services.patience import Away
 from services.serving.wire import ARROW, Answer, read_answer, write_request
 
 AWAY = (429, 503)
@@ -23,7 +25,7 @@ class PoolError(Exception):
     """The pool refused a request or stayed busy; says why."""
 
 
-class PoolAway(PoolError):
+class PoolAway(PoolError, Away):
     """The pool is not there, starting or full: the same request may be answered later."""
 
 
@@ -51,13 +53,15 @@ class ScoreClient:
         """Score uint8 (H, W, 3) images, of any sizes, with the named scorers (all if not given).
 
         Raises:
-            PoolError: refused, or still busy after every attempt.
+            PoolError: refused, still busy after every attempt, or answered with something else.
         """
         body = write_request(prompts, [encode_image(image) for image in images])
         query = {"scorers": ",".join(scorers)} if scorers else {}
-        return read_answer(
-            self._send("POST", "/v1/score", params=query, data=body, headers={"Content-Type": ARROW}).content
-        )
+        answer = self._send("POST", "/v1/score", params=query, data=body, headers={"Content-Type": ARROW})
+        try:
+            return read_answer(answer.content)
+        except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise self._garbage(answer, "scores") from error
 
     def scorers(self) -> list[dict[str, Any]]:
         """Name, kind and running replicas of each scorer.
@@ -65,7 +69,11 @@ class ScoreClient:
         Raises:
             PoolError: as `score`.
         """
-        return self._send("GET", "/v1/scorers").json()
+        answer = self._send("GET", "/v1/scorers")
+        try:
+            return [{**scorer, "name": str(scorer["name"])} for scorer in answer.json()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._garbage(answer, "a list of scorers") from error
 
     def ready(self) -> None:
         """Return if each of the pool's scorers has a running replica.
@@ -78,14 +86,24 @@ class ScoreClient:
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
         try:
-            answer = self.session.request(method, self.url + path, timeout=self.timeout_s, **options)
-        except requests.RequestException as error:
+            times = (min(CONNECT_S, self.timeout_s), self.timeout_s)
+            answer = self.session.request(method, self.url + path, timeout=times, **options)
+        except GONE as error:
             raise PoolAway(f"no answer from {self.url}: {type(error).__name__}") from error
-        if not answer.ok:
-            ours = _detail(answer)
-            kind = PoolAway if answer.status_code in AWAY or ours is None else PoolError
-            raise kind(f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}")
-        return answer
+        except requests.RequestException as error:
+            raise PoolError(f"{self.url} cannot be asked: {error}") from error
+        if answer.ok:
+            return answer
+        ours = _detail(answer)
+        said = f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}"
+        if answer.status_code in AWAY or ours is None:
+            away = PoolAway(said)
+            away.after_s = retry_after_s(answer)
+            raise away
+        raise PoolError(said)
+
+    def _garbage(self, answer: requests.Response, wanted: str) -> PoolError:
+        return PoolError(f"{self.url} answered something that is not {wanted}: {answer.content[:100]!r}")
 
 
 def _detail(answer: requests.Response) -> str | None:

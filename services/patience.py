@@ -1,6 +1,7 @@
 """Asking again until something is there."""
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,21 +15,39 @@ TELL_AFTER_S = 10.0
 """What takes less is not worth a line in the log."""
 
 
-def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float) -> T:
-    """What `ask` returns; while it raises `missing` it is called again, until the time is up.
+class Away(Exception):
+    """What was asked does not answer now, or has no room; the same question may be answered later."""
+
+    after_s = 0.0
+    """It wants no question for this long."""
+
+
+def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, longest_s: float = POLL_S) -> T:
+    """What `ask` returns; while it raises `missing` it is called again, until the time is up. The log says what is
+    missing, and again when that changes.
+
+    Pauses double from `POLL_S` to `longest_s` and have jitter; none is shorter than what an `Away` asks for, and the
+    last question comes when the time is up.
 
     Raises:
         missing: it still did.
     """
-    began, told = time.monotonic(), False
+    began, told, pause_s = time.monotonic(), "", POLL_S
     while True:
         try:
-            return ask()
+            answer = ask()
         except missing as error:
             waited_s = time.monotonic() - began
-            if waited_s + POLL_S > timeout_s:
+            if waited_s >= timeout_s:
                 raise
-            if not told and waited_s > TELL_AFTER_S:
-                log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
-                told = True
-        time.sleep(POLL_S)
+            if str(error) != told and waited_s > TELL_AFTER_S:
+                log.warning("%s; waiting up to %.0f s for it", error, timeout_s - waited_s)
+                told = str(error)
+            asked_s = error.after_s if isinstance(error, Away) else 0.0
+            wait_s = max(pause_s * random.uniform(0.5, 1), asked_s)
+        else:
+            if told:
+                log.warning("the wait is over, after %.0f s", time.monotonic() - began)
+            return answer
+        time.sleep(min(wait_s, timeout_s - waited_s))
+        pause_s = min(2 * pause_s, longest_s)

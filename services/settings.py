@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from services.errors import has_credentials
@@ -13,13 +13,34 @@ CREDENTIALS = "credentials"
 """Type of the error whose message is the key that holds a URL with credentials: no message repeats its value."""
 
 
+T = TypeVar("T")
+
+Listed = Annotated[tuple[T, ...], Strict(False)]
+"""A list of a recipe; YAML has no tuples."""
+
+
+def _whole_gpus(share: float) -> float:
+    if share > 1 and share != int(share):
+        raise ValueError("Ray gives a fraction of one GPU or whole ones; give at most 1, or a whole number")
+    return share
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_gpus)]
+"""GPUs of one process: a fraction of one, or a whole number."""
+
+
 class Settings(BaseModel):
-    """A pydantic model that refuses unknown keys, wrong kinds, later changes, numbers that are not finite, and secrets
-    where they can be seen.
+    """A pydantic model that refuses unknown keys, wrong kinds (`true` is no number, `"3"` neither), later changes,
+    numbers that are not finite, and secrets where they can be seen.
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
     @model_validator(mode="after")

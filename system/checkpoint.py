@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import platform
+import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -12,7 +16,9 @@ from system import __version__
 log = logging.getLogger(__name__)
 
 STATE_FILE, RECIPE_FILE, MANIFEST_FILE = "state.json", "recipe.yaml", "manifest.json"
-PREFIX = "step_"
+DRIVER_FILE = "driver"
+"""Beside the checkpoints: the driver that may write them."""
+NAME = re.compile(r"step_(\d{6,})")
 DAMAGE = (ValueError, TypeError, AttributeError, KeyError, FileNotFoundError)
 """What reading a torn or altered file raises; other OSErrors are the storage's, which may have the file yet."""
 
@@ -31,6 +37,20 @@ class RunState:
     """Held-out reward of this step's policy, where it was evaluated."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint. That of step 0 holds no weights, since they follow from the recipe."""
+
+    folder: Folder
+    state: RunState
+    recipe: str
+    """The config.yaml of the run that wrote it."""
+
+
+class Damaged(Exception):
+    """A checkpoint is torn or altered, or was never sealed; says why."""
+
+
 class Checkpoints:
     """The checkpoints of a run, one folder each.
 
@@ -41,93 +61,194 @@ class Checkpoints:
 
     def __init__(self, folder: Folder, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self.driver = f"{platform.node()} {os.getpid()} {uuid.uuid4().hex}"
+        self._whole: dict[str, RunState] = {}
+        """Those that this process has written or verified."""
+
+    def claim(self) -> None:
+        """Let this driver be the one that writes here. One that did so before, maybe on another machine, is refused
+        from now on, so that two of them never interleave.
+        """
+        self.folder.write(DRIVER_FILE, self.driver.encode())
+
+    def check_claim(self) -> None:
+        """Refuse what another driver has taken over.
+
+        Raises:
+            UserError: another driver has taken over.
+            OSError: the claim cannot be read.
+        """
+        driver = self.folder.read(DRIVER_FILE).decode(errors="replace")
+        if driver != self.driver:
+            host, process, *_ = [*driver.split(), "?", "?"]
+            raise UserError(
+                f"another driver has taken over the checkpoints in {self.folder} (process {process} on {host}), and "
+                "this one ends; let one driver at a time work on a run"
+            )
 
     def begin(self, step: int) -> Folder:
-        """An empty folder for the learner's files; without `commit` it counts for nothing."""
+        """An empty folder for the learner's files; without `commit` it counts for nothing.
+
+        Raises:
+            UserError: another driver has taken over.
+            OSError: the storage failed.
+        """
+        self.check_claim()
         folder = self._of(step)
+        self._whole.pop(_name(step), None)
         folder.remove()
         return folder
 
     def commit(self, state: RunState, sha256: Mapping[str, str], recipe: str) -> None:
-        """Seal a checkpoint whose files are written, and remove those that are not kept.
+        """Seal a checkpoint whose files are written, and then remove those that are not kept.
 
         Args:
             sha256: of each of the learner's files.
             recipe: the run's config.yaml.
+
+        Raises:
+            UserError: another driver has taken over.
+            OSError: the storage failed. A failure to remove an old checkpoint is only logged.
         """
         folder = self._of(state.step)
         sealed = dict(sha256)
         sealed[STATE_FILE] = folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())
         sealed[RECIPE_FILE] = folder.write(RECIPE_FILE, recipe.encode())
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
+        self.check_claim()
         folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
-        self._forget()
+        self._whole[_name(state.step)] = state
+        try:
+            self._forget()
+        except OSError as error:
+            log.warning("old checkpoints in %s are not removed: %s", self.folder, first_line(error))
 
-    def latest(self) -> tuple[Folder, RunState] | None:
+    def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint; torn or altered ones are passed over, and the log says so.
 
         Raises:
             UserError: all that were sealed are torn or altered.
             OSError: the storage cannot be read.
         """
-        damaged = []
+        damaged = {}
         for name in reversed(self._names()):
             folder = self.folder / name
-            problem = _problem(folder)
-            if problem is None:
-                return folder, _state(folder)
-            log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, problem)
-            damaged += [name] if MANIFEST_FILE in folder.names() else []
-        if damaged:
-            raise UserError(
-                f"no checkpoint in {self.folder} is usable, {damaged[0]} the newest of {len(damaged)} (logs/driver.log "
-                "says why); put one back, or remove them all to begin again"
-            )
+            try:
+                state = self._whole[name] = _verified(folder)
+                return Checkpoint(folder, state, folder.read(RECIPE_FILE).decode())
+            except Damaged as damage:
+                self._whole.pop(name, None)
+                damaged[name] = damage
+                log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, damage)
+        self._refuse(damaged)
         return None
 
     def recipe(self) -> str | None:
-        """The config.yaml of the run that they are of; None if there are none."""
+        """The config.yaml of the run that the newest readable one is of; None if there are no checkpoints.
+
+        Raises:
+            UserError: all that were sealed are torn or altered.
+            OSError: the storage cannot be read.
+        """
+        damaged = {}
         for name in reversed(self._names()):
-            if RECIPE_FILE in (self.folder / name).names():
-                return (self.folder / name).read(RECIPE_FILE).decode(errors="replace")
+            folder = self.folder / name
+            try:
+                _check(folder, {RECIPE_FILE: _manifest(folder)[RECIPE_FILE]})
+                return folder.read(RECIPE_FILE).decode()
+            except Damaged as damage:
+                damaged[name] = damage
+        self._refuse(damaged)
         return None
+
+    def _refuse(self, damaged: Mapping[str, Damaged]) -> None:
+        """Checkpoints that were sealed and are all damaged, newest first, are not the same as none."""
+        sealed = [name for name in damaged if MANIFEST_FILE in (self.folder / name).names()]
+        if sealed:
+            raise UserError(
+                f"no checkpoint in {self.folder} is usable; of {len(sealed)} the newest is {sealed[0]} "
+                f"({damaged[sealed[0]]}): put a whole one back, or give a new run another name=…"
+            )
 
     def _of(self, step: int) -> Folder:
-        return self.folder / f"{PREFIX}{step:06d}"
+        return self.folder / _name(step)
 
     def _names(self) -> list[str]:
-        return [name for name in self.folder.names() if name.startswith(PREFIX)]
+        """In the order of their steps. Files, and folders of other names, are not ours."""
+        return sorted(filter(NAME.fullmatch, self.folder.folders()), key=_step)
 
     def _forget(self) -> None:
+        """Remove what is not kept. Only whole checkpoints count: damaged ones must not crowd them out."""
         names = self._names()
-        states = {name: state for name in names if (state := _sealed(self.folder / name))}
-        evaluated = {name: state.heldout for name, state in states.items() if state.heldout is not None}
+        whole = [name for name in names if self._is_whole(name)]
+        evaluated = {name: heldout for name in whole if (heldout := self._whole[name].heldout) is not None}
         best = [max(evaluated, key=lambda name: evaluated[name])] if evaluated else []
-        for name in set(names) - {*sorted(states)[-self.keep :], *best}:
+        for name in set(names) - {*whole[-self.keep :], *best}:
             (self.folder / name).remove()
+            self._whole.pop(name, None)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether this process has written it, or finds it whole; it is read once."""
+        if name not in self._whole:
+            try:
+                self._whole[name] = _verified(self.folder / name)
+            except Damaged as damage:
+                log.warning("checkpoint %s is not usable (%s) and is removed", self.folder / name, damage)
+        return name in self._whole
 
 
-def _state(folder: Folder) -> RunState:
-    return RunState(**json.loads(folder.read(STATE_FILE)))
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
-def _sealed(folder: Folder) -> RunState | None:
-    """The state of a checkpoint that was sealed; None for one that was not, or is torn."""
-    try:
-        return _state(folder) if MANIFEST_FILE in folder.names() else None
-    except DAMAGE as error:
-        log.warning("checkpoint %s is not usable (%s) and is removed", folder, first_line(error))
-        return None
+def _step(name: str) -> int:
+    return int(name.removeprefix("step_"))
 
 
-def _problem(folder: Folder) -> str | None:
+def _manifest(folder: Folder) -> dict[str, str]:
+    """SHA-256 by file.
+
+    Raises:
+        Damaged: it cannot be read, or lacks a file that every checkpoint has.
+    """
     try:
         expected_of = json.loads(folder.read(MANIFEST_FILE))["sha256"]
-        if missing := {STATE_FILE, RECIPE_FILE} - expected_of.keys():
-            return f"its manifest has no {', '.join(sorted(missing))}"
-        for name, expected in expected_of.items():
-            if folder.sha256(name) != expected:
-                return f"{name} does not match its checksum"
+        missing = {STATE_FILE, RECIPE_FILE} - expected_of.keys()
     except DAMAGE as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        raise Damaged(f"{type(error).__name__}: {first_line(error)}") from error
+    if missing:
+        raise Damaged(f"its manifest has no {', '.join(sorted(missing))}")
+    return expected_of
+
+
+def _check(folder: Folder, expected_of: Mapping[str, str]) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        Damaged: one differs or is missing.
+        OSError: the storage cannot be read.
+    """
+    for name, expected in expected_of.items():
+        try:
+            found = folder.sha256(name)
+        except FileNotFoundError as error:
+            raise Damaged(f"it has no {name}") from error
+        if found != expected:
+            raise Damaged(f"{name} does not match its checksum")
+
+
+def _verified(folder: Folder) -> RunState:
+    """The state of a checkpoint all of whose files match their checksums.
+
+    Raises:
+        Damaged: one does not.
+        OSError: the storage cannot be read.
+    """
+    _check(folder, _manifest(folder))
+    try:
+        state = RunState(**json.loads(folder.read(STATE_FILE)))
+    except DAMAGE as error:
+        raise Damaged(f"{type(error).__name__}: {first_line(error)}") from error
+    if not folder.path.endswith(f"/{_name(state.step)}"):
+        raise Damaged(f"its state is of step {state.step}")
+    return state

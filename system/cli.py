@@ -17,11 +17,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=("Reinforcement learning of text-to-image flow models: TempFlow-GRPO and its neighbours on Ray."),
 )
 console = Console()
 
-Recipe = Annotated[str, typer.Argument(help="A recipe: its name (see `tempflow recipes`) or a YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe: its name (see `tempflow recipes`), a YAML file, or the folder of a run.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as learner.lr=1e-4.", show_default=False)]
 
 
@@ -29,7 +32,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as l
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run of this name from its latest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run of this name from its latest checkpoint.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option(help="Resume although prompts or a model are not the ones that the run began with.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and print what a step costs; start nothing.")] = False,
 ) -> None:
     """Train by a recipe; writes a run folder with checkpoints, metrics, an adapter and a report."""
@@ -38,13 +44,15 @@ def train(
 
     config = load_config(recipe, overrides or [])
     if dry_run:
+        from actors.policy.loading import check_loads
         from system.estimate import estimate_table
 
         check(config)
+        check_loads(config.policy)
         console.print(dump_config(config), highlight=False)
         console.print(estimate_table(config))
         return
-    raise typer.Exit(train_run(config, resume, console))
+    raise typer.Exit(train_run(config, resume, console, accept_changes))
 
 
 @app.command("eval")
@@ -75,13 +83,15 @@ def sample(
         Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run; the base model if not given.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; the recipe's if not given.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
 ) -> None:
     """Generate images in this process, without Ray."""
     from system.config import load_config
     from system.sample_command import run_sample
 
-    for path in run_sample(load_config(recipe, overrides or []), prompt, adapter, count, output):
+    given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+    for path in run_sample(load_config(recipe, given), prompt, adapter, count, output):
         console.print(path, highlight=False, soft_wrap=True)
 
 
@@ -195,11 +205,13 @@ def bench(
 @app.command()
 def compare(
     contenders: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help='Recipes; with overrides in quotes: "shapes learner.lr=1e-4 name=slow". A key=value alone is for all.'
+            help='Recipes; with overrides in quotes: "shapes learner.lr=1e-4 name=slow". A key=value alone is for all. '
+            "Without any, the page is made again from the results in the output folder.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with the seeds 0, 1, …")] = 3,
     budget: Annotated[int, typer.Option(min=1, help="NFE of each run.")] = 80_000,
     evals: Annotated[int, typer.Option(min=1, help="Evaluations of each run, after the first one.")] = 8,
@@ -208,10 +220,16 @@ def compare(
     ] = None,
     output: Annotated[Path, typer.Option(help="Where results, page and pictures go.")] = Path("compare"),
 ) -> None:
-    """Train several recipes at an equal budget and put them on one page; goes on where it stopped."""
+    """Train several recipes at an equal budget and put them on one page; continues where it stopped."""
     from system.compare.page import write_page
-    from system.compare.runs import parse_contenders, run_all
+    from system.compare.runs import parse_contenders, read_results, run_all
 
+    if not contenders:
+        results, command = read_results(output), f"tempflow compare --output {output}"
+        labels = len({result.label for result in results})
+        page = write_page(results, output, f"{labels} contenders", command, target or ())
+        console.print(f"page         {page}", highlight=False, soft_wrap=True)
+        return
     parsed = parse_contenders(contenders)
     results, code = run_all(parsed, range(seeds), budget, evals, output, console)
     if results:

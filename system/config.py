@@ -1,12 +1,11 @@
 """Recipes: YAML files, overrides, and the one model that all of it must fit."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.learner.settings import (
@@ -23,20 +22,24 @@ from actors.reward.settings import RewardSettings
 from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TreeSettings, TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from services.errors import UserError
+from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
-from services.settings import CREDENTIALS, Settings
-from system.yaml_text import dump_yaml
+from services.settings import CREDENTIALS, Listed, Settings
+from services.text import read_text
+from services.yaml_text import dump_yaml, load_yaml
 
 
 class DataSettings(Settings):
-    """Where the prompts come from: Parquet, .txt (a prompt a line) or .jsonl."""
+    """Where the prompts come from: .parquet, .jsonl, .json (an array of objects), .csv, .tsv or .txt (a prompt a line).
+    Text is UTF-8.
+    """
 
     train: str
     heldout: str | None = None
     prompt_column: str = "prompt"
     category_column: str = "category"
-    """Held-out scores are also reported by the values of this column, where the file has it."""
+    """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
     prompts_per_step: int = Field(48, ge=1)
 
 
@@ -95,11 +98,11 @@ class RaySettings(Settings):
 class RunConfig(Settings):
     """A recipe with every default filled in."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """The run folder's name."""
     output: str = "runs"
     """The folder that holds run folders."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
     placement: Literal["split", "colocated"] = "split"
@@ -115,7 +118,7 @@ class RunConfig(Settings):
     objective: ObjectiveSettings = GrpoSettings()
     learner: LearnerSettings = LearnerSettings()
     rollout: RolloutSettings = RolloutSettings()
-    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    scorers: Listed[ScorerSettings] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
     serve: GatewaySettings = GatewaySettings()
     """Of the HTTP side that `tempflow serve` gives the scorers; training itself calls them by handle."""
@@ -251,15 +254,25 @@ TAGS = {
 """Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""
 NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
+NAMES = {f"{key}.name" for key in NAMELESS}
+"""Keys that choose a plan, a kernel or an objective: another one shares no keys with the one before."""
+
+
+RUN_RECIPE = "config.yaml"
+"""The recipe of a run, in its folder."""
+OF_RUN = "tempflow"
+"""The key of that file which is no setting: what began the run."""
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by name among those that come with tempflow.
+    """A recipe by path, or by name among those that come with tempflow; of a run folder its config.yaml.
 
     Raises:
         UserError: there is none; names the nearest.
     """
     path = Path(name)
+    if (path / RUN_RECIPE).is_file():
+        return path / RUN_RECIPE
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
@@ -300,9 +313,13 @@ def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
 def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, str]]:
     """The mapping of a recipe with overrides applied, where it was read, and each override by the key it set."""
     path = find_recipe(recipe)
+    make_importable(path.parent)
     raw = _read(path, ())
+    if raw.pop(OF_RUN, None):  # where the run lies now, which may be elsewhere than where it began
+        raw |= {"name": path.absolute().parent.name, "output": str(path.absolute().parent.parent)}
     raw.setdefault("name", path.stem)
-    return raw, str(path), {_apply(raw, override): override for override in overrides}
+    by_name = sorted(overrides, key=lambda override: override.partition("=")[0] not in NAMES)
+    return raw, str(path), {_apply(raw, override): override for override in by_name}
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
@@ -320,12 +337,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        UserError: it holds something else; names the file and `what` it should be.
+        UserError: it cannot be read or holds something else; names the file and `what` it should be.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    raw = load_yaml(read_text(path), str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: {what} is a mapping of keys to values")
     return raw
@@ -366,10 +380,10 @@ def _apply(raw: dict[str, Any], override: str) -> str:
     for place, part in enumerate(parents):
         slot = _slot(node, part, override, parents[:place])
         node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
-    try:
-        node[_slot(node, last, override, parents)] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"`{override}`: the value is not YAML: {' '.join(str(error).split())}") from error
+    slot, value = _slot(node, last, override, parents), load_yaml(text, f"`{override}`: the value")
+    if key in NAMES and value != node.get("name", NAMELESS[parents[0]]):
+        node.clear()
+    node[slot] = value
     return key
 
 
@@ -377,7 +391,7 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
     """The key or index that a part of a dotted key names."""
     if isinstance(node, dict):
         return part
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part.isascii() and part.isdigit() and int(part) < len(node):
         return int(part)
     raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
 
@@ -387,21 +401,38 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = [part for part in problem["loc"] if part not in TAGS]
     key = ".".join(str(part) for part in place)
-    origin = next((text for known, text in overrides.items() if key.startswith(known)), source)
+    origin = next((text for known, text in overrides.items() if f"{key}.".startswith(f"{known}.")), None)
+    origin = origin or next((text for known, text in overrides.items() if known.startswith(f"{key}.")), source)
     if problem["type"] == CREDENTIALS:
         holder = f"{key}.{problem['msg']}".removeprefix(".")
         return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
     if problem["type"] == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(place[-1]), _keys_beside(problem, model), 1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_keys_beside(problem, model))}"
+        beside, last = _keys_beside(problem, model), str(place[-1])
+        near = difflib.get_close_matches(last, beside, 1, cutoff=0.6)
+        near = near or [key for key in _dotted(model) if key.endswith(f".{last}")][:1] if len(place) == 1 else near
+        near = near or difflib.get_close_matches(last, beside, 1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(beside)}"
         return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"{origin}: `{key}` is missing"
-    if problem["type"].startswith("union_tag"):
-        return f"{origin}: `{key}.name`: {problem['msg']}"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        return f"{origin}: `{key}.name` = {context['tag']!r}: it is one of {context['expected_tags']}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{origin}: `{key}` = {problem['input']!r}: it is a mapping; choose by name, with {key}.name=…"
     return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _dotted(model: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys of all settings below a model."""
+    for name, field in model.model_fields.items():
+        yield f"{above}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _dotted(kind, f"{above}{name}.")
 
 
 def _keys_beside(problem: Any, model: Any) -> list[str]:

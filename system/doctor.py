@@ -3,6 +3,8 @@
 What is heavy (Torch, Ray) is imported by the check that needs it.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import math
 import os
@@ -14,15 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from services.errors import UserError, first_line
-from services.scoring.settings import ScorerSettings
 from services.storage import is_local
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, check_start, running_ray, token_file
 
-ASK_TIMEOUT_S = 5.0
+if TYPE_CHECKING:
+    from system.deploy.sizing import Ask
+
 LEAST_FREE_BYTES = 2**30
 """Of the disk with the run folder: metrics, experience, pictures and logs."""
 ADAM_COPIES = 4
@@ -43,6 +46,7 @@ class Finding:
 def diagnose(config: RunConfig | None) -> Iterator[Finding]:
     """All findings on this machine and, where there is one, on a recipe."""
     yield python()
+    yield cpus(config)
     yield from torch(config)
     yield from ray_cluster()
     yield shared_memory(config)
@@ -94,11 +98,28 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
 
 def gpus_wanted(config: RunConfig) -> float:
     """GPUs of all roles as the run begins."""
+    return sum(ask.gpus for ask in _asked(config))
+
+
+def cpus(config: RunConfig | None) -> Finding:
+    """The CPUs of this machine, against what all roles ask for together as the run begins."""
+    have = os.cpu_count() or 1
+    wanted = sum(ask.cpus for ask in _asked(config)) if config else 0.0
+    says = f"{have} CPUs" + (f", and the recipe's roles ask for {wanted:g}" if config else "")
+    if wanted <= have:
+        return Finding("ok", "cpu", says)
+    if os.environ.get("RAY_ADDRESS"):
+        return Finding("warning", "cpu", f"{says}; the nodes of the cluster at RAY_ADDRESS must have them")
+    fix = "lower num_cpus of rollout, learner or scorers, rollout.workers or replicas, or set RAY_ADDRESS to a cluster"
+    return Finding("problem", "cpu", f"{says}; {fix}")
+
+
+def _asked(config: RunConfig) -> list[Ask]:
+    """What each actor of a run asks for, replicas of its own pool included."""
     from system.deploy.sizing import ranks, replicas, workers
 
     own = () if config.reward.app else config.scorers
-    asked = workers(config, most=False) + ranks(config) + replicas(own, most=False)
-    return sum(ask.gpus for ask in asked)
+    return workers(config, most=False) + ranks(config) + replicas(own, most=False)
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -232,10 +253,13 @@ def token_files(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def parts(config: RunConfig) -> Iterator[Finding]:
-    """The policy's model, each scorer, the prompts, the loggers: as `tempflow train` checks them, but all of them."""
-    from actors.policy.families import pipeline_name
+    """The policy's model, the prompts, the loggers: as `tempflow train` checks them, but all of them. Each scorer is
+    tried: what it asks outside is asked once, or it scores an image in this process.
+    """
+    from actors.policy.families import check_size, pipeline_name
+    from actors.policy.loading import check_loads
     from actors.policy.trained import check_trained
-    from services.scoring.scorer import check_scorer
+    from services.scoring.probe import probe
     from system.loggers import check_loggers
     from system.prompts import read_prompts
     from system.train import check_devices
@@ -252,16 +276,17 @@ def parts(config: RunConfig) -> Iterator[Finding]:
         read = read_prompts(file, config.data.prompt_column, config.data.category_column)
         return f"{len(read)} in {file}"
 
-    def scorer_kind(scorer: ScorerSettings) -> str:
-        check_scorer(scorer)
-        return scorer.scorer
-
     def loggers() -> str:
         check_loggers(config.log)
         return "ready"
 
+    def policy() -> str:
+        check_size(config.policy)
+        check_loads(config.policy)
+        return f"{pipeline_name(config.policy.model)} in {config.policy.model}"
+
     looks: dict[str, Callable[[], str]] = {
-        "policy": lambda: f"{pipeline_name(config.policy.model)} in {config.policy.model}",
+        "policy": policy,
         "device": devices,
         "prompts": lambda: prompts(config.data.train),
     }
@@ -270,7 +295,7 @@ def parts(config: RunConfig) -> Iterator[Finding]:
     if heldout := config.data.heldout:
         looks["held-out prompts"] = lambda: prompts(heldout)
     for scorer in config.scorers:
-        looks[f"scorer {scorer.name}"] = partial(scorer_kind, scorer)
+        looks[f"scorer {scorer.name}"] = partial(probe, scorer, config.policy.height, config.policy.width)
     if config.log.tensorboard or config.log.wandb:
         looks["log"] = loggers
     for what, look in looks.items():
@@ -281,31 +306,9 @@ def parts(config: RunConfig) -> Iterator[Finding]:
 
 
 def pools(config: RunConfig) -> Iterator[Finding]:
-    """Pools of others that the recipe asks: reached, with the token, and with the scorer."""
-    for scorer in config.scorers:
-        if scorer.scorer == "remote":
-            yield remote_pool(scorer.name, scorer.options)
+    """The pool that the recipe shares, if it does."""
     if config.reward.app:
         yield shared_pool(config.reward.app, [scorer.name for scorer in config.scorers])
-
-
-def remote_pool(name: str, options: dict[str, Any]) -> Finding:
-    """The pool behind a `remote` scorer, over HTTP."""
-    from services.client import PoolError, ScoreClient
-    from services.http import read_token
-
-    what, url, asked = f"pool of {name}", str(options.get("url")), options.get("scorer")
-    try:
-        token = read_token(options.get("token_file"))
-        known = [found["name"] for found in ScoreClient(url, token, timeout_s=ASK_TIMEOUT_S, attempts=1).scorers()]
-    except PoolError as error:
-        mend = "set options.token_file or TEMPFLOW_TOKEN" if "401" in str(error) else "start it, or correct options.url"
-        return Finding("problem", what, f"{error}; {mend}")
-    except UserError as error:
-        return Finding("problem", what, str(error))
-    if asked not in known:
-        return Finding("problem", what, f"{url} has no scorer `{asked}`; options.scorer is one of {', '.join(known)}")
-    return Finding("ok", what, f"{url} has {asked}")
 
 
 def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[str] | None] | None = None) -> Finding:

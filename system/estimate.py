@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from actors.learner.settings import AwmSettings, NftSettings
-from actors.policy.families import family_class
+from actors.policy.families import family_class, vae_scale
 from actors.rollout.plans import Plan, make_plan
 from services.headers import shapes_below
 from services.paths import resolve_model
@@ -142,6 +142,6 @@ def latent_bytes(config: RunConfig, folder: Path) -> float:
     if not path.is_file():
         return math.nan
     vae = json.loads(path.read_text())
-    halvings = len(vae["block_out_channels"]) - 1 if "block_out_channels" in vae else len(vae["temperal_downsample"])
+    scale = vae_scale(vae)
     channels = vae.get("latent_channels") or vae["z_dim"]
-    return float(channels * (config.policy.height >> halvings) * (config.policy.width >> halvings) * FP32_BYTES)
+    return float(channels * (config.policy.height // scale) * (config.policy.width // scale) * FP32_BYTES)

@@ -66,12 +66,13 @@ def run_eval(
 
 def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
     """Mean score by scorer and category, and with an adapter the paired difference with its 95% interval."""
-    table = Table(title=f"{len(results['base'].table)} prompts, one image each")
-    for column in ("score", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
+    table = Table(title=f"{len(results['base'].table)} prompts, one image each; images without a score are left out")
+    for column in ("score", "images", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
         table.add_column(column, justify="left" if column == "score" else "right")
     summaries = {name: result.summary(scorers) for name, result in results.items()}
     for key in summaries["base"]:
-        cells = [f"{summary[key]:.4f}" for summary in summaries.values()]
+        known = ~np.any([np.isnan(_column(result, key)) for result in results.values()], axis=0)
+        cells = [str(known.sum()), *(f"{summary[key]:.4f}" for summary in summaries.values())]
         if len(results) == 2:
             cells += _difference(*(_column(result, key) for result in results.values()))
         table.add_row(key.removeprefix("eval/"), *cells)

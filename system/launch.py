@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,8 @@ STOP_TIMEOUT_S = 30
 MAX_STARTS = 3
 """Times that the learner may die as it starts."""
 APP_FILE = "serve_app"
+NO_ROOM = "to be scheduled"
+"""In what Serve (2.60) says, after 30 s, of a deployment whose replicas wait for resources."""
 
 
 class PoolNotReady(Exception):
@@ -320,7 +322,7 @@ class Roles:
 
         Raises:
             PoolNotReady: one has not yet.
-            UserError: one refuses to.
+            UserError: one refuses to, or there is no room for it and there will be none.
             RuntimeError: one cannot, or somebody has deleted them.
         """
         application = serve.status().applications.get(self.app)
@@ -330,8 +332,28 @@ class Roles:
             raise why_not_started(application)
         if application.status != ApplicationStatus.RUNNING:
             late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
+            if no_room := self._without_room({name for name, of in late.items() if NO_ROOM in of.message}):
+                if not self._may_grow():
+                    raise UserError(no_room)
+                raise PoolNotReady(no_room)
             said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())
             raise PoolNotReady(f"the reward pool has not started ({said})")
+
+    def _without_room(self, deployments: Collection[str]) -> str:
+        """Why scorers are not placed: what each asks for, what is free, what to lower; empty if all are placed."""
+        free = ray.available_resources()
+        asks = [
+            f"a replica of `{scorer.name}` asks for {scorer.num_cpus:g} CPUs and {scorer.num_gpus:g} GPUs (scorers.{i})"
+            for i, scorer in enumerate(self.config.scorers)
+            if deployment_name(scorer.name) in deployments
+        ]
+        if not asks:
+            return ""
+        return (
+            f"the reward pool has no room: {', '.join(asks)}, and {free.get('CPU', 0):g} CPUs and "
+            f"{free.get('GPU', 0):g} GPUs are free; lower num_cpus, num_gpus or replicas of the scorers, or what "
+            "rollout and learner ask for"
+        )
 
     def _forget_app(self) -> None:
         """Delete the pool of this run's former driver, if that was killed before it could."""

@@ -160,6 +160,11 @@ def make_token() -> None:
             os.link(aside.name, file)
 
 
+def token_hint() -> str:
+    """What to add to a dashboard's address: it asks whoever opens it for Ray's token."""
+    return f" (asks for the token in {token_file()})" if needs_token() else ""
+
+
 def _writable(folder: Path) -> bool:
     """Whether a folder can be written to, or be made."""
     there = next(path for path in (folder, *folder.parents) if path.exists())

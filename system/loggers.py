@@ -14,6 +14,7 @@ import numpy as np
 
 from services.errors import UserError
 from services.images import encode_image
+from services.storage import write_atomically
 from system.config import LogSettings, RunConfig, WandbSettings
 
 WANDB_KEY = "WANDB_API_KEY"
@@ -140,7 +141,7 @@ def _wandb(config: RunConfig, settings: WandbSettings, folder: Path) -> Iterator
 
     id_file = folder / WANDB_ID_FILE
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex)
+        write_atomically(id_file, uuid.uuid4().hex.encode())
     run = wandb.init(
         project=settings.project,
         entity=settings.entity,

@@ -1,99 +1,54 @@
-"""Prompts from Parquet, text or JSON lines, and the order in which a run takes them."""
+"""The prompts of a run, and the order in which it takes them."""
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from actors.trajectory import Task
-from services.errors import UserError, first_line
-from services.paths import resolve_model
-
-ROWS_AT_ONCE = 2**16
+from services.errors import UserError
+from services.rows import Rows, read_rows
 
 
 @dataclass(frozen=True)
 class Prompts:
     """A file of prompts; the row number is the prompt's address."""
 
-    texts: pa.ChunkedArray | pa.Array
-    categories: pa.ChunkedArray | pa.Array | None = None
+    texts: Sequence[str]
+    categories: Sequence[str | None] | None
+    rows: Rows
+    column: str
+    """Where the prompts are in the rows."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, row: int) -> str:
-        return self.texts[int(row)].as_py()
+        return self.texts[int(row)]
 
     def category(self, row: int) -> str | None:
-        return None if self.categories is None else self.categories[int(row)].as_py()
+        return None if self.categories is None else self.categories[int(row)]
+
+    def row(self, row: int) -> dict[str, Any]:
+        """The other columns of a prompt's row, the category among them."""
+        return {column: value for column, value in self.rows[int(row)].items() if column != self.column}
 
 
 def read_prompts(name: str, prompt_column: str = "prompt", category_column: str = "category") -> Prompts:
-    """Read a prompt file by its suffix: .parquet, .jsonl, or text with a prompt a line.
+    """Read a file of prompts, of any kind that `read_rows` reads.
 
     Raises:
-        UserError: missing, unreadable, without the column, or empty.
+        UserError: it is missing, unreadable, empty, without the column, or has a row without a prompt.
     """
-    path = Path(resolve_model(name)).expanduser()
-    if not path.is_file():
-        raise UserError(f"no prompt file at `{name}`")
-    if path.suffix == ".parquet":
-        table = _parquet(path, (prompt_column, category_column))
-    elif path.suffix == ".jsonl":
-        table = _json_lines(path)
-    else:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        table = pa.table({prompt_column: pa.array([line for line in lines if line], pa.string())})
-    if prompt_column not in table.column_names:
-        raise UserError(
-            f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {table.column_names}"
-        )
-    texts = table[prompt_column]
-    if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
-        raise UserError(f"`{name}`: column `{prompt_column}` holds {texts.type}, not text")
-    if texts.null_count or not len(texts):
-        raise UserError(f"`{name}`: column `{prompt_column}` {'has empty rows' if len(texts) else 'is empty'}")
-    return Prompts(texts, table[category_column] if category_column in table.column_names else None)
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a Parquet file as a memory map, so that rows are read at random from a file of any size.
-
-    They are streamed into an Arrow file in the temporary folder (TMPDIR), which only this process sees. Without the
-    first column the table has no rows.
-    """
-    try:
-        file = pq.ParquetFile(path, pre_buffer=False)
-        names = file.schema_arrow.names
-        if columns[0] not in names:
-            return file.schema_arrow.empty_table()
-        schema = pa.schema([field for field in file.schema_arrow if field.name in columns])
-        with tempfile.NamedTemporaryFile(prefix="tempflow-", suffix=".arrow") as mapped:
-            with pa.ipc.new_file(mapped.name, schema) as writer:
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names):
-                    writer.write_batch(batch)
-            return pa.ipc.open_file(pa.memory_map(mapped.name)).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"`{path}` is not a readable Parquet file: {first_line(error)}") from error
-
-
-def _json_lines(path: Path) -> pa.Table:
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"`{path}`, line {number}: not JSON: {error.msg}") from error
-    return pa.Table.from_pylist(rows)
+    rows = read_rows(name, "prompt file", prompt_column)
+    if not len(rows):
+        raise UserError(f"`{name}` is empty; it needs a prompt a row")
+    if prompt_column not in rows.columns:
+        raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {rows.columns}")
+    categories = rows.labels(category_column) if category_column in rows.columns else None
+    return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
 
 
 def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:

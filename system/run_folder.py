@@ -1,6 +1,6 @@
 """The folder a run leaves behind.
 
-config.yaml     the resolved recipe, with tempflow's version and git commit
+config.yaml     the resolved recipe, with tempflow's version and git commit, the run's identity and its inputs
 metrics.jsonl   a line a step
 experience/     Parquet, a file a step: every leaf with its rewards and advantage
 eval/           Parquet, a file an evaluation: every held-out image with its scores
@@ -11,96 +11,201 @@ logs/           a file a process: JSON lines
 driver.lock     locked while a driver works on the run
 tensorboard/, wandb/   where the recipe asks for them (loggers.py)
 report.html
+
+What a step leaves is on the disk before its line of metrics, and that line before the step's checkpoint is sealed.
 """
 
-import json
-import math
-import os
-import subprocess
+import io
+import logging
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
-from services.errors import UserError, first_line
+from services.errors import UserError
 from services.locks import locked
-from services.storage import Folder
-from system import __version__
-from system.checkpoint import Checkpoints
-from system.config import CheckpointSettings, RunConfig, parse_config
+from services.storage import Folder, make_folder, refuse_broken_link, write_atomically
+from system.checkpoint import Checkpoint, Checkpoints
+from system.config import CheckpointSettings, RunConfig
+from system.inputs import changed_inputs, read_inputs
 from system.loggers import MetricsLogger
+from system.metrics_file import MetricsFile, missing_steps
+from system.recorded import Recorded, check_same, differences, read_recorded
 
-MAY_CHANGE: dict[str, set[str] | bool] = {
-    **dict.fromkeys(("steps", "output", "eval", "checkpoint", "log", "ray"), True),
-    "reward": {"max_hole_share", "concurrency"},
-}
-"""Settings that a resumed run may change: none of them enters the arithmetic of a step."""
+log = logging.getLogger(__name__)
 
-
-def git_commit() -> str | None:
-    """The commit of the checkout that runs, with a mark where it was changed; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
+TABLE = re.compile(r"step_(\d{6,})\.parquet")
+CHECKPOINTS_LOCK = "checkpoints.lock"
+"""In `checkpoint.folder`, which another run folder may name, too."""
 
 
 class RunFolder:
     """Writes and reads one run's folder."""
 
+    recorded: Recorded
+    """The recipe and the identity of the run; `open` sets it."""
+    recipe: str
+    """config.yaml, as `open` has written it and each checkpoint holds it."""
+
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.loggers: Sequence[MetricsLogger] = ()
         """Told what is written down."""
+        self.notes: list[str] = []
+        """What the log is to say of how the run was opened, once there is a log."""
 
     @classmethod
     @contextmanager
-    def open(cls, config: RunConfig, resume: bool) -> Iterator["RunFolder"]:
+    def open(cls, config: RunConfig, resume: bool, accept_changes: bool = False) -> Iterator["RunFolder"]:
         """A new folder for a new run, or the existing one on `resume`, for this driver alone.
 
+        Args:
+            accept_changes: continue although a file or a model that the recipe names is not the same any more.
+
         Raises:
-            UserError: the run has begun or there are checkpoints of it and `resume` is off, it began with another
-                recipe, or it has a driver already.
+            UserError: the run has begun or there are checkpoints of it and `resume` is off; its checkpoints are
+                missing; it began with another recipe or other inputs; or it has a driver already.
         """
         run = cls(Path(config.output) / config.name)
-        run.path.mkdir(parents=True, exist_ok=True)
-        with locked(run.path / "driver.lock", f"the run `{run.path}`"):
-            run._check(config, resume)
-            run.write_config(config)
+        refuse_broken_link(run.path)
+        make_folder(run.path)
+        with locked(run.path / "driver.lock", f"the run `{run.path}`"), run._checkpoints_locked(config.checkpoint):
+            run.recorded = run._recorded(config, resume, accept_changes)
+            run.recipe = run.recorded.text()
+            write_atomically(run.config_file, run.recipe.encode())
             yield run
 
-    def _check(self, config: RunConfig, resume: bool) -> None:
-        """Refuse to go on unasked, or with another recipe. A folder in which nothing is recorded is as good as new."""
+    def _checkpoints_locked(self, settings: CheckpointSettings) -> AbstractContextManager[None]:
+        """A lock on the run's part of `checkpoint.folder`, where that is on this machine.
+
+        A folder that is missing although the run has begun is not made: the run is going to be refused.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        folder = self.checkpoints(settings).folder.local
+        if settings.folder is None or folder is None or (self.begun and not folder.is_dir()):
+            return nullcontext()
+        try:
+            make_folder(folder)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"no checkpoint can be kept in `{folder}` ({error}); set checkpoint.folder to another place"
+            ) from error
+        return locked(folder / CHECKPOINTS_LOCK, f"the folder of checkpoints `{folder}`")
+
+    def _recorded(self, config: RunConfig, resume: bool, accept_changes: bool) -> Recorded:
+        """The run that is opened: a new one, or the one that its folder or its checkpoints hold, if that may continue.
+
+        Raises:
+            UserError: as `open`.
+        """
         checkpoints = self.checkpoints(config.checkpoint)
-        if self.begun:
-            what, before = f"the run `{self.path}`", self.read_config()
-        elif (kept := checkpoints.recipe()) is not None:
-            what = f"the run of the checkpoints in `{checkpoints.folder}`"
-            before = read_recipe(kept, str(checkpoints.folder))
-        else:
-            return
+        kept = checkpoints.recipe()
+        if not self.begun and kept is None:
+            return Recorded(config, inputs=read_inputs(config))
+        what = f"the run `{self.path}`" if self.begun else f"the run of the checkpoints in `{checkpoints.folder}`"
         if not resume:
-            raise UserError(f"{what} exists; add --resume to go on with it, or name=… for another")
-        check_same(before, config, what)
+            raise UserError(f"{what} exists; add --resume to continue it, or name=… for another")
+        if kept is None:
+            raise self._lost(checkpoints)
+        theirs = read_recorded(kept, f"the checkpoints in `{checkpoints.folder}`")
+        before = self._own(theirs) if self.begun else theirs
+        check_same(before.config, config, what)
+        if changed := differences(before.config.model_dump(exclude={"output"}), config.model_dump(exclude={"output"})):
+            self.notes.append(f"{what} continues with other settings: {'; '.join(changed)}")
+        _check_of(theirs, before, checkpoints)
+        return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))
+
+    def _accepted(self, before: Recorded, now: dict[str, str], what: str, accept_changes: bool) -> dict[str, str]:
+        """The inputs of a run that continues.
+
+        Raises:
+            UserError: one has changed, and that is not accepted.
+        """
+        changed = ", ".join(changed_inputs(before.inputs, now))
+        if changed and not accept_changes:
+            raise UserError(
+                f"{what} began with another content of {changed}; "
+                "put the old content back, or add --accept-changes to continue with the new one"
+            )
+        if changed:
+            self.notes.append(f"{what} continues with another content of {changed}")
+        return before.inputs | now
+
+    def _own(self, theirs: Recorded) -> Recorded:
+        """What config.yaml says; where it is torn or missing, what the checkpoints say."""
+        try:
+            return self._read_own()
+        except UserError as error:
+            self.notes.append(f"the recipe of the newest checkpoint takes the place of config.yaml: {error}")
+            return theirs
+
+    def _read_own(self) -> Recorded:
+        """What config.yaml says.
+
+        Raises:
+            UserError: it is torn or missing.
+        """
+        try:
+            text = self.config_file.read_text(errors="replace")
+        except FileNotFoundError as error:
+            raise UserError(f"`{self.path}` has no config.yaml") from error
+        return read_recorded(text, str(self.config_file))
+
+    def _lost(self, checkpoints: Checkpoints) -> UserError:
+        """Why a run that has begun does not begin again where it finds no checkpoint."""
+        last, advice = self.last_step(), "mount or put back what held them"
+        recorded = "has begun" if last is None else f"has recorded step {last}"
+        try:
+            settings = self._read_own().config.checkpoint
+            if str(kept := self._checkpoint_folder(settings)) != str(checkpoints.folder):
+                override = f"checkpoint.folder={settings.folder or 'null'}"
+                advice = f"its config.yaml says that they are in `{kept}`, so add {override}"
+        except UserError as error:
+            advice += f" ({error})"
+        return UserError(
+            f"the run `{self.path}` {recorded}, but there is no checkpoint of it in `{checkpoints.folder}`; "
+            f"{advice}, or give a new run another name=…"
+        )
+
+    def newest_checkpoint(self, checkpoints: Checkpoints, steps: int) -> Checkpoint | None:
+        """The checkpoint that this run continues from; None where nothing is recorded yet.
+
+        Args:
+            steps: of the whole run.
+
+        Raises:
+            UserError: it is missing, or is of another run or recipe, or what is recorded after it would not be made
+                again.
+        """
+        found = checkpoints.latest()
+        if found is None:
+            if self.begun:
+                raise self._lost(checkpoints)
+            return None
+        theirs = read_recorded(found.recipe, f"the checkpoint `{found.folder}`")
+        check_same(theirs.config, self.recorded.config, f"the checkpoint `{found.folder}`")
+        _check_of(theirs, self.recorded, checkpoints)
+        last = self.last_step()
+        if last is not None and found.state.step < last and steps < last:
+            raise UserError(
+                f"the run `{self.path}` has recorded step {last}, and its newest checkpoint is of step "
+                f"{found.state.step}: steps={steps} would lose what comes after it; set steps to {last} or more"
+            )
+        return found
 
     @property
     def begun(self) -> bool:
-        """Whether anything is recorded."""
-        return self.last_step() is not None
+        """Whether anything is recorded, readable or not: metrics, or the experience of a step."""
+        has_metrics = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return has_metrics or bool(tables(self.path / "experience"))
 
     def last_step(self) -> int | None:
         """The last one that is recorded."""
@@ -119,68 +224,70 @@ class RunFolder:
         """Of this run, in its folder or where the settings say.
 
         Raises:
-            UserError: the settings name no storage.
+            UserError: the settings name no storage, or a link that leads nowhere.
         """
+        folder = self._checkpoint_folder(settings)
+        if folder.local is not None:
+            refuse_broken_link(folder.local)
+        return Checkpoints(folder, settings.keep)
+
+    def _checkpoint_folder(self, settings: CheckpointSettings) -> Folder:
         if settings.folder is None:
-            return Checkpoints(Folder.at(str(self.path / "checkpoints")), settings.keep)
-        return Checkpoints(Folder.at(settings.folder) / self.path.name, settings.keep)
+            return Folder.at(str(self.path / "checkpoints"))
+        return Folder.at(settings.folder) / self.path.name
 
     @property
     def trained(self) -> Path:
         """`lora/` or, where every weight is trained, `transformer/`."""
-        return self.path / ("lora" if self.read_config().policy.lora else "transformer")
+        return self.path / ("lora" if self.recorded.config.policy.lora else "transformer")
 
     @property
     def logs(self) -> Path:
         return self.path / "logs"
 
-    def write_config(self, config: RunConfig) -> None:
-        made_by = {"tempflow": {"version": __version__, "commit": git_commit()}}
-        text = yaml.safe_dump(config.model_dump(mode="json") | made_by, sort_keys=False, allow_unicode=True)
-        write_atomically(self.config_file, text.encode())
-
     def read_config(self) -> RunConfig:
-        """The recipe of this run.
+        """The recipe of a run that has begun, from config.yaml or else from the checkpoints in the run folder.
 
         Raises:
-            UserError: this is not a run folder.
+            UserError: it is in neither.
         """
-        if not self.config_file.is_file():
-            raise UserError(f"`{self.path}` is not a run: it has no config.yaml")
-        return read_recipe(self.config_file.read_text(), str(self.config_file))
+        try:
+            return self._read_own().config
+        except UserError:
+            kept = self.checkpoints(CheckpointSettings()).recipe()
+            if kept is None:
+                raise
+            return read_recorded(kept, f"the checkpoints of `{self.path}`").config
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(_plain(line)) + "\n")
+        MetricsFile(self.metrics_file).append(line)
         for logger in self.loggers:
             logger.log_metrics(line["step"], line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines; without the last one where a full disk or a kill has cut it off."""
-        if not self.metrics_file.exists():
-            return []
-        whole, _, _ = self.metrics_file.read_text().rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        """All whole lines in the order of their steps."""
+        return MetricsFile(self.metrics_file).read()
 
     def amend_metrics(self, extra: dict[str, Any]) -> None:
         """Add keys to the last line."""
-        *before, last = self.read_metrics()
-        lines = [*before, last | _plain(extra)]
-        write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        step = MetricsFile(self.metrics_file).amend(extra)["step"]
         for logger in self.loggers:
-            logger.log_metrics(last["step"], extra)
+            logger.log_metrics(step, extra)
 
     def has_eval(self, step: int) -> bool:
         return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
 
     def forget_after(self, step: int) -> None:
-        """Drop what was recorded after `step`, so that a resumed run records it again."""
+        """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps up to
+        it whose lines are missing, unless the folder is new.
+        """
         lines = self.read_metrics()
-        kept = [line for line in lines if line["step"] <= step]
-        write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        MetricsFile(self.metrics_file).forget_after(step)
+        if lines and (missing := missing_steps(lines, step)):
+            log.warning("%s has no whole line of step %s", self.metrics_file, missing)
         for folder in ("experience", "eval"):
-            for file in (self.path / folder).glob("step_*.parquet"):
-                if int(file.stem.removeprefix("step_")) > step:
+            for of_step, file in tables(self.path / folder).items():
+                if of_step > step:
                     file.unlink()
         for logger in self.loggers:
             logger.forget_after(step, lines[-1]["step"] if lines else -1)
@@ -192,68 +299,34 @@ class RunFolder:
         self._write_table("eval", step, table)
 
     def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
-        path = self.path / folder / f"step_{step:06d}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        pq.write_table(table, aside, compression="zstd")
-        aside.rename(path)
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
+        write_atomically(self.path / folder / f"step_{step:06d}.parquet", content.getbuffer())
 
     def write_samples(self, step: int, images_NHWC: np.ndarray) -> None:
         folder = self.path / "samples" / f"step_{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images_NHWC):
-            Image.fromarray(image).save(folder / f"{i:03d}.png")
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "PNG")
+            write_atomically(folder / f"{i:03d}.png", content.getbuffer())
         for logger in self.loggers:
             logger.log_images(step, images_NHWC)
 
 
-def read_recipe(text: str, source: str) -> RunConfig:
-    """The recipe that a config.yaml holds.
+def tables(folder: Path) -> dict[int, Path]:
+    """The Parquet files that a run has written to a folder, by their step in order; it leaves other names alone."""
+    files = {int(match[1]): path for path in folder.glob("*.parquet") if (match := TABLE.fullmatch(path.name))}
+    return dict(sorted(files.items()))
+
+
+def _check_of(theirs: Recorded, ours: Recorded, checkpoints: Checkpoints) -> None:
+    """Refuse checkpoints of another run, which may have the same name and recipe.
 
     Raises:
-        UserError: it is no recipe; names the source.
+        UserError: they are.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not a recipe: {first_line(error)}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{source}: not a recipe")
-    raw.pop("tempflow", None)
-    return parse_config(RunConfig, raw, source)
-
-
-def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
-    """Refuse to go on with another recipe than a run began with.
-
-    Raises:
-        UserError: names the settings.
-    """
-    old, new = before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE)
-    changed = [key for key in new if new[key] != old[key]]
-    if changed:
+    if theirs.run != ours.run:
         raise UserError(
-            f"{what} began with other settings of {', '.join(changed)}; "
-            "resume with the same recipe and overrides, or give the new run a name"
+            f"the checkpoints in `{checkpoints.folder}` are of another run of the same name; "
+            "set checkpoint.folder to the one that holds this run's, or give the new run another name=…"
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one move: a reader sees the old bytes or the new, never a part."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: holes become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value

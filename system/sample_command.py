@@ -15,13 +15,18 @@ from system.outputs import make_output_folder
 def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
     """Write `count` images a prompt as PNG; equal arguments give equal images.
 
+    A file's name says what made it: the prompt, the base or the run of the adapter, and the seed. So the images of the
+    base and of adapters lie side by side.
+
     Raises:
         UserError: the model or the adapter is missing, or gives images that are not finite.
     """
+    from actors.policy.families import check_size
     from actors.policy.policy import Policy
     from actors.policy.trained import check_trained, read_trained
     from actors.rollout.worker import Generator
 
+    check_size(config.policy)
     make_output_folder(output, "--output")
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
@@ -37,9 +42,15 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
             f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "
             "weights, or try policy.dtype=fp32"
         )
+    made_by = f"{_word(adapter.resolve().parent.name) if adapter else 'base'}-seed{config.seed}"
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
-        path = output / f"{i:03d}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:60].strip('-')}.png"
+        path = output / f"{i:03d}-{_word(prompt)}-{made_by}.png"
         Image.fromarray(image).save(path)
         paths.append(path)
     return paths
+
+
+def _word(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")

@@ -15,9 +15,9 @@ from services.errors import UserError
 from services.http import read_token
 from services.scoring.scorer import check_device, check_scorer
 from services.serving.app import PoolSettings, build, why_not_started
-from system.launch_env import LOOPBACK
+from services.yaml_text import dump_yaml
+from system.launch_env import LOOPBACK, token_hint
 from system.stop import StopFlag
-from system.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from system.launch import Connection
@@ -89,7 +89,7 @@ def run_pool(pool: PoolSettings, console: Console) -> None:
     with StopFlag() as stop, running_pool(pool) as (connection, ready_s):
         console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
         if connection.dashboard:
-            console.print(f"Ray dashboard at http://{connection.dashboard}")
+            console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)
         while True:
             stop.check()
             time.sleep(POLL_S)

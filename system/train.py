@@ -8,13 +8,14 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from actors.policy.families import family_path
+from actors.policy.families import check_size
 from actors.policy.trained import check_trained
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
 from services.scoring.scorer import check_device, check_scorer
 from system.config import RunConfig
+from system.launch_env import token_hint
 from system.loggers import check_loggers, open_loggers
 from system.progress import Progress
 from system.prompts import Prompts, read_prompts, rows_of_step
@@ -34,7 +35,7 @@ def check(config: RunConfig, learns: bool = True) -> tuple[Prompts, Prompts | No
     check_loggers(config.log)
     check_devices(config, learns)
     make_plan(config.plan, config.policy.num_steps)
-    family_path(config.policy)
+    check_size(config.policy)
     if config.policy.adapter:
         check_trained(config.policy, Path(config.policy.adapter), "policy.adapter")
     for scorer in config.scorers:
@@ -67,7 +68,7 @@ def check_devices(config: RunConfig, learns: bool) -> None:
         check_device(scorer)
 
 
-def train_run(config: RunConfig, resume: bool, console: Console) -> int:
+def train_run(config: RunConfig, resume: bool, console: Console, accept_changes: bool = False) -> int:
     """Run a recipe to its end or to a stop; returns the exit code.
 
     Raises:
@@ -76,7 +77,7 @@ def train_run(config: RunConfig, resume: bool, console: Console) -> int:
     train, heldout = check(config)
     with (
         _naming_a_full_disk(config),
-        RunFolder.open(config, resume) as run,
+        RunFolder.open(config, resume, accept_changes) as run,
         logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
         open_loggers(config, run.path) as run.loggers,
         StopFlag() as stop,
@@ -124,7 +125,7 @@ def _train(
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
-                    console.print(f"dashboard    {url}", highlight=False)
+                    console.print(f"dashboard    {url}{token_hint()}", highlight=False)
                 progress = stack.enter_context(Progress(config.steps, console))
                 roles = stack.enter_context(Roles(config, trainable, run.logs))
             Trainer(config, run, roles, train, heldout, progress, stop.check).fit()

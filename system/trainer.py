@@ -16,6 +16,7 @@ from actors.policy.weights import Exported
 from actors.trajectory import Cost
 from services.errors import UserError, first_line
 from services.logs import at
+from services.storage import sync_files
 from system.checkpoint import RunState
 from system.collect import Collector
 from system.config import RunConfig
@@ -86,8 +87,28 @@ class Trainer:
         gone with the node that held them.
         """
         self.schedule = {f"branch/{name}": values for name, values in self.roles.learner.describe().items()}
+        for note in self.run.notes:
+            log.warning(note)
+        self._claim()
         with Telemetry(self.config.name, self._live) as self.telemetry:
             self._fit()
+
+    def _claim(self) -> None:
+        """Be the one driver that writes checkpoints.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            self.checkpoints.claim()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"no checkpoint can be written to {self.checkpoints.folder} ({first_line(error)}); "
+            "make room or mount it, or set checkpoint.folder to another place"
+        )
 
     def _fit(self) -> None:
         lost: Exception | None = None
@@ -121,27 +142,34 @@ class Trainer:
         self._checkpoint()
         self._seal(wait=True)
         if self.saved_step != self.state.step:
-            last = f"step {self.saved_step}" if self.saved_step >= 0 else "the beginning"
             raise UserError(
                 f"the checkpoint of step {self.state.step} cannot be written to {self.checkpoints.folder} "
-                f"(logs/driver.log says why); make room there and go on with --resume from {last}"
+                f"(logs/driver.log says why); make room there and continue with --resume from step {self.saved_step}"
             )
+        if not self.run.trained.exists():
+            self._save_model()
 
     def _stopped(self) -> None:
-        """The checkpoint of a stopped run; a learner that is lost as well leaves the one before."""
+        """The checkpoint of a stopped run; a learner that is lost as well leaves the one before. There is nothing to
+        keep of a run that has recorded nothing.
+        """
+        if not self.run.begun:
+            return
         try:
             self._last_checkpoint()
         except LearnerLost as lost:
             log.warning("no checkpoint of step %d: %s", self.state.step, lost)
 
     def _run(self) -> None:
-        """From the latest checkpoint, if there is one, to the last step."""
-        found = self.checkpoints.latest()
+        """From the latest checkpoint, or of a run that has recorded nothing from the beginning, to the last step."""
+        found = self.run.newest_checkpoint(self.checkpoints, self.config.steps)
         if found is not None:
-            folder, self.state = found
-            self.roles.learner.restore(folder, self.state.step)
+            self.checkpoints.check_claim()
+            self.state = found.state
+            if self.state.step:
+                self.roles.learner.restore(found.folder, self.state.step)
             self.saved_step = self.state.step
-        self.run.forget_after(self.state.step if found else -1)
+            self.run.forget_after(self.state.step)
         self.telemetry.restored(self._totals())
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
             self._begin(collector)
@@ -161,6 +189,8 @@ class Trainer:
             clock = Clock()
             with clock("eval"):
                 line = self._evaluate(sampled)
+            if self.saved_step < 0:
+                self._first_checkpoint()
             self._record(line | {"seconds/eval": clock.seconds["eval"]})
         elif self._eval_due() and not self.run.has_eval(self.state.step):
             line = self._evaluate(sampled)
@@ -240,6 +270,19 @@ class Trainer:
         self.run.write_samples(self.state.step, result.grid_NHWC)
         return result.summary(scorers)
 
+    def _first_checkpoint(self) -> None:
+        """That of step 0, sealed before anything is recorded: a run that has records and no checkpoint has lost them.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.checkpoints.begin(self.state.step)
+            self.checkpoints.commit(self.state, {}, self.run.recipe)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.saved_step = self.state.step
+
     def _checkpoint(self) -> None:
         """Begin to write the state of the last whole step, unless that is done already. Where it cannot be written the
         one before it stays.
@@ -247,13 +290,18 @@ class Trainer:
         if self.state.step in (self.saved_step, self.saving.step if self.saving else None):
             return
         self._seal(wait=True)
-        learner = self.roles.learner
         try:
-            learner.save(self.checkpoints.begin(self.state.step))
+            self.roles.learner.save(self.checkpoints.begin(self.state.step))
             self.saving = self.state
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", self.state.step, first_line(error))
-        learner.save_model(str(self.run.trained))
+        self._save_model()
+
+    def _save_model(self) -> None:
+        """The evaluated weights in diffusers' layout, on the disk before the checkpoint of their step is sealed."""
+        self.roles.learner.save_model(str(self.run.trained))
+        if self.run.trained.is_dir():  # A learner on another node may have a disk of its own.
+            sync_files(self.run.trained)
 
     def _seal(self, wait: bool = False) -> None:
         """Make the checkpoint that is being written count, if its files are there. One that cannot be written leaves
@@ -265,7 +313,7 @@ class Trainer:
             digests = self.roles.learner.saved(wait)
             if digests is None:
                 return
-            self.checkpoints.commit(self.saving, digests, self.run.config_file.read_text())
+            self.checkpoints.commit(self.saving, digests, self.run.recipe)
             self.saved_step = self.saving.step
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", self.saving.step, first_line(error))

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Strict, Tag
 
-from services.settings import Settings, name_or
+from services.settings import Gpus, Settings, name_or
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdvantageSettings(Settings):
@@ -152,7 +154,7 @@ class LearnerSettings(Settings):
     lr: float = Field(3e-4, gt=0)
     lr_decay: DecaySettings | None = None
     """Constant if not given."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
     weight_decay: float = Field(1e-4, ge=0)
     eps: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -166,7 +168,7 @@ class LearnerSettings(Settings):
     """A run stops when the mean |Δ log p| between rollout and learner exceeds this at any step."""
     ema: EmaSettings | None = None
     num_cpus: float = Field(1, ge=0)
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: Gpus = 0
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that ranks may be placed on; any node if empty. Colocated ranks go with the rollout
     workers."""

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections import OrderedDict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from torch import nn
 
 from actors.policy.arrays import to_array, to_tensor
 from actors.policy.family import Conditioning, Family
+from services.errors import first_line
+from services.fingerprint import fingerprint_of
+
+log = logging.getLogger(__name__)
 
 
 class Embeddings:
@@ -70,18 +76,28 @@ class Embeddings:
             if name.startswith("text_encoder") and isinstance(model, nn.Module):
                 model.to(device)
 
+    @cached_property
+    def _model(self) -> list[str | None]:
+        """The model by name and content: another one may take its place under the same path."""
+        name = self.family.settings.model
+        return [name, fingerprint_of(name)]
+
     def _path(self, prompt: str) -> Path:
         """Named after all that the embeddings depend on."""
         assert self.folder is not None
         settings = self.family.settings
-        key = [settings.model, settings.dtype, settings.max_sequence_length, self.family.guided, prompt]
+        key = [self._model, settings.dtype, settings.max_sequence_length, self.family.guided, prompt]
         return self.folder / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.arrow"
 
     def _read(self, prompt: str) -> Conditioning | None:
         if self.folder is None or not self._path(prompt).exists():
             return None
-        with pa.memory_map(str(self._path(prompt))) as source:
-            table = pa.ipc.open_file(source).read_all()
+        try:
+            with pa.memory_map(str(self._path(prompt))) as source:
+                table = pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid as error:
+            log.warning("%s is torn and written again: %s", self._path(prompt), first_line(error))
+            return None
         shapes = json.loads(table.schema.metadata[b"shapes"])
         return {
             name: to_tensor(np.array(table[name].combine_chunks().values).reshape(shape))

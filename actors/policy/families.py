@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.policy.settings import PolicySettings
 from services.errors import UserError
@@ -12,13 +14,23 @@ from services.paths import model_file
 if TYPE_CHECKING:
     from actors.policy.family import Family
 
+
+class Entry(NamedTuple):
+    """What is known of a family without Torch."""
+
+    driver: str
+    """The class that drives it, as `module:Class`."""
+    packs: bool
+    """Whether 2x2 latent pixels are one token; else the transformer's own patch_size says how many are."""
+
+
 FAMILIES = {
-    "StableDiffusion3Pipeline": "actors.policy.sd3:SD3",
-    "FluxPipeline": "actors.policy.flux:Flux",
-    "Flux2KleinPipeline": "actors.policy.flux2_klein:Flux2Klein",
-    "QwenImagePipeline": "actors.policy.qwen_image:QwenImage",
+    "StableDiffusion3Pipeline": Entry("actors.policy.sd3:SD3", packs=False),
+    "FluxPipeline": Entry("actors.policy.flux:Flux", packs=True),
+    "Flux2KleinPipeline": Entry("actors.policy.flux2_klein:Flux2Klein", packs=True),
+    "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
 }
-"""Pipeline class in model_index.json to the class that drives it."""
+"""By the pipeline class in model_index.json."""
 
 
 def pipeline_name(model: str) -> str:
@@ -27,7 +39,49 @@ def pipeline_name(model: str) -> str:
     Raises:
         UserError: no such model, or not a diffusers pipeline.
     """
-    return json.loads(pipeline_file(model).read_text())["_class_name"]
+    name = _config(model, "model_index.json").get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"policy.model: model_index.json of `{model}` has no _class_name; is it a model of diffusers?")
+    return name
+
+
+def part_class(model: str, part: str) -> tuple[str, str]:
+    """Library and class of a part of a pipeline, as model_index.json has them.
+
+    Raises:
+        UserError: it has no such part.
+    """
+    entry = _config(model, "model_index.json").get(part)
+    if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
+        raise UserError(f"policy.model: model_index.json of `{model}` has no {part} of diffusers")
+    return entry[0], str(entry[1])
+
+
+def vae_scale(vae: Mapping[str, Any]) -> int:
+    """Image pixels along the side of a latent pixel, from a VAE's config."""
+    if "block_out_channels" in vae:
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+    return 2 ** len(vae["temperal_downsample"])
+
+
+def check_size(settings: PolicySettings) -> None:
+    """Refuse image sizes that are no whole number of tokens, or larger than the model has positions for.
+
+    Raises:
+        UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
+    """
+    entry = _entry(settings.model)
+    vae, transformer = (_config(settings.model, f"{part}/config.json") for part in ("vae", "transformer"))
+    grid_px = vae_scale(vae) * (2 if entry.packs else transformer["patch_size"])
+    most_px = grid_px * transformer.get("pos_embed_max_size", math.inf)
+    for side in ("height", "width"):
+        size_px = getattr(settings, side)
+        if size_px % grid_px:
+            below = size_px // grid_px * grid_px
+            near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
+            raise UserError(f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
+        if size_px > most_px:
+            raise UserError(f"policy.{side}: {size_px} is more than {most_px}, the most this model has positions for")
 
 
 def pipeline_file(model: str) -> Path:
@@ -45,13 +99,32 @@ def family_path(settings: PolicySettings) -> str:
     Raises:
         UserError: the model is missing, or of a family that is not known.
     """
-    name = pipeline_name(settings.model)
-    if name not in FAMILIES:
-        raise UserError(f"policy.model: `{settings.model}` is a {name}; supported are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    return _entry(settings.model).driver
 
 
 def family_class(settings: PolicySettings) -> "type[Family]":
     """The class that drives `settings.model`; raises as `family_path`."""
     module, _, attribute = family_path(settings).partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _entry(model: str) -> Entry:
+    name = pipeline_name(model)
+    if name not in FAMILIES:
+        raise UserError(f"policy.model: `{model}` is a {name}; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _config(model: str, file: str) -> dict[str, Any]:
+    """A JSON file of a model.
+
+    Raises:
+        UserError: it is missing or no JSON object.
+    """
+    try:
+        found = json.loads(model_file("policy.model", model, file).read_text(errors="replace"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"policy.model: {file} of `{model}` is not JSON ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"policy.model: {file} of `{model}` is no JSON object; copy it again")
+    return found

@@ -1,7 +1,5 @@
 """FLUX.1: CLIP and T5 text, packed latents, guidance embedded in the model."""
 
-from typing import Any
-
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
@@ -15,9 +13,6 @@ class Flux(PackedFamily):
 
     pipeline_class = FluxPipeline
     classifier_free = False
-
-    def vae_scale(self, vae: dict[str, Any]) -> int:
-        return 2 ** (len(vae["block_out_channels"]) - 1)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:

@@ -17,10 +17,10 @@ class Flux2Klein(PackedFamily):
 
     pipeline_class = Flux2KleinPipeline
 
-    def vae_scale(self, vae: dict[str, Any]) -> int:
+    def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
         if self.pipe.config.is_distilled and self.guided:
             raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
-        return 2 ** (len(vae["block_out_channels"]) - 1)
+        return super().shape_of_latents(vae)
 
     def mu(self, num_steps: int) -> float:
         return compute_empirical_mu(self.latent_shape[0], num_steps)

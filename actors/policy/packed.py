@@ -6,6 +6,7 @@ import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
+from actors.policy.families import vae_scale
 from actors.policy.family import Family
 
 
@@ -13,13 +14,9 @@ class PackedFamily(Family):
     """Latents are (L, 4C): L tokens of 2×2 latent pixels."""
 
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
-        scale = 2 * self.vae_scale(vae)
+        scale = 2 * vae_scale(vae)
         self.token_grid = (self.settings.height // scale, self.settings.width // scale)
         return (self.token_grid[0] * self.token_grid[1], self.transformer.config.in_channels)
-
-    def vae_scale(self, vae: dict[str, Any]) -> int:
-        """Image pixels along the side of a latent pixel."""
-        raise NotImplementedError
 
     def mu(self, num_steps: int) -> float:
         """The shift of the schedule, by the number of tokens."""

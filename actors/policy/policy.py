@@ -1,5 +1,7 @@
 """A model family with its trained weights: what the rollout worker samples from and the learner trains."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -170,8 +173,16 @@ class Policy:
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
+
+        Raises:
+            OSError: the storage failed.
         """
-        values = arrays or self.arrays()
+        try:
+            self._save(folder, arrays or self.arrays())
+        except SafetensorError as error:
+            raise _storage_error(error) from error
+
+    def _save(self, folder: Path, values: Arrays) -> None:
         if self.settings.lora is None:
             # Not save_pretrained: `values` need not be the live ones.
             folder.mkdir(parents=True, exist_ok=True)
@@ -188,3 +199,9 @@ class Policy:
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
             | {"lora_alpha": self.settings.lora.rank},
         )
+
+
+def _storage_error(error: SafetensorError) -> Exception:
+    """The OSError that safetensors has made text of; the error itself where there was none."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error

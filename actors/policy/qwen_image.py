@@ -1,7 +1,5 @@
 """Qwen-Image: text of a vision-language model, packed latents, true classifier-free guidance with a norm rescale."""
 
-from typing import Any
-
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
@@ -21,9 +19,6 @@ class QwenImage(PackedFamily):
     """
 
     pipeline_class = QwenImagePipeline
-
-    def vae_scale(self, vae: dict[str, Any]) -> int:
-        return 2 ** len(vae["temperal_downsample"])
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:

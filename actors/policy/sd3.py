@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from actors.policy.families import vae_scale
 from actors.policy.family import Conditioning, Family, both_halves
 
 
@@ -15,7 +16,7 @@ class SD3(Family):
     pipeline_class = StableDiffusion3Pipeline
 
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
-        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        scale = vae_scale(vae)
         return (self.transformer.config.in_channels, self.settings.height // scale, self.settings.width // scale)
 
     def sigmas(self, num_steps: int) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from services.settings import Settings, name_or
+from services.settings import Listed, Settings, name_or
 
 
 class LoraSettings(Settings):
@@ -12,7 +12,7 @@ class LoraSettings(Settings):
 
     rank: int = Field(32, ge=1)
     alpha: int = Field(64, ge=1)
-    targets: tuple[str, ...] = (
+    targets: Listed[str] = (
         "attn.to_q",
         "attn.to_k",
         "attn.to_v",
@@ -62,8 +62,8 @@ class PolicySettings(Settings):
 
     model: str
     """A folder in diffusers' layout, a hub id, or `package:NAME/PATH` for a folder inside a package."""
-    height: int = Field(512, gt=0, multiple_of=8)
-    width: int = Field(512, gt=0, multiple_of=8)
+    height: int = Field(512, gt=0)
+    width: int = Field(512, gt=0)
     num_steps: int = Field(10, ge=2)
     """T, the sampling steps of training."""
     guidance: float = Field(4.5, ge=0)

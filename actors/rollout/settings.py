@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from services.settings import Settings
+from services.settings import Gpus, Settings
 
 
 class RolloutSettings(Settings):
@@ -17,7 +17,7 @@ class RolloutSettings(Settings):
     decode_batch: int = Field(24, ge=1)
     """Latents decoded at once."""
     num_cpus: float = Field(1, ge=0)
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: Gpus = 0
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that workers may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)

@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+from services.text import read_text
+from services.yaml_text import load_yaml
+
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, PER_ROW = 8, 8, 3
 """Of a panel, in Grafana's grid of 24 columns."""
@@ -245,7 +248,7 @@ def built() -> dict[str, str]:
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": {"name": "tempflow"},
-        "spec": yaml.safe_load((HERE / "rules.yaml").read_text()),
+        "spec": load_yaml(read_text(HERE / "rules.yaml"), "rules.yaml"),
     }
     files["prometheus-rule.yaml"] = "# Written by build.py from rules.yaml.\n" + yaml.safe_dump(rule, sort_keys=False)
     return files

@@ -6,27 +6,36 @@ rule is here. The detector is asked
     POST url  {"images": [base64 of a PNG, …]}
     →         {"detections": [[{"class": "bench", "score": 0.97, "box": [x0, y0, x1, y1], "color": "red"}, …], …]}
 
-with one list an image, `color` being one of GenEval's ten for each object.
+with one list an image, `color` being one of GenEval's ten for each object. A detector that does not answer, or answers
+429, 502, 503 or 504, is asked again; any other answer is a failure.
 """
 
 import base64
-import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from services.errors import UserError
-from services.http import read_token, session
+from services.http import BUSY, CONNECT_S, GONE, read_token, retry_after_s, session
 from services.images import encode_image
+from services.patience import Away
+from services.rows import read_rows
+from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
+RELATIONS = ("left of", "right of", "above", "below")
 POSITION_SLACK = 0.1
 """Share of both objects' sizes by which centres must differ before one is left of, above, … the other."""
+
+
+class DetectorError(Exception):
+    """The detector refused a request or answered with something else than detections; says what."""
 
 
 class GenEval:
@@ -34,11 +43,12 @@ class GenEval:
 
     Args:
         url: the detector.
-        metadata: GenEval's metadata.jsonl, or several: a line a prompt with `prompt`, `tag`, `include`, `exclude`.
+        metadata: GenEval's metadata.jsonl, or several: a row a prompt with `prompt`, `tag`, `include`, `exclude`.
         rule: `partial` is Flow-GRPO's training reward, `official` GenEval's verdict (0 or 1).
         token_file: holds the detector's bearer token, if it asks for one.
         batch_size: images of one request.
-        timeout_s: of one request.
+        timeout_s: seconds for the answer to one request.
+        patience_s: seconds for which a request is sent again.
     """
 
     def __init__(
@@ -49,11 +59,12 @@ class GenEval:
         token_file: str | None = None,
         batch_size: int = 16,
         timeout_s: float = 120,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        self.url, self.batch_size, self.timeout_s = url, batch_size, timeout_s
+        self.url, self.batch_size, self.timeout_s, self.patience_s = url, batch_size, timeout_s, patience_s
         self.rule = {"partial": partial_credit, "official": official_verdict}[rule]
         self.wanted = read_metadata(metadata)
-        self.session = session(read_token(token_file, "GENEVAL_TOKEN"))
+        self.session = session(read_token(token_file, "GENEVAL_TOKEN"), attempts=1)
 
     @staticmethod
     def check(
@@ -66,8 +77,7 @@ class GenEval:
         """
         if rule not in ("partial", "official"):
             raise UserError(f"scorer geneval: rule is `{rule}`; it is partial or official")
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"scorer geneval: url is `{url}`; give the detector's http:// or https:// address")
+        check_url("geneval", url)
         read_metadata(metadata)
         read_token(token_file, "GENEVAL_TOKEN")
 
@@ -76,16 +86,58 @@ class GenEval:
         rows = [i for i, prompt in enumerate(prompts) if prompt in self.wanted]
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            for i, detections in zip(batch, self._detect(images_NHWC[batch]), strict=True):
+            images = [encode_image(image) for image in images_NHWC[batch]]
+            found = ask_outside(partial(self._detect, images, self.timeout_s), self.patience_s)
+            for i, detections in zip(batch, found, strict=True):
                 wanted = self.wanted[prompts[i]]
                 score_N[i] = self.rule(wanted, confident(detections, wanted))
         return score_N
 
-    def _detect(self, images_NHWC: np.ndarray) -> list[list[dict[str, Any]]]:
-        body = {"images": [base64.b64encode(encode_image(image)).decode() for image in images_NHWC]}
-        answer = self.session.post(self.url, json=body, timeout=self.timeout_s)
-        answer.raise_for_status()
-        return answer.json()["detections"]
+    def _detect(self, images: Sequence[bytes], timeout_s: float) -> list[list[dict[str, Any]]]:
+        """Detections of each image.
+
+        Raises:
+            Away: the detector does not answer, or is busy.
+            DetectorError: it answers with something else.
+        """
+        body = {"images": [base64.b64encode(image).decode() for image in images]}
+        try:
+            answer = self.session.post(self.url, json=body, timeout=(min(CONNECT_S, timeout_s), timeout_s))
+        except GONE as error:
+            raise Away(f"no answer from the detector at {self.url}: {type(error).__name__}") from error
+        said = f"the detector at {self.url} answered {answer.status_code}: {answer.text[:200]}"
+        if answer.status_code in BUSY:
+            away = Away(said)
+            away.after_s = retry_after_s(answer)
+            raise away
+        if not answer.ok:
+            raise DetectorError(said)
+        try:
+            detections = answer.json()["detections"]
+            if len(detections) == len(images) and all(_is_detection(seen) for image in detections for seen in image):
+                return detections
+        except (ValueError, KeyError, TypeError):
+            pass  # it is not JSON of ours, as said below
+        raise DetectorError(f"{said}; this is not a list of detections for each of {len(images)} images")
+
+    def probe(self) -> str:
+        """Ask the detector once what it sees in a grey image.
+
+        Raises:
+            UserError: it does not answer, is busy, or answers with something else.
+        """
+        began = time.perf_counter()
+        try:
+            self._detect([encode_image(np.full((512, 512, 3), 128, np.uint8))], PROBE_TIMEOUT_S)
+        except (Away, DetectorError) as error:
+            raise UserError(f"{error}; start the detector, or set options.url or options.token_file") from error
+        return f"the detector at {self.url} answers in {time.perf_counter() - began:.1f} s"
+
+
+def _is_detection(seen: dict[str, Any]) -> bool:
+    """Whether a part of the detector's answer is one object with a class, a score and a box."""
+    numbers = [seen["score"], *seen["box"]]
+    return isinstance(seen["class"], str) and len(numbers) == 5 and all(isinstance(n, int | float) for n in numbers)
 
 
 @dataclass(frozen=True)
@@ -101,26 +153,50 @@ Found = dict[str, list[Object]]
 
 
 def read_metadata(files: str | Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Lines of metadata.jsonl by their prompt.
+    """What GenEval's metadata asks for, by prompt: `tag`, `include` and `exclude`.
 
     Raises:
-        UserError: a file is missing, or a line is not GenEval's.
+        UserError: a file is missing, or a row is not GenEval's.
     """
     wanted = {}
     for file in [files] if isinstance(files, str) else files:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise UserError(f"scorer geneval: no metadata at `{file}`; give GenEval's metadata.jsonl")
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                    wanted[row["prompt"]] = {"exclude": [], **row, "include": row["include"], "tag": row["tag"]}
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"scorer geneval: `{file}`, line {number}, is not GenEval's: it needs prompt, tag and include"
-                    ) from error
+        rows = read_rows(file, "metadata of GenEval", "prompt")
+        for column in ("prompt", "tag", "include"):
+            if column not in rows.columns:
+                raise UserError(f"scorer geneval: `{file}` is not GenEval's metadata: it has no column `{column}`")
+        for i, prompt in enumerate(rows.texts("prompt")):
+            try:
+                wanted[prompt] = _wanted(rows[i])
+            except (KeyError, TypeError, ValueError) as error:
+                said = f"needs {error}" if isinstance(error, KeyError) else str(error)
+                raise UserError(f"scorer geneval: `{file}`, {rows.place(i)}, is not GenEval's: it {said}") from error
     return wanted
+
+
+def _wanted(row: dict[str, Any]) -> dict[str, Any]:
+    """The part of a row of metadata that the rule reads.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not GenEval's.
+    """
+    include, exclude = _needs(row["include"]), _needs(row.get("exclude") or [])
+    if not isinstance(row["tag"], str):
+        raise TypeError(f"has the tag {row['tag']}, which is no text")
+    for place, need in enumerate(include + exclude):
+        if not isinstance(need["class"], str) or type(need["count"]) is not int or need["count"] < 1:
+            raise ValueError(f"asks for {need}, whose class is no text or whose count is no number from 1 on")
+        if "position" in need:
+            relation, target = need["position"]
+            if relation not in RELATIONS or target not in range(min(place, len(include))):
+                raise ValueError(f"asks for {need}, whose position is not a relation to an earlier object")
+    return {"tag": row["tag"], "include": include, "exclude": exclude}
+
+
+def _needs(listed: Any) -> list[dict[str, Any]]:
+    """A list of objects that are asked for; Parquet has None where JSON leaves a key out."""
+    if not isinstance(listed, list) or not all(isinstance(need, dict) for need in listed):
+        raise TypeError(f"has {listed}, which is no list of objects")
+    return [{key: value for key, value in need.items() if value is not None} for need in listed]
 
 
 def confident(detections: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> Found:

@@ -3,23 +3,36 @@
 Needs the extra `tempflow[ocr]`: RapidOCR carries its models, so nothing is downloaded.
 """
 
+import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from services.errors import UserError
 
+log = logging.getLogger(__name__)
+
+CLOSING = {
+    '"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«»", "‹": "›", "›": "‹›",
+    "「": "」", "『": "』", "﹁": "﹂", "﹃": "﹄", "〝": "〞〟", "＂": "＂",
+}  # fmt: skip
+"""What ends a quote, by what begins it. Single quotes are none, since they are apostrophes too."""
+OPENING = re.compile(rf'(?<!\d)"|[{"".join(CLOSING.keys() - {chr(34)})}]')
+"""A straight quote after a digit is an inch mark, as in `a 12" record`."""
+
 
 class Ocr:
     """1 where the quoted text is found, else 1 − min(edit distance, length) / length; NaN where nothing is quoted.
 
-    Spaces and case do not count.
+    Spaces and case do not count. The first prompt without a score is named in the log.
     """
 
     def __init__(self) -> None:
         from rapidocr import RapidOCR
 
         self.engine = RapidOCR(params={"Global.log_level": "warning"})
+        self.told = False
 
     @staticmethod
     def check() -> None:
@@ -39,15 +52,25 @@ class Ocr:
     def _score(self, image_HWC: np.ndarray, prompt: str) -> float:
         target = quoted(prompt)
         if target is None:
+            if not self.told:
+                log.warning("this prompt, and perhaps others, has no text in quotes that open and close: %s", prompt)
+                self.told = True
             return float("nan")
         lines = self.engine(np.ascontiguousarray(image_HWC[..., ::-1])).txts or ()
         return text_reward("".join(lines), target)
 
 
 def quoted(prompt: str) -> str | None:
-    """What stands between the prompt's first two double quotes; None without any."""
-    parts = prompt.split('"')
-    return parts[1] if len(parts) > 2 and parts[1].strip() else None
+    """The first text in quotes; None without any, and where a quote does not close, so that the text is a guess."""
+    texts: list[str] = []
+    end = 0
+    while opening := OPENING.search(prompt, end):
+        closing = re.compile(f"[{CLOSING[opening[0]]}]").search(prompt, opening.end())
+        if closing is None:
+            return None
+        texts.append(prompt[opening.end() : closing.start()])
+        end = closing.end()
+    return texts[0] if texts and texts[0].strip() else None
 
 
 def text_reward(read: str, target: str) -> float:

@@ -4,31 +4,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.client import PoolAway, PoolError, ScoreClient
+from services.client import PoolError, ScoreClient
 from services.errors import UserError
 from services.http import read_token
-from services.patience import patiently
-
-ANSWER_TIMEOUT_S = 10
-"""Of the question whether a pool is ready."""
+from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
 
 
 class Remote:
-    """Scores of a pool's scorer. A pool that is away or full is waited for.
+    """Scores of a pool's scorer. A pool that is away, starting or full is waited for.
 
     Args:
         url: of the pool.
         scorer: its name there.
         token_file: holds the pool's bearer token; the environment's TEMPFLOW_TOKEN if not given.
         run: label on the pool's metrics and limits.
-        timeout_s: of one request, waiting for the pool included.
+        timeout_s: seconds for the answer to one request.
+        patience_s: seconds for which a request is sent again.
     """
 
     def __init__(
-        self, url: str, scorer: str, token_file: str | None = None, run: str = "", timeout_s: float = 600
+        self,
+        url: str,
+        scorer: str,
+        token_file: str | None = None,
+        run: str = "",
+        timeout_s: float = 600,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        self.scorer, self.timeout_s = scorer, timeout_s
-        self.client = ScoreClient(url, read_token(token_file), run, timeout_s, attempts=1)
+        self.url, self.scorer, self.run, self.patience_s = url, scorer, run, patience_s
+        self.token = read_token(token_file)
+        self.client = ScoreClient(url, self.token, run, timeout_s, attempts=1)
 
     @staticmethod
     def check(url: str, scorer: str, token_file: str | None = None, **_: object) -> None:
@@ -37,13 +42,30 @@ class Remote:
         Raises:
             UserError: names it.
         """
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"scorer remote: url is `{url}`; give the pool's http:// or https:// address")
+        check_url("remote", url)
         read_token(token_file)
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        answer = patiently(lambda: self.client.score(images_NHWC, prompts, [self.scorer]), PoolAway, self.timeout_s)
+        answer = ask_outside(lambda: self.client.score(images_NHWC, prompts, [self.scorer]), self.patience_s)
+        if self.scorer not in answer.scores:
+            raise PoolError(f"{self.url} answered without scores of `{self.scorer}`")
         return answer.scores[self.scorer]
+
+    def probe(self) -> str:
+        """Ask the pool once whether it has the scorer.
+
+        Raises:
+            UserError: it does not answer, refuses the token, or does not have it.
+        """
+        client = ScoreClient(self.url, self.token, self.run, PROBE_TIMEOUT_S, attempts=1)
+        try:
+            known = [found["name"] for found in client.scorers()]
+        except PoolError as error:
+            fix = "set options.token_file or TEMPFLOW_TOKEN" if "401" in str(error) else "start it, or set options.url"
+            raise UserError(f"{error}; {fix}") from error
+        if self.scorer not in known:
+            raise UserError(f"{self.url} has no scorer `{self.scorer}`; options.scorer is one of {', '.join(known)}")
+        return f"{self.url} has {self.scorer}"
 
 
 def wait_for_pool(url: str, timeout_s: float) -> None:
@@ -52,8 +74,8 @@ def wait_for_pool(url: str, timeout_s: float) -> None:
     Raises:
         UserError: they did not come, or no pool is at the address.
     """
-    client = ScoreClient(url, timeout_s=ANSWER_TIMEOUT_S, attempts=1)
+    client = ScoreClient(url, timeout_s=PROBE_TIMEOUT_S, attempts=1)
     try:
-        patiently(client.ready, PoolAway, timeout_s)
+        ask_outside(client.ready, timeout_s)
     except PoolError as error:
         raise UserError(f"the pool is not ready: {error}; start it, or raise ray.start_timeout_s") from error

@@ -12,7 +12,9 @@ A scorer of your own is a class like this, named in the recipe as `my_package.my
 
 import importlib
 import inspect
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,6 +69,19 @@ def scorer_class(settings: ScorerSettings) -> type:
     except TypeError as error:
         raise UserError(f"scorer `{settings.scorer}`: options {settings.options}: {error}") from error
     return found
+
+
+def make_importable(*folders: Path | str) -> None:
+    """Let scorers be imported from folders, such as that of their recipe, after all that is found elsewhere."""
+    for folder in folders:
+        if (path := str(Path(folder).resolve())) not in sys.path:
+            sys.path.append(path)
+
+
+def own_folders() -> list[str]:
+    """The folders that this process imports from, but for Python's own and those of installed packages."""
+    folders = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path)
+    return [folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix))]
 
 
 def check_scorer(settings: ScorerSettings) -> None:

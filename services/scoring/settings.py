@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from services.settings import Settings
+from services.settings import Gpus, Settings
 
 
 class Replicas(Settings):
@@ -49,7 +49,7 @@ class ScorerSettings(Settings):
     replicas: Replicas = Replicas()
     """A number, or bounds: `4`, or `{min: 1, max: 8}`."""
     num_cpus: float = Field(1, ge=0)
-    num_gpus: float = Field(0, ge=0)
+    num_gpus: Gpus = 0
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that replicas may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)

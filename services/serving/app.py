@@ -1,6 +1,5 @@
 """The scoring service as a Serve application: one deployment a scorer, and a gateway before them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from services.errors import quoted_refusal
 from services.logs import LogFile
-from services.scoring.scorer import BUILT_IN
+from services.scoring.scorer import own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import Gateway, deployment_name
@@ -47,7 +46,7 @@ def build_app(
             max_queued_requests=scorer.max_queued,
             health_check_period_s=HEALTH_CHECK_S,
             **_replicas(scorer.replicas),
-        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None, deterministic)
+        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None, deterministic, own_folders())
         for scorer in scorers
     }
     entry = Gateway.options(num_replicas=gateway.gateways)  # type: ignore[attr-defined]
@@ -84,13 +83,8 @@ def _replicas(bounds: Replicas) -> dict[str, Any]:
 
 
 def _actor_options(scorer: ScorerSettings) -> dict[str, Any]:
-    """Resources of a replica, and for a user's own scorer the driver's search path: a replica is a child of Serve's
-    controller, which an earlier job may have started from elsewhere.
-    """
+    """Resources of a replica."""
     options: dict[str, Any] = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
     if scorer.labels:
         options["label_selector"] = scorer.labels
-    if scorer.scorer not in BUILT_IN:
-        search_path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in search_path if part)}}
     return options

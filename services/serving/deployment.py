@@ -15,7 +15,7 @@ from ray.util import metrics
 from services.devices import prepare_torch
 from services.gauges import LastingGauges, Reading, gpu_memory
 from services.logs import LogFile, log_to
-from services.scoring.scorer import Scorer, load_scorer
+from services.scoring.scorer import Scorer, load_scorer, make_importable
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,23 @@ class ScorerDeployment:
     A scorer's own batches have a fixed shape, so a score depends neither on the replica nor on what else was asked.
     """
 
-    def __init__(self, settings: ScorerSettings, log_file: LogFile | None = None, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ScorerSettings,
+        log_file: LogFile | None = None,
+        deterministic: bool = False,
+        folders: Sequence[str] = (),
+    ) -> None:
+        """Load the scorer, which may be a module in one of `folders`: a replica is a child of Serve's controller, which
+        an earlier job may have started from elsewhere.
+        """
         if log_file:
             log_to(log_file)
         prepare_torch(settings.threads, settings.num_gpus, deterministic)
         started = time.perf_counter()
         self.name = settings.name
         self.tags = {"application": serve.get_replica_context().app_name, "scorer": settings.name}
+        make_importable(*folders)
         self.scorer: Scorer = load_scorer(settings)
         self.thread = ThreadPoolExecutor(1, "score")
         self._batched.set_max_batch_size(settings.request_images)

@@ -1,11 +1,12 @@
 """Settings of the scoring service."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from services.scoring.settings import ScorerSettings
-from services.settings import Settings
+from services.settings import Listed, Settings
 
 
 class GatewaySettings(Settings):
@@ -44,9 +45,9 @@ class PoolSettings(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Of the Serve application."""
-    scorers: tuple[ScorerSettings, ...] = Field(min_length=1)
+    scorers: Listed[ScorerSettings] = Field(min_length=1)
     serve: GatewaySettings = GatewaySettings()
     deterministic: bool = False
     """Only use algorithms that give the same bits each time, on a GPU too."""
-    log_folder: Path | None = None
+    log_folder: Annotated[Path | None, Strict(False)] = None
     """Where the scorers' logs go, a file each; Ray's own files of the replicas if not given."""

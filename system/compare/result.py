@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from services.errors import UserError
+from services.storage import write_atomically
+from services.text import read_text
+from services.yaml_text import load_yaml
 from system.config import RunConfig
 from system.report.data import by_sampling_step
 from system.run_folder import RunFolder
@@ -50,7 +51,7 @@ class Result:
     """Reward std within a group by sampling step, a mean over the run."""
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(path, f"{json.dumps(asdict(self), indent=1)}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> Result:
@@ -77,7 +78,7 @@ def key_of(config: RunConfig) -> str:
 
 def condense(run: Path, label: str, key: str) -> Result:
     """What a comparison needs of a finished run's folder."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = load_yaml(read_text(run / "config.yaml"), str(run / "config.yaml"))
     lines = RunFolder(run).read_metrics()
     scorers = [scorer["name"] for scorer in config["scorers"]]
     seconds, points = 0.0, []

@@ -88,6 +88,18 @@ def parse_contenders(texts: Sequence[str]) -> list[Contender]:
     return contenders
 
 
+def read_results(folder: Path) -> list[Result]:
+    """All results that a comparison has left in its folder.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    results = [Result.load(path) for path in sorted(folder.glob("*.json"))]
+    if not results:
+        raise UserError(f"--output: no results in `{folder}`; name recipes to compare, or the folder of a comparison")
+    return sorted(results, key=lambda result: (result.seed, result.label))
+
+
 def run_all(
     contenders: Sequence[Contender], seeds: Sequence[int], budget: int, evals: int, output: Path, console: Console
 ) -> tuple[list[Result], int]:

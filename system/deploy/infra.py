@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from services.errors import UserError
-from services.settings import Settings
+from services.settings import Listed, Settings
 from system.config import parse_config, read_mapping
 from system.deploy.texts import (
     Cidr,
@@ -129,9 +129,9 @@ class Secrets(Settings):
     """Key `auth_token`: what Ray's dashboard, jobs and actors ask for."""
     pool_token: ObjectName = "tempflow-pool"
     """Key `token`: what the reward pool asks for."""
-    environment: tuple[ObjectName, ...] = ()
+    environment: Listed[ObjectName] = ()
     """Each key is an environment variable of the job's pods: credentials of a bucket, of a logger."""
-    pool_environment: tuple[ObjectName, ...] = ()
+    pool_environment: Listed[ObjectName] = ()
     """The same for the pool's pods, which read what strangers send: as little as its scorers need."""
 
 
@@ -141,7 +141,7 @@ class Egress(_Either):
     either = ("cidr", "namespace")
     cidr: Cidr | None = None
     namespace: Namespace | None = None
-    ports: tuple[Port, ...] = Field(min_length=1)
+    ports: Listed[Port] = Field(min_length=1)
 
 
 class Queue(_Either):
@@ -160,7 +160,7 @@ class Infra(Settings):
     namespace: Namespace = "tempflow"
     image: Image
     """Has tempflow installed, and whatever modules the recipe names (see deploy/Dockerfile)."""
-    pull_secrets: tuple[ObjectName, ...] = ()
+    pull_secrets: Listed[ObjectName] = ()
     ray_version: RayVersion = version("ray")
     """Of the image."""
     runs: Volume
@@ -174,7 +174,7 @@ class Infra(Settings):
     learner: Nodes | None = None
     reward: PoolNodes | None = None
     """The pool becomes a RayService, a cluster of its own."""
-    egress: tuple[Egress, ...] = ()
+    egress: Listed[Egress] = ()
     """A bucket that is not at port 443, a detector, a pool of somebody else."""
     queue: Queue | None = None
     retries: Int32 = 2
@@ -199,8 +199,6 @@ def load_infra(path: Path) -> Infra:
     Raises:
         UserError: names the file, the key, the value and the nearest valid key.
     """
-    try:
-        raw = read_mapping(path, "an infrastructure file")
-    except OSError as error:
-        raise UserError(f"no infrastructure file at `{path}`: {error.strerror}") from error
-    return parse_config(Infra, raw, str(path))
+    if not path.is_file():
+        raise UserError(f"no infrastructure file at `{path}`")
+    return parse_config(Infra, read_mapping(path, "an infrastructure file"), str(path))

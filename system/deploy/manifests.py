@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import yaml
+
 from services.errors import UserError
+from services.yaml_text import Dumper
 from system.config import RunConfig, dump_config
 from system.deploy.infra import Infra, Nodes
 from system.deploy.network import network_policy
@@ -12,7 +15,6 @@ from system.deploy.pods import RECIPE, RESTRICTED, TMP, Instance, Manifest, ray_
 from system.deploy.recipe import ROLE, job_recipe, pool_recipe, pool_service, resource_name
 from system.deploy.sizing import Group, job_groups, pods, replicas
 from system.serve_command import serve_config
-from system.yaml_text import Block, dump_yaml
 
 Part = Literal["all", "job", "pool", "volume"]
 
@@ -46,7 +48,19 @@ def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manif
 
 def render(documents: list[Manifest]) -> str:
     """The documents as one YAML stream."""
-    return dump_yaml(*documents)
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, explicit_start=True)
+
+
+class _Block(str):
+    """Text that is shown line by line."""
+
+
+class _Dumper(Dumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_representer(_Block, lambda dump, text: dump.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
 
 
 def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
@@ -73,7 +87,7 @@ def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
             "rayClusterSpec": _cluster(infra, instance, groups, grows),
         },
     }
-    files = {"recipe.yaml": Block(dump_config(recipe))}
+    files = {"recipe.yaml": _Block(dump_config(recipe))}
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(infra, instance, "-recipe"), "data": files},
         network_policy(infra, instance),
@@ -92,7 +106,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
         "kind": "RayService",
         "metadata": _metadata(infra, instance),
         "spec": {
-            "serveConfigV2": Block(serve_config(pool)),
+            "serveConfigV2": _Block(serve_config(pool)),
             "upgradeStrategy": {"type": "NewCluster"},
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": _cluster(infra, instance, groups, grows=bounds[1] > bounds[0]),

@@ -1,5 +1,6 @@
 """Writes a run's report.html: one file, no network."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from services.storage import write_atomically
 from system.report.data import Paired, Run, comparisons, read_run, scores
 from system.report.figures import branches, curves, health, time_use
 from system.report.pictures import pairs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ def pages(package: str) -> Environment:
 def build_report(run: Path) -> Path:
     """Write `run/report.html` from what the folder holds, however little; returns its path.
 
+    The page and the log say what is left out because it is missing or torn.
+
     Raises:
         UserError: the folder has no metrics.jsonl, or no readable line in it.
     """
@@ -47,6 +53,10 @@ def build_report(run: Path) -> Path:
     environment = pages("system.report")
     environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
     compared = comparisons(read)
+    shown, torn = pairs(read)
+    left_out = [*read.left_out, *torn]
+    for sentence in left_out:
+        log.warning("%s: %s", run, sentence)
     page = environment.get_template("report.html.j2").render(
         run=read,
         name=read.config.get("name") or run.resolve().name,
@@ -54,14 +64,15 @@ def build_report(run: Path) -> Path:
         headlines=headlines(read, compared),
         comparisons=compared,
         facts=facts(read),
-        pairs=pairs(read),
+        left_out=left_out,
+        pairs=shown,
         curves=curves(read),
         branches=branches(read),
         health=health(read) if read.steps else [],
         time=time_use(read) if read.steps else [],
     )
     target = run / "report.html"
-    target.write_text(page, encoding="utf-8")
+    write_atomically(target, page.encode())
     return target
 
 
@@ -128,7 +139,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         *((label, f"{run.last(key):,.0f}" if run.last(key) is not None else "") for label, key in counts.items()),
         ("wall time of the steps", "" if elapsed is None else duration(elapsed)),
         ("seed", run.config.get("seed", "")),
-        ("tempflow", " ".join(str(part)[:12] for part in made_by.values() if part)),
+        ("tempflow", " ".join(str(made_by[key])[:12] for key in ("version", "commit") if made_by.get(key))),
     ]
     return [(label, str(value)) for label, value in values if value != ""]
 

@@ -1,6 +1,5 @@
 """What the report reads from a run folder."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from services.errors import UserError
+from services.errors import UserError, first_line
+from services.yaml_text import load_yaml
+from system.metrics_file import MetricsFile, missing_steps
+from system.run_folder import tables
 
 Z_95 = 1.96
 NOT_SCORES = {"row", "prompt", "category"}
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What reading a torn Parquet file raises."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Run:
     lines: list[dict[str, Any]]
     """The lines of metrics.jsonl in the order of their steps, one a step."""
     evals: dict[int, pa.Table]
+    left_out: list[str]
+    """What is missing or cannot be read, a sentence each."""
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -99,30 +104,36 @@ def read_run(path: Path) -> Run:
     metrics_file, config_file = path / "metrics.jsonl", path / "config.yaml"
     if not metrics_file.is_file():
         raise UserError(f"`{path}` is not a run: it has no metrics.jsonl")
-    lines = _read_lines(metrics_file)
+    lines = MetricsFile(metrics_file).read()
     if not lines:
         raise UserError(f"nothing is recorded in `{metrics_file}` yet: it has no line with a step")
-    text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
+    text = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError:
+        config = load_yaml(text, str(config_file))
+    except UserError:
         config = None
-    files = sorted((path / "eval").glob("step_*.parquet"))
-    evals = {int(file.stem.removeprefix("step_")): pq.read_table(file) for file in files}
-    return Run(path, config if isinstance(config, dict) else {}, text, lines, evals)
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """Lines with a step, the latest of each; a line cut short by a kill is left out."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    missing = missing_steps(lines, lines[-1]["step"])
+    left_out = [f"metrics.jsonl has no whole line of step {missing}."] if missing else []
+    evals = {}
+    for step, file in tables(path / "eval").items():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            by_step[line["step"]] = line
-    return [by_step[step] for step in sorted(by_step)]
+            evals[step] = _read_eval(file)
+        except UNREADABLE as error:
+            left_out.append(f"eval/{file.name} cannot be read ({first_line(error)}) and is left out.")
+    return Run(path, config if isinstance(config, dict) else {}, text, lines, evals, left_out)
+
+
+def _read_eval(file: Path) -> pa.Table:
+    """The table of an evaluation.
+
+    Raises:
+        ValueError: it is another table; others of `UNREADABLE`: it is torn.
+    """
+    table = pq.read_table(file)
+    table.validate(full=True)
+    if missing := NOT_SCORES - set(table.column_names):
+        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+    return table
 
 
 def comparisons(run: Run) -> list[Paired]:

@@ -2,17 +2,21 @@
 
 import base64
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from services.errors import first_line
 from system.report.data import Run, number
 
 MAX_SIDE_PX = 512
 """Larger images are shrunk to this and stored as JPEG, so that the page stays small."""
 PIXELATED_SIDE_PX = 128
 """Up to this size an image is shown with its pixels, not smoothed."""
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error)
+"""What reading a torn picture raises."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,28 @@ class Pair:
     pictures: list[Picture]
 
 
-def pairs(run: Run) -> list[Pair]:
-    """The kept pictures of the first and the last evaluation, in the order of the file: none is chosen."""
+def pairs(run: Run) -> tuple[list[Pair], list[str]]:
+    """The kept pictures of the first and the last evaluation, in the order of the file: none is chosen.
+
+    Returns:
+        the pairs, and a sentence for each that is left out because a picture of it cannot be read.
+    """
     if not run.evals:
-        return []
+        return [], []
     steps = sorted({min(run.evals), max(run.evals)})
     prompts = run.evals[steps[0]]["prompt"].to_pylist()
     found: list[Pair] = []
+    left_out: list[str] = []
     for index in range(min(len(run.evals[step]) for step in steps)):
-        if not all(_file(run, step, index).is_file() for step in steps):
+        files = [_file(run, step, index) for step in steps]
+        if not all(file.is_file() for file in files):
             break
-        found.append(Pair(str(prompts[index]), [_picture(run, step, index) for step in steps]))
-    return found
+        try:
+            found.append(Pair(str(prompts[index]), [_picture(run, step, index) for step in steps]))
+        except UNREADABLE as error:
+            names = " or ".join(file.relative_to(run.path).as_posix() for file in files)
+            left_out.append(f"{names} cannot be read ({first_line(error)}): picture {index} is left out.")
+    return found, left_out
 
 
 def _file(run: Run, step: int, index: int) -> Path:
@@ -54,6 +68,7 @@ def _file(run: Run, step: int, index: int) -> Path:
 def _picture(run: Run, step: int, index: int) -> Picture:
     path, table = _file(run, step, index), run.evals[step]
     with Image.open(path) as image:
+        image.load()
         side, uri = max(image.size), _uri(path, image)
     scores = {name: number(table[name][index].as_py()) for name in run.scorers}
     return Picture(step, uri, side <= PIXELATED_SIDE_PX, scores)

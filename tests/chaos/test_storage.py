@@ -1,4 +1,4 @@
-"""Disks and object stores that are full while a run goes on: it says so or spills, and loses nothing."""
+"""Disks and object stores that are full while a run trains: it says so or spills, and loses nothing."""
 
 import subprocess
 import sys
@@ -10,7 +10,9 @@ from tests.chaos.runs import STEPS, Run
 from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
 from tests.integration.test_training import adapter, metrics
 
-DISK_BYTES, LEFT_BYTES = 16 * 2**20, 2**14
+DISK_BYTES = 16 * 2**20
+LEFT_BYTES = 2**15
+"""More than the checkpoint of step 0 takes, and less than one with weights."""
 
 CROWDED_HEAD = """
 import sys
@@ -29,7 +31,7 @@ ray.shutdown()
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with less left than a checkpoint takes."""
+    """A file system with LEFT_BYTES left."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", path]
@@ -59,7 +61,7 @@ def crowded_ray():
 
 @pytest.mark.chaos
 def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, undisturbed, small_disk):
-    """The run goes to its end without them, and says what it lacks; with room it goes on."""
+    """The run reaches its end without them, and says what it lacks; with room it continues."""
     whole, _ = undisturbed()
     full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
     full.start()
@@ -67,7 +69,7 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
     output = full.output.read_text()
     assert full.process.returncode == 2, output
     assert f"the checkpoint of step {STEPS} cannot be written" in output
-    assert "go on with --resume from the beginning" in output
+    assert "continue with --resume from step 0" in output
     assert "No space left" in (full.path / "logs" / "driver.log").read_text()
     assert [line["step"] for line in metrics(full.path)] == list(range(STEPS + 1))
 
@@ -79,10 +81,32 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
 
 
 @pytest.mark.chaos
+def test_a_run_whose_checkpoints_have_no_room_at_all_ends_before_anything_is_recorded(recipe, ray_head, small_disk):
+    with (small_disk / "other data").open("ab") as file:
+        file.write(b"x" * (LEFT_BYTES - 2**12))
+    full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
+    full.start()
+    full.process.wait(RUN_TIMEOUT_S)
+    output = full.output.read_text()
+    assert full.process.returncode == 2, output
+    assert f"no checkpoint can be written to {small_disk / 'runs' / 'full'}" in output
+    assert "No space left" in output
+    assert "Traceback" not in output
+    assert not (full.path / "metrics.jsonl").exists()
+
+    (small_disk / "other data").unlink()
+    full.start("--resume")
+    full.finish()
+    assert [line["step"] for line in metrics(full.path)] == list(range(STEPS + 1))
+
+
+@pytest.mark.chaos
 def test_a_full_run_folder_is_said_in_a_sentence_and_the_resumed_run_has_the_same_bits(
     recipe, ray_head, undisturbed, small_disk
 ):
     whole, _ = undisturbed()
+    with (small_disk / "other data").open("r+b") as file:  # Room to begin, but not for all that a run records.
+        file.truncate(DISK_BYTES - 3 * LEFT_BYTES)
     (recipe.parent / "runs").symlink_to(small_disk)
     full = Run(recipe, "full", [], ray_head.address)
     full.start()

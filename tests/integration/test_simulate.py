@@ -1,6 +1,7 @@
 """The orchestration over roles that sleep: what is ahead of what, and what the driver keeps."""
 
 import gc
+import shutil
 import sys
 
 import psutil
@@ -8,8 +9,10 @@ import pytest
 import ray
 from rich.console import Console
 
+from actors.learner.group import LearnerLost
+from services.errors import UserError
 from system.bench.simulate import Scenario, SleepingRoles, simulate, simulated
-from system.config import load_config
+from system.config import RunConfig, load_config
 from system.progress import Progress
 from system.prompts import read_prompts
 from system.run_folder import RunFolder
@@ -32,6 +35,71 @@ def test_the_real_loop_runs_on_sleeping_roles(staleness):
     figures = simulate(config, SMALL, 3, Console(quiet=True))
     assert figures["ideal_s"] == 0.06
     assert 0 < figures["of_ideal"] < 1
+
+
+def fit(settings: RunConfig, trainer: type[Trainer]) -> RunFolder:
+    """Run the real loop over sleeping roles; returns the run's folder."""
+    prompts = read_prompts(settings.data.train, settings.data.prompt_column, settings.data.category_column)
+    with (
+        RunFolder.open(settings, resume=False) as run,
+        SleepingRoles(settings, run.logs, SMALL) as roles,
+        Progress(settings.steps, Console(quiet=True)) as progress,
+    ):
+        trainer(settings, run, roles, prompts, None, progress, lambda: None).fit()
+    return run
+
+
+class LosesItsLearner(Trainer):
+    """Loses it once, after two steps, before there is a checkpoint with weights."""
+
+    lost = False
+
+    def _step(self, collector) -> None:
+        if self.state.step == 2 and not self.lost:
+            self.lost = True
+            self.meanwhile()
+            raise LearnerLost("killed")
+        super()._step(collector)
+
+    def meanwhile(self) -> None: ...
+
+
+def test_a_learner_that_is_lost_before_a_checkpoint_with_weights_begins_at_that_of_step_0(tmp_path):
+    settings = simulated(load_config("shapes"), SMALL, 4, str(tmp_path))
+    run = fit(settings, LosesItsLearner)
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3, 4]
+    assert [line.get("learner_restarts") for line in run.read_metrics()] == [None, 1, 1, 1, 1]
+    first = run.path / "checkpoints" / "step_000000"
+    assert sorted(file.name for file in first.iterdir()) == ["manifest.json", "recipe.yaml", "state.json"]
+
+
+def test_a_learner_that_is_lost_with_all_checkpoints_ends_the_run_and_no_record_is_touched(tmp_path):
+    settings = simulated(load_config("shapes"), SMALL, 4, str(tmp_path))
+    metrics, before = tmp_path / settings.name / "metrics.jsonl", []
+
+    class LosesTheCheckpointsToo(LosesItsLearner):
+        def meanwhile(self) -> None:
+            shutil.rmtree(self.run.path / "checkpoints")
+            before.append(metrics.read_bytes())
+
+    with pytest.raises(UserError, match="has recorded step 2, but there is no checkpoint of it in"):
+        fit(settings, LosesTheCheckpointsToo)
+    assert metrics.read_bytes() == before[0]
+    assert len(list((tmp_path / settings.name / "experience").iterdir())) == 2
+
+
+def test_a_driver_whose_run_another_one_has_taken_over_ends(tmp_path):
+    settings = simulated(load_config("shapes"), SMALL, 4, str(tmp_path))
+
+    class TakenOver(Trainer):
+        def _step(self, collector) -> None:
+            if self.state.step == 2:
+                self.run.checkpoints(self.config.checkpoint).claim()
+            super()._step(collector)
+
+    with pytest.raises(UserError, match="another driver has taken over the checkpoints"):
+        fit(settings, TakenOver)
+    assert [path.name for path in (tmp_path / settings.name / "checkpoints").glob("step_*")] == ["step_000000"]
 
 
 @pytest.mark.slow

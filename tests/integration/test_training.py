@@ -67,7 +67,51 @@ def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(recipe, tem
     assert "--resume" in again.stderr
     changed = tempflow("train", recipe, "name=one", "learner.lr=1e-3", "--resume", address=ray_head.address)
     assert changed.returncode == 2
-    assert "other settings of learner" in changed.stderr
+    assert "other settings: learner.lr was 0.01 and is" in changed.stderr
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_whose_checkpoints_are_not_found_is_refused_and_no_record_is_touched(
+    recipe, tempflow, ray_head, tmp_path
+):
+    """A forgotten checkpoint.folder, and then a storage that is not mounted: neither begins the run again."""
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "runs" / "kept"
+
+    def train(*arguments):
+        return tempflow("train", recipe, "name=kept", *arguments, address=ray_head.address)
+
+    begun = train(f"checkpoint.folder={elsewhere}", "steps=2")
+    assert begun.returncode == 0, begun.stderr
+    before = files(run)
+
+    forgotten = train("--resume")
+    assert forgotten.returncode == 2
+    assert f"there is no checkpoint of it in `{run}/checkpoints`" in forgotten.stderr
+    assert f"so add checkpoint.folder={elsewhere}" in forgotten.stderr
+    assert len(forgotten.stderr.strip().splitlines()) == 1
+    assert files(run) == before
+
+    elsewhere.rename(tmp_path / "mounted")
+    unmounted = train(f"checkpoint.folder={elsewhere}", "--resume")
+    assert unmounted.returncode == 2
+    assert "mount or put back what held them" in unmounted.stderr
+    assert files(run) == before
+    assert not elsewhere.exists()
+
+    (tmp_path / "mounted").rename(elsewhere)
+    (tmp_path / "prompts.txt").write_text((tmp_path / "prompts.txt").read_text().replace("3", "three"))
+    replaced = train(f"checkpoint.folder={elsewhere}", "--resume")
+    assert replaced.returncode == 2
+    assert "began with another content of data.train, data.heldout" in replaced.stderr
+    assert files(run) == before
+
+    again = train(f"checkpoint.folder={elsewhere}", "--resume", "--accept-changes")
+    assert again.returncode == 0, again.stderr
+    assert [line["step"] for line in metrics(run)] == [0, 1, 2, 3, 4]
+    assert "continues with another content of data.train" in (run / "logs" / "driver.log").read_text()
 
 
 def check_run_folder(run: Path, staleness: int) -> None:

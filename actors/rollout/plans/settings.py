@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from actors.rollout.plans.plan import Solver
-from services.settings import Settings, name_or
+from services.settings import Listed, Settings, name_or
 
 
 class TrunkSettings(Settings):
@@ -21,7 +21,7 @@ class TrunkSettings(Settings):
     strata: int | None = Field(None, ge=1)
     """Branch at so many of these steps, drawn anew for each task: one from each of `strata` runs of neighbouring steps.
     A step counts 1/p in the loss."""
-    strides: tuple[Annotated[float, Field(ge=1)], ...] = Field((1.0,), min_length=1)
+    strides: Listed[Annotated[float, Field(ge=1)]] = Field((1.0,), min_length=1)
     """Each action is completed once for each of these, in steps of so many grid steps."""
     solver: Solver = "euler"
     """Of the completions; `dpm2` is DPM-Solver++ of second order."""
@@ -67,7 +67,7 @@ class TreeSettings(Settings):
     """A tree whose edges are all stochastic; every node is compared within its depth."""
 
     name: Literal["tree"] = "tree"
-    splits: tuple[int, ...] = Field((0, 3, 6, 9), min_length=1)
+    splits: Listed[int] = Field((0, 3, 6, 9), min_length=1)
     """Steps at which each trajectory splits."""
     width: int = Field(2, ge=2)
     """Children at a split."""

@@ -1,5 +1,7 @@
 """Embeddings: one encoding a prompt, equal bits from memory and disk, bounded memory."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -55,6 +57,29 @@ def test_the_disk_keeps_every_bit_for_other_workers(case, dtype, tiny_folder, tm
     other = Counting(Policy(longer, seed=0).family)
     Embeddings(other, 0, tmp_path)(["b"])
     assert other.encoded == ["b"]
+
+
+def test_a_model_that_takes_the_place_of_another_gets_embeddings_of_its_own(sd3_folder, tmp_path):
+    model, kept = tmp_path / "model", tmp_path / "kept"
+    shutil.copytree(sd3_folder, model)
+    counting = Counting(Policy(tiny_settings(model, guidance=4.5), seed=0).family)
+    for encoded in (1, 1, 2, 2):
+        if encoded == 2:
+            (model / "note").write_text("another model")
+        Embeddings(counting, 0, kept)(["a cat"])
+        assert len(counting.encoded) == encoded
+
+
+@pytest.mark.parametrize("torn", [0, 8, 200])
+def test_a_torn_file_is_written_again(family, tmp_path, torn):
+    counting = Counting(family)
+    whole = Embeddings(counting, 0, tmp_path)(["a cat"])
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:torn])
+    assert same(Embeddings(counting, 0, tmp_path)(["a cat"]), whole)
+    assert len(counting.encoded) == 2
+    assert file.read_bytes() == content
 
 
 def test_memory_is_bounded_and_the_oldest_prompt_goes_first(family):

@@ -1,16 +1,28 @@
 """The adapter: exact exchange of weights, and files that can be read back."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from actors.policy.policy import Policy
 from actors.policy.settings import LoraSettings
-from actors.policy.trained import read_trained
+from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, read_trained
 from actors.policy.weights import checksum
 from services.errors import UserError
 from tests.tiny import stir, tiny_settings
 
 LORA = LoraSettings(rank=4, alpha=8)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["adapter", "transformer"])
+def test_a_failure_of_the_storage_is_an_os_error_also_where_safetensors_makes_text_of_it(sd3_folder, tmp_path, whole):
+    policy = Policy(tiny_settings(sd3_folder, **({"lora": None} if whole else {})), seed=0)
+    file = WEIGHTS_FILE if whole else LORA_FILE
+    (tmp_path / file).mkdir()
+    with pytest.raises(OSError, match="Is a directory") as failure:
+        policy.save(tmp_path)
+    assert failure.value.errno == errno.EISDIR
 
 
 def test_two_policies_of_one_seed_start_equal_and_exchange_weights_exactly(sd3_folder):

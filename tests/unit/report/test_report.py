@@ -236,6 +236,63 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path_factory):
         build_report(run)
 
 
+def test_a_whole_run_leaves_nothing_out(run, html, caplog):
+    assert "Left out" not in html
+    build_report(run)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "zeros at the end", "another"])
+def test_what_is_torn_is_left_out_and_page_and_log_say_so(run, damage, caplog):
+    table, picture = run / "eval" / "step_000003.parquet", run / "samples" / "step_000000" / "001.png"
+    for path in (table, picture):
+        whole = path.read_bytes()
+        size = len(whole)
+        torn = {
+            "empty": b"",
+            "half": whole[: size // 2],
+            "zeros": bytes(size),
+            "zeros at the end": whole[: size // 2] + bytes(size - size // 2),
+            "another": b"something else",
+        }
+        path.write_bytes(torn[damage])
+    page = Page(build_report(run).read_text())
+    assert "Left out of this page" in page.text
+    for said in (page.text, caplog.text):
+        assert re.search(r"eval/step_000003\.parquet cannot be read \(.+\) and is left out\.", said)
+        assert re.search(r"samples/step_000000/001\.png cannot be read \(.+\): picture 1 is left out\.", said)
+    assert page.tags.count("img") == len(list(picture.parent.iterdir())) - 1
+
+
+def test_text_of_a_table_that_is_no_text_is_torn_too(run):
+    file = run / "eval" / "step_000003.parquet"
+    table = pq.read_table(file)
+    broken = pa.Array.from_buffers(pa.string(), 4, pa.array([b"\xff"] * 4, pa.binary()).buffers())
+    pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", broken), file)
+    assert "eval/step_000003.parquet cannot be read" in Page(build_report(run).read_text()).text
+
+
+def test_a_table_of_something_else_is_left_out(run):
+    pq.write_table(pa.table({"other": [1]}), run / "eval" / "step_000002.parquet")
+    pq.write_table(pa.table({"other": [1]}), run / "eval" / "step_mine.parquet")
+    text = Page(build_report(run).read_text()).text
+    assert "eval/step_000002.parquet cannot be read (it has no column category, prompt, row) and is left out." in text
+    assert "step_mine" not in text
+
+
+def test_steps_whose_lines_are_torn_are_named(run, caplog):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0] + "\0" * 20 + "\n" + lines[2][:9] + "\n" + lines[3])
+    assert "metrics.jsonl has no whole line of step 1–2." in Page(build_report(run).read_text()).text
+    assert "metrics.jsonl has no whole line of step 1–2." in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"\0" * 50, b"name: [", b"- a list"])
+def test_a_torn_recipe_is_no_reason_to_write_no_page(run, content):
+    (run / "config.yaml").write_bytes(content)
+    assert "A run without a readable recipe." in Page(build_report(run).read_text()).text
+
+
 def test_running_mean_shrinks_at_the_ends():
     assert running_mean([0, 3, 6, 9], 3).tolist() == [1.5, 3, 6, 7.5]
 

@@ -7,14 +7,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from services.errors import UserError
-from services.scoring.geneval import GenEval, confident, official_verdict, partial_credit, relations
+from services.scoring.geneval import (
+    GenEval,
+    confident,
+    official_verdict,
+    partial_credit,
+    read_metadata,
+    relations,
+)
 from services.scoring.geneval import Object as Seen
 from services.scoring.scorer import check_scorer
 from services.scoring.settings import ScorerSettings
+from system.prompts import read_prompts
 
 LEFT, RIGHT = (0, 40, 20, 60), (70, 40, 90, 60)
 
@@ -121,7 +131,7 @@ def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_unknown_prompts
     [
         ({"rule": "strict"}, "partial or official"),
         ({"url": "localhost:80"}, "http://"),
-        ({"metadata": "/nowhere.jsonl"}, "no metadata"),
+        ({"metadata": "/nowhere.jsonl"}, "no metadata of GenEval"),
         ({"token_file": "/nowhere"}, "no token"),
     ],
 )
@@ -131,8 +141,36 @@ def test_mistakes(metadata, change, message):
         check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
 
 
-def test_a_line_that_is_not_genevals_is_named(metadata):
-    metadata.write_text('{"prompt": "x"}\n')
+NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "x", "tag": "t"}', "has no column `include`"),
+        (NEEDED % '[{"class": "cup"}]', "line 2, is not GenEval's: it needs 'count'"),
+        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*no number from 1 on"),
+        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*no number from 1 on"),
+        (NEEDED % '"cup"', "line 2, .*has cup, which is no list of objects"),
+        (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2, .*an earlier object"),
+        (NEEDED % "[]" + '\n{"prompt": "x"}', "line 3, is not GenEval's: it needs 'include'"),
+        (NEEDED % "[" + "", "line 2: not JSON"),
+    ],
+)
+def test_a_row_that_is_not_genevals_is_named(metadata, row, message):
+    metadata.write_text("\n" + row + "\n")
     options = {"url": "http://127.0.0.1:1", "metadata": str(metadata)}
-    with pytest.raises(UserError, match="line 1"):
+    with pytest.raises(UserError, match=message):
         check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
+
+
+def test_metadata_is_read_as_prompts_are(tmp_path):
+    """Prompts of GenEval's files are looked up in the same files, with a byte order mark and odd separators too."""
+    row = {"prompt": "a\u2028cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
+    (tmp_path / "m.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    objects = pa.list_(pa.struct([("class", pa.string()), ("count", pa.int64()), ("color", pa.string())]))
+    schema = pa.schema([("prompt", pa.string()), ("tag", pa.string()), ("include", objects), ("exclude", objects)])
+    pq.write_table(pa.Table.from_pylist([row], schema), tmp_path / "m.parquet")
+    for name in ("m.jsonl", "m.parquet"):
+        (prompt,) = read_prompts(str(tmp_path / name)).texts
+        assert read_metadata(str(tmp_path / name)) == {prompt: asked(*row["include"], tag="single_object")}

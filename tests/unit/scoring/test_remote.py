@@ -66,7 +66,8 @@ def test_a_pool_that_is_away_starting_or_full_is_asked_again(pool, caplog):
     np.testing.assert_array_equal(scores, [1.0, np.nan])
     assert asked == ["/v1/score?scorers=size"] * 4
     assert [record.message.partition(";")[0] for record in caplog.records] == [
-        f"{url} answered 404: Path '/v1/score' not found."
+        f"{url} answered 404: Path '/v1/score' not found.",
+        "the wait is over, after 0 s",
     ]
 
 
@@ -81,7 +82,7 @@ def test_a_pool_that_refuses_or_fails_is_not(pool, answer):
 def test_the_wait_has_an_end(pool):
     url, asked = pool(*[FULL] * 1000)
     with pytest.raises(PoolAway, match="its fill"):
-        Remote(url, "size", timeout_s=0.2)(IMAGES, ["a", "b"])
+        Remote(url, "size", patience_s=0.2)(IMAGES, ["a", "b"])
     assert len(asked) > 1
 
 

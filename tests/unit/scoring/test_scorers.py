@@ -90,12 +90,48 @@ def test_ocr_reads_what_is_written():
 
 
 def test_ocr_reward_by_hand():
-    assert quoted('a "b c" d "e"') == "b c"
-    assert quoted('an " alone') is None
     assert text_reward("Open Now!", "open now") == 1
     assert text_reward("OPFN", "open") == pytest.approx(1 - 1 / 4)
     assert text_reward("", "open") == 0
     assert text_reward("something else entirely", "open") == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ('a "b c" d "e"', "b c"),
+        ("it’s a sign: “don’t”", "don’t"),
+        ("ein Schild „JAZZ“ hier", "JAZZ"),
+        ("«JAZZ» ici", "JAZZ"),
+        ("»JAZZ« hier", "JAZZ"),
+        ("‹JAZZ›", "JAZZ"),
+        ("看板「ジャズ」", "ジャズ"),
+        ("『ジャズ』", "ジャズ"),
+        ("＂JAZZ＂", "JAZZ"),
+        ("”JAZZ” här", "JAZZ"),
+        ('a 12" record that says "JAZZ"', "JAZZ"),
+        ('a 12" x 10" sign with “JAZZ”', "JAZZ"),
+        ('"OPEN" on a 12" screen', "OPEN"),
+        ('the 7" single "Say 9"', "Say 9"),
+        ('"Route 66" at dusk', "Route 66"),
+        ('says “a "b" c”', 'a "b" c'),
+        ("a sign", None),
+        ('an " alone', None),
+        ('a 12" x 10" sign', None),
+        ('"12" VINYL"', None),
+        ("a “JAZZ", None),
+        ("says 'JAZZ'", None),
+        ('a " " sign', None),
+    ],
+)
+def test_what_ocr_looks_for(prompt, target):
+    assert quoted(prompt) == target
+
+
+def test_a_prompt_without_quotes_is_named_once(caplog):
+    scorer = Ocr()
+    assert np.isnan(scorer(images(2), ["a 'sign'", "another"])).all()
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["a 'sign'"]
 
 
 def test_a_users_scorer_by_import_path():

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from services.errors import UserError
+from services.yaml_text import load_yaml
 from system.config import RunConfig, dump_config, load_config, load_pool, parse_config, recipe_names
 
 MINIMAL = {
@@ -28,7 +29,7 @@ def test_every_default_is_printed_and_reads_back_equal(recipe):
     config = load_config(recipe())
     assert config.name == "mine"
     assert config.learner.lr == 3e-4
-    assert parse_config(RunConfig, yaml.safe_load(dump_config(config)), "printed") == config
+    assert parse_config(RunConfig, load_yaml(dump_config(config), "printed"), "printed") == config
 
 
 def test_overrides_reach_into_groups_and_lists(recipe):
@@ -162,6 +163,21 @@ def test_unknown_recipes_and_broken_files(tmp_path):
     broken.write_text("- 1")
     with pytest.raises(UserError, match="mapping"):
         load_config(str(broken))
+    broken.write_text("steps: 1\nseed: 2\nsteps: 3\n")
+    with pytest.raises(UserError, match="the key `steps` of line 3 is in line 1 already"):
+        load_config(str(broken))
+    broken.write_bytes("steps: 1\nname: café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"broken\.yaml` is not UTF-8 \(line 2\); save it as UTF-8"):
+        load_config(str(broken))
+
+
+def test_numbers_are_those_of_yaml_1_2_wherever_they_stand(recipe, tmp_path):
+    path = tmp_path / "numbers.yaml"
+    options = "options: {scale: 1e-2, count: 010, ratio: 1:30, on: yes}"
+    path.write_text(f"extends: {recipe()}\nscorers: [{{name: a, scorer: jpeg_size, {options}}}]\n", "utf-8-sig")
+    config = load_config(str(path), ["scorers.0.options.more=1E3"])
+    assert config.scorers[0].options == {"scale": 0.01, "count": 10, "ratio": "1:30", "on": "yes", "more": 1000.0}
+    assert parse_config(RunConfig, load_yaml(dump_config(config), "printed"), "printed") == config
 
 
 def test_a_recipe_extends_another_key_by_key(recipe, tmp_path):
@@ -197,3 +213,29 @@ def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_pa
         load_pool(str(path), ["serve.prot=1"])
     with pytest.raises(UserError, match=r"max is 1, below min, 2"):
         load_pool(str(path), ["scorers.0.replicas.max=1", "scorers.0.replicas.min=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["lr=5e-4"], "lr=5e-4: unknown key `lr` (value 0.0005); did you mean `learner.lr`?"),
+        (["noise_level=0.7"], "did you mean `kernel.noise_level`?"),
+        (["leaner.lr=1"], "leaner.lr=1: unknown key `leaner`"),
+        (["leaner.lr=1"], "did you mean `learner`?"),
+        (["learner.lr=0"], "learner.lr=0: `learner.lr` = 0: input should be greater than 0"),
+        (["plan=chain"], "plan=chain: `plan` = 'chain': it is a mapping; choose by name, with plan.name=…"),
+        (["kernel.name=ode"], "kernel.name=ode: `kernel.name` = 'ode': it is one of 'flow_sde', 'cps', 'dance'"),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_right_one(overrides, says):
+    with pytest.raises(UserError) as refused:
+        load_config("shapes", overrides)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("overrides", [["plan.name=chain", "plan.seeds=8"], ["plan.seeds=8", "plan.name=chain"]])
+def test_another_plan_shares_no_keys_with_the_one_it_replaces(overrides):
+    config = load_config("shapes", [*overrides, "advantage.group=prompt"])
+    assert (config.plan.name, config.plan.seeds) == ("chain", 8)
+    same = load_config("shapes", ["plan.name=trunk"])
+    assert same.plan.branch_steps == 4

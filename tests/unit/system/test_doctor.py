@@ -1,12 +1,11 @@
 """`tempflow doctor`: each check on good and on bad input, without Ray."""
 
+import json
 import os
 import socket
 import tempfile
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from system.cli import app
 from system.config import RunConfig, load_config
 
 Usage = namedtuple("Usage", "total used free")
-POOL = b'[{"name": "size", "scorer": "jpeg_size", "replicas": 1}]'
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +57,17 @@ def test_all_problems_are_shown_at_once_and_the_exit_code_is_2(tmp_path):
     for said in ("no folder `./nowhere`", "no prompt file at `gone.txt`", "neither built in", "set WANDB_API_KEY"):
         assert said in done.output
     assert done.output.count("\nproblem ") == 4
+
+
+def test_cpus_that_all_roles_ask_for_together(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert doctor.cpus(None).level == "ok"
+    assert doctor.cpus(shapes()).says == "2 CPUs, and the recipe's roles ask for 1.4"
+    many = shapes("scorers.0.num_cpus=0.5", "scorers.0.replicas=2")
+    assert doctor.cpus(many).level == "problem"
+    assert "roles ask for 2.3; lower num_cpus of rollout, learner or scorers" in doctor.cpus(many).says
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert doctor.cpus(many).level == "warning"
 
 
 def test_gpus_that_the_roles_ask_for(monkeypatch):
@@ -167,42 +176,15 @@ def test_extras_that_the_recipe_needs(monkeypatch):
     assert "pip install 'tempflow[wandb]'" in missing[2].says
 
 
-class Pool(BaseHTTPRequestHandler):
-    """Lists a scorer `size` to whoever brings the token."""
-
-    def do_GET(self) -> None:
-        allowed = self.headers.get("authorization") == "Bearer right"
-        self.send_response(200 if allowed else 401)
-        self.end_headers()
-        self.wfile.write(POOL if allowed else b"{}")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silent."""
-
-
-@pytest.fixture
-def pool_url():
-    server = HTTPServer(("127.0.0.1", 0), Pool)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_remote_pool_is_reached_with_its_token_and_has_the_scorer(pool_url, monkeypatch, tmp_path):
-    asks = {"url": pool_url, "scorer": "size"}
-    assert "401" in doctor.remote_pool("far", asks).says
-    monkeypatch.setenv("TEMPFLOW_TOKEN", "right")
-    assert doctor.remote_pool("far", asks).level == "ok"
-    other = doctor.remote_pool("far", asks | {"scorer": "beauty"})
-    assert (other.level, "one of size" in other.says) == ("problem", True)
-    assert "no token in" in doctor.remote_pool("far", asks | {"token_file": str(tmp_path / "gone")}).says
+def test_each_scorer_is_tried():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    gone = doctor.remote_pool("far", asks | {"url": nobody})
-    assert (gone.level, nobody in gone.says) == ("problem", True)
-    recipe = shapes(f"scorers.0={{name: far, scorer: remote, options: {{url: '{nobody}', scorer: size}}}}")
-    assert levels(doctor.pools(recipe)) == ["problem"]
+    far = {"name": "far", "scorer": "remote", "options": {"url": nobody, "scorer": "size"}}
+    recipe = shapes(f"scorers=[{{name: size, scorer: jpeg_size}}, {json.dumps(far)}]")
+    tried = {finding.what: finding for finding in doctor.parts(recipe) if finding.what.startswith("scorer")}
+    assert tried["scorer size"].level == "ok"
+    assert "for a grey image; loaded in" in tried["scorer size"].says
+    assert (tried["scorer far"].level, nobody in tried["scorer far"].says) == ("problem", True)
 
 
 def test_a_pool_of_the_same_cluster(monkeypatch):

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from services.errors import UserError
+from system.checkpoint import RunState
 from system.config import LogSettings, RunConfig, WandbSettings, parse_config
 from system.loggers import WANDB_KEY, check_loggers, numbers, open_loggers, tiled
 from system.run_folder import RunFolder
@@ -35,7 +36,9 @@ def step(run: RunFolder, number: int, value: float) -> None:
 def first_and_second_process(settings: RunConfig) -> RunFolder:
     """Steps 0 to 3, of which a checkpoint holds 0 and 1; then 2 to 4, with an evaluation of 1 that was missing."""
     with RunFolder.open(settings, resume=False) as run, open_loggers(settings, run.path) as run.loggers:
-        run.forget_after(-1)
+        checkpoints = run.checkpoints(settings.checkpoint)
+        checkpoints.claim()
+        checkpoints.commit(RunState(step=1), {}, run.recipe)
         run.write_samples(0, IMAGES_NHWC)
         for number in range(4):
             step(run, number, number / 2)

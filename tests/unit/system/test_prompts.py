@@ -12,36 +12,45 @@ from services.errors import UserError
 from system.prompts import read_prompts, rows_of_step
 
 
-def test_every_kind_of_file(tmp_path):
-    pq.write_table(pa.table({"prompt": ["a", "b"], "category": ["x", None]}), tmp_path / "p.parquet")
-    (tmp_path / "p.txt").write_text("a\n\n  b \n")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": p, "tag": "t"}) + "\n" for p in "ab"))
-    for suffix in ("parquet", "txt", "jsonl"):
-        prompts = read_prompts(str(tmp_path / f"p.{suffix}"))
+def test_prompts_have_a_text_a_category_and_the_rest_of_their_row(tmp_path):
+    rows = [{"prompt": "a", "need": [{"count": 2}]}, {"prompt": "b", "tag": 7}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(
+        [("prompt", pa.string()), ("need", pa.list_(pa.struct([("count", pa.int64())]))), ("tag", pa.int32())]
+    )), tmp_path / "p.parquet")  # fmt: skip
+    for kind in ("jsonl", "parquet"):
+        prompts = read_prompts(str(tmp_path / f"p.{kind}"), category_column="tag")
         assert [prompts[i] for i in range(len(prompts))] == ["a", "b"]
-    assert read_prompts(str(tmp_path / "p.parquet")).category(0) == "x"
-    assert read_prompts(str(tmp_path / "p.txt")).category(0) is None
-    assert read_prompts(str(tmp_path / "p.jsonl"), category_column="tag").category(1) == "t"
+        assert [prompts.category(i) for i in range(2)] == [None, "7"]
+        assert prompts.row(0)["need"] == [{"count": 2}]
+        assert prompts.row(1)["tag"] == 7
+        assert "prompt" not in prompts.row(1)
 
 
-def test_bad_files_are_named(tmp_path):
-    def bad(name, content, message):
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            read_prompts(str(path))
+def test_text_has_no_categories(tmp_path):
+    (tmp_path / "p.txt").write_text("a\n\n  b \n")
+    prompts = read_prompts(str(tmp_path / "p.txt"), prompt_column="text")
+    assert [prompts[i] for i in range(len(prompts))] == ["a", "b"]
+    assert (prompts.category(1), prompts.row(1)) == (None, {})
 
-    bad("a.parquet", b"nonsense", "not a readable Parquet")
-    bad("a.jsonl", b'{"prompt": "a"}\n{oops\n', "line 2: not JSON")
-    bad("b.jsonl", b'{"text": "a"}\n', "no column `prompt`.*text")
-    bad("a.txt", b"\n\n", "is empty")
-    pq.write_table(pa.table({"prompt": [1, 2]}), tmp_path / "n.parquet")
-    with pytest.raises(UserError, match="holds int64"):
-        read_prompts(str(tmp_path / "n.parquet"))
-    pq.write_table(pa.table({"prompt": ["a", None]}), tmp_path / "h.parquet")
-    with pytest.raises(UserError, match="empty rows"):
-        read_prompts(str(tmp_path / "h.parquet"))
-    with pytest.raises(UserError, match="no prompt file"):
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n', "no column `prompt`; set data.prompt_column to one of .*text"),
+        ("a.tsv", "Prompt\ta\nx\ty", "no column `prompt`.*Prompt"),
+        ("a.txt", "\n\n", "is empty"),
+        ("a.csv", "prompt,category\n", "is empty"),
+    ],
+)
+def test_a_file_without_prompts_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_prompts(str(tmp_path / name))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"no prompt file at `gone\.parquet`"):
         read_prompts("gone.parquet")
 
 

@@ -1,0 +1,46 @@
+"""Whether a recipe's scorer works: `tempflow doctor` asks the services outside, and scores an image with each model."""
+
+import time
+
+import numpy as np
+
+from services.errors import UserError, first_line
+from services.scoring.scorer import check_scorer, load_scorer
+from services.scoring.settings import ScorerSettings
+
+PROMPT = 'a grey wall with the word "probe"'
+"""It quotes a text, which OCR looks for."""
+
+
+def probe(settings: ScorerSettings, height: int, width: int) -> str:
+    """Try a scorer in this process; returns what it did, in words.
+
+    A scorer with a method `probe` asks something outside, and does so once; any other scores one image.
+
+    Args:
+        height: of the image.
+        width: of the image.
+
+    Raises:
+        UserError: it cannot be built, its service does not answer, or it does not score.
+    """
+    check_scorer(settings)
+    try:
+        began = time.perf_counter()
+        scorer = load_scorer(settings)
+        loaded = time.perf_counter()
+        ask = getattr(scorer, "probe", None)
+        if ask is not None:
+            return f"{settings.scorer}: {ask()}"
+        score_N = np.asarray(scorer(np.full((1, height, width, 3), 128, np.uint8), [PROMPT]), np.float64)
+        done = time.perf_counter()
+    except UserError:
+        raise
+    except Exception as error:  # a scorer is anyone's code
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"scorer `{settings.name}` fails: {said}; correct it or its options") from error
+    if score_N.shape != (1,):
+        raise UserError(f"scorer `{settings.name}` returned scores of shape {score_N.shape} for one image, not (1,)")
+    score = f"{score_N[0]:.4g}" if np.isfinite(score_N[0]) else "no score"
+    times = f"loaded in {loaded - began:.1f} s, scored in {done - loaded:.1f} s"
+    return f"{settings.scorer}: {score} for a grey image; {times}"
