@@ -28,6 +28,11 @@ PLAIN: dict[str, tuple[str, str]] = {
 BREAKS = {"\x85": "\\N", "\u2028": "\\L", "\u2029": "\\P"}
 """These are line breaks in YAML 1.1 and none in 1.2; the values are how both write them between double quotes."""
 
+BEGINS_PLAINLY = re.compile("[A-Za-z/]")
+"""No number or date begins so in any version of YAML, nor do its signs."""
+WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+"""Some reader takes these for booleans or for null, in lower or upper case: Kubernetes' own reads `y` as true."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema and the merge key. A key that stands twice in a mapping is refused, and so is a value that
@@ -99,10 +104,14 @@ def _str(loader: _Loader, node: yaml.ScalarNode) -> str:
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, which also quotes texts that YAML 1.2 would read as something else: both versions read the same."""
+    """PyYAML's, with quotes around each text that any reader of YAML 1.1 or 1.2 could take for something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if any(character in data for character in BREAKS) else None
+        style = None
+        if not data.isprintable():
+            style = '"'
+        elif not BEGINS_PLAINLY.match(data) or data.lower() in WORDS:
+            style = "'"
         return self.represent_scalar(f"{TAG}str", data, style=style)
 
 
@@ -112,7 +121,6 @@ Dumper.add_representer(str, Dumper.represent_str)
 for _kind, (_form, _first) in PLAIN.items():
     _whole, _starts = re.compile(f"^(?:{_form})$"), ["" if start == "\0" else start for start in _first]
     _Loader.add_implicit_resolver(TAG + _kind, _whole, _starts)
-    Dumper.add_implicit_resolver(TAG + _kind, _whole, _starts)
 for _kind, _make in {"null": _null, "bool": _bool, "int": _int, "float": _float, "str": _str}.items():
     _Loader.add_constructor(TAG + _kind, _make)
 

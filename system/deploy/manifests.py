@@ -25,6 +25,8 @@ IDLE_S = 300
 def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manifest]:
     """The documents to apply: the job with its recipe, and the pool, each with its network policy.
 
+    The policies come first, so that a refused one is seen before any pod starts.
+
     Args:
         part: `pool` and `job` alone are for pools that several jobs share. `volume`, the claim of the run folders, is
             not among all of them: what deletes a job must not delete the runs.
@@ -41,12 +43,12 @@ def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manif
         documents += _pool(config, infra)
     if part != "pool":
         documents += _job(config, infra)
-    return documents
+    return sorted(documents, key=lambda document: document["kind"] != "NetworkPolicy")
 
 
 def render(documents: list[Manifest]) -> str:
     """The documents as one YAML stream."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, explicit_start=True)
 
 
 class _Block(str):

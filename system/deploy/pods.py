@@ -73,7 +73,7 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
         "terminationGracePeriodSeconds": nodes.grace_s,
         "automountServiceAccountToken": service_account,
         "nodeSelector": nodes.node_selector,
-        "tolerations": nodes.tolerations,
+        "tolerations": _tolerations(nodes),
         "runtimeClassName": nodes.runtime_class,
     }
     return _pod(infra, instance, role, container, spec, _volumes(infra, instance))
@@ -92,7 +92,7 @@ def submitter_pod(infra: Infra, instance: Instance) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "nodeSelector": infra.head.node_selector,
-        "tolerations": infra.head.tolerations,
+        "tolerations": _tolerations(infra.head),
     }
     return _pod(infra, instance, "submitter", container, spec, [])
 
@@ -118,6 +118,10 @@ def _pod(
             "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],
         },
     }
+
+
+def _tolerations(nodes: Nodes) -> list[Manifest]:
+    return [toleration.model_dump(exclude_none=True, exclude_defaults=True) for toleration in nodes.tolerations]
 
 
 def _given(manifest: Manifest) -> Manifest:

@@ -1,5 +1,6 @@
 """Manifests: valid to the last key, sized by the recipe, closed by default, and equal to the examples."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,8 @@ from system.deploy.infra import Infra, Nodes, load_infra
 from system.deploy.manifests import manifests, render
 from system.deploy.recipe import resource_name
 from system.deploy.sizing import Ask, pods
-from tests.unit.deploy.validate import check, templates
+from system.serve_command import serve_config
+from tests.unit.deploy.validate import check, read, templates
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "kuberay"
 PROMPTS = ["data.train=/runs/train.txt", "data.heldout=/runs/test.txt"]
@@ -32,7 +34,7 @@ def infra(raw: dict, **more: object) -> Infra:
 
 
 def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
-    few = ["rollout.workers=2", "scorers.0.replicas=1"]
+    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1"]
     return load_config(base, [*PROMPTS, *few, *overrides])
 
 
@@ -319,14 +321,14 @@ def test_a_pool_alone_needs_nodes_of_its_own():
     with pytest.raises(UserError, match="give `reward` nodes"):
         manifests(recipe(), infra(SMALL), "pool")
     kinds = [d["kind"] for d in manifests(recipe(), infra(OWN), "job")]
-    assert kinds == ["ConfigMap", "NetworkPolicy", "RayJob"]
+    assert kinds == ["NetworkPolicy", "ConfigMap", "RayJob"]
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker` .* did you mean `workers`"),
-        ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs'"),
+        ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs': give at most 253 lower-case"),
         ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
         ("- image", "an infrastructure file is a mapping"),
         ("image: [", "not YAML"),
@@ -341,9 +343,170 @@ def test_a_wrong_infrastructure_file_is_explained(tmp_path, text, sentence):
         load_infra(tmp_path / "other.yaml")
 
 
-def test_what_is_printed_is_what_was_made():
-    documents = manifests(recipe(), infra(OWN))
-    assert list(yaml.safe_load_all(render(documents))) == documents
+WORDS = ["y", "n", "Y", "yes", "No", "on", "OFF", "true", "null", "Null"]
+NUMBERS = ["1", "012", "1e3", "12e5", "1E3", "0o17", "0x1F", "0b1", "1_000", "1.5", "5.", "2026-11-27", "123456789012"]
+ODD = ["", "~", "+1", "-1", ".5", ".inf", "-.INF", ".nan", "1:30", "2026-11-27T10:00:00Z", "<<", "=", "1.5e3", "-1e-3"]
+PUNCTUATED = [
+    "- a",
+    "a: b",
+    "a #b",
+    "'",
+    '"',
+    "{a}",
+    "*a",
+    "&a",
+    "!a",
+    "%a",
+    "@a",
+    "`a`",
+    "|",
+    ">",
+    "?",
+    " a ",
+    "a\nb\n",
+]
+FOREIGN = ["é", "۱۲", "a\tb", "a\u2028b", "\x85", "\ufeff", "a" * 300 + " b", "a\x07", "🦊", "\\n"]
+
+
+def test_a_text_of_the_user_is_a_text_to_every_reader():
+    """Wherever any text may stand: variables, and values in the recipe and in the scorers' options."""
+    texts = [*WORDS, *NUMBERS, *ODD, *PUNCTUATED, *FOREIGN]
+    options = {"texts": texts} | {text: text for text in texts}
+    config = recipe("data.category_column='1e3'")
+    scorer = config.scorers[0].model_copy(update={"options": options})
+    config = config.model_copy(update={"scorers": (scorer,)})
+    environment = {f"A{i}": text for i, text in enumerate(texts)} | dict.fromkeys(("y", "NO", "null"), "1")
+    documents = manifests(config, infra(OWN, head={"environment": environment}))
+    printed = read(render(documents))
+    assert printed == documents
+    found = by_kind(printed)
+    (settings,) = read(found["ConfigMap"]["data"]["recipe.yaml"])
+    assert settings["data"]["category_column"] == "1e3"
+    (pool,) = read(found["RayService"]["spec"]["serveConfigV2"])
+    assert pool["applications"][0]["args"]["scorers"][0]["options"] == options
+    variables = templates(found["RayJob"]["spec"]["rayClusterSpec"])[0]["spec"]["containers"][0]["env"]
+    assert environment.items() <= {variable["name"]: variable["value"] for variable in variables}.items()
+
+
+@pytest.mark.parametrize("text", ["y", "no", "true", "null", "012", "1e3", "0o17", "0x1f", "1.5", "2026-11-27"])
+def test_a_name_is_a_text_to_every_reader(text):
+    """Wherever a name may stand. Those of runs begin with a letter, and so do those of pools."""
+    named = text if text[0].isalpha() else f"x{text}"
+    nodes = {"node_selector": {text: text}, "tolerations": [{"key": text, "value": text}], "runtime_class": text}
+    label = text.replace(".", "-")
+    documents = manifests(
+        recipe(f"name={json.dumps(named)}", 'scorers.0.name="y"'),
+        infra(
+            OWN,
+            namespace=label,
+            image=text,
+            pull_secrets=[text],
+            runs={"claim": text, "size": "1", "storage_class": text},
+            models={"image": text},
+            secrets={"ray_token": text, "pool_token": text, "environment": [text], "pool_environment": [text]},
+            head=nodes,
+            workers=SMALL["workers"] | nodes | {"memory": "1", "resources": {"rdma/hca": "1"}},
+            reward=OWN["reward"] | nodes | {"service": re.sub(r"\W", "-", named)},
+            egress=[{"namespace": label, "ports": [9000]}, {"cidr": "::/0", "ports": [1, 65535]}],
+            queue={"volcano": text},
+            operator_namespace=label,
+            monitoring_namespace=label,
+        ),
+    )
+    printed = read(render(documents))
+    assert printed == documents
+    for document in printed:
+        check(document)
+
+
+def test_a_claim_is_a_text_to_every_reader():
+    documents = manifests(recipe(), infra(OWN, runs={"claim": "1e3", "size": "12", "storage_class": "0o17"}), "volume")
+    assert read(render(documents)) == documents
+    check(documents[0])
+
+
+def test_a_pool_for_serve_is_text_to_every_reader():
+    pool = PoolSettings(name="y", scorers=recipe('scorers.0.name="n"').scorers)
+    (config,) = read(serve_config(pool))
+    (application,) = config["applications"]
+    assert (application["name"], application["args"]["scorers"][0]["name"]) == ("y", "n")
+
+
+def test_policies_come_before_what_they_close():
+    kinds = [document["kind"] for document in read(render(manifests(recipe(), infra(OWN))))]
+    assert kinds == ["NetworkPolicy", "NetworkPolicy", "RayService", "ConfigMap", "RayJob"]
+
+
+REFUSED = [
+    ("namespace", "a" * 64, "at most 63"),
+    ("namespace", "a.b", "at most 63"),
+    ("namespace", "", "at most 63"),
+    ("namespace", "a\n", "at most 63"),
+    ("operator_namespace", "Kuberay", "at most 63"),
+    ("monitoring_namespace", "", "at most 63"),
+    ("image", "", "an image's name"),
+    ("image", "registry/Tempflow:1", "an image's name"),
+    ("image", "tempflow:1 ", "an image's name"),
+    ("image", "tempflow:", "an image's name"),
+    ("models.image", "", "an image's name"),
+    ("models.claim", "a_b", "at most 253"),
+    ("pull_secrets", ["Registry"], "at most 253"),
+    ("secrets.ray_token", "tempflow ray", "at most 253"),
+    ("secrets.pool_token", "", "at most 253"),
+    ("secrets.environment", ["bucket_key"], "at most 253"),
+    ("secrets.pool_environment", ["-hub"], "at most 253"),
+    ("runs.claim", "a" * 254, "at most 253"),
+    ("runs.storage_class", "", "at most 253"),
+    ("runs.size", "0Gi", "a quantity above 0"),
+    ("workers.memory", "16 Gi", "a quantity above 0"),
+    ("workers.gpu_resource", "gpu", "with its domain"),
+    ("workers.runtime_class", "nvidia_x", "at most 253"),
+    ("workers.environment.A=B", "x", "a variable's name"),
+    ("workers.environment.1A", "x", "a variable's name"),
+    ("workers.environment.", "x", "a variable's name"),
+    ("workers.resources.gpu", "1", "with its domain"),
+    ("workers.resources.cpu", "1", "with its domain"),
+    ("workers.resources.rdma/hca", "0", "a quantity above 0"),
+    ("workers.resources.rdma/hca", "1.5", "whole numbers"),
+    ("workers.resources.nvidia.com/gpu", "1", "set gpus"),
+    ("workers.node_selector.a b", "x", "a label's key"),
+    ("workers.node_selector.A.b/c/d", "x", "a label's key"),
+    ("workers.node_selector.zone", "a" * 64, "at most 63"),
+    ("workers.node_selector.zone", "a b", "at most 63"),
+    ("workers.tolerations", [{"key": "spot", "operator": "In"}], "'Equal' or 'Exists'"),
+    ("workers.tolerations", [{"key": "spot", "effect": "Never"}], "'NoSchedule'"),
+    ("workers.tolerations", [{"key": "spot", "operator": "Exists", "value": "x"}], "takes no value"),
+    ("workers.tolerations", [{"effect": "NoSchedule"}], "without a key"),
+    ("workers.tolerations", [{"key": "spot", "tolerationSeconds": 5}], "effect NoExecute"),
+    ("reward.service", "a" * 48, "at most 47"),
+    ("reward.service", "3d", "a letter first"),
+    ("head.environment.RAY_REDIS_ADDRESS", "x", "KubeRay sets RAY_REDIS_ADDRESS itself"),
+    ("egress", [{"cidr": "10.1.2.3/16", "ports": [1]}], "has host bits set"),
+    ("egress", [{"cidr": "10.1.0.0", "ports": [1]}], "ADDRESS/BITS"),
+    ("egress", [{"cidr": "10.1.0.0/255.255.0.0", "ports": [1]}], "ADDRESS/BITS"),
+    ("egress", [{"cidr": "10.1.0.0/33", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"cidr": "300.1.0.0/16", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"cidr": "fe80::/129", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"namespace": "a.b", "ports": [1]}], "at most 63"),
+    ("egress", [{"namespace": "a", "ports": [0]}], "greater than or equal to 1"),
+    ("egress", [{"namespace": "a", "ports": [99999]}], "less than or equal to 65535"),
+    ("egress", [{"namespace": "a", "ports": []}], "at least 1 item"),
+    ("queue.kueue", "a" * 64, "at most 63"),
+    ("queue.volcano", "", "at most 63"),
+    ("ray_version", "nightly", "the version of Ray"),
+    ("ray_version", "2.51.9", "2.52.0 or later"),
+    ("retries", 2**31, "less than or equal to 2147483647"),
+    ("keep_s", -1, "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), REFUSED)
+def test_what_the_api_server_would_refuse_is_not_printed(key, value, rule):
+    place, *rest = key.split(".", 2 if key.startswith(("workers", "head")) else 1)
+    for part in reversed(rest):
+        value = {part: value}
+    with pytest.raises(UserError, match=f"^infra.yaml: .*{place}.*{rule}"):
+        infra(OWN, **{place: {**OWN[place], **value} if place in OWN and isinstance(value, dict) else value})
 
 
 def test_runs_of_different_names_have_different_resources():

@@ -8,12 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import yaml
 from jsonschema import Draft202012Validator
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kuberay"
 KUBERNETES = "1.33"
 MAX_NAME = 47
 """The operator appends six characters, and a RayCluster's name has at most 53."""
+
+
+class _Widest(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, and what any other reader of YAML 1.1 or 1.2 takes for another kind than text."""
+
+
+_Widest.yaml_implicit_resolvers = {first: [*found] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Widest.add_implicit_resolver(
+    "!other",
+    re.compile(
+        r"""(y|n|yes|no|on|off|true|false|null|~|<<|=
+        |[-+]?[0-9][0-9_]*(\.[0-9_]*)?(e[-+]?[0-9]+)?|[-+]?\.[0-9_]+(e[-+]?[0-9]+)?|[-+]?\.(inf|nan)
+        |[-+]?0[xob][0-9a-f_]+|[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?|[0-9]+-[0-9]+-[0-9]+([Tt ].*)?)$""",
+        re.IGNORECASE | re.VERBOSE,
+    ),
+    None,
+)
+_Widest.add_constructor("!other", lambda loader, node: Exception(f"{node.value} is no text to every reader"))
+
+
+def read(text: str) -> list[Any]:
+    """The documents of a text, as the reader sees them that takes the fewest things for text."""
+    return list(yaml.load_all(text, _Widest))
 
 
 def check(document: dict[str, Any]) -> None:
