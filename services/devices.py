@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING
 
 from services.errors import UserError
@@ -41,17 +42,24 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
         log.warning("this role asks for %g GPUs and PyTorch %s finds none: it runs on the CPU", num_gpus, version)
 
 
+DEVICE = re.compile(r"auto|cpu|cuda(:(\d+))?")
+"""What a `device` may be; `cuda:1` is the second of the GPUs that the process sees."""
+
+
 def device_of(setting: str) -> torch.device:
     """The device that a setting names, a GPU with its index; `auto` takes the GPU where there is one.
 
     Raises:
-        UserError: `cuda`, and PyTorch finds no GPU.
+        UserError: no such device, or it is a GPU and PyTorch finds none.
     """
     import torch
 
+    found = DEVICE.fullmatch(setting)
+    if found is None:
+        raise UserError(f"device `{setting}`: it is auto, cpu, cuda or cuda:N")
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         version = torch.__version__
         raise UserError(f"device is {setting} and PyTorch {version} finds no GPU here; set it to auto or cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", int(found[2]) if found[2] else torch.cuda.current_device())

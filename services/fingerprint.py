@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from services.paths import resolve_model
@@ -42,7 +43,9 @@ def fingerprint_of(name: str) -> str | None:
         UserError: a package or the path in it does not exist.
         OSError: a file cannot be read.
     """
-    path = Path(resolve_model(name)).expanduser()
+    path = Path(resolve_model(name))
+    with suppress(RuntimeError):  # `~name` of nobody here: some text that is no path
+        path = path.expanduser()
     return fingerprint(path) if os.path.exists(path) else _cached_commit(name)  # noqa: PTH110 (takes any text)
 
 

@@ -1,5 +1,6 @@
 """What safetensors files hold, read from their headers alone."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +41,14 @@ def shapes_below(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     for path in sorted(folder.rglob("*.safetensors")):
         with opened(path) as file:
             yield from shapes_of(file).items()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds all files of a model: each that its index names, or one where it has no index.
+
+    A download that was interrupted leaves a part of them; the loader fetches the rest.
+    """
+    for index in folder.glob("*.safetensors.index.json"):
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        return all((folder / file).is_file() for file in files)
+    return any(folder.glob("*.safetensors"))

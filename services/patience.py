@@ -23,8 +23,7 @@ class Away(Exception):
 
 
 def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, longest_s: float = POLL_S) -> T:
-    """What `ask` returns; while it raises `missing` it is called again, until the time is up. The log says what is
-    missing, and again when that changes.
+    """What `ask` returns; while it raises `missing` it is called again, until the time is up.
 
     Pauses double from `POLL_S` to `longest_s` and have jitter; none is shorter than what an `Away` asks for, and the
     last question comes when the time is up.
@@ -32,7 +31,7 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, 
     Raises:
         missing: it still did.
     """
-    began, told, pause_s = time.monotonic(), "", POLL_S
+    began, told, pause_s = time.monotonic(), False, POLL_S
     while True:
         try:
             answer = ask()
@@ -40,9 +39,9 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, 
             waited_s = time.monotonic() - began
             if waited_s >= timeout_s:
                 raise
-            if str(error) != told and waited_s > TELL_AFTER_S:
-                log.warning("%s; waiting up to %.0f s for it", error, timeout_s - waited_s)
-                told = str(error)
+            if not told and waited_s > TELL_AFTER_S:
+                log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
+                told = True
             asked_s = error.after_s if isinstance(error, Away) else 0.0
             wait_s = max(pause_s * random.uniform(0.5, 1), asked_s)
         else:

@@ -175,17 +175,34 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """In the order of their steps. Files, and folders of other names, are not ours."""
-        return sorted(filter(NAME.fullmatch, self.folder.folders()), key=_step)
+        found = [name for name in self.folder.folders() if NAME.fullmatch(name) and name == _name(_step(name))]
+        return sorted(found, key=_step)
 
     def _forget(self) -> None:
-        """Remove what is not kept. Only whole checkpoints count: damaged ones must not crowd them out."""
+        """Remove what is not kept. Only whole checkpoints count: damaged ones must not crowd them out.
+
+        The newest are verified until there are enough, and of the others only those that claim to be better.
+        """
         names = self._names()
-        whole = [name for name in names if self._is_whole(name)]
-        evaluated = {name: heldout for name in whole if (heldout := self._whole[name].heldout) is not None}
-        best = [max(evaluated, key=lambda name: evaluated[name])] if evaluated else []
-        for name in set(names) - {*whole[-self.keep :], *best}:
+        kept: list[str] = []
+        for name in reversed(names):
+            if len(kept) < self.keep and self._is_whole(name):
+                kept.append(name)
+        scores = {name: heldout for name in names if (heldout := self._heldout(name)) is not None}
+        by_score = sorted(scores, key=lambda name: (scores[name], -_step(name)), reverse=True)
+        best = next((name for name in by_score if name in kept or self._is_whole(name)), None)
+        for name in set(names) - {*kept, best}:
             (self.folder / name).remove()
             self._whole.pop(name, None)
+
+    def _heldout(self, name: str) -> float | None:
+        """What a checkpoint says of its held-out reward, not verified; None where it says nothing."""
+        if name in self._whole:
+            return self._whole[name].heldout
+        try:
+            return RunState(**json.loads((self.folder / name).read(STATE_FILE))).heldout
+        except DAMAGE:
+            return None
 
     def _is_whole(self, name: str) -> bool:
         """Whether this process has written it, or finds it whole; it is read once."""

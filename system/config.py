@@ -1,6 +1,7 @@
 """Recipes: YAML files, overrides, and the one model that all of it must fit."""
 
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,13 +22,16 @@ from actors.policy.settings import CPSSettings, FlowSDESettings, KernelSettings,
 from actors.reward.settings import RewardSettings
 from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TreeSettings, TrunkSettings
 from actors.rollout.settings import RolloutSettings
-from services.errors import UserError
+from services.errors import UserError, first_line
 from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
 from services.settings import CREDENTIALS, Listed, Settings
+from services.storage import Folder
 from services.text import read_text
 from services.yaml_text import dump_yaml, load_yaml
+
+log = logging.getLogger(__name__)
 
 
 class DataSettings(Settings):
@@ -260,19 +264,19 @@ NAMES = {f"{key}.name" for key in NAMELESS}
 
 RUN_RECIPE = "config.yaml"
 """The recipe of a run, in its folder."""
+RUN_PARTS = ("metrics.jsonl", "checkpoints", "driver.lock")
+"""By one of these a folder is known as that of a run."""
 OF_RUN = "tempflow"
 """The key of that file which is no setting: what began the run."""
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by name among those that come with tempflow; of a run folder its config.yaml.
+    """A recipe by path, or by name among those that come with tempflow.
 
     Raises:
         UserError: there is none; names the nearest.
     """
     path = Path(name)
-    if (path / RUN_RECIPE).is_file():
-        return path / RUN_RECIPE
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
@@ -312,14 +316,43 @@ def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
 
 def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, str]]:
     """The mapping of a recipe with overrides applied, where it was read, and each override by the key it set."""
-    path = find_recipe(recipe)
+    folder = Path(recipe).parent if Path(recipe).name == RUN_RECIPE else Path(recipe)
+    if any((folder / name).exists() for name in RUN_PARTS):
+        path, raw = folder / RUN_RECIPE, _of_run(folder)
+    else:
+        path = find_recipe(recipe)
+        raw = _read(path, ())
     make_importable(path.parent)
-    raw = _read(path, ())
-    if raw.pop(OF_RUN, None):  # where the run lies now, which may be elsewhere than where it began
-        raw |= {"name": path.absolute().parent.name, "output": str(path.absolute().parent.parent)}
     raw.setdefault("name", path.stem)
     by_name = sorted(overrides, key=lambda override: override.partition("=")[0] not in NAMES)
     return raw, str(path), {_apply(raw, override): override for override in by_name}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    """The mapping of the recipe in a run folder, or of its newest checkpoint where that is torn.
+
+    The run is where it lies now, which may be elsewhere than where it began.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    from system.checkpoint import Checkpoints
+
+    file, raw = folder / RUN_RECIPE, None
+    try:
+        raw = read_mapping(file, "a recipe")
+    except (UserError, OSError) as error:
+        log.warning("%s, so the recipe of the newest checkpoint is read", first_line(error))
+    if raw is None or not isinstance(raw.pop(OF_RUN, None), dict):
+        kept = Checkpoints(Folder.at(str(folder / "checkpoints")), keep=1).recipe()
+        if kept is None:
+            raise UserError(
+                f"`{folder}` has no whole {RUN_RECIPE} and no checkpoint with the recipe of the run; give the recipe "
+                "and overrides that it began with, and checkpoint.folder=… if it had one"
+            )
+        raw = load_yaml(kept, f"the checkpoints in `{folder}`")
+        raw.pop(OF_RUN, None)
+    return raw | {"name": folder.absolute().name, "output": str(folder.absolute().parent)}
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def run_eval(
     _, heldout = check(config, learns=False)
     if output:
         check_output(output, "--output")
+    arrays = None
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
+        arrays = read_trained(adapter, config.policy.lora, "--adapter")
     if prompts:
         heldout = read_prompts(prompts, config.data.prompt_column, config.data.category_column)
     if heldout is None:
@@ -55,8 +57,7 @@ def run_eval(
             *(config.eval, config.seed, config.eval_steps, stop.check),
         )
         results["base"] = evaluate(*arguments, base=True)
-        if adapter:
-            arrays = read_trained(adapter, config.policy.lora, "--adapter")
+        if arrays is not None:
             exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
             results["adapter"] = evaluate(*arguments, weights=exported)
     console.print(comparison(results, scorers))
@@ -71,7 +72,7 @@ def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
     for column in ("score", "images", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
         table.add_column(column, justify="left" if column == "score" else "right")
     summaries = {name: result.summary(scorers) for name, result in results.items()}
-    for key in summaries["base"]:
+    for key in [key for key in summaries["base"] if key.startswith("eval/")]:
         known = ~np.any([np.isnan(_column(result, key)) for result in results.values()], axis=0)
         cells = [str(known.sum()), *(f"{summary[key]:.4f}" for summary in summaries.values())]
         if len(results) == 2:

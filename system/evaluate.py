@@ -37,12 +37,15 @@ class Evaluation:
     scored: int
 
     def summary(self, scorers: list[str]) -> dict[str, float]:
-        """Mean score, overall as `eval/NAME` and a category as `eval/NAME/CATEGORY`; holes are left out."""
+        """Mean score, overall as `eval/NAME` and a category as `eval/NAME/CATEGORY`; holes are left out, and counted as
+        `eval_holes/NAME`.
+        """
         categories = self.table["category"].to_pylist()
         summary = {}
         for name in scorers:
             scores = self.table[name].to_numpy()
             summary[f"eval/{name}"] = _mean(scores)
+            summary[f"eval_holes/{name}"] = int(np.isnan(scores).sum())
             for category in sorted({c for c in categories if c is not None}):
                 chosen = np.array([c == category for c in categories])
                 summary[f"eval/{name}/{category}"] = _mean(scores[chosen])
@@ -111,11 +114,14 @@ def evaluate(
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
     columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
-    for name in [name for name, values in columns.items() if np.isnan(values).all()]:
-        said = f"no held-out image has a score of `{name}` ({why_holes(scores)})"
-        if name in needed:
+    for name, values in columns.items():
+        holes = int(np.isnan(values).sum())
+        if holes == len(values) and name in needed:
+            said = f"no held-out image has a score of `{name}` ({why_holes(scores)})"
             raise UserError(f"{said}; fix the cause and continue with --resume")
-        log.warning("%s", said)
+        if holes:
+            why = why_holes(scores)
+            log.warning("%d of %d held-out images have no score of `%s` (%s)", holes, len(values), name, why)
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),

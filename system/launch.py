@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from services.logs import LogFile
 from services.patience import patiently
 from services.scoring.remote import wait_for_pool
 from services.scoring.scorer import uses_gpu
+from services.scoring.settings import ScorerSettings
 from services.serving.app import build_app, why_not_started
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
@@ -97,6 +98,21 @@ def _connect() -> Connection:
     return Connection(context.dashboard_url, True)
 
 
+def warn_of_idle_gpus(asked: Mapping[str, float], scorers: Sequence[ScorerSettings]) -> None:
+    """Say which of these run on the CPU although the cluster has GPUs: those that ask for none.
+
+    Args:
+        asked: GPUs that each role asks for.
+        scorers: of a pool; only those count that could use a GPU.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    asked = {**asked, **{f"scorer {s.name}": s.num_gpus for s in scorers if uses_gpu(s)}}
+    without = [role for role, share in asked.items() if not share]
+    if gpus and without:
+        said = "on the CPU: %s; the cluster has %g GPUs, and a role gets one by its num_gpus"
+        log.warning(said, ", ".join(without), gpus)
+
+
 class Roles:
     """The live roles of one run: rollout workers, learner, reward pool. Use as a context manager.
 
@@ -116,6 +132,7 @@ class Roles:
         self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
         self.colocated = with_learner and config.placement == "colocated"
         self.group: PlacementGroup | None = None
+        self.said_no_room = False
 
     def __enter__(self) -> "Roles":
         try:
@@ -181,20 +198,16 @@ class Roles:
         return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
     def _warn_of_idle_gpus(self) -> None:
-        """Say which roles run on the CPU although the cluster has GPUs: those that ask for none."""
-        gpus, config = ray.cluster_resources().get("GPU", 0), self.config
-        asked = {"rollout": config.rollout.num_gpus, "learner": config.learner.num_gpus}
+        """Say which roles run on the CPU although the cluster has GPUs."""
+        config, rollout, learner = self.config, self.config.rollout.num_gpus, self.config.learner.num_gpus
+        asked = {"rollout": rollout, "learner": learner}
         if self.colocated:
-            asked = {"rollout and learner": max(asked.values())}
+            asked = {"colocated ranks": max(rollout, learner)}
+            if config.rollout.most_workers > config.learner.ranks:
+                asked["further rollout workers"] = rollout
         elif not self.with_learner:
             del asked["learner"]
-        if not config.reward.app:
-            asked |= {f"scorer {s.name}": s.num_gpus for s in config.scorers if uses_gpu(s)}
-        without = [role for role, share in asked.items() if not share]
-        if gpus and without:
-            log.warning(
-                "on the CPU: %s; the cluster has %g GPUs, and a role gets one by its num_gpus", ", ".join(without), gpus
-            )
+        warn_of_idle_gpus(asked, () if config.reward.app else config.scorers)
 
     def _start_policy_roles(self) -> None:
         rollout = self.config.rollout
@@ -335,6 +348,9 @@ class Roles:
             if no_room := self._without_room({name for name, of in late.items() if NO_ROOM in of.message}):
                 if not self._may_grow():
                     raise UserError(no_room)
+                if not self.said_no_room:
+                    log.warning("%s; waiting for nodes", no_room)
+                    self.said_no_room = True
                 raise PoolNotReady(no_room)
             said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())
             raise PoolNotReady(f"the reward pool has not started ({said})")

@@ -15,11 +15,12 @@ report.html
 What a step leaves is on the disk before its line of metrics, and that line before the step's checkpoint is sealed.
 """
 
+import errno
 import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from services.errors import UserError
+from services.errors import UserError, first_line
 from services.locks import locked
 from services.storage import Folder, make_folder, refuse_broken_link, write_atomically
 from system.checkpoint import Checkpoint, Checkpoints
@@ -73,31 +74,30 @@ class RunFolder:
                 missing; it began with another recipe or other inputs; or it has a driver already.
         """
         run = cls(Path(config.output) / config.name)
-        refuse_broken_link(run.path)
-        make_folder(run.path)
-        with locked(run.path / "driver.lock", f"the run `{run.path}`"), run._checkpoints_locked(config.checkpoint):
-            run.recorded = run._recorded(config, resume, accept_changes)
+        kept = config.checkpoint.folder or str(run.path / "checkpoints")
+        with ExitStack() as stack:
+            with _named("output", run.path):
+                refuse_broken_link(run.path)
+                make_folder(run.path)
+                stack.enter_context(locked(run.path / "driver.lock", f"the run `{run.path}`"))
+            with _named("checkpoint.folder", kept):
+                stack.enter_context(run._checkpoints_locked(config.checkpoint))
+                run.recorded = run._recorded(config, resume, accept_changes)
+                run.newest_checkpoint(run.checkpoints(config.checkpoint), config.steps)
             run.recipe = run.recorded.text()
-            write_atomically(run.config_file, run.recipe.encode())
+            with _named("output", run.path):
+                write_atomically(run.config_file, run.recipe.encode())
             yield run
 
     def _checkpoints_locked(self, settings: CheckpointSettings) -> AbstractContextManager[None]:
         """A lock on the run's part of `checkpoint.folder`, where that is on this machine.
 
         A folder that is missing although the run has begun is not made: the run is going to be refused.
-
-        Raises:
-            UserError: the folder cannot be made.
         """
         folder = self.checkpoints(settings).folder.local
         if settings.folder is None or folder is None or (self.begun and not folder.is_dir()):
             return nullcontext()
-        try:
-            make_folder(folder)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise UserError(
-                f"no checkpoint can be kept in `{folder}` ({error}); set checkpoint.folder to another place"
-            ) from error
+        make_folder(folder)
         return locked(folder / CHECKPOINTS_LOCK, f"the folder of checkpoints `{folder}`")
 
     def _recorded(self, config: RunConfig, resume: bool, accept_changes: bool) -> Recorded:
@@ -193,8 +193,8 @@ class RunFolder:
         theirs = read_recorded(found.recipe, f"the checkpoint `{found.folder}`")
         check_same(theirs.config, self.recorded.config, f"the checkpoint `{found.folder}`")
         _check_of(theirs, self.recorded, checkpoints)
-        last = self.last_step()
-        if last is not None and found.state.step < last and steps < last:
+        last = max([*tables(self.path / "experience"), self.last_step() or 0])
+        if found.state.step < last and steps < last:
             raise UserError(
                 f"the run `{self.path}` has recorded step {last}, and its newest checkpoint is of step "
                 f"{found.state.step}: steps={steps} would lose what comes after it; set steps to {last} or more"
@@ -281,9 +281,9 @@ class RunFolder:
         """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps up to
         it whose lines are missing, unless the folder is new.
         """
-        lines = self.read_metrics()
+        lines, was_new = self.read_metrics(), not self.begun
         MetricsFile(self.metrics_file).forget_after(step)
-        if lines and (missing := missing_steps(lines, step)):
+        if not was_new and (missing := missing_steps(lines, step)):
             log.warning("%s has no whole line of step %s", self.metrics_file, missing)
         for folder in ("experience", "eval"):
             for of_step, file in tables(self.path / folder).items():
@@ -311,6 +311,22 @@ class RunFolder:
             write_atomically(folder / f"{i:03d}.png", content.getbuffer())
         for logger in self.loggers:
             logger.log_images(step, images_NHWC)
+
+
+@contextmanager
+def _named(setting: str, place: object) -> Iterator[None]:
+    """Make one sentence of a storage that does not answer or cannot be written. A full one is named elsewhere.
+
+    Raises:
+        UserError: the sentence.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = first_line(error)
+        raise UserError(f"{setting}: `{place}` cannot be used ({said}); correct it, or set {setting}") from error
 
 
 def tables(folder: Path) -> dict[int, Path]:

@@ -131,13 +131,14 @@ def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
         UserError: the pool cannot listen where it should, or a scorer refuses to start.
         RuntimeError: one cannot start.
     """
-    from system.launch import connect
+    from system.launch import connect, warn_of_idle_gpus
 
     if running_ray() is None:
         check_free(pool.serve)
     connection = connect()
     try:
         _check_cluster(pool)
+        warn_of_idle_gpus({}, pool.scorers)
         serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
         started = time.perf_counter()
         try:

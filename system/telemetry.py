@@ -64,6 +64,7 @@ EXPORTS = [
     Export(
         "images/not_finite", "tempflow_images_not_finite_total", "count", "images of NaN or infinity, which are holes"
     ),
+    Export("eval_holes/{scorer}", "tempflow_heldout_holes", "gauge", "held-out images without a score"),
     Export("advantage/flat_groups", "tempflow_flat_groups_ratio", "gauge", "groups that teach nothing"),
     Export("branch/std", "tempflow_branch_reward_std", "gauge", "mean within-group standard deviation", by_step=True),
     Export("holes", "tempflow_action_holes_total", "count", "actions without a reward"),

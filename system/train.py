@@ -9,7 +9,7 @@ import ray
 from rich.console import Console
 
 from actors.policy.families import check_size
-from actors.policy.trained import check_trained
+from actors.policy.trained import check_trained, read_trained
 from actors.rollout.plans import make_plan, trainable_steps
 from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
@@ -39,6 +39,8 @@ def check(config: RunConfig, learns: bool = True) -> tuple[Prompts, Prompts | No
     check_size(config.policy)
     if config.policy.adapter:
         check_trained(config.policy, Path(config.policy.adapter), "policy.adapter")
+        if config.policy.lora:  # a whole transformer is too large to be read twice
+            read_trained(Path(config.policy.adapter), config.policy.lora, "policy.adapter")
     for scorer in config.scorers:
         check_scorer(scorer)
     data = config.data
@@ -54,11 +56,14 @@ def check_devices(config: RunConfig, learns: bool) -> None:
     Raises:
         UserError: names the role's setting.
     """
-    asked = {"rollout.num_gpus": config.rollout.num_gpus}
-    if learns:
-        asked["learner.num_gpus"] = config.learner.num_gpus
-    if config.placement == "colocated":
-        asked = dict.fromkeys(asked, max(asked.values()))
+    rollout, learner = config.rollout.num_gpus, config.learner.num_gpus
+    asked = {"rollout.num_gpus": rollout}
+    if learns and config.placement == "split":
+        asked["learner.num_gpus"] = learner
+    elif learns and config.rollout.most_workers == config.learner.ranks:
+        asked = {"rollout.num_gpus and learner.num_gpus": max(rollout, learner)}
+    elif learns and not rollout:
+        asked = {"rollout.num_gpus, which the workers beyond learner.ranks have,": rollout}
     without = [key for key, gpus in asked.items() if not gpus]
     if config.policy.device == "cuda" and without:
         raise UserError(

@@ -320,9 +320,13 @@ class Trainer:
         self.saving = None
 
     def _heldout_reward(self, line: dict[str, Any]) -> float | None:
-        """What is trained for, on held-out prompts; None where it is not known."""
+        """What is trained for, on held-out prompts; None where it is not known, or of too few images: those that have a
+        score may be the easy ones.
+        """
         reward = sum(weight * line.get(f"eval/{name}", math.nan) for name, weight in self.config.weights.items())
-        return None if math.isnan(reward) else reward
+        holes = max((line.get(f"eval_holes/{name}", 0) for name in self.config.weights), default=0)
+        images = min(self.config.eval.prompts, len(self.heldout or ()))
+        return None if math.isnan(reward) or holes > self.config.reward.max_hole_share * images else reward
 
     def _record(self, line: dict[str, Any]) -> None:
         state = {"version": self.state.step, "elapsed_s": self.state.elapsed_s}

@@ -7,7 +7,7 @@ import torch
 from actors.policy.families import part_class, pipeline_file
 from actors.policy.settings import PolicySettings
 from services.errors import UserError
-from services.headers import shapes_below
+from services.headers import is_whole, shapes_below
 
 
 def check_loads(settings: PolicySettings) -> None:
@@ -19,9 +19,9 @@ def check_loads(settings: PolicySettings) -> None:
         UserError: names the weight; or its config is of no model of diffusers.
     """
     folder = pipeline_file(settings.model).parent / "transformer"
-    found = dict(shapes_below(folder))
-    if not found:
+    if not is_whole(folder):
         return
+    found = dict(shapes_below(folder))
     library, name = part_class(settings.model, "transformer")
     kind = getattr(importlib.import_module(library), name)
     try:

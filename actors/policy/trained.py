@@ -16,7 +16,7 @@ from actors.policy.families import pipeline_file
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.weights import Arrays
 from services.errors import UserError
-from services.headers import Shapes, opened, shapes_below, shapes_of
+from services.headers import Shapes, is_whole, opened, shapes_below, shapes_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -79,7 +79,8 @@ def check_trained(settings: PolicySettings, folder: Path, what: str) -> None:
         UserError: as `find_trained`, or they are of another rank, other targets or another model.
     """
     file, lora = find_trained(folder, settings.lora, what), settings.lora
-    base = dict(shapes_below(pipeline_file(settings.model).parent / "transformer"))
+    model = pipeline_file(settings.model).parent / "transformer"
+    base = dict(shapes_below(model)) if is_whole(model) else {}
     if lora is None:
         # The model's files hold buffers, too, which are not trained: what is missing is known when the model is loaded.
         shared = {name: shape for name, shape in base.items() if name in file.shapes}

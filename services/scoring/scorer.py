@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from services.devices import DEVICE
 from services.errors import UserError
 from services.scoring.settings import ScorerSettings
 
@@ -99,9 +100,12 @@ def check_device(settings: ScorerSettings) -> None:
     """Refuse a replica that is to use a GPU and asks Ray for none.
 
     Raises:
-        UserError: as said.
+        UserError: as said; or a scorer of ours has a device that is none.
     """
-    if str(settings.options.get("device", "")).startswith("cuda") and not settings.num_gpus:
+    device = str(settings.options.get("device", "auto"))
+    if settings.scorer in BUILT_IN and not DEVICE.fullmatch(device):
+        raise UserError(f"scorer `{settings.name}`: options.device `{device}`: it is auto, cpu, cuda or cuda:N")
+    if device.startswith("cuda") and not settings.num_gpus:
         raise UserError(
             f"scorer `{settings.name}`: options.device is cuda and num_gpus is 0; set num_gpus to 1 or a fraction, or "
             "leave options.device out"

@@ -22,6 +22,8 @@ from services.errors import UserError
 from system.config import EvalSettings, load_config
 from system.evaluate import evaluate
 from system.prompts import read_prompts
+from system.run_folder import RunFolder
+from system.trainer import Trainer
 from tests.tiny import tiny_settings
 from tests.unit.learner.test_learner import learner_of, tasks_of
 from tests.unit.learner.test_objectives import SAMPLES, exact_learner, generated, gradient
@@ -125,8 +127,26 @@ def test_an_evaluation_leaves_out_what_is_not_finite_and_one_of_holes_alone_stop
     with pytest.raises(UserError, match=r"`reward` \(scorer `reward`: OSError: away\)"):
         evaluated(10, "reward")
     with caplog.at_level(logging.WARNING):
-        assert evaluated(10, "judge").summary(["reward"])["eval/reward"] == 1
-    assert "no held-out image has a score of `judge`" in caplog.text
+        assert evaluated(10, "judge").summary(["reward", "judge"])["eval_holes/judge"] == 10
+        assert evaluated(3).summary(["reward"])["eval_holes/reward"] == 7
+    assert "10 of 10 held-out images have no score of `judge` (scorer `judge`: OSError: away)" in caplog.text
+    assert "7 of 10 held-out images have no score of `reward` (7 images: the model's latents" in caplog.text
+
+
+def test_an_evaluation_of_few_images_is_not_the_best(tmp_path):
+    config = load_config("shapes", ["eval.prompts=10", "reward.max_hole_share=0.2"])
+    trainer = Trainer(config, RunFolder(tmp_path), None, None, range(100), None, lambda: None)
+    assert trainer._heldout_reward({"eval/pickscore": 1.5, "eval_holes/pickscore": 2}) == 1.5
+    assert trainer._heldout_reward({"eval/pickscore": 1.5, "eval_holes/pickscore": 3}) is None
+    assert trainer._heldout_reward({}) is None
+
+
+def test_log_probs_of_nan_alone_are_drift_and_no_holes(sd3_folder):
+    """Dropping such decisions would train on nothing, and say nothing."""
+    ((decisions, advantage_NK),) = tasks_of(sd3_folder, 1)
+    broken = replace(decisions, log_prob_NK=np.full_like(decisions.log_prob_NK, np.nan))
+    with pytest.raises(UserError, match="rollout and learner disagree"):
+        learner_of(sd3_folder).update([(broken, advantage_NK)])
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.03])

@@ -52,7 +52,7 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     """An objective of the log-probs of actions.
 
     A decision whose siblings all have advantage 0 has no gradient but that of the KL term; without one it is left out.
-    So is a decision with a state or an action of NaN or infinity, which its log-prob shows, and its siblings with it.
+    So is a decision with a state or an action of NaN or infinity, and its siblings with it.
     Such decisions, holes and groups with no spread keep their place in the denominator, where the references drop
     them, so that the update does not depend on how many there are.
     """
@@ -69,7 +69,7 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
-        taught_N = np.isfinite(item.log_prob_NK).all(axis=1)
+        taught_N = _finite(item.state_NZ) & _finite(item.action_NKZ)
         if not self.settings.kl:
             taught_N &= advantage_NK.any(axis=1)
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
@@ -148,3 +148,9 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
             mean_NZ: μ now.
             kept: of the policy before the update, without gradient.
         """
+
+
+def _finite(values_NZ: np.ndarray) -> np.ndarray:
+    """Whether all values of a row are finite, (N,): so is then their sum, which costs no array of booleans."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(values_NZ.reshape(len(values_NZ), -1).sum(axis=1))

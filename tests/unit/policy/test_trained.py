@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from actors.policy.loading import check_loads
 from actors.policy.policy import Policy
 from actors.policy.settings import LoraSettings
 from actors.policy.trained import LORA_FILE, PEFT_CONFIG, PEFT_FILE, check_trained, read_trained
@@ -210,3 +211,19 @@ def test_whole_transformers_are_checked_likewise(sd3_folder, exported, tmp_path)
     policy.save(tmp_path / "wider", wider)
     with pytest.raises(UserError, match="was made for another model"):
         check_trained(settings, tmp_path / "wider", "policy.adapter")
+
+
+def test_a_model_whose_download_was_interrupted_is_no_other_model(sd3_folder, exported, tmp_path):
+    """One of two shards is here; the loader fetches the other."""
+    part = tmp_path / "part"
+    shutil.copytree(sd3_folder, part)
+    file = part / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    first, second = (f"diffusion_pytorch_model-{i:05d}-of-00002.safetensors" for i in (1, 2))
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[: len(names) // 2]}, file.with_name(first), {"format": "pt"})
+    index = {name: first if i < len(names) // 2 else second for i, name in enumerate(names)}
+    (file.with_name(f"{file.name}.index.json")).write_text(json.dumps({"weight_map": index}))
+    file.unlink()
+    check_trained(tiny_settings(part), exported, "--adapter")
+    check_loads(tiny_settings(part))

@@ -22,6 +22,13 @@ def gpu(monkeypatch):
 def test_a_gpu_has_an_index_without_which_no_process_group_starts(gpu, setting):
     assert device_of(setting) == torch.device("cuda", 1)
     assert device_of("cpu") == torch.device("cpu")
+    assert device_of("cuda:0") == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("setting", ["gpu", "mps", "cuda:", "cuda:x", "", "cpu:0"])
+def test_a_device_that_is_none_is_refused(gpu, setting):
+    with pytest.raises(UserError, match="it is auto, cpu, cuda or cuda:N"):
+        device_of(setting)
 
 
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):

@@ -80,3 +80,7 @@ def test_a_hub_id_is_the_commit_that_the_cache_knows(tmp_path, monkeypatch):
 def test_any_text_may_be_asked_for(text, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     assert fingerprint_of(text) is None
+
+
+def test_a_text_that_only_begins_like_a_home_is_no_file():
+    assert fingerprint_of("~ about nothing") is None

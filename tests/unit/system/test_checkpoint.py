@@ -300,3 +300,31 @@ def test_no_checkpoint_is_none_and_no_such_storage_is_the_users_mistake(folder):
     assert Checkpoints(folder, 1).latest() is None
     with pytest.raises(UserError, match="ftp://host/runs"):
         Folder.at("ftp://host/runs")
+
+
+def test_what_is_verified_does_not_grow_with_what_is_there(tmp_path, monkeypatch):
+    """After a resume the older checkpoints are unknown: the newest are read until there are enough, and the best."""
+    folder = Folder.at(str(tmp_path))
+    before, after = Checkpoints(folder, keep=9), Checkpoints(folder, keep=2)
+    before.claim()
+    for step, heldout in ((2, 0.9), (4, 0.1), (6, None), (8, 0.2)):
+        save(before, step, heldout)
+    after.claim()
+    read = []
+    sha256 = Folder.sha256
+    monkeypatch.setattr(Folder, "sha256", lambda self, name: read.append(self.path[-6:]) or sha256(self, name))
+    save(after, 10)
+    assert set(read) == {"000008", "000002"}
+    assert folder.folders() == ["step_000002", "step_000008", "step_000010"]
+
+
+def test_a_folder_that_only_looks_like_ours_is_left_alone(tmp_path):
+    checkpoints = Checkpoints(Folder.at(str(tmp_path)), keep=1)
+    checkpoints.claim()
+    for name in ("step_0000001", "step_000001.backup", "step_x"):
+        (tmp_path / name).mkdir()
+    for step in (2, 4):
+        save(checkpoints, step)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "step_0000001", "step_000001.backup", "step_x", "step_000004"
+    }  # fmt: skip

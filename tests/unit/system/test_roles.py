@@ -18,7 +18,15 @@ from system.train import check_devices
         (["policy.device=cuda", "rollout.num_gpus=1"], True, r"but learner\.num_gpus = 0"),
         (["policy.device=cuda", "rollout.num_gpus=1"], False, None),
         (["policy.device=cuda", "rollout.num_gpus=1", "placement=colocated"], True, None),
-        (["policy.device=cuda", "placement=colocated"], True, r"rollout\.num_gpus and learner\.num_gpus = 0"),
+        (["policy.device=cuda", "learner.num_gpus=1", "placement=colocated", "rollout.workers=1"], True, None),
+        (
+            ["policy.device=cuda", "learner.num_gpus=1", "placement=colocated"],
+            True,
+            r"the workers beyond learner\.ranks",
+        ),
+        (["scorers.0.options.device=gpu"], True, r"options\.device `gpu`: it is auto, cpu, cuda or cuda:N"),
+        (["policy.device=cuda", "placement=colocated"], True, r"the workers beyond learner\.ranks"),
+        (["policy.device=cuda", "placement=colocated", "rollout.workers=1"], True, r"and learner\.num_gpus = 0"),
         (["policy.device=auto"], True, None),
         (["scorers.0.options.device=cuda"], True, r"scorer `pickscore`: options\.device is cuda and num_gpus is 0"),
         (["scorers.0.options.device=cuda", "scorers.0.num_gpus=0.1"], True, None),
@@ -39,6 +47,11 @@ def test_a_role_that_is_to_use_a_gpu_must_ask_for_one(overrides, learns, refused
         ([], 8, "on the CPU: rollout, learner, scorer pickscore; the cluster has 8 GPUs"),
         (["rollout.num_gpus=1", "scorers.0.num_gpus=0.1"], 8, "on the CPU: learner; the cluster"),
         (["rollout.num_gpus=1", "placement=colocated", "scorers.0.num_gpus=0.1"], 8, None),
+        (
+            ["learner.num_gpus=1", "placement=colocated", "scorers.0.num_gpus=0.1"],
+            8,
+            "on the CPU: further rollout workers; the cluster",
+        ),
         ([], 0, None),
     ],
 )

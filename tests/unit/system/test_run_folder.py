@@ -11,7 +11,7 @@ import pytest
 from services import locks
 from services.errors import UserError
 from services.locks import InUse
-from system.checkpoint import RunState
+from system.checkpoint import Checkpoints, RunState
 from system.config import RunConfig, load_config, parse_config
 from system.recorded import check_same, differences, read_recorded
 from system.run_folder import RunFolder
@@ -404,3 +404,52 @@ def test_the_log_says_which_free_settings_a_resumed_run_changes(tmp_path):
     begin(config(tmp_path, steps=9))
     with RunFolder.open(config(tmp_path, steps=12), resume=True) as run:
         assert run.notes == [f"the run `{run.path}` continues with other settings: steps was 9 and is 12"]
+
+
+@pytest.mark.parametrize("damage", ["half", "without its end", "missing"])
+def test_a_run_folder_whose_recipe_is_torn_has_it_in_its_checkpoint(tmp_path, damage):
+    run = begin(config(tmp_path, seed=3))
+    whole = load_config(str(run.path))
+    file, text = run.config_file, run.config_file.read_text()
+    match damage:
+        case "half":
+            file.write_text(text[: len(text) // 2])
+        case "without its end":
+            file.write_text(text[: text.index("tempflow:")])
+        case "missing":
+            file.unlink()
+    assert load_config(str(run.path)) == whole
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.raises(UserError, match=r"has no whole config\.yaml and no checkpoint with the recipe"):
+        load_config(str(run.path))
+
+
+def test_places_that_cannot_be_used_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    refused(config(tmp_path, output=str(tmp_path / "file")), False, "output: `.*file/mine` cannot be used")
+    kept = {"checkpoint": {"folder": str(tmp_path / "file")}}
+    refused(config(tmp_path, **kept), False, "checkpoint.folder: `.*file` cannot be used")
+
+    def away(self):
+        raise OSError("When listing objects: Couldn't connect to server")
+
+    monkeypatch.setattr(Checkpoints, "recipe", away)
+    refused(config(tmp_path), False, "checkpoint.folder: `.*checkpoints` cannot be used .When listing objects")
+
+
+def test_what_would_be_refused_at_the_restore_is_refused_before_anything_starts(tmp_path):
+    run = begin(config(tmp_path, steps=9), recorded=5, sealed=(0, 2))
+    before = files(run.path)
+    refused(config(tmp_path, steps=3), True, r"has recorded step \d+, and its newest checkpoint is of step 2")
+    for name in ("step_000000", "step_000002"):
+        (run.path / "checkpoints" / name / "state.json").write_text("{}")
+    damaged = files(run.path)
+    refused(config(tmp_path, steps=9), True, "is usable")
+    assert files(run.path) == damaged != before
+
+
+def test_records_that_are_torn_altogether_are_named_at_the_restore(tmp_path, caplog):
+    run = begin(config(tmp_path, steps=9), recorded=2, sealed=(0, 2))
+    run.metrics_file.write_bytes(bytes(run.metrics_file.stat().st_size))
+    run.forget_after(2)
+    assert "has no whole line of step 0–2" in caplog.text

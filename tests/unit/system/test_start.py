@@ -187,7 +187,12 @@ def test_nohup_still_ignores_a_terminal_that_is_closed():
         assert process.communicate(timeout=30)[0] == "stopped by SIGTERM\n"
 
 
-def driver(phase: str, before=None) -> subprocess.Popen:
+def _as_in_a_terminal() -> None:
+    """The tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def driver(phase: str, before=_as_in_a_terminal) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, phase],
         **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": before},
