@@ -2,18 +2,25 @@
 
 import re
 
-_BEFORE_AT = re.compile(r"(?<=://)[^@\s'\"`]+(?=@)")
-_HOST_AND_PATH = re.compile(r"[^:/]+(:\d+)?/.*")
+_URL = re.compile(r"(\w+)://(\S*)@")
+"""A scheme, and all before the last `@`: a secret may hold a slash, a quote or an `@` itself."""
+_HTTP_PATH = re.compile(r"[^:/@]+(:\d+)?/.*")
+_OTHER_PATH = re.compile(r"[^:@]+/[^:]*")
+
+
+def _is_path(scheme: str, text: str) -> bool:
+    """Whether what stands before an `@` is a host and a path that holds it."""
+    return bool((_HTTP_PATH if scheme in ("http", "https") else _OTHER_PATH).fullmatch(text))
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a text holds a URL with a name or a secret, which may hold a slash, before its host."""
-    return any(not _HOST_AND_PATH.fullmatch(found) for found in _BEFORE_AT.findall(text))
+    """Whether a text holds a URL with a name or a secret before its host."""
+    return any(not _is_path(*found) for found in _URL.findall(text))
 
 
 def redacted(text: str) -> str:
     """A text without the credentials of its URLs."""
-    return _BEFORE_AT.sub(lambda found: found[0] if _HOST_AND_PATH.fullmatch(found[0]) else "…", text)
+    return _URL.sub(lambda found: found[0] if _is_path(found[1], found[2]) else f"{found[1]}://…@", text)
 
 
 class UserError(Exception):

@@ -1,6 +1,7 @@
 """Asking again until something is there."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, 
             if waited_s >= timeout_s:
                 raise
             if not told and waited_s > TELL_AFTER_S:
-                log.warning("%s; waiting up to %.0f s for it", error, timeout_s)
+                how_long = "" if math.isinf(timeout_s) else f"up to {timeout_s:.0f} s "
+                log.warning("%s; waiting %sfor it", error, how_long)
                 told = True
             asked_s = error.after_s if isinstance(error, Away) else 0.0
             wait_s = max(pause_s * random.uniform(0.5, 1), asked_s)

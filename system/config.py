@@ -277,6 +277,8 @@ def find_recipe(name: str) -> Path:
         UserError: there is none; names the nearest.
     """
     path = Path(name)
+    if (path / RUN_RECIPE).is_file():
+        return path / RUN_RECIPE
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
@@ -322,7 +324,7 @@ def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str
     else:
         path = find_recipe(recipe)
         raw = _read(path, ())
-    make_importable(path.parent)
+    make_importable(Path.cwd())
     raw.setdefault("name", path.stem)
     by_name = sorted(overrides, key=lambda override: override.partition("=")[0] not in NAMES)
     return raw, str(path), {_apply(raw, override): override for override in by_name}
@@ -343,7 +345,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
         raw = read_mapping(file, "a recipe")
     except (UserError, OSError) as error:
         log.warning("%s, so the recipe of the newest checkpoint is read", first_line(error))
-    if raw is None or not isinstance(raw.pop(OF_RUN, None), dict):
+    by = raw.pop(OF_RUN, None) if raw else None
+    if raw is None or not isinstance(by, dict) or "run" not in by:  # its last key
         kept = Checkpoints(Folder.at(str(folder / "checkpoints")), keep=1).recipe()
         if kept is None:
             raise UserError(
@@ -351,13 +354,21 @@ def _of_run(folder: Path) -> dict[str, Any]:
                 "and overrides that it began with, and checkpoint.folder=… if it had one"
             )
         raw = load_yaml(kept, f"the checkpoints in `{folder}`")
-        raw.pop(OF_RUN, None)
+        by = raw.pop(OF_RUN, None)
+    make_importable(*(by.get("folders") or []))
     return raw | {"name": folder.absolute().name, "output": str(folder.absolute().parent)}
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a recipe laid over that of the recipe which it `extends`."""
+    """The mapping of a recipe laid over that of the recipe which it `extends`. Scorers beside either are found.
+
+    A run that is extended gives its settings, but neither its name nor its place.
+    """
+    make_importable(path.parent)
     raw = read_mapping(path, "a recipe")
+    if raw.pop(OF_RUN, None):
+        raw.pop("name", None)
+        raw.pop("output", None)
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
@@ -447,7 +458,8 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
         near = near or [key for key in _dotted(model) if key.endswith(f".{last}")][:1] if len(place) == 1 else near
         near = near or difflib.get_close_matches(last, beside, 1, cutoff=0.4)
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(beside)}"
-        return f"{origin}: unknown key `{key}` (value {problem['input']!r}); {hint}"
+        origin = "an override" if origin in overrides.values() else origin  # whose value may be a secret
+        return f"{origin}: unknown key `{key}`; {hint}"
     if problem["type"] == "missing":
         return f"{origin}: `{key}` is missing"
     if problem["type"] == "union_tag_invalid":
@@ -455,7 +467,8 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, overri
         return f"{origin}: `{key}.name` = {context['tag']!r}: it is one of {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
         return f"{origin}: `{key}` = {problem['input']!r}: it is a mapping; choose by name, with {key}.name=…"
-    return f"{origin}: `{key}` = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    said = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return f"{origin}: `{key}` = {problem['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
 def _dotted(model: Any, above: str = "") -> Iterator[str]:
@@ -472,7 +485,9 @@ def _keys_beside(problem: Any, model: Any) -> list[str]:
     """Valid keys of the settings that hold the key in question."""
     for part in problem["loc"][: len(problem["loc"]) - 1]:
         model = _descend(model, part)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    kinds = [model, *get_args(model)]
+    found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return list(found[0].model_fields) if found else []
 
 
 def _descend(model: Any, part: Any) -> Any:

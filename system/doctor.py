@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from services.errors import UserError, first_line
 from services.storage import is_local
 from system.config import RunConfig
-from system.launch_env import LOOPBACK, check_start, running_ray, token_file
+from system.launch_env import LOOPBACK, check_start, needs_token, running_ray, token_file
 
 if TYPE_CHECKING:
     from system.deploy.sizing import Ask
@@ -238,7 +238,7 @@ def extras(config: RunConfig | None) -> Iterator[Finding]:
 
 def token_files(config: RunConfig | None) -> Iterator[Finding]:
     """Files with tokens that others on this machine can read."""
-    files = [str(token_file())] if token_file().is_file() else []
+    files = [str(token_file())] if needs_token() and token_file().is_file() else []
     if config:
         named = [config.serve.token_file, *(scorer.options.get("token_file") for scorer in config.scorers)]
         files += [str(name) for name in named if name]

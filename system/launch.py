@@ -1,10 +1,9 @@
 """Starting the roles on Ray: attach or start, reserve, place, clean up."""
 
 import logging
-import os
 import signal
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ import ray
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
-from ray.serve.schema import ApplicationStatus, DeploymentStatus
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,15 +25,16 @@ from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
 from services.errors import UserError, first_line
 from services.logs import LogFile
-from services.patience import patiently
 from services.scoring.remote import wait_for_pool
 from services.scoring.scorer import uses_gpu
 from services.scoring.settings import ScorerSettings
-from services.serving.app import build_app, why_not_started
+from services.serving.app import build_app
 from services.serving.gateway import deployment_name
 from services.serving.settings import GatewaySettings
 from system.config import RunConfig
 from system.launch_env import LOOPBACK, check_start, make_token, running_ray
+from system.pool_start import PoolStart, may_grow
+from system.stop import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +42,6 @@ STOP_TIMEOUT_S = 30
 MAX_STARTS = 3
 """Times that the learner may die as it starts."""
 APP_FILE = "serve_app"
-NO_ROOM = "to be scheduled"
-"""In what Serve (2.60) says, after 30 s, of a deployment whose replicas wait for resources."""
-
-
-class PoolNotReady(Exception):
-    """Scorers of the reward pool have not started."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +55,26 @@ class Connection:
 def connect() -> Connection:
     """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
 
-    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort.
+    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort. The processes of a Ray
+    that starts here ignore SIGHUP, which a closed terminal sends to all of them: the driver stops, and they with it.
 
     Raises:
         UserError: no Ray can be started here, or the one that is named does not answer.
+        Stopped: by SIGTERM, while Ray started.
     """
     check_start()
     if running_ray() is None:
         make_token()
-    handler = signal.getsignal(signal.SIGTERM)
-    connection = _connect()
-    if callable(handler):
-        signal.signal(signal.SIGTERM, handler)
-    return connection
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        return _connect()
+    except SystemExit as ended:
+        raise Stopped("SIGTERM") from ended
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _connect() -> Connection:
@@ -132,7 +132,6 @@ class Roles:
         self.app = f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
         self.colocated = with_learner and config.placement == "colocated"
         self.group: PlacementGroup | None = None
-        self.said_no_room = False
 
     def __enter__(self) -> "Roles":
         try:
@@ -182,7 +181,7 @@ class Roles:
         bundles = [{kind: count for kind, count in bundle.items() if count} or {"CPU": 0.001} for bundle in bundles]
         self.group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
         try:
-            ray.get(self.group.ready(), timeout=self.config.ray.start_timeout_s if self._may_grow() else STOP_TIMEOUT_S)
+            ray.get(self.group.ready(), timeout=self.config.ray.start_timeout_s if may_grow() else STOP_TIMEOUT_S)
         except GetTimeoutError as error:
             asked = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
             free = ray.available_resources()
@@ -192,10 +191,6 @@ class Roles:
                 f"{free.get('GPU', 0):g} are free; lower rollout.workers, rollout.num_cpus or learner.num_cpus, or use "
                 "a larger cluster"
             ) from error
-
-    def _may_grow(self) -> bool:
-        """Whether waiting can help: on a cluster of more than this machine."""
-        return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
 
     def _warn_of_idle_gpus(self) -> None:
         """Say which roles run on the CPU although the cluster has GPUs."""
@@ -319,57 +314,12 @@ class Roles:
             )
             target = serve.RunTarget(app, name=self.app, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
-            try:
-                patiently(self._check_started, PoolNotReady, self.config.ray.start_timeout_s)
-            except PoolNotReady as late:
-                mend = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise it"
-                raise UserError(f"{late} within ray.start_timeout_s; {mend}") from late
+            PoolStart(self.app, self.config.scorers).wait(self.config.ray.start_timeout_s)
         handles = {
             scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), shared or self.app)
             for scorer in self.config.scorers
         }
         self.pool = RewardPool(handles, self.config.scorers, self.config.name)
-
-    def _check_started(self) -> None:
-        """See whether all scorers have started.
-
-        Raises:
-            PoolNotReady: one has not yet.
-            UserError: one refuses to, or there is no room for it and there will be none.
-            RuntimeError: one cannot, or somebody has deleted them.
-        """
-        application = serve.status().applications.get(self.app)
-        if application is None:
-            raise RuntimeError(f"the reward pool {self.app} was deleted")
-        if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise why_not_started(application)
-        if application.status != ApplicationStatus.RUNNING:
-            late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
-            if no_room := self._without_room({name for name, of in late.items() if NO_ROOM in of.message}):
-                if not self._may_grow():
-                    raise UserError(no_room)
-                if not self.said_no_room:
-                    log.warning("%s; waiting for nodes", no_room)
-                    self.said_no_room = True
-                raise PoolNotReady(no_room)
-            said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())
-            raise PoolNotReady(f"the reward pool has not started ({said})")
-
-    def _without_room(self, deployments: Collection[str]) -> str:
-        """Why scorers are not placed: what each asks for, what is free, what to lower; empty if all are placed."""
-        free = ray.available_resources()
-        asks = [
-            f"a replica of `{scorer.name}` asks for {scorer.num_cpus:g} CPUs and {scorer.num_gpus:g} GPUs (scorers.{i})"
-            for i, scorer in enumerate(self.config.scorers)
-            if deployment_name(scorer.name) in deployments
-        ]
-        if not asks:
-            return ""
-        return (
-            f"the reward pool has no room: {', '.join(asks)}, and {free.get('CPU', 0):g} CPUs and "
-            f"{free.get('GPU', 0):g} GPUs are free; lower num_cpus, num_gpus or replicas of the scorers, or what "
-            "rollout and learner ask for"
-        )
 
     def _forget_app(self) -> None:
         """Delete the pool of this run's former driver, if that was killed before it could."""

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 ALIVE_TIMEOUT_S = 2.0
+HTTP2_SETTINGS = b"\4"
+"""The type of the first frame of either side of HTTP/2, which gRPC speaks (RFC 9113, section 3.4)."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0" * 5
 LONGEST_SOCKET = "ray/session_YYYY-MM-DD_HH-MM-SS_ffffff_4194304/sockets/plasma_store.1"
 """What Ray (2.60) appends to the temporary folder, for the largest process id of Linux."""
 MAX_SOCKET_BYTES = 107
@@ -55,6 +58,22 @@ def answers(address: str) -> bool:
     return True
 
 
+def is_ray(address: str) -> bool:
+    """Whether a gRPC server listens at `host:port`, as a cluster's head does. Ray itself would wait for minutes for
+    something else, such as the dashboard, to become one.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), ALIVE_TIMEOUT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return True
+            connection.settimeout(ALIVE_TIMEOUT_S)
+            connection.sendall(HTTP2_PREFACE)
+            return connection.recv(9)[3:4] == HTTP2_SETTINGS
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
 def check_start() -> None:
     """Refuse what would keep Ray from starting here, or from being attached to.
 
@@ -81,9 +100,9 @@ def check_address(address: str) -> None:
             f"RAY_ADDRESS is {address}, the address of a dashboard, for `ray job`; unset it to start a Ray here, "
             "or set it to host:port of a cluster (port 6379 of its head)"
         )
-    if not answers(where):
+    if not is_ray(where):
         raise UserError(
-            f"nothing answers at {address}: correct RAY_ADDRESS (host:port of the cluster's head), or unset it to "
+            f"no Ray answers at {address}: correct RAY_ADDRESS (host:port of the cluster's head), or unset it to "
             "start a Ray here"
         )
 
@@ -149,8 +168,7 @@ def check_token() -> None:
 
 def make_token() -> None:
     """Make the token of a Ray that starts here, if there is none. What Ray itself (2.60) makes, everyone can read."""
-    file = token_file()
-    if not needs_token() or file.exists():
+    if not needs_token() or (file := token_file()).exists():
         return
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".token-") as aside:  # only its owner can open it

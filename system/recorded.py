@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UserError
+from services.scoring.scorer import own_folders
 from services.yaml_text import dump_yaml, load_yaml
 from system import __version__
 from system.config import OF_RUN, RunConfig, parse_config
@@ -31,10 +32,13 @@ class Recorded:
     """Drawn at random when a run begins, so that two runs of one name and recipe are told apart."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Fingerprints of files and models, by the key that names them (inputs.py)."""
+    folders: list[str] = field(default_factory=own_folders)
+    """Where scorers are imported from, so that the run continues from its folder alone."""
 
     def text(self) -> str:
         """The YAML of it; `tempflow` comes last, so that a file without it is torn."""
-        by = {"version": __version__, "commit": git_commit(), "inputs": self.inputs, "run": self.run}
+        made_by = {"version": __version__, "commit": git_commit(), "folders": self.folders}
+        by = {**made_by, "inputs": self.inputs, "run": self.run}
         return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: by})
 
 

@@ -1,5 +1,6 @@
 """`tempflow sample`: images from a recipe's model, in this process."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from system.outputs import make_output_folder
 def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
     """Write `count` images a prompt as PNG; equal arguments give equal images.
 
-    A file's name says what made it: the prompt, the base or the run of the adapter, and the seed. So the images of the
-    base and of adapters lie side by side.
+    A file's name says what made it: the prompt, the base or the run of the adapter, the seed, and six digits that
+    follow from all settings. So images of the base and of adapters lie side by side.
 
     Raises:
         UserError: the model or the adapter is missing, or gives images that are not finite.
@@ -45,7 +46,8 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     made_by = f"{_word(adapter.resolve().parent.name) if adapter else 'base'}-seed{config.seed}"
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
-        path = output / f"{i:03d}-{_word(prompt)}-{made_by}.png"
+        digest = hashlib.blake2b(f"{config!r} {adapter} {prompt}".encode(), digest_size=3).hexdigest()
+        path = output / f"{i:03d}-{_word(prompt)}-{made_by}-{digest}.png"
         Image.fromarray(image).save(path)
         paths.append(path)
     return paths

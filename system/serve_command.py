@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import psutil
@@ -19,10 +20,11 @@ from rich.console import Console
 from services.errors import UserError, first_line
 from services.http import read_token
 from services.scoring.scorer import check_device, check_scorer
-from services.serving.app import PoolSettings, build, why_not_started
+from services.serving.app import PoolSettings, build
 from services.serving.settings import GatewaySettings
 from services.yaml_text import dump_yaml
 from system.launch_env import LOOPBACK, running_ray, token_hint
+from system.pool_start import PoolStart
 from system.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -116,16 +118,22 @@ def _check_alone(listen: GatewaySettings) -> None:
         UserError: another program has begun to listen there since `check_free`.
     """
     sockets = psutil.net_connections("tcp")
-    ports = [sock.laddr.port for sock in sockets if sock.laddr and sock.status == psutil.CONN_LISTEN]
-    if ports.count(listen.port) > 1:
+    listening = [sock.laddr for sock in sockets if sock.laddr and sock.status == psutil.CONN_LISTEN]
+    same = [at for at in listening if at.port == listen.port and at.ip in (listen.host, "0.0.0.0", "::")]
+    if len(same) > 1:
         raise _taken(listen)
 
 
 @contextmanager
-def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
+def running_pool(
+    pool: PoolSettings, starting: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[tuple[Connection, float]]:
     """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
 
     On the way out the application, and nothing else, is deleted.
+
+    Args:
+        starting: the context of its start, in which a signal may interrupt.
 
     Raises:
         UserError: the pool cannot listen where it should, or a scorer refuses to start.
@@ -139,19 +147,21 @@ def running_pool(pool: PoolSettings) -> Iterator[tuple[Connection, float]]:
     try:
         _check_cluster(pool)
         warn_of_idle_gpus({}, pool.scorers)
-        serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
         started = time.perf_counter()
         try:
-            try:
-                serve.run(build(pool), name=pool.name, route_prefix="/")
-            except RayServeException as error:
-                raise UserError(
-                    f"Serve on this Ray cluster refuses the pool, end what is in its way: {first_line(error)}"
-                ) from error
-            except RuntimeError as error:
-                raise why_not_started(serve.status().applications[pool.name]) from error
-            if connection.started_here:
-                _check_alone(pool.serve)
+            with starting():
+                serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
+                try:
+                    target = serve.RunTarget(build(pool), name=pool.name, route_prefix="/")
+                    serve.run_many([target], wait_for_applications_running=False)
+                except RayServeException as error:
+                    said = first_line(error)
+                    raise UserError(
+                        f"Serve on this cluster refuses the pool ({said}); end what is in its way"
+                    ) from error
+                PoolStart(pool.name, pool.scorers).wait(math.inf)
+                if connection.started_here:
+                    _check_alone(pool.serve)
             yield connection, time.perf_counter() - started
         finally:
             serve.delete(pool.name)
@@ -166,7 +176,7 @@ def run_pool(pool: PoolSettings, console: Console) -> None:
         Stopped: by the signal.
     """
     check_pool(pool)
-    with StopFlag() as stop, running_pool(pool) as (connection, ready_s):
+    with StopFlag() as stop, running_pool(pool, stop.starting) as (connection, ready_s):
         console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
         if connection.dashboard:
             console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)

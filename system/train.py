@@ -15,7 +15,7 @@ from services.errors import UserError, cause_of
 from services.logs import LogFile, logging_to
 from services.scoring.scorer import check_device, check_scorer
 from system.config import RunConfig
-from system.launch_env import token_hint
+from system.launch_env import check_start, token_hint
 from system.loggers import check_loggers, open_loggers
 from system.plain import plain
 from system.progress import Progress
@@ -81,6 +81,7 @@ def train_run(config: RunConfig, resume: bool, console: Console, accept_changes:
         UserError: one sentence that names the thing and the mend.
     """
     train, heldout = check(config)
+    check_start()
     with (
         _naming_a_full_disk(config),
         RunFolder.open(config, resume, accept_changes) as run,

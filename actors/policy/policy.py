@@ -42,7 +42,7 @@ class Policy:
         transformers_logging.disable_progress_bar()
         self.settings = settings
         self.device = device_of(settings.device)
-        self.family = family or family_class(settings).load(settings, resolve_model(settings.model), self.device, parts)
+        self.family = family or _loaded(settings, self.device, parts)
         self.transformer = self.family.transformer
         self.sigmas = self.family.sigmas(settings.num_steps).to(self.device)
         if settings.lora:
@@ -199,6 +199,23 @@ class Policy:
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
             | {"lora_alpha": self.settings.lora.rank},
         )
+
+
+def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Family:
+    """The model's family with its weights.
+
+    Raises:
+        UserError: the files do not make the model.
+    """
+    folder = resolve_model(settings.model)
+    try:
+        return family_class(settings).load(settings, folder, device, parts)
+    except (ValueError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"policy.model: `{settings.model}` cannot be loaded ({type(error).__name__}: {said}); "
+            "`tempflow doctor RECIPE` compares its files"
+        ) from error
 
 
 def _storage_error(error: SafetensorError) -> Exception:

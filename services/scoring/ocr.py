@@ -18,8 +18,9 @@ CLOSING = {
     "「": "」", "『": "』", "﹁": "﹂", "﹃": "﹄", "〝": "〞〟", "＂": "＂",
 }  # fmt: skip
 """What ends a quote, by what begins it. Single quotes are none, since they are apostrophes too."""
-OPENING = re.compile(rf'(?<!\d)"|[{"".join(CLOSING.keys() - {chr(34)})}]')
-"""A straight quote after a digit is an inch mark, as in `a 12" record`."""
+INCH = '"”'
+OPENING = re.compile(f"(?<!\\d)[{INCH}]|[{''.join(CLOSING.keys() - set(INCH))}]")
+"""One of INCH after a digit is an inch mark, as in `a 12" record`, and begins no quote."""
 
 
 class Ocr:

@@ -68,7 +68,9 @@ def scorer_class(settings: ScorerSettings) -> type:
     try:
         inspect.signature(found).bind(**settings.options)
     except TypeError as error:
-        raise UserError(f"scorer `{settings.scorer}`: options {settings.options}: {error}") from error
+        raise UserError(
+            f"scorer `{settings.scorer}`: options {', '.join(settings.options) or 'none'}: {error}"
+        ) from error
     return found
 
 

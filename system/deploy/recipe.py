@@ -145,6 +145,7 @@ def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSe
             "token_file": POOL_TOKEN,
             "run": config.name,
             "timeout_s": scorer.timeout_s,
+            "patience_s": 0.9 * scorer.timeout_s,  # the caller gives up before the run does, and says why
         },
         replicas=Replicas(min=callers, max=callers),
         num_cpus=CALLER_CPUS,

@@ -18,7 +18,7 @@ _QUALIFIED = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _PREFIXED = rf"{_SUBDOMAIN}/{_QUALIFIED}"
 _PATH = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*"
 _HOST = rf"([A-Za-z0-9.-]+(:[0-9]+)?/)?{_PATH}(/{_PATH})*"
-_QUANTITY = r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti)?"
+_QUANTITY = r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?"
 
 
 def _rule(pattern: str, rule: str, longest: int) -> AfterValidator:

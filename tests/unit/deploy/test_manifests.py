@@ -327,7 +327,7 @@ def test_a_pool_alone_needs_nodes_of_its_own():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker` .* did you mean `workers`"),
+        ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker`; did you mean `workers`"),
         ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs': give at most 253 lower-case"),
         ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
         ("- image", "an infrastructure file is a mapping"),

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from system import doctor
 from system.cli import app
 from system.config import RunConfig, load_config
+from tests.grpc_like import grpc_server
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -96,8 +97,7 @@ def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtype(monkeypatch):
 
 def test_a_cluster_that_is_not_there_and_one_whose_token_is_missing(monkeypatch, tmp_path):
     assert levels(doctor.ray_cluster()) == ["ok", "ok"]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with grpc_server() as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert levels(doctor.ray_cluster()) == ["ok", "ok", "warning"]
         monkeypatch.setenv("RAY_AUTH_MODE", "token")

@@ -26,7 +26,7 @@ KEY = "a key that nobody may read"
 
 
 def config(tmp_path, **log) -> RunConfig:
-    return parse_config(RunConfig, MINIMAL | {"name": "mine", "output": str(tmp_path), "log": log}, "test")
+    return parse_config(RunConfig, MINIMAL | {"name": "mine", "output": str(tmp_path), "steps": 9, "log": log}, "test")
 
 
 def step(run: RunFolder, number: int, value: float) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -16,6 +17,7 @@ from services.errors import UserError
 from system import launch_env
 from system.launch_env import check_start, make_token, running_ray
 from system.outputs import check_output, make_output_folder
+from tests.grpc_like import grpc_server
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,18 +35,29 @@ def home(monkeypatch):
 
 @pytest.fixture
 def listening():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+    """A server whose first words are those of gRPC."""
+    with grpc_server() as address:
+        yield address
+
+
+def test_something_else_than_ray_is_refused(monkeypatch):
+    """Such as the dashboard without its `http://`: Ray would wait for it for minutes."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match="no Ray answers at"):
+            check_start()
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
     ("address", "says"),
     [
         ("http://127.0.0.1:8265", "the address of a dashboard, for `ray job`; unset it"),
-        ("127.0.0.1:1", "nothing answers at 127.0.0.1:1: correct RAY_ADDRESS"),
-        ("ray://127.0.0.1:1", "nothing answers at ray://127.0.0.1:1"),
-        ("nonsense", "nothing answers at nonsense"),
-        ("host:99999999", "nothing answers at host:99999999"),
+        ("127.0.0.1:1", "no Ray answers at 127.0.0.1:1: correct RAY_ADDRESS"),
+        ("ray://127.0.0.1:1", "no Ray answers at ray://127.0.0.1:1"),
+        ("nonsense", "no Ray answers at nonsense"),
+        ("host:99999999", "no Ray answers at host:99999999"),
     ],
 )
 def test_an_address_of_no_cluster_is_refused_at_once(monkeypatch, address, says):
