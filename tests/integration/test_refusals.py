@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -95,15 +96,22 @@ class Refuses:
 
 @pytest.mark.parametrize("command", ["train", "serve"])
 def test_a_scorer_that_refuses_to_start_is_a_sentence(recipe, ray_head, tmp_path, command):
+    """A pool with HTTP needs a Ray of its own: Serve on the other has none."""
     (tmp_path / "mine.py").write_text(REFUSES)
-    env = environment(ray_head.address) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    env = environment(ray_head.address if command == "train" else None)
+    overrides = ["scorers.0.scorer=mine:Refuses", "name=refused", f"serve.port={free_port()}"]
     done = subprocess.run(
-        [sys.executable, "-m", "system", command, str(recipe), "scorers.0.scorer=mine:Refuses", "name=refused"],
-        **{"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": RUN_TIMEOUT_S},
+        [sys.executable, "-m", "system", command, str(recipe), *overrides],
+        **{"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": RUN_TIMEOUT_S},
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"tempflow: scorer mine: {SAYS}"
     assert "Traceback" not in done.stderr
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def test_an_adapter_of_nan_is_refused_by_the_role_and_a_torn_one_before_any_starts(

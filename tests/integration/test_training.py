@@ -223,7 +223,7 @@ def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray
     assert "Traceback" not in raises.stderr
 
     some = ("scorers.0.scorer=broken:SomeNaN", "reward.max_hole_share=0.7")
-    everything = train("name=everything", *some, "scorers.0.options={percent: 100}")
+    everything = train("name=everything", *some, "scorers.0.options={percent: 100}", "data.heldout=null")
     assert everything.returncode == 2, everything.stderr
     assert "54 of 54 images have no reward" in everything.stderr
 
