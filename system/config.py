@@ -283,7 +283,7 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
         raise UserError(f"no recipe at `{name}`; `tempflow recipes` lists those that come with tempflow")
-    shipped = Path(str(resources.files("configs"))) / f"{name}.yaml"
+    shipped = shipped_recipes() / f"{name}.yaml"
     if shipped.is_file():
         return shipped
     near = difflib.get_close_matches(name, recipe_names(), 1)
@@ -292,7 +292,12 @@ def find_recipe(name: str) -> Path:
 
 def recipe_names() -> list[str]:
     """Recipes that come with tempflow."""
-    return sorted(path.stem for path in Path(str(resources.files("configs"))).glob("*.yaml"))
+    return sorted(path.stem for path in shipped_recipes().glob("*.yaml"))
+
+
+def shipped_recipes() -> Path:
+    """The folder of the recipes that come with tempflow."""
+    return Path(str(resources.files("configs")))
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -364,7 +369,8 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
     A run that is extended gives its settings, but neither its name nor its place.
     """
-    make_importable(path.parent)
+    if path.parent != shipped_recipes():
+        make_importable(path.parent)
     raw = read_mapping(path, "a recipe")
     if raw.pop(OF_RUN, None):
         raw.pop("name", None)

@@ -83,7 +83,7 @@ def make_importable(*folders: Path | str) -> None:
 
 def own_folders() -> list[str]:
     """The folders that this process imports from, but for Python's own and those of installed packages."""
-    folders = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path)
+    folders = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path if Path(entry).is_dir())
     return [folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix))]
 
 

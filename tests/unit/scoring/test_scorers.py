@@ -111,6 +111,8 @@ def test_ocr_reward_by_hand():
         ("”JAZZ” här", "JAZZ"),
         ('a 12" record that says "JAZZ"', "JAZZ"),
         ('a 12" x 10" sign with “JAZZ”', "JAZZ"),
+        ("15” laptop showing “HELLO”", "HELLO"),
+        ("12” x “JAZZ”", "JAZZ"),
         ('"OPEN" on a 12" screen', "OPEN"),
         ('the 7" single "Say 9"', "Say 9"),
         ('"Route 66" at dusk', "Route 66"),
