@@ -69,7 +69,7 @@ def _on_white(image: Image.Image) -> np.ndarray:
 
 
 def _grey16(image: Image.Image) -> np.ndarray:
-    """Of 16 bits of grey, which `convert` would clip at 255."""
+    """A picture of 16 bits of grey by its upper 8 bits; `convert` would clip it at 255."""
     grey_HW = np.asarray(image)
     seen_HW = (grey_HW >> 8).astype(np.uint8)
     if (transparent := image.info.get("transparency")) is not None:

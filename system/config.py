@@ -265,7 +265,7 @@ NAMES = {f"{key}.name" for key in NAMELESS}
 RUN_RECIPE = "config.yaml"
 """The recipe of a run, in its folder."""
 RUN_PARTS = ("metrics.jsonl", "checkpoints", "driver.lock")
-"""By one of these a folder is known as that of a run."""
+"""A folder with one of these is that of a run."""
 OF_RUN = "tempflow"
 """The key of that file which is no setting: what began the run."""
 

@@ -20,7 +20,7 @@ MAY_CHANGE: dict[str, set[str] | bool] = {
 
 
 MAX_CHARS = 80
-"""Of a value in a sentence."""
+"""A value is shown up to this length in a sentence."""
 
 
 @dataclass(frozen=True)

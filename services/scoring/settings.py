@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from services.settings import Gpus, Settings
 
 COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
-"""Of the tables in which each scorer has a column of its name: the pool's answers, and the Parquet file of `eval`."""
+"""Columns of tables in which each scorer has one of its name: the pool's answers, and the Parquet file of `eval`."""
 
 
 class Replicas(Settings):

@@ -36,7 +36,7 @@ class GatewaySettings(Settings):
     max_waiting: int = Field(4096, ge=1)
     """Images in the gateway at once; more are answered 429."""
     max_waiting_pixels: int = Field(2**30, ge=1)
-    """Of those images; more are answered 429 too."""
+    """Pixels of the images in the gateway at once; more are answered 429 too."""
     max_waiting_per_run: int = Field(2048, ge=1)
     """Of them, those of one run (or of all callers that name none)."""
 

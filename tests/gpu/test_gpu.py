@@ -31,7 +31,7 @@ BOUND = 1e-4
 """Of relative differences between devices in fp32. A change of every weight by a rounding of fp32 (6e-8) moves all that
 is compared by at most 5e-6; a rounding of TF32 (3e-4) moves the update by 2e-3 or more."""
 GREY_LEVELS = 1
-"""Of 255, between images: halfway between two grey levels, one device may round up and the other down."""
+"""Images may differ by so many of 255: halfway between two grey levels, one device may round up and the other down."""
 
 
 def settings_of(model: Case | str, tiny_folder, **changes) -> PolicySettings:

@@ -54,7 +54,7 @@ def test_of_a_large_file_evenly_spaced_blocks_are_read(tmp_path, monkeypatch):
 
 
 def bytes_read() -> int:
-    """By this process so far."""
+    """Bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
