@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from services.errors import first_line
+from services.text import is_unicode
 
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
@@ -125,7 +126,7 @@ def _read_json(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
         images = [base64.b64decode(item["image"], validate=True) for item in items]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise BadRequest('not JSON of the form {"items": [{"prompt": text, "image": base64}, …]}') from error
-    if not all(isinstance(prompt, str) and _is_unicode(prompt) for prompt in prompts):
+    if not all(isinstance(prompt, str) and is_unicode(prompt) for prompt in prompts):
         raise BadRequest("prompts are texts")
     return prompts, images
 
@@ -139,11 +140,6 @@ def _check_structure(body: bytes, max_images: int) -> None:
             raise _count("too many", max_images)
     if outside > STRUCTURE_BYTES * (max_images + 1):
         raise BadRequest(f"{outside} bytes of JSON are outside of strings; send less structure", 413)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can write and tokenizers cannot read."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def write_request(prompts: Sequence[str], images: Sequence[bytes]) -> bytes:

@@ -5,7 +5,6 @@ the pool answers right afterwards.
 """
 
 import base64
-import io
 import json
 import random
 import struct
@@ -33,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
 from services.client import ScoreClient
 from services.images import encode_image
 from services.serving.wire import ARROW, JSON, write_request
+from tests.images import chunk, encoded
 from tests.integration.test_serving import TOKEN, as_json, grey, post, serving
 
 ANSWER_TIMEOUT_S = 30
@@ -125,16 +125,6 @@ def test_requests_made_from_its_own_description(pool, steady, rounds, mode):
         ask()
     print("requests", asked)
     assert asked["/v1/score"] >= 20 * rounds
-
-
-def encoded(image: Image.Image, format_: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(width: int, height: int, depth: int = 8, kind: int = 2, pixels: bytes = b"\0" * 99, more: bytes = b"") -> bytes:

@@ -12,19 +12,10 @@ from PIL import Image
 
 from services.image_structure import MAX_CHUNKS, MAX_PARTS, MAX_SCANS, BadImage, read_size
 from services.images import decode_image, encode_image, image_pixels
+from tests.images import chunk, encoded
 
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
-
-
-def encoded(image: Image.Image, format_: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(*parts: bytes, width: int = 8, height: int = 8, kind: int = 2, pixels: bytes = bytes(8 * 25)) -> bytes:
