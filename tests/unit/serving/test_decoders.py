@@ -19,7 +19,7 @@ PNG = encode_image(np.asarray(NOISE))
 SLOW = encoded(NOISE.resize((4096, 4096)), "JPEG", progressive=True, quality=5)
 LAST_SCAN = SLOW[SLOW.rindex(b"\xff\xda") : -2]
 SLOW = SLOW[:-2] + LAST_SCAN * (MAX_SCANS - 20) + SLOW[-2:]
-"""Of a structure that may pass, and seconds of work."""
+"""A JPEG whose structure may pass, and which takes seconds to decode."""
 
 
 def decoded(decoders: Decoders, *images: bytes) -> tuple[dict[int, np.ndarray], dict[int, str]]:
