@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatus
 
-from services.errors import UserError
+from services.errors import UserError, quoted_refusal
 from services.patience import patiently
 from services.scoring.settings import ScorerSettings
 from services.serving.app import why_not_started
@@ -60,6 +60,8 @@ class PoolStart:
         if application.status == ApplicationStatus.RUNNING:
             return
         late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
+        if refused := quoted_refusal("\n".join(of.message for of in late.values())):
+            raise refused  # Serve would start the replica twice more, with the same settings.
         waiting = {name for name, of in late.items() if WAITS_FOR_A_PLACE in of.message}
         if no_room := self._without_room(waiting):
             if not may_grow():
@@ -68,7 +70,7 @@ class PoolStart:
                 log.warning("%s; waiting for nodes", no_room)
                 self.said_no_room = True
             raise PoolNotReady(no_room)
-        said = "; ".join(f"{name}: {' '.join(of.message.split()) or of.status.value}" for name, of in late.items())
+        said = "; ".join(f"{name}: {in_one_line(of.message) or of.status.value}" for name, of in late.items())
         raise PoolNotReady(f"the reward pool has not started ({said})")
 
     def _without_room(self, waiting: set[str]) -> str:
@@ -88,6 +90,13 @@ class PoolStart:
             f"the reward pool has no room: {', '.join(asks)}, and {cpus:g} CPUs and {gpus:g} GPUs are free; lower "
             "num_cpus, num_gpus or replicas of the scorers, or what rollout and learner ask for"
         )
+
+
+def in_one_line(message: str) -> str:
+    """What Serve says of a deployment, and the error of a traceback that it quotes without its frames."""
+    says, _, frames = message.partition("Traceback (most recent call last):")
+    lines = [line.strip() for line in frames.splitlines() if line.strip()]
+    return " ".join([*says.split(), *lines[-1:]])
 
 
 def may_grow() -> bool:
