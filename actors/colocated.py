@@ -14,7 +14,7 @@ from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
-from services.logs import LogFile
+from services.base.logs import LogFile
 
 
 class ColocatedWorker(RolloutWorker, LearnerWorker):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from system.launch_env import make_token
-from tests.families import Case
-from tests.tiny import build_sd3
+from system.launch.environment import make_token
+from tests.helpers.families import Case
+from tests.helpers.tiny import build_sd3
 
 torch.set_num_threads(1)
 

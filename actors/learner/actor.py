@@ -16,10 +16,10 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
 from actors.trajectory import Decisions, Samples
-from services.devices import prepare_torch
-from services.gauges import LastingGauges, gpu_memory
-from services.logs import LogFile, log_to
-from services.storage import Folder
+from services.base.devices import prepare_torch
+from services.base.gauges import LastingGauges, gpu_memory
+from services.base.logs import LogFile, log_to
+from services.base.storage import Folder
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner

@@ -15,8 +15,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.learner.settings import LearnerSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.weights import Exported
-from services.errors import death, refusal
-from services.storage import Folder
+from services.base.errors import death, refusal
+from services.base.storage import Folder
 
 log = logging.getLogger(__name__)
 

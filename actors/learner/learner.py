@@ -25,8 +25,8 @@ from actors.policy.settings import KernelSettings
 from actors.policy.sharding import full, is_sharded
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Samples
-from services.errors import UserError
-from services.storage import Folder
+from services.base.errors import UserError
+from services.base.storage import Folder
 
 Taught = tuple[Decisions | Samples, np.ndarray]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.learner.ranks import Ranks
 from actors.learner.stats import UpdateStats
-from services.errors import UserError
+from services.base.errors import UserError
 
 
 class Monitor:

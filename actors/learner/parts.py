@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actors.learner.ranks import Ranks
 from actors.policy.sharding import is_sharded, local, placed
-from services.storage import Folder
+from services.base.storage import Folder
 
 
 def packed(name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Strict, Tag
 
-from services.settings import Gpus, Settings, name_or
+from services.base.settings import Gpus, Settings, name_or
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

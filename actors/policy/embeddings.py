@@ -15,8 +15,8 @@ from torch import nn
 
 from actors.policy.arrays import to_array, to_tensor
 from actors.policy.family import Conditioning, Family
-from services.errors import first_line
-from services.fingerprint import fingerprint_of
+from services.base.errors import first_line
+from services.base.fingerprint import fingerprint_of
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.policy.settings import PolicySettings
-from services.errors import UserError
-from services.paths import model_file
+from services.base.errors import UserError
+from services.base.paths import model_file
 
 if TYPE_CHECKING:
     from actors.policy.family import Family

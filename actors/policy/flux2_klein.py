@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actors.policy.family import Conditioning, both_halves
 from actors.policy.packed import PackedFamily
-from services.errors import UserError
+from services.base.errors import UserError
 
 
 class Flux2Klein(PackedFamily):

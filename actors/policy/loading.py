@@ -6,8 +6,8 @@ import torch
 
 from actors.policy.families import part_class, pipeline_file
 from actors.policy.settings import PolicySettings
-from services.errors import UserError
-from services.headers import is_whole, shapes_below
+from services.base.errors import UserError
+from services.base.headers import is_whole, shapes_below
 
 
 def check_loads(settings: PolicySettings) -> None:

@@ -21,9 +21,9 @@ from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.sharding import is_sharded, local, placed, shard
 from actors.policy.trained import WEIGHTS_FILE, read_trained
 from actors.policy.weights import Arrays, Weights, checksum
-from services.devices import device_of
-from services.errors import UserError
-from services.paths import resolve_model
+from services.base.devices import device_of
+from services.base.errors import UserError
+from services.base.paths import resolve_model
 
 
 class Policy:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from services.settings import Listed, Settings, name_or
+from services.base.settings import Listed, Settings, name_or
 
 
 class LoraSettings(Settings):

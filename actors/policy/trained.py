@@ -15,8 +15,8 @@ from typing import Any
 from actors.policy.families import pipeline_file
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.weights import Arrays
-from services.errors import UserError
-from services.headers import Shapes, is_whole, opened, shapes_below, shapes_of
+from services.base.errors import UserError
+from services.base.headers import Shapes, is_whole, opened, shapes_below, shapes_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

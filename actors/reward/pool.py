@@ -12,7 +12,7 @@ from ray.exceptions import ObjectLostError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from services.errors import cause_of
+from services.base.errors import cause_of
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.settings import Settings
+from services.base.settings import Settings
 
 
 class RewardSettings(Settings):

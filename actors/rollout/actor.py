@@ -13,9 +13,9 @@ from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
-from services.devices import prepare_torch
-from services.gauges import LastingGauges, gpu_memory
-from services.logs import LogFile, at, log_to
+from services.base.devices import prepare_torch
+from services.base.gauges import LastingGauges, gpu_memory
+from services.base.logs import LogFile, at, log_to
 
 if TYPE_CHECKING:
     from actors.rollout.worker import Generator

@@ -21,7 +21,7 @@ from actors.rollout.dispatch import Pace, dispatch
 from actors.rollout.in_flight import InFlight
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Task, Tree
-from services.errors import UserError, death, first_line, refusal
+from services.base.errors import UserError, death, first_line, refusal
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from services.settings import Gpus, Settings
+from services.base.settings import Gpus, Settings
 
 
 class RolloutSettings(Settings):

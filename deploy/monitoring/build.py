@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from services.text import read_text
-from services.yaml_text import load_yaml
+from services.base.text import read_text
+from services.base.yaml_text import load_yaml
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, PER_ROW = 8, 8, 3

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from services.devices import device_of
-from services.paths import model_file, resolve_model
+from services.base.devices import device_of
+from services.base.paths import model_file, resolve_model
 
 
 def check_clip(what: str, model: str, processor: str | None) -> None:

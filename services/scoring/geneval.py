@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from services.errors import UserError
-from services.http import BUSY, CONNECT_S, GONE, read_token, retry_after_s, session
-from services.images import encode_image
-from services.patience import Away
-from services.rows import read_rows
+from services.base.errors import UserError
+from services.base.patience import Away
+from services.base.rows import read_rows
+from services.http.images import encode_image
+from services.http.session import BUSY, CONNECT_S, GONE, read_token, retry_after_s, session
 from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
 
 THRESHOLD = 0.3

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from services.devices import device_of
-from services.errors import UserError
-from services.paths import model_file, resolve_model
+from services.base.devices import device_of
+from services.base.errors import UserError
+from services.base.paths import model_file, resolve_model
 
 if TYPE_CHECKING:
     import torch

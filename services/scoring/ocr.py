@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.errors import UserError
+from services.base.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from services.errors import UserError
-from services.patience import Away, patiently
+from services.base.errors import UserError
+from services.base.patience import Away, patiently
 from services.scoring.settings import ScorerSettings
 
 T = TypeVar("T")

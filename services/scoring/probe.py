@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from services.errors import UserError, first_line
+from services.base.errors import UserError, first_line
 from services.scoring.scorer import check_scorer, load_scorer
 from services.scoring.settings import ScorerSettings
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.client import PoolError, ScoreClient
-from services.errors import UserError
-from services.http import read_token
+from services.base.errors import UserError
+from services.http.client import PoolError, ScoreClient
+from services.http.session import read_token
 from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
 
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from services.devices import DEVICE
-from services.errors import UserError
+from services.base.devices import DEVICE
+from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
 
 BUILT_IN = {

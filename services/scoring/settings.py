@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from services.settings import Gpus, Settings
+from services.base.settings import Gpus, Settings
 
 COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
 """Columns of tables in which each scorer has one of its name: the pool's answers, and the Parquet file of `eval`."""

@@ -7,8 +7,8 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
-from services.errors import quoted_refusal
-from services.logs import LogFile
+from services.base.errors import quoted_refusal
+from services.base.logs import LogFile
 from services.scoring.scorer import own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment

@@ -10,8 +10,8 @@ import struct
 import sys
 from typing import BinaryIO
 
-from services.image_structure import BadImage
-from services.images import decode_image
+from services.http.image_structure import BadImage
+from services.http.images import decode_image
 
 READY = b"R"
 REQUEST = struct.Struct("<Q")

@@ -18,7 +18,7 @@ from queue import PriorityQueue
 
 import numpy as np
 
-from services.image_structure import BadImage
+from services.http.image_structure import BadImage
 from services.serving import decoder as child
 from services.serving.decoder import ANSWER, READY, REQUEST
 
@@ -55,7 +55,7 @@ class Decoder:
             raise RuntimeError(f"a decoder of images does not start: it ended with {self.close()}") from error
 
     def decode(self, data: bytes) -> np.ndarray:
-        """As `services.images.decode_image`, in `decode_s` CPU seconds at most.
+        """As `services.http.images.decode_image`, in `decode_s` CPU seconds at most.
 
         Raises:
             BadImage: as there, or it takes longer, or it ends the process.

@@ -12,9 +12,9 @@ import numpy as np
 from ray import serve
 from ray.util import metrics
 
-from services.devices import prepare_torch
-from services.gauges import LastingGauges, Reading, gpu_memory
-from services.logs import LogFile, log_to
+from services.base.devices import prepare_torch
+from services.base.gauges import LastingGauges, Reading, gpu_memory
+from services.base.logs import LogFile, log_to
 from services.scoring.scorer import Scorer, load_scorer, make_importable
 from services.scoring.settings import ScorerSettings
 

@@ -19,15 +19,15 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
-from services.errors import UserError, cause_of
-from services.http import read_token
-from services.image_structure import BadImage
-from services.images import image_pixels
+from services.base.errors import UserError, cause_of
+from services.http.image_structure import BadImage
+from services.http.images import image_pixels
+from services.http.session import read_token
+from services.http.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
 from services.scoring.settings import ScorerSettings
 from services.serving.decoders import Decoders
 from services.serving.docs_page import docs_page
 from services.serving.settings import GatewaySettings
-from services.serving.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
+from services.base.settings import Listed, Settings
 from services.scoring.settings import ScorerSettings
-from services.settings import Listed, Settings
 
 
 class GatewaySettings(Settings):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.learner.advantage import advantages
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
 from actors.reward.pool import Scores
@@ -20,8 +19,9 @@ from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Decisions
 from services.scoring.scorer import load_scorer
-from system.config import RunConfig
-from system.prompts import read_prompts, tasks_of_step
+from system.loop.advantage import advantages
+from system.loop.prompts import read_prompts, tasks_of_step
+from system.recipe.config import RunConfig
 
 STRIDES = (1.0, 2.0, 3.0, 100.0)
 """Full, half, a third; and one step to the end."""

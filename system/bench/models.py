@@ -20,7 +20,7 @@ from actors.policy.flux import Flux
 from actors.policy.policy import Policy
 from actors.policy.sd3 import SD3
 from actors.policy.settings import PolicySettings
-from services.devices import device_of
+from services.base.devices import device_of
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),

@@ -18,11 +18,11 @@ from actors.reward.pool import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from services.scoring.scorer import load_scorer
-from system.collect import compare
-from system.config import RunConfig
-from system.launch import Roles, connect
-from system.prompts import read_prompts, tasks_of_step
-from system.train import train_run
+from system.commands.train import train_run
+from system.launch.roles import Roles, connect
+from system.loop.collect import compare
+from system.loop.prompts import read_prompts, tasks_of_step
+from system.recipe.config import RunConfig
 
 SKIPPED_STEPS = 1
 """The first step pays for what is made once; it is not counted."""

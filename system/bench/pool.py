@@ -19,16 +19,16 @@ import torch
 from ray import serve
 
 from actors.reward.pool import RewardPool
-from services.client import PoolError, ScoreClient
+from services.http.client import PoolError, ScoreClient
 from services.scoring.scorer import load_scorer
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.gateway import deployment_name
 from services.serving.settings import PoolSettings
 from system.bench.measure import alternate
-from system.config import RunConfig
-from system.launch_env import LOOPBACK
-from system.prompts import read_prompts
-from system.serve_command import running_pool
+from system.launch.environment import LOOPBACK
+from system.launch.serving import running_pool
+from system.loop.prompts import read_prompts
+from system.recipe.config import RunConfig
 
 APP = "tempflow-bench-pool"
 TASKS, TASK_IMAGES = 4, 96

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.rollout.plans.settings import TrunkSettings
-from services.errors import UserError
+from services.base.errors import UserError
 from system.bench.learner import bench_learner
 from system.bench.models import FULL_SIZES, bench_policy
 from system.bench.sampler import bench_sampler
-from system.config import RunConfig
+from system.recipe.config import RunConfig
 
 OF_A_MODEL = ("sampler", "learner")
 KINDS = (*OF_A_MODEL, "weights", "pipeline", "pool", "completions")

@@ -17,12 +17,12 @@ from rich.console import Console
 from actors.rollout.plans import make_plan
 from services.scoring.settings import Replicas, ScorerSettings
 from system.bench.sleeping import SleepingLearner, SleepingWorker
-from system.config import RunConfig
-from system.launch import Roles, connect
-from system.progress import Progress
-from system.prompts import read_prompts
-from system.run_folder import RunFolder
-from system.trainer import Trainer
+from system.launch.roles import Roles, connect
+from system.loop.prompts import read_prompts
+from system.loop.trainer import Trainer
+from system.recipe.config import RunConfig
+from system.run.folder import RunFolder
+from system.run.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.weights import Arrays, Label
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Decisions, Outcome, Task, Tree
-from services.storage import Folder
+from services.base.storage import Folder
 
 WEIGHTS_BYTES = 2**20
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from services.errors import UserError
-from services.storage import write_atomically
-from services.text import read_text
-from services.yaml_text import load_yaml
-from system.config import RunConfig
+from services.base.errors import UserError
+from services.base.storage import write_atomically
+from services.base.text import read_text
+from services.base.yaml_text import load_yaml
+from system.recipe.config import RunConfig
 from system.report.data import by_sampling_step
-from system.run_folder import RunFolder
+from system.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from services.errors import UserError
+from services.base.errors import UserError
+from system.capacity.estimate import steps_within
+from system.commands.plain import plain
+from system.commands.train import check, train_run
 from system.compare.result import Result, condense, key_of
-from system.config import RunConfig, load_config
-from system.estimate import steps_within
-from system.outputs import make_output_folder
-from system.plain import plain
-from system.run_folder import RunFolder
-from system.train import check, train_run
+from system.recipe.config import RunConfig, load_config
+from system.run.folder import RunFolder
+from system.run.outputs import make_output_folder
 
 
 @dataclass(frozen=True)

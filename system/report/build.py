@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from services.storage import write_atomically
+from services.base.storage import write_atomically
 from system.report.data import Paired, Run, comparisons, read_run, scores
 from system.report.figures import branches, curves, health, time_use
 from system.report.pictures import pairs

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.errors import UserError, first_line
-from services.yaml_text import load_yaml
-from system.metrics_file import MetricsFile, missing_steps
-from system.run_folder import tables
+from services.base.errors import UserError, first_line
+from services.base.yaml_text import load_yaml
+from system.run.folder import tables
+from system.run.metrics_file import MetricsFile, missing_steps
 
 Z_95 = 1.96
 NOT_SCORES = {"row", "prompt", "category"}

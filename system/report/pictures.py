@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.errors import first_line
+from services.base.errors import first_line
 from system.report.data import Run, number
 
 MAX_SIDE_PX = 512

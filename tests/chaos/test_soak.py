@@ -25,7 +25,7 @@ MAY_GROW_MB, MAY_GROW_FILES = 40, 20
 
 CENSUS = """
 import json
-from system.launch_env import listen_on_loopback
+from system.launch.environment import listen_on_loopback
 listen_on_loopback()
 import ray
 ray.init(log_to_driver=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.runs import STEPS, Run
-from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
+from tests.helpers.paths import ROOT
+from tests.integration.conftest import RUN_TIMEOUT_S, environment
 from tests.integration.test_training import adapter, metrics
 
 DISK_BYTES = 16 * 2**20
@@ -16,7 +17,7 @@ LEFT_BYTES = 2**15
 
 CROWDED_HEAD = """
 import sys
-from system.launch_env import listen_on_loopback
+from system.launch.environment import listen_on_loopback
 listen_on_loopback()
 import numpy as np
 import ray

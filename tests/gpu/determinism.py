@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from actors.policy.settings import PolicySettings
-from services.devices import prepare_torch
-from tests.families import FAMILIES
+from services.base.devices import prepare_torch
 from tests.gpu.work import family_settings, miniature_settings, policy_of, task_of, update_of
+from tests.helpers.families import FAMILIES
 
 LONG = {"height": 128, "width": 128}
 """1,024 image tokens of a tiny model: attention kernels share the work on a row among blocks only beyond some hundred

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ import torch.distributed as dist
 
 from actors.learner.ranks import Ranks, Rendezvous, join
 from actors.policy.settings import PolicySettings
-from tests.families import FAMILIES, Case
 from tests.gpu.work import change_of, family_settings, miniature_settings, policy_of, task_of, update_of
+from tests.helpers.families import FAMILIES, Case
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 JOIN_TIMEOUT_S = 60
 SCRIPT_TIMEOUT_S = 600
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))

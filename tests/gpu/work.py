@@ -13,9 +13,9 @@ from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Decisions, Task
-from system.config import load_config
-from tests.families import Case
-from tests.tiny import stir, tiny_settings
+from system.recipe.config import load_config
+from tests.helpers.families import Case
+from tests.helpers.tiny import stir, tiny_settings
 
 KERNEL = FlowSDESettings()
 LINEAR = LearnerSettings(lr=1e5, eps=1e3, weight_decay=0, max_drift=1)

@@ -11,16 +11,17 @@ import pytest
 import ray
 import yaml
 
-from system.launch_env import LOOPBACK
+from system.launch.environment import LOOPBACK
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 600
 
 HEAD = """
 import sys
-from system.launch_env import listen_on_loopback
+from system.launch.environment import listen_on_loopback
 listen_on_loopback()
 import ray
+from tests.helpers.paths import ROOT
 context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0)
 print(context.address_info["gcs_address"], context.dashboard_url, context.address_info["session_dir"], flush=True)
 sys.stdin.read()

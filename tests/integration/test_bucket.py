@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from services.storage import Folder
+from services.base.storage import Folder
+from tests.helpers.s3 import bucket
 from tests.integration.test_training import adapter, metrics
-from tests.s3 import bucket
 
 __all__ = ["bucket"]
 

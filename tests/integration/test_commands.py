@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from actors.policy.policy import Policy
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.fixture

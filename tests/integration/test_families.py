@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers import FluxPipeline
 
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 
 def lines(run):

@@ -29,10 +29,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.client import ScoreClient
-from services.images import encode_image
-from services.serving.wire import ARROW, JSON, write_request
-from tests.images import chunk, encoded
+from services.http.client import ScoreClient
+from services.http.images import encode_image
+from services.http.wire import ARROW, JSON, write_request
+from tests.helpers.images import chunk, encoded
 from tests.integration.test_serving import TOKEN, as_json, grey, post, serving
 
 ANSWER_TIMEOUT_S = 30

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, Head, environment
+from tests.helpers.paths import ROOT
+from tests.integration.conftest import RUN_TIMEOUT_S, Head, environment
 from tests.integration.test_training import metrics
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ from actors.learner.actor import LearnerWorker
 from actors.learner.group import LearnerGroup, LearnerLost
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.policy.settings import FlowSDESettings
-from services.errors import UserError
-from services.logs import LogFile
-from services.storage import Folder
-from tests.tiny import tiny_settings
-from tests.unit.learner.test_learner import PLAN, tasks_of
+from services.base.errors import UserError
+from services.base.logs import LogFile
+from services.base.storage import Folder
+from tests.helpers.tiny import tiny_settings
+from tests.unit.actors.learner.test_learner import PLAN, tasks_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

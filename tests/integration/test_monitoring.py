@@ -17,8 +17,8 @@ import pytest
 import requests
 import yaml
 
+from tests.helpers.monitoring import FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 from tests.integration.conftest import environment
-from tests.monitoring import FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 
 pytestmark = pytest.mark.slow
 SCRAPE_S = 1

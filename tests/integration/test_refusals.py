@@ -15,9 +15,10 @@ from actors.learner.settings import LearnerSettings
 from actors.policy.policy import Policy
 from actors.policy.trained import LORA_FILE
 from actors.rollout.fleet import Fleet
-from services.errors import UserError, refusal
-from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
-from tests.tiny import stir, tiny_settings
+from services.base.errors import UserError, refusal
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import stir, tiny_settings
+from tests.integration.conftest import RUN_TIMEOUT_S, environment
 
 SAYS = "policy.adapter: `x` has rank 2; set policy.lora.rank=2"
 
@@ -83,7 +84,7 @@ def test_other_errors_of_an_actor_are_no_refusals(local_ray):
 
 
 REFUSES = f"""
-from services.errors import UserError
+from services.base.errors import UserError
 
 class Refuses:
     def __init__(self):

@@ -19,9 +19,9 @@ import requests
 import yaml
 from PIL import Image
 
-from services.client import PoolError, ScoreClient
-from services.image_structure import MAX_SCANS
-from services.images import encode_image
+from services.http.client import PoolError, ScoreClient
+from services.http.image_structure import MAX_SCANS
+from services.http.images import encode_image
 from tests.integration.conftest import environment
 
 START_TIMEOUT_S = 120
@@ -257,7 +257,7 @@ def test_a_port_has_one_pool(pool, tempflow, tmp_path):
 
 
 SERVE_WITHOUT_HTTP = """
-from system.launch_env import listen_on_loopback
+from system.launch.environment import listen_on_loopback
 listen_on_loopback()
 import ray
 from ray import serve

@@ -10,13 +10,13 @@ import ray
 from rich.console import Console
 
 from actors.learner.group import LearnerLost
-from services.errors import UserError
+from services.base.errors import UserError
 from system.bench.simulate import Scenario, SleepingRoles, simulate, simulated
-from system.config import RunConfig, load_config
-from system.progress import Progress
-from system.prompts import read_prompts
-from system.run_folder import RunFolder
-from system.trainer import Trainer
+from system.loop.prompts import read_prompts
+from system.loop.trainer import Trainer
+from system.recipe.config import RunConfig, load_config
+from system.run.folder import RunFolder
+from system.run.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SMALL = Scenario(workers=3, replicas=1, ranks=2, task_s=0.02, score_s=0.01, update_s=0.05, tasks=6)

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.integration.conftest import ROOT, RUN_TIMEOUT_S, environment
+from tests.helpers.paths import ROOT
+from tests.integration.conftest import RUN_TIMEOUT_S, environment
 
 
 def adapter(run: Path, step: int = 4) -> bytes:

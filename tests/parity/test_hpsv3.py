@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from services.errors import UserError
+from services.base.errors import UserError
 from services.scoring.hpsv3 import CHECKPOINT_FILE, HPSv3
 from services.scoring.scorer import check_scorer
 from services.scoring.settings import ScorerSettings
+from tests.helpers.paths import ROOT
 
-FOLDER = Path(__file__).parents[1] / "golden" / "hpsv3"
+FOLDER = ROOT / "tests" / "golden" / "hpsv3"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text())
 
 

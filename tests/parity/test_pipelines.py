@@ -15,8 +15,8 @@ from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans import ode_plan
 from actors.rollout.sampler import Sampler
-from tests.families import FAMILIES, Case
-from tests.tiny import stir, tiny_settings
+from tests.helpers.families import FAMILIES, Case
+from tests.helpers.tiny import stir, tiny_settings
 
 PROMPTS = ["a red cat", "a much longer prompt of a dog"]
 CLEAN_PROCESS = """

@@ -18,16 +18,16 @@ from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Cost, Task
-from services.errors import UserError
-from system.config import EvalSettings, load_config
-from system.evaluate import evaluate
-from system.prompts import read_prompts
-from system.run_folder import RunFolder
-from system.trainer import Trainer
-from tests.tiny import tiny_settings
-from tests.unit.learner.test_learner import learner_of, tasks_of
-from tests.unit.learner.test_objectives import SAMPLES, exact_learner, generated, gradient
-from tests.unit.reward.test_pool import Handle, good, pool_of
+from services.base.errors import UserError
+from system.loop.evaluate import evaluate
+from system.loop.prompts import read_prompts
+from system.loop.trainer import Trainer
+from system.recipe.config import EvalSettings, load_config
+from system.run.folder import RunFolder
+from tests.helpers.tiny import tiny_settings
+from tests.unit.actors.learner.test_learner import learner_of, tasks_of
+from tests.unit.actors.learner.test_objectives import SAMPLES, exact_learner, generated, gradient
+from tests.unit.actors.reward.test_pool import Handle, good, pool_of
 
 KERNEL = FlowSDESettings()
 PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from actors.rollout.plans.plan import Solver
-from services.settings import Listed, Settings, name_or
+from services.base.settings import Listed, Settings, name_or
 
 
 class TrunkSettings(Settings):

@@ -2,7 +2,7 @@
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import TreeSettings
-from services.errors import UserError
+from services.base.errors import UserError
 
 
 def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:

@@ -4,7 +4,7 @@ import numpy as np
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import TrunkSettings
-from services.errors import UserError
+from services.base.errors import UserError
 
 
 def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator) -> Plan:

@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import WindowSettings
-from services.errors import UserError
+from services.base.errors import UserError
 
 
 def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> Plan:

@@ -9,7 +9,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+from tests.helpers.paths import ROOT
+
+DEPLOY = ROOT / "deploy"
 
 
 def test_the_dockerfile_passes_the_linter():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from deploy.monitoring.build import DASHBOARDS, built
-from tests.monitoring import DOCS, FOLDER, RULES, documented, may_be_missing, metrics_of, panels
+from tests.helpers.monitoring import DOCS, FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 

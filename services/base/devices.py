@@ -1,0 +1,65 @@
+"""What a process computes on, and how: decided before PyTorch touches a GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import TYPE_CHECKING
+
+from services.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
+    """Set PyTorch up in an actor. Call it first, since CUDA reads its environment only once.
+
+    A role that asks for no GPU sees none: Ray (2.60) leaves the GPUs of a node visible to an actor without `num_gpus`,
+    and `device: auto` would take the first of them, which belongs to another role.
+
+    Args:
+        threads: CPU threads of one operation. They are part of the arithmetic: another count gives other last bits.
+        num_gpus: what the role asks Ray for.
+        deterministic: only use algorithms that give the same bits each time. On a GPU the usual backward of attention
+            and others are not among them; an operation that has no such algorithm raises a RuntimeError.
+    """
+    if not num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    import torch
+
+    torch.set_num_threads(threads)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if num_gpus and not torch.cuda.is_available():
+        version = torch.__version__
+        log.warning("this role asks for %g GPUs and PyTorch %s finds none: it runs on the CPU", num_gpus, version)
+
+
+DEVICE = re.compile(r"auto|cpu|cuda(:(\d+))?")
+"""What a `device` may be; `cuda:1` is the second of the GPUs that the process sees."""
+
+
+def device_of(setting: str) -> torch.device:
+    """The device that a setting names, a GPU with its index; `auto` takes the GPU where there is one.
+
+    Raises:
+        UserError: no such device, or it is a GPU and PyTorch finds none.
+    """
+    import torch
+
+    found = DEVICE.fullmatch(setting)
+    if found is None:
+        raise UserError(f"device `{setting}`: it is auto, cpu, cuda or cuda:N")
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        version = torch.__version__
+        raise UserError(f"device is {setting} and PyTorch {version} finds no GPU here; set it to auto or cpu")
+    return torch.device("cuda", int(found[2]) if found[2] else torch.cuda.current_device())

@@ -1,0 +1,112 @@
+"""Where a process of the system writes its log: JSON lines that say who wrote them."""
+
+import json
+import logging
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from services.base.errors import cause_of, first_line
+
+log = logging.getLogger(__name__)
+
+HOST = platform.node()
+
+_context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=MappingProxyType({}))
+"""Where in a run the code that logs is; a thread begins with none."""
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, what the
+    process is (`fields`), where it is (`at`), and `exception` with its traceback.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "host": HOST,
+            "pid": record.process,
+            "message": record.getMessage(),
+            **self.fields,
+            **_context.get(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """Where a process writes its log, and what each line says of the process."""
+
+    path: Path
+    run: str
+    role: str
+    more: Mapping[str, str | int] = field(default_factory=dict)
+    """Rank, slot or scorer."""
+
+
+class _FileHandler(logging.FileHandler):
+    """A line that cannot be written, on a full disk, is said on the screen instead."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            print(f"{self.baseFilename}: {error}; not logged: {record.getMessage()}", file=sys.stderr)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            print(f"{self.baseFilename}: {error}", file=sys.stderr)
+
+
+def log_to(file: LogFile) -> logging.Handler:
+    """Send this process's log (INFO and above) to a file, which is made with its folder."""
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _FileHandler(file.path)
+    handler.setFormatter(JsonLines(run=file.run, role=file.role, **file.more))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+@contextmanager
+def logging_to(file: LogFile) -> Iterator[None]:
+    """The same for as long as the context lasts. An exception that ends it is written to the file, too."""
+    handler = log_to(file)
+    try:
+        yield
+    except BaseException as error:
+        said = f"ended by {type(cause_of(error)).__name__}: {first_line(error)}"
+        handler.handle(log.makeRecord(__name__, logging.CRITICAL, __file__, 0, said, (), sys.exc_info()))
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def at(**place: Any) -> Iterator[None]:
+    """Lines that this thread logs in the context say where they come from, such as `step` and `task`."""
+    token: Token[Mapping[str, Any]] = _context.set({**_context.get(), **place})
+    try:
+        yield
+    finally:
+        _context.reset(token)

@@ -1,0 +1,85 @@
+"""Where a model or data file named in a recipe lies."""
+
+import importlib.util
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+from services.base.errors import UserError
+
+log = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 10
+
+PACKAGE_PREFIX = "package:"
+
+
+def resolve_model(name: str) -> str:
+    """`package:NAME/PATH` to the folder inside that installed package; anything else as it is (a path or a hub id).
+
+    Raises:
+        UserError: the package or the path inside it does not exist.
+    """
+    if not name.startswith(PACKAGE_PREFIX):
+        return name
+    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"`{name}`: no package `{package}` is installed")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        raise UserError(f"`{name}`: the package `{package}` has no `{inside}`")
+    return str(path)
+
+
+def model_file(what: str, name: str, file: str) -> Path:
+    """A small file of a model: in its folder, or fetched from the hub (with HF_TOKEN, through HF_ENDPOINT).
+
+    Raises:
+        UserError: no such model, or it is gated and the token opens nothing; begins with `what`.
+    """
+    folder = resolve_model(name)
+    if Path(folder).is_dir():
+        path = Path(folder) / file
+        if not path.exists():
+            raise UserError(f"{what}: `{folder}` has no {file}; give a model's folder or a hub id")
+        return path
+    if folder.startswith(("/", ".", "~")):
+        raise UserError(f"{what}: there is no folder `{folder}` here; give one that exists, or a hub id")
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+
+    reached = hub_answers(constants.ENDPOINT)
+    try:
+        return Path(hf_hub_download(folder, file, local_files_only=not reached))
+    except GatedRepoError as error:
+        fix = "accept its licence on the hub, and set HF_TOKEN to a token that may read it, or give a local folder"
+        raise UserError(f"{what}: `{folder}` is gated; {fix}") from error
+    except LocalEntryNotFoundError as error:
+        away = f"the hub at {constants.ENDPOINT} does not answer, and the cache has no {file} of it"
+        raise UserError(f"{what}: no folder `{folder}` here, {away}; give a folder, or connect to the hub") from error
+    except (HFValidationError, OSError) as error:
+        fix = "give a folder that exists, or a hub id that can be reached (HF_TOKEN for a private one)"
+        raise UserError(
+            f"{what}: no folder `{folder}` here, and the hub gives no {file} of it ({type(error).__name__}); {fix}"
+        ) from error
+
+
+@cache
+def hub_answers(endpoint: str) -> bool:
+    """Whether the hub is there, asked once a process: its client tries five times for each file.
+
+    Where it is not, this process and those that it starts (HF_HUB_OFFLINE) look into the cache alone.
+    """
+    import requests
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    try:
+        requests.head(endpoint, timeout=HUB_TIMEOUT_S)
+    except requests.RequestException:
+        log.warning("the hub at %s does not answer; only its cache on this machine is used", endpoint)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return False
+    return True

@@ -1,0 +1,298 @@
+"""Files of rows with named columns: Parquet, JSON lines, JSON arrays, CSV and TSV, and text with a row a line."""
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from services.base.errors import UserError, first_line
+from services.base.paths import resolve_model
+from services.base.text import is_unicode, read_text, split_lines
+
+ROWS_AT_ONCE = 2**16
+
+
+class Rows(Protocol):
+    """The rows of a file, in its order. Values are as the file has them: texts, numbers, lists, mappings or None."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """A row by column; a column that the row lacks may be missing."""
+        ...
+
+    def place(self, row: int) -> str:
+        """Where the row is in the file, for messages."""
+        ...
+
+    def texts(self, column: str) -> Sequence[str]:
+        """A column of texts.
+
+        Raises:
+            UserError: a row holds something else or nothing; names the row.
+        """
+        ...
+
+    def labels(self, column: str) -> Sequence[str | None]:
+        """A column of texts, numbers or truth values as texts; None where a row has none.
+
+        Raises:
+            UserError: it holds lists, mappings or bytes.
+        """
+        ...
+
+
+def read_rows(name: str, what: str, text_column: str) -> Rows:
+    """Read a file by its suffix, in upper or lower case.
+
+    Args:
+        name: a path, or `package:NAME/PATH`.
+        what: what the file should be, for the message that it is missing.
+        text_column: name of the one column of a text file, which is `.txt` or has no suffix.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not what its suffix says.
+    """
+    path = Path(resolve_model(name)).expanduser()
+    if not path.is_file():
+        raise UserError(f"no {what} at `{name}`")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return ParquetRows(path)
+    if suffix in {".txt", ""}:
+        return _from_lines(path, text_column)
+    if suffix not in READERS:
+        known = ", ".join((".parquet", *READERS, ".txt"))
+        raise UserError(f"`{name}` has the suffix {path.suffix}, which is not read; use one of {known}")
+    return RowList.of(str(path), READERS[suffix](path, read_text(path)))
+
+
+@dataclass(frozen=True)
+class RowList:
+    """Rows in memory."""
+
+    name: str
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    places: list[str]
+
+    @classmethod
+    def of(cls, name: str, placed: Iterable[tuple[str, dict[str, Any]]]) -> "RowList":
+        """Rows with their places; a column is one that any row has."""
+        places, rows, columns = [], [], {}
+        for place, row in placed:
+            places.append(place)
+            rows.append(row)
+            columns.update(dict.fromkeys(row))
+        return cls(name, list(columns), rows, places)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return dict(self.rows[row])
+
+    def place(self, row: int) -> str:
+        return self.places[row]
+
+    def texts(self, column: str) -> list[str]:
+        texts = [row.get(column) for row in self.rows]
+        for text, place in zip(texts, self.places, strict=True):
+            if not isinstance(text, str):
+                said = "is missing" if text is None else f"is {_short(text)}, not text"
+                raise UserError(f"`{self.name}`, {place}: `{column}` {said}")
+        return texts  # type: ignore[return-value]
+
+    def labels(self, column: str) -> list[str | None]:
+        values = [row.get(column) for row in self.rows]
+        for value, place in zip(values, self.places, strict=True):
+            if isinstance(value, list | dict):
+                raise UserError(f"`{self.name}`, {place}: `{column}` is {_short(value)}, not text or a number")
+        return [_label(value) for value in values]
+
+
+class ParquetRows:
+    """Rows of a Parquet file of any size. What is asked for becomes a memory map, so that rows are read at random."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = pq.ParquetFile(path, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        self.columns: list[str] = self.file.schema_arrow.names
+        _check_header(str(path), self.columns)
+
+    def __len__(self) -> int:
+        return self.file.metadata.num_rows
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self._all.slice(row, 1).to_pylist()[0]
+
+    def place(self, row: int) -> str:
+        return f"row {row + 1}"
+
+    def texts(self, column: str) -> "ArrowTexts":
+        values = self._mapped([column])[column]
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise UserError(f"`{self.path}`: column `{column}` holds {values.type}, not text")
+        if values.null_count:
+            first = values.is_null().index(True).as_py()
+            raise UserError(f"`{self.path}`, {self.place(first)}: `{column}` is missing")
+        return ArrowTexts(values)
+
+    def labels(self, column: str) -> "ArrowTexts":
+        values = self._mapped([column])[column]
+        if pa.types.is_nested(values.type) or "binary" in str(values.type):
+            raise UserError(f"`{self.path}`: column `{column}` holds {values.type}, not text or numbers")
+        return ArrowTexts(values)
+
+    @cached_property
+    def _all(self) -> pa.Table:
+        """Every column, mapped when a row's are asked for."""
+        return self._mapped(self.columns)
+
+    def _mapped(self, columns: list[str]) -> pa.Table:
+        """Some columns, streamed into an Arrow file in the temporary folder (TMPDIR), which only this process sees."""
+        try:
+            with tempfile.NamedTemporaryFile(prefix="tempflow-", suffix=".arrow") as mapped:
+                schema = pa.schema([_decoded(self.file.schema_arrow.field(column)) for column in columns])
+                with pa.ipc.new_file(mapped.name, schema) as writer:
+                    for batch in self.file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                        batch = pa.record_batch([_cast(batch[field.name], field) for field in schema], schema)
+                        batch.validate(full=True)  # texts are UTF-8
+                        writer.write_batch(batch)
+                return pa.ipc.open_file(pa.memory_map(mapped.name)).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(f"`{self.path}` is not a readable Parquet file: {first_line(error)}")
+
+
+class ArrowTexts(Sequence[Any]):
+    """An Arrow column whose values are read as texts, one at a time."""
+
+    def __init__(self, values: pa.ChunkedArray) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, row: int) -> Any: ...
+    @overload
+    def __getitem__(self, row: slice) -> "ArrowTexts": ...
+    def __getitem__(self, row: int | slice) -> Any:
+        return ArrowTexts(self.values[row]) if isinstance(row, slice) else _label(self.values[row].as_py())
+
+
+def _decoded(field: pa.Field) -> pa.Field:
+    """The field as plain values where it is a dictionary's index, and as plain texts where it is a view of texts."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return field.with_type(pa.large_string() if pa.types.is_string_view(kind) else kind)
+
+
+def _cast(values: pa.Array, field: pa.Field) -> pa.Array:
+    return values if values.type == field.type else values.cast(field.type)
+
+
+def _from_lines(path: Path, column: str) -> RowList:
+    """A row a line; blank lines are no rows, and blanks around a text are not part of it."""
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(split_lines(read_text(path)), 1)]
+    return RowList.of(str(path), [(place, {column: line}) for place, line in lines if line])
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(split_lines(text), 1):
+        if line.strip():
+            place = f"line {number}"
+            yield place, _object(path, place, _json(f"`{path}`, {place}", line), line)
+
+
+def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    array = _json(f"`{path}`", text)
+    if not isinstance(array, list):
+        raise UserError(f"`{path}`: .json is read as an array of objects; name a file with an object a line .jsonl")
+    for number, row in enumerate(array, 1):
+        yield f"row {number}", _object(path, f"row {number}", row, text)
+
+
+def _json(what: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what}: not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what}: not JSON that can be read: {error}") from error
+
+
+def _object(path: Path, place: str, row: Any, source: str) -> dict[str, Any]:
+    """The row, if it is an object whose texts are whole characters; `source` is the JSON that holds it."""
+    if not isinstance(row, dict):
+        raise UserError(f"`{path}`, {place}: a row is an object with columns, and this is {_short(row)}")
+    if "\\ud" in source.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
+        raise UserError(f"`{path}`, {place}: a text holds half of a surrogate pair, which is no character; correct it")
+    return row
+
+
+def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _table(path, text, ",")
+
+
+def _tsv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    return _table(path, text, "\t")
+
+
+def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows below a header. A cell may be quoted, in TSV too; an empty cell is None, and a blank line is no row."""
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    try:
+        for cells in reader:
+            place = f"line {reader.line_num}"
+            if cells and not header:
+                header = cells
+                _check_header(str(path), header)
+            elif cells:
+                if len(cells) != len(header):
+                    raise UserError(f"`{path}`, {place}: {len(cells)} cells below a header of {len(header)} columns")
+                yield place, {column: cell or None for column, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        hint = "a cell that begins with a quote or holds a line break is quoted as in CSV"
+        raise UserError(f"`{path}`, line {reader.line_num}: {error}; {hint}") from error
+
+
+READERS = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv, ".tsv": _tsv}
+
+
+def _check_header(name: str, columns: Sequence[str]) -> None:
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise UserError(f"`{name}` has two columns `{twice[0]}`; rename one")
+
+
+def _label(value: Any) -> str | None:
+    """A value as a text; None stays None."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _short(value: Any) -> str:
+    """A value for a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,163 @@
+"""Folders on a local disk or behind any URI that `pyarrow.fs` knows (`s3://`, `gs://`, `hdfs://`, …)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from services.base.errors import UserError, first_line
+
+
+def is_local(place: str) -> bool:
+    """Whether a place is a path, not a URI."""
+    return "://" not in place
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and the file system that it lies on. Failures of the storage are OSErrors.
+
+    Credentials come from the environment or the machine's role, as the storage's own tools find them; never from a URI.
+    """
+
+    system: FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, place: str) -> Folder:
+        """The folder at a path or a URI.
+
+        Raises:
+            UserError: no such kind of storage.
+        """
+        if is_local(place):
+            return cls(LocalFileSystem(), place)
+        try:
+            return cls(*FileSystem.from_uri(place))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UserError(f"`{place}` names no storage: {first_line(error)}") from error
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.system, f"{self.path}/{name}")
+
+    def __str__(self) -> str:
+        return f"{self.system.type_name}://{self.path}" if self.local is None else self.path
+
+    @property
+    def local(self) -> Path | None:
+        """Its path, if it lies on a file system of this machine."""
+        return Path(self.path) if isinstance(self.system, LocalFileSystem) else None
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file, which is there as a whole or not at all, also after a loss of power; returns its SHA-256."""
+        if self.local is not None:
+            write_atomically(self.local / name, content)
+        else:
+            self.system.create_dir(self.path, recursive=True)
+            aside, target = f"{self.path}/.{name}.tmp", f"{self.path}/{name}"
+            with self.system.open_output_stream(aside, compression=None) as file:
+                file.write(content)
+            self.system.move(aside, target)
+        return hashlib.sha256(content).hexdigest()
+
+    def read(self, name: str) -> bytes:
+        with self.system.open_input_stream(f"{self.path}/{name}", compression=None) as file:
+            return file.read()
+
+    def sha256(self, name: str) -> str:
+        with self.system.open_input_stream(f"{self.path}/{name}", compression=None) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def names(self) -> list[str]:
+        """Of the files and folders in it, sorted; none where there is no such folder."""
+        return sorted(info.base_name for info in self._infos())
+
+    def folders(self) -> list[str]:
+        """Names of the folders alone."""
+        return sorted(info.base_name for info in self._infos() if info.type == FileType.Directory)
+
+    def _infos(self) -> list[FileInfo]:
+        return self.system.get_file_info(FileSelector(self.path, allow_not_found=True))
+
+    def remove(self) -> None:
+        """The folder and all that is in it, if it is there."""
+        info: FileInfo = self.system.get_file_info(self.path)
+        if info.type != FileType.NotFound:
+            self.system.delete_dir(self.path)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file in one move: a reader sees the old bytes or the new ones, never a part.
+
+    When this returns, the new bytes survive a loss of power.
+    """
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)  # noqa: PTH105 (the tests record the calls of `os`)
+    sync_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, which is made if it is missing; what is added survives a loss of power."""
+    is_new = not path.exists()
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; the ones that are new survive a loss of power."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Some network file systems sync files only.
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Let all files below a folder survive a loss of power, whichever process has written them."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Refuse a path that leads nowhere: taken for an empty folder, it would hide that something is lost.
+
+    Raises:
+        UserError: the path, or a folder above it, is a link to something that does not exist.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"`{place}` is a link to `{place.readlink()}`, which does not exist; "
+                "mount or put back what it leads to, or remove the link"
+            )

@@ -1,0 +1,114 @@
+"""A Python client of the reward pool's HTTP side; needs neither Ray nor Torch.
+
+pool = ScoreClient("http://127.0.0.1:8000")
+answer = pool.score(images, prompts)
+answer.scores["pickscore"]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import requests
+
+from services.base.patience import Away
+from services.http.images import encode_image
+from services.http.session import CONNECT_S, GONE, retry_after_s, session
+from services.http.wire import ARROW, Answer, read_answer, write_request
+
+AWAY = (429, 503)
+"""Answers of a pool that is full or starting."""
+
+
+class PoolError(Exception):
+    """The pool refused a request or stayed busy; says why."""
+
+
+class PoolAway(PoolError, Away):
+    """The pool is not there, starting or full: the same request may be answered later."""
+
+
+class ScoreClient:
+    """Asks a pool; a busy or unreachable one is asked again, with jitter and its own `Retry-After`.
+
+    Args:
+        url: of the pool, such as `http://127.0.0.1:8000`.
+        token: its bearer token, if it asks for one.
+        run: label of the calling run, on the pool's metrics and limits.
+        timeout_s: of one request.
+        attempts: of one request.
+    """
+
+    def __init__(
+        self, url: str, token: str | None = None, run: str = "", timeout_s: float = 600, attempts: int = 6
+    ) -> None:
+        self.url, self.timeout_s = url.rstrip("/"), timeout_s
+        self.session = session(token, attempts)
+        self.session.headers["X-Tempflow-Run"] = run
+
+    def score(
+        self, images: Sequence[np.ndarray] | np.ndarray, prompts: Sequence[str], scorers: Sequence[str] | None = None
+    ) -> Answer:
+        """Score uint8 (H, W, 3) images, of any sizes, with the named scorers (all if not given).
+
+        Raises:
+            PoolError: refused, still busy after every attempt, or answered with something else.
+        """
+        body = write_request(prompts, [encode_image(image) for image in images])
+        query = {"scorers": ",".join(scorers)} if scorers else {}
+        answer = self._send("POST", "/v1/score", params=query, data=body, headers={"Content-Type": ARROW})
+        try:
+            return read_answer(answer.content)
+        except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise self._garbage(answer, "scores") from error
+
+    def scorers(self) -> list[dict[str, Any]]:
+        """Name, kind and running replicas of each scorer.
+
+        Raises:
+            PoolError: as `score`.
+        """
+        answer = self._send("GET", "/v1/scorers")
+        try:
+            return [{**scorer, "name": str(scorer["name"])} for scorer in answer.json()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._garbage(answer, "a list of scorers") from error
+
+    def ready(self) -> None:
+        """Return if each of the pool's scorers has a running replica.
+
+        Raises:
+            PoolAway: not yet, or there is no pool.
+            PoolError: something else answers.
+        """
+        self._send("GET", "/readyz")
+
+    def _send(self, method: str, path: str, **options: Any) -> requests.Response:
+        try:
+            times = (min(CONNECT_S, self.timeout_s), self.timeout_s)
+            answer = self.session.request(method, self.url + path, timeout=times, **options)
+        except GONE as error:
+            raise PoolAway(f"no answer from {self.url}: {type(error).__name__}") from error
+        except requests.RequestException as error:
+            raise PoolError(f"{self.url} cannot be asked: {error}") from error
+        if answer.ok:
+            return answer
+        ours = _detail(answer)
+        said = f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}"
+        if answer.status_code in AWAY or ours is None:
+            away = PoolAway(said)
+            away.after_s = retry_after_s(answer)
+            raise away
+        raise PoolError(said)
+
+    def _garbage(self, answer: requests.Response, wanted: str) -> PoolError:
+        return PoolError(f"{self.url} answered something that is not {wanted}: {answer.content[:100]!r}")
+
+
+def _detail(answer: requests.Response) -> str | None:
+    """The reason that a pool gives; None from what stands in its place, such as Serve's proxy without a pool."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,84 @@
+"""Images as bytes: encoded without loss, decoded with care for who sent them."""
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from services.http.image_structure import FORMATS, BadImage, read_size
+
+MAX_ASPECT = 32
+"""Longer side over shorter. Scorers resize the shorter side, so a strip a pixel wide grows to gigabytes in them."""
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
+UPRIGHT: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each orientation into the one that is meant to be seen."""
+
+
+def image_pixels(data: bytes, max_pixels: int) -> int:
+    """Pixels of an encoded image, read without decoding it.
+
+    Raises:
+        BadImage: as `decode_image`, as far as the structure shows it.
+    """
+    width, height = read_size(data)
+    size = f"has {width}x{height} pixels"
+    if width * height > max_pixels:
+        raise BadImage(f"{size}; at most {max_pixels} are scored")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"{size}; one side is at most {MAX_ASPECT} times the other")
+    return width * height
+
+
+def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
+    """uint8 (H, W, 3) of an encoded image as a viewer shows it on white: the first of several frames, turned as its
+    EXIF orientation says, the upper 8 of 16 bits. Its time has no bound.
+
+    Raises:
+        BadImage: of another format, too large, too long and thin, oddly built, or broken.
+    """
+    pixels = image_pixels(data, max_pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height != pixels:
+                raise BadImage("cannot be decoded: it says two sizes")
+            turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+            upright = image.transpose(turn) if turn is not None else image
+            return _grey16(upright) if image.mode.startswith("I") else _on_white(upright)
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:  # its text has the address of our buffer
+        raise BadImage("cannot be decoded: its header is broken") from error
+    except Exception as error:  # Pillow raises anything, KeyError and TypeError too, on what strangers send
+        raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    white = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+
+
+def _grey16(image: Image.Image) -> np.ndarray:
+    """A picture of 16 bits of grey by its upper 8 bits; `convert` would clip it at 255."""
+    grey_HW = np.asarray(image)
+    seen_HW = (grey_HW >> 8).astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        seen_HW[grey_HW == transparent] = 255
+    return np.repeat(seen_HW[..., None], 3, axis=2)
+
+
+def encode_image(image_HWC: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as a PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,185 @@
+"""`tempflow serve`: a recipe's scorers as a service of their own."""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import psutil
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from rich.console import Console
+
+from services.base.errors import UserError, first_line
+from services.base.yaml_text import dump_yaml
+from services.http.session import read_token
+from services.scoring.scorer import check_device, check_scorer
+from services.serving.app import PoolSettings, build
+from services.serving.settings import GatewaySettings
+from system.launch.environment import LOOPBACK, running_ray, token_hint
+from system.launch.pool_start import PoolStart
+from system.loop.stop import StopFlag
+
+if TYPE_CHECKING:
+    from system.launch.roles import Connection
+
+POLL_S = 0.2
+
+
+def check_pool(pool: PoolSettings) -> None:
+    """Refuse what can be known to fail before anything starts.
+
+    Raises:
+        UserError: a scorer's model is missing, or the pool would be open to other machines without a token.
+    """
+    for scorer in pool.scorers:
+        check_scorer(scorer)
+        check_device(scorer)
+    if read_token(pool.serve.token_file) is None and pool.serve.host not in {LOOPBACK, "localhost"}:
+        raise UserError(
+            f"serve.host {pool.serve.host} can be reached from other machines: "
+            "set serve.token_file, or TEMPFLOW_TOKEN in the environment"
+        )
+
+
+def serve_config(pool: PoolSettings) -> str:
+    """The pool as YAML for `serve deploy`, or for the `serveConfigV2` of a RayService."""
+    application = {
+        "name": pool.name,
+        "route_prefix": "/",
+        "import_path": f"{build.__module__}:{build.__name__}",
+        "args": pool.model_dump(mode="json"),
+    }
+    options = {"host": pool.serve.host, "port": pool.serve.port}
+    return dump_yaml({"http_options": options, "applications": [application]})
+
+
+def check_free(listen: GatewaySettings) -> None:
+    """Refuse an address that the pool's HTTP side cannot have.
+
+    Raises:
+        UserError: another program listens there, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+        try:
+            probe.bind((listen.host, listen.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _taken(listen) from error
+            raise UserError(f"the pool cannot listen at {listen.host}:{listen.port}: {error.strerror}") from error
+
+
+def _taken(listen: GatewaySettings) -> UserError:
+    return UserError(
+        f"another program listens on port {listen.port} of {listen.host}; end it, or give this pool another serve.port"
+    )
+
+
+def _check_cluster(pool: PoolSettings) -> None:
+    """Refuse a cluster whose Serve, which keeps the settings it was started with, cannot do what the pool promises.
+
+    Raises:
+        UserError: it listens elsewhere or nowhere, or it runs an application of the pool's name.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        check_free(pool.serve)
+        return
+    status, there = serve.status(), client.http_config
+    if not status.proxies:
+        raise UserError(
+            "Serve runs on this Ray cluster without HTTP, so the pool would listen nowhere; end the jobs that use it "
+            "and run `serve shutdown`, or use another cluster"
+        )
+    if (there.host, there.port) != (pool.serve.host, pool.serve.port):
+        raise UserError(
+            f"Serve on this Ray cluster listens at {there.host}:{there.port}, not at {pool.serve.host}:"
+            f"{pool.serve.port}; set serve.host and serve.port to that address, or run `serve shutdown` first"
+        )
+    if pool.name in status.applications:
+        raise UserError(
+            f"this Ray cluster has a Serve application `{pool.name}` already; end it, or give this pool another name=…"
+        )
+
+
+def _check_alone(listen: GatewaySettings) -> None:
+    """Refuse to share the port: Serve lets another Serve listen there too, and requests would be split between them.
+
+    Raises:
+        UserError: another program has begun to listen there since `check_free`.
+    """
+    sockets = psutil.net_connections("tcp")
+    listening = [sock.laddr for sock in sockets if sock.laddr and sock.status == psutil.CONN_LISTEN]
+    same = [at for at in listening if at.port == listen.port and at.ip in (listen.host, "0.0.0.0", "::")]
+    if len(same) > 1:
+        raise _taken(listen)
+
+
+@contextmanager
+def running_pool(
+    pool: PoolSettings, starting: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[tuple[Connection, float]]:
+    """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
+
+    On the way out the application, and nothing else, is deleted.
+
+    Args:
+        starting: the context of its start, in which a signal may interrupt.
+
+    Raises:
+        UserError: the pool cannot listen where it should, or a scorer refuses to start.
+        RuntimeError: one cannot start.
+    """
+    from system.launch.roles import connect, warn_of_idle_gpus
+
+    if running_ray() is None:
+        check_free(pool.serve)
+    connection = connect()
+    try:
+        _check_cluster(pool)
+        warn_of_idle_gpus({}, pool.scorers)
+        started = time.perf_counter()
+        try:
+            with starting():
+                serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
+                try:
+                    target = serve.RunTarget(build(pool), name=pool.name, route_prefix="/")
+                    serve.run_many([target], wait_for_applications_running=False)
+                except RayServeException as error:
+                    said = first_line(error)
+                    raise UserError(
+                        f"Serve on this cluster refuses the pool ({said}); end what is in its way"
+                    ) from error
+                PoolStart(pool.name, pool.scorers).wait(math.inf)
+                if connection.started_here:
+                    _check_alone(pool.serve)
+            yield connection, time.perf_counter() - started
+        finally:
+            serve.delete(pool.name)
+    finally:
+        ray.shutdown()
+
+
+def run_pool(pool: PoolSettings, console: Console) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        Stopped: by the signal.
+    """
+    check_pool(pool)
+    with StopFlag() as stop, running_pool(pool, stop.starting) as (connection, ready_s):
+        console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
+        if connection.dashboard:
+            console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)
+        while True:
+            stop.check()
+            time.sleep(POLL_S)

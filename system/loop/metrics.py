@@ -1,0 +1,90 @@
+"""The metrics of one training step; docs/metrics.md explains each key."""
+
+from typing import Any
+
+import numpy as np
+
+from actors.learner.stats import UpdateStats
+from system.loop.collect import Experience
+from system.recipe.config import RunConfig
+
+
+def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any]:
+    """What the pool said, and what it can teach."""
+    line: dict[str, Any] = {"reward/mean": float(np.nanmean(np.concatenate(experience.rewards)))}
+    for name in config.weights:
+        values = np.concatenate([score.by_scorer[name] for score in experience.scores])
+        known = values[~np.isnan(values)]
+        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(name, [])]
+        line |= {
+            f"reward/{name}/mean": float(known.mean()) if len(known) else float("nan"),
+            f"reward/{name}/std": float(known.std()) if len(known) else float("nan"),
+            f"reward/{name}/holes": len(values) - len(known),
+            f"reward/{name}/flat_groups": experience.flat_groups[name],
+            f"seconds/request/{name}": float(np.mean(latency_s)) if latency_s else float("nan"),
+        }
+    return line | {
+        "images/not_finite": sum(score.not_finite for score in experience.scores),
+        "advantage/flat_groups": experience.advantages.flat_groups,
+        "holes": experience.advantages.holes,
+        "branch/std": branch_std(config.policy.num_steps, experience),
+        "retries/scores": sum(score.retries for score in experience.scores),
+        "bytes/images_peak": experience.peak_bytes,
+        "nfe/generate": experience.cost.nfe,
+        "nfe/padding": experience.cost.padding,
+    }
+
+
+def describe_update(stats: UpdateStats) -> dict[str, Any]:
+    """What the learner did."""
+    return {
+        "loss": stats.loss,
+        "kl": stats.kl,
+        "grad_norm": stats.grad_norm,
+        "ratio/mean": stats.ratio_mean,
+        "ratio/max_deviation": stats.ratio_max_deviation,
+        "ratio/first_deviation": stats.first_ratio_deviation,
+        "ratio/clip_fraction": stats.clip_fraction,
+        "drift/mean": _worst(stats.drift_mean),
+        "drift/max": _worst(stats.drift_max),
+        "drift/by_step": stats.drift_mean,
+        "nfe/learn": stats.nfe,
+    }
+
+
+def _worst(by_step: list[float]) -> float:
+    """NaN where no step was compared."""
+    known = [value for value in by_step if not np.isnan(value)]
+    return max(known, default=float("nan"))
+
+
+def describe_time(
+    config: RunConfig, experience: Experience, stats: UpdateStats, seconds: dict[str, float], workers: int
+) -> dict[str, float]:
+    """Seconds by stage, and the share of the step, evaluation left out, that each role's processes waited.
+
+    Args:
+        workers: rollout workers at the end of the step.
+    """
+    replicas = sum(scorer.replicas.max for scorer in config.scorers if scorer.weight)
+    busy = {
+        "rollout": experience.cost.seconds / max(1, workers),
+        "reward": experience.scoring_s / replicas,
+        "learner": stats.seconds,
+    }
+    working = seconds["step"] - seconds.get("eval", 0.0)
+    line = {f"seconds/{stage}": value for stage, value in seconds.items()}
+    line["seconds/score"] = experience.scoring_s
+    return line | {f"idle/{role}": max(0.0, 1 - value / working) for role, value in busy.items()}
+
+
+def branch_std(num_steps: int, experience: Experience) -> list[float]:
+    """Mean over decisions of the siblings' reward std, by sampling step; with K = 1, over all seeds."""
+    spread: list[list[float]] = [[] for _ in range(num_steps)]
+    for task, reward_M in zip(experience.generated, experience.rewards, strict=True):
+        reward_NK = task.tree.reduce(reward_M)
+        for i in np.unique(task.tree.step_N):
+            rows_NK = reward_NK[task.tree.step_N == i]
+            groups = rows_NK if rows_NK.shape[1] > 1 else rows_NK.T
+            spread[i] += np.nanstd(groups[~np.isnan(groups).all(axis=1)], axis=1).tolist()
+    return [float(np.mean(values)) if values else float("nan") for values in spread]

@@ -1,0 +1,119 @@
+"""How many pods the roles of a recipe need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from services.base.errors import UserError
+from services.scoring.settings import ScorerSettings
+from system.manifests.infra import Infra, Nodes
+from system.recipe.config import RunConfig
+
+TINY = 1e-6
+"""Fractions of a GPU add up to whole ones."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one actor asks for."""
+
+    role: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pods that hold a role at the least and at the most."""
+
+    nodes: Nodes
+    min: int
+    max: int
+
+
+def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
+    """Groups of the job's cluster by role: `rollout`, and `learner` where it has nodes of its own.
+
+    Args:
+        config: as it runs there, its scorers included.
+
+    Raises:
+        UserError: an actor fits on no pod.
+    """
+    bounds = []
+    for most in (False, True):
+        asked = workers(config, most) + replicas(config.scorers, most)
+        bounds.append(pods(asked if infra.learner else asked + ranks(config), infra.workers))
+    groups = {"rollout": Group(infra.workers, *bounds)}
+    if infra.learner:
+        count = pods(ranks(config), infra.learner)
+        groups["learner"] = Group(infra.learner, count, count)
+    return groups
+
+
+def workers(config: RunConfig, most: bool) -> list[Ask]:
+    """The rollout workers in processes of their own, at the least or at the most."""
+    rollout = config.rollout
+    count = rollout.most_workers if most else rollout.workers
+    if config.placement == "colocated":
+        count -= config.learner.ranks
+    return [Ask("a rollout worker", rollout.num_cpus, rollout.num_gpus)] * count
+
+
+def ranks(config: RunConfig) -> list[Ask]:
+    """The learner's ranks; those that are colocated hold a rollout worker each."""
+    rollout, learner = config.rollout, config.learner
+    ask = Ask("a learner rank", learner.num_cpus, learner.num_gpus)
+    if config.placement == "colocated":
+        ask = Ask("a colocated rank", max(rollout.num_cpus, ask.cpus), max(rollout.num_gpus, ask.gpus))
+    return [ask] * learner.ranks
+
+
+def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
+    """The replicas of all scorers, at the least or at the most."""
+    return [
+        Ask(f"a replica of scorer `{scorer.name}`", scorer.num_cpus, scorer.num_gpus)
+        for scorer in scorers
+        for _ in range(scorer.replicas.max if most else scorer.replicas.min)
+    ]
+
+
+def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
+    """Pods that hold all of them, by first fit, the largest first; a fraction of a GPU is a part of one device.
+
+    Raises:
+        UserError: one fits on no pod.
+    """
+    free: list[_Room] = []
+    for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
+        if ask.cpus > nodes.cpus or ask.gpus > nodes.gpus:
+            raise UserError(
+                f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs; a node has {nodes.cpus} and "
+                f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
+            )
+        if not any(room.take(ask) for room in free):
+            free.append(_Room(float(nodes.cpus), [1.0] * nodes.gpus))
+            free[-1].take(ask)
+    return max(1, len(free))
+
+
+@dataclass
+class _Room:
+    """What is left of a pod: CPUs, and a share of each GPU."""
+
+    cpus: float
+    devices: list[float]
+
+    def take(self, ask: Ask) -> bool:
+        """Give an actor its place, if there is one."""
+        share = min(ask.gpus, 1.0)
+        fitting = [i for i, left in enumerate(self.devices) if left + TINY >= share]
+        count = ceil(ask.gpus)
+        if ask.cpus > self.cpus + TINY or len(fitting) < count:
+            return False
+        self.cpus -= ask.cpus
+        for i in fitting[:count]:
+            self.devices[i] -= share
+        return True

@@ -1,0 +1,348 @@
+"""The folder a run leaves behind.
+
+config.yaml     the resolved recipe, with tempflow's version and git commit, the run's identity and its inputs
+metrics.jsonl   a line a step
+experience/     Parquet, a file a step: every leaf with its rewards and advantage
+eval/           Parquet, a file an evaluation: every held-out image with its scores
+samples/        a folder an evaluation: pictures of the first held-out prompts
+checkpoints/    what a resumed run needs
+lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
+logs/           a file a process: JSON lines
+driver.lock     locked while a driver works on the run
+tensorboard/, wandb/   where the recipe asks for them (loggers.py)
+report.html
+
+What a step leaves is on the disk before its line of metrics, and that line before the step's checkpoint is sealed.
+"""
+
+import errno
+import io
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from services.base.errors import UserError, first_line
+from services.base.locks import locked
+from services.base.storage import Folder, make_folder, refuse_broken_link, write_atomically
+from system.recipe.config import CheckpointSettings, RunConfig
+from system.run.checkpoint import Checkpoint, Checkpoints
+from system.run.inputs import changed_inputs, read_inputs
+from system.run.loggers import MetricsLogger
+from system.run.metrics_file import MetricsFile, missing_steps
+from system.run.recorded import Recorded, check_same, differences, read_recorded
+
+log = logging.getLogger(__name__)
+
+TABLE = re.compile(r"step_(\d{6,})\.parquet")
+CHECKPOINTS_LOCK = "checkpoints.lock"
+"""In `checkpoint.folder`, which another run folder may name, too."""
+
+
+class RunFolder:
+    """Writes and reads one run's folder."""
+
+    recorded: Recorded
+    """The recipe and the identity of the run; `open` sets it."""
+    recipe: str
+    """config.yaml, as `open` has written it and each checkpoint holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.loggers: Sequence[MetricsLogger] = ()
+        """Told what is written down."""
+        self.notes: list[str] = []
+        """What the log is to say of how the run was opened, once there is a log."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: RunConfig, resume: bool, accept_changes: bool = False) -> Iterator["RunFolder"]:
+        """A new folder for a new run, or the existing one on `resume`, for this driver alone.
+
+        Args:
+            accept_changes: continue although a file or a model that the recipe names is not the same any more.
+
+        Raises:
+            UserError: the run has begun or there are checkpoints of it and `resume` is off; its checkpoints are
+                missing; it began with another recipe or other inputs; or it has a driver already.
+        """
+        run = cls(Path(config.output) / config.name)
+        kept = config.checkpoint.folder or str(run.path / "checkpoints")
+        with ExitStack() as stack:
+            with _named("output", run.path):
+                refuse_broken_link(run.path)
+                make_folder(run.path)
+                stack.enter_context(locked(run.path / "driver.lock", f"the run `{run.path}`"))
+            with _named("checkpoint.folder", kept):
+                stack.enter_context(run._checkpoints_locked(config.checkpoint))
+                run.recorded = run._recorded(config, resume, accept_changes)
+                run.newest_checkpoint(run.checkpoints(config.checkpoint), config.steps)
+            run.recipe = run.recorded.text()
+            with _named("output", run.path):
+                write_atomically(run.config_file, run.recipe.encode())
+            yield run
+
+    def _checkpoints_locked(self, settings: CheckpointSettings) -> AbstractContextManager[None]:
+        """A lock on the run's part of `checkpoint.folder`, where that is on this machine.
+
+        A folder that is missing although the run has begun is not made: the run is going to be refused.
+        """
+        folder = self.checkpoints(settings).folder.local
+        if settings.folder is None or folder is None or (self.begun and not folder.is_dir()):
+            return nullcontext()
+        make_folder(folder)
+        return locked(folder / CHECKPOINTS_LOCK, f"the folder of checkpoints `{folder}`")
+
+    def _recorded(self, config: RunConfig, resume: bool, accept_changes: bool) -> Recorded:
+        """The run that is opened: a new one, or the one that its folder or its checkpoints hold, if that may continue.
+
+        Raises:
+            UserError: as `open`.
+        """
+        checkpoints = self.checkpoints(config.checkpoint)
+        kept = checkpoints.recipe()
+        if not self.begun and kept is None:
+            return Recorded(config, inputs=read_inputs(config))
+        what = f"the run `{self.path}`" if self.begun else f"the run of the checkpoints in `{checkpoints.folder}`"
+        if not resume:
+            raise UserError(f"{what} exists; add --resume to continue it, or name=… for another")
+        if kept is None:
+            raise self._lost(checkpoints)
+        theirs = read_recorded(kept, f"the checkpoints in `{checkpoints.folder}`")
+        before = self._own(theirs) if self.begun else theirs
+        check_same(before.config, config, what)
+        if changed := differences(before.config.model_dump(exclude={"output"}), config.model_dump(exclude={"output"})):
+            self.notes.append(f"{what} continues with other settings: {'; '.join(changed)}")
+        _check_of(theirs, before, checkpoints)
+        return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))
+
+    def _accepted(self, before: Recorded, now: dict[str, str], what: str, accept_changes: bool) -> dict[str, str]:
+        """The inputs of a run that continues.
+
+        Raises:
+            UserError: one has changed, and that is not accepted.
+        """
+        changed = ", ".join(changed_inputs(before.inputs, now))
+        if changed and not accept_changes:
+            raise UserError(
+                f"{what} began with another content of {changed}; "
+                "put the old content back, or add --accept-changes to continue with the new one"
+            )
+        if changed:
+            self.notes.append(f"{what} continues with another content of {changed}")
+        return before.inputs | now
+
+    def _own(self, theirs: Recorded) -> Recorded:
+        """What config.yaml says; where it is torn or missing, what the checkpoints say."""
+        try:
+            return self._read_own()
+        except UserError as error:
+            self.notes.append(f"the recipe of the newest checkpoint takes the place of config.yaml: {error}")
+            return theirs
+
+    def _read_own(self) -> Recorded:
+        """What config.yaml says.
+
+        Raises:
+            UserError: it is torn or missing.
+        """
+        try:
+            text = self.config_file.read_text(errors="replace")
+        except FileNotFoundError as error:
+            raise UserError(f"`{self.path}` has no config.yaml") from error
+        return read_recorded(text, str(self.config_file))
+
+    def _lost(self, checkpoints: Checkpoints) -> UserError:
+        """Why a run that has begun does not begin again where it finds no checkpoint."""
+        last, advice = self.last_step(), "mount or put back what held them"
+        recorded = "has begun" if last is None else f"has recorded step {last}"
+        try:
+            settings = self._read_own().config.checkpoint
+            if str(kept := self._checkpoint_folder(settings)) != str(checkpoints.folder):
+                override = f"checkpoint.folder={settings.folder or 'null'}"
+                advice = f"its config.yaml says that they are in `{kept}`, so add {override}"
+        except UserError as error:
+            advice += f" ({error})"
+        return UserError(
+            f"the run `{self.path}` {recorded}, but there is no checkpoint of it in `{checkpoints.folder}`; "
+            f"{advice}, or give a new run another name=…"
+        )
+
+    def newest_checkpoint(self, checkpoints: Checkpoints, steps: int) -> Checkpoint | None:
+        """The checkpoint that this run continues from; None where nothing is recorded yet.
+
+        Args:
+            steps: of the whole run.
+
+        Raises:
+            UserError: it is missing, or is of another run or recipe, or what is recorded after it would not be made
+                again.
+        """
+        found = checkpoints.latest()
+        if found is None:
+            if self.begun:
+                raise self._lost(checkpoints)
+            return None
+        theirs = read_recorded(found.recipe, f"the checkpoint `{found.folder}`")
+        check_same(theirs.config, self.recorded.config, f"the checkpoint `{found.folder}`")
+        _check_of(theirs, self.recorded, checkpoints)
+        last = max([*tables(self.path / "experience"), self.last_step() or 0])
+        if found.state.step < last and steps < last:
+            raise UserError(
+                f"the run `{self.path}` has recorded step {last}, and its newest checkpoint is of step "
+                f"{found.state.step}: steps={steps} would lose what comes after it; set steps to {last} or more"
+            )
+        return found
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is recorded, readable or not: metrics, or the experience of a step."""
+        has_metrics = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return has_metrics or bool(tables(self.path / "experience"))
+
+    def last_step(self) -> int | None:
+        """The last one that is recorded."""
+        lines = self.read_metrics()
+        return lines[-1]["step"] if lines else None
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoints(self, settings: CheckpointSettings) -> Checkpoints:
+        """Of this run, in its folder or where the settings say.
+
+        Raises:
+            UserError: the settings name no storage, or a link that leads nowhere.
+        """
+        folder = self._checkpoint_folder(settings)
+        if folder.local is not None:
+            refuse_broken_link(folder.local)
+        return Checkpoints(folder, settings.keep)
+
+    def _checkpoint_folder(self, settings: CheckpointSettings) -> Folder:
+        if settings.folder is None:
+            return Folder.at(str(self.path / "checkpoints"))
+        return Folder.at(settings.folder) / self.path.name
+
+    @property
+    def trained(self) -> Path:
+        """`lora/` or, where every weight is trained, `transformer/`."""
+        return self.path / ("lora" if self.recorded.config.policy.lora else "transformer")
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def read_config(self) -> RunConfig:
+        """The recipe of a run that has begun, from config.yaml or else from the checkpoints in the run folder.
+
+        Raises:
+            UserError: it is in neither.
+        """
+        try:
+            return self._read_own().config
+        except UserError:
+            kept = self.checkpoints(CheckpointSettings()).recipe()
+            if kept is None:
+                raise
+            return read_recorded(kept, f"the checkpoints of `{self.path}`").config
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        MetricsFile(self.metrics_file).append(line)
+        for logger in self.loggers:
+            logger.log_metrics(line["step"], line)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines in the order of their steps."""
+        return MetricsFile(self.metrics_file).read()
+
+    def amend_metrics(self, extra: dict[str, Any]) -> None:
+        """Add keys to the last line."""
+        step = MetricsFile(self.metrics_file).amend(extra)["step"]
+        for logger in self.loggers:
+            logger.log_metrics(step, extra)
+
+    def has_eval(self, step: int) -> bool:
+        return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps up to
+        it whose lines are missing, unless the folder is new.
+        """
+        lines, was_new = self.read_metrics(), not self.begun
+        MetricsFile(self.metrics_file).forget_after(step)
+        if not was_new and (missing := missing_steps(lines, step)):
+            log.warning("%s has no whole line of step %s", self.metrics_file, missing)
+        for folder in ("experience", "eval"):
+            for of_step, file in tables(self.path / folder).items():
+                if of_step > step:
+                    file.unlink()
+        for logger in self.loggers:
+            logger.forget_after(step, lines[-1]["step"] if lines else -1)
+
+    def write_experience(self, step: int, table: pa.Table) -> None:
+        self._write_table("experience", step, table)
+
+    def write_eval(self, step: int, table: pa.Table) -> None:
+        self._write_table("eval", step, table)
+
+    def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
+        write_atomically(self.path / folder / f"step_{step:06d}.parquet", content.getbuffer())
+
+    def write_samples(self, step: int, images_NHWC: np.ndarray) -> None:
+        folder = self.path / "samples" / f"step_{step:06d}"
+        for i, image in enumerate(images_NHWC):
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "PNG")
+            write_atomically(folder / f"{i:03d}.png", content.getbuffer())
+        for logger in self.loggers:
+            logger.log_images(step, images_NHWC)
+
+
+@contextmanager
+def _named(setting: str, place: object) -> Iterator[None]:
+    """Make one sentence of a storage that does not answer or cannot be written. A full one is named elsewhere.
+
+    Raises:
+        UserError: the sentence.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = first_line(error)
+        raise UserError(f"{setting}: `{place}` cannot be used ({said}); correct it, or set {setting}") from error
+
+
+def tables(folder: Path) -> dict[int, Path]:
+    """The Parquet files that a run has written to a folder, by their step in order; it leaves other names alone."""
+    files = {int(match[1]): path for path in folder.glob("*.parquet") if (match := TABLE.fullmatch(path.name))}
+    return dict(sorted(files.items()))
+
+
+def _check_of(theirs: Recorded, ours: Recorded, checkpoints: Checkpoints) -> None:
+    """Refuse checkpoints of another run, which may have the same name and recipe.
+
+    Raises:
+        UserError: they are.
+    """
+    if theirs.run != ours.run:
+        raise UserError(
+            f"the checkpoints in `{checkpoints.folder}` are of another run of the same name; "
+            "set checkpoint.folder to the one that holds this run's, or give the new run another name=…"
+        )

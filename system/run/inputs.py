@@ -1,0 +1,41 @@
+"""What a recipe names beside itself: files and models, and whether they are still the same."""
+
+from services.base.errors import UserError
+from services.base.fingerprint import fingerprint_of
+from system.recipe.config import RunConfig
+
+
+def named_inputs(config: RunConfig) -> dict[str, str]:
+    """Files and models by the key that names them; of a scorer's options every text, which may name one."""
+    data, policy = config.data, config.policy
+    named = {
+        "data.train": data.train,
+        "data.heldout": data.heldout,
+        "policy.model": policy.model,
+        "policy.adapter": policy.adapter,
+    }
+    for scorer in config.scorers:
+        named |= {f"scorers.{scorer.name}.{key}": value for key, value in scorer.options.items()}
+    return {key: value for key, value in named.items() if isinstance(value, str) and value}
+
+
+def read_inputs(config: RunConfig) -> dict[str, str]:
+    """Fingerprints by key; those that cannot be known here are left out.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    found = {}
+    for key, name in named_inputs(config).items():
+        try:
+            found_now = fingerprint_of(name)
+        except OSError as error:
+            raise UserError(f"{key}: `{name}` cannot be read ({error}); make it readable") from error
+        if found_now is not None:
+            found[key] = found_now
+    return found
+
+
+def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Keys whose fingerprints are known on both sides, and differ."""
+    return [key for key in now if key in before and before[key] != now[key]]

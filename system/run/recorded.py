@@ -1,0 +1,102 @@
+"""The recipe as a run records it, in config.yaml and in each checkpoint: with the run's identity and its inputs."""
+
+import subprocess
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.base.errors import UserError
+from services.base.yaml_text import dump_yaml, load_yaml
+from services.scoring.scorer import own_folders
+from system import __version__
+from system.recipe.config import OF_RUN, RunConfig, parse_config
+
+MAY_CHANGE: dict[str, set[str] | bool] = {
+    **dict.fromkeys(("name", "output", "steps", "eval", "checkpoint", "log", "ray"), True),
+    "reward": {"max_hole_share", "concurrency"},
+}
+"""Settings that a resumed run may change: none of them enters the arithmetic of a step. It is known by its identity."""
+
+
+MAX_CHARS = 80
+"""A value is shown up to this length in a sentence."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recipe, the run that it began, and what it named then."""
+
+    config: RunConfig
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Drawn at random when a run begins, so that two runs of one name and recipe are told apart."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of files and models, by the key that names them (inputs.py)."""
+    folders: list[str] = field(default_factory=own_folders)
+    """Where scorers are imported from, so that the run continues from its folder alone."""
+
+    def text(self) -> str:
+        """The YAML of it; `tempflow` comes last, so that a file without it is torn."""
+        made_by = {"version": __version__, "commit": git_commit(), "folders": self.folders}
+        by = {**made_by, "inputs": self.inputs, "run": self.run}
+        return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: by})
+
+
+def read_recorded(text: str, source: str) -> Recorded:
+    """Read what `text` wrote.
+
+    Raises:
+        UserError: it is torn, or something else; names the source.
+    """
+    raw = load_yaml(text, source)
+    by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
+    if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
+        raise UserError(f"{source}: not the recipe of a run: its end, with the run's identity, is missing")
+    return Recorded(parse_config(RunConfig, raw, source), by["run"], by["inputs"])
+
+
+def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
+    """Refuse to continue with another recipe than a run began with.
+
+    Raises:
+        UserError: names each setting, what it was and what it is now.
+    """
+    changed = differences(before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE))
+    if changed:
+        raise UserError(
+            f"{what} began with other settings: {'; '.join(changed)}. Resume with the same recipe and overrides ("
+            "of a run in a folder `tempflow train FOLDER --resume` knows both), or give the new run another name=…"
+        )
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two values of settings: the key, what it was, and what it is now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        below = [(f"{key}.{name}".lstrip("."), before.get(name), now.get(name)) for name in keys]
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        below = [(f"{key}.{i}", *both) for i, both in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [f"{key} was {_short(before)} and is {_short(now)}"]
+    return [line for name, old, new in below for line in differences(old, new, name)]
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with a mark where it was changed; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        described = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,196 @@
+"""The lines of metrics.jsonl as metrics of Ray, for Prometheus; docs/monitoring.md lists them."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, Literal
+
+from ray.util.metrics import Counter, Gauge
+
+from services.base.gauges import LastingGauges, Reading
+
+BY_STEP = "sampling_step"
+"""The tag of values that a line holds as a list."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """One metric."""
+
+    key: str
+    """Of metrics.jsonl. A part in braces matches anything and becomes a tag."""
+    name: str
+    """Without the `ray_` that Ray puts before it."""
+    kind: Literal["gauge", "count", "total"]
+    """A count is of one step, a total is so far; both are exported as counters, of what this process did."""
+    description: str
+    by_step: bool = False
+    """Whether the value is a list by sampling step."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Beside `run`."""
+        return (*re.findall(r"\{(\w+)\}", self.key), *([BY_STEP] if self.by_step else []))
+
+    def match(self, key: str) -> dict[str, str] | None:
+        """The tags in `key`, in ASCII, since Ray takes no other; None if it is another metric's."""
+        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>.+?)", self.key), key)
+        return {tag: ascii(part)[1:-1] for tag, part in found.groupdict().items()} if found else None
+
+
+EXPORTS = [
+    Export("time", "tempflow_recorded_timestamp_seconds", "gauge", "when the last step was recorded"),
+    Export("version", "tempflow_policy_version", "gauge", "policy version, which is the number of training steps done"),
+    Export("step", "tempflow_steps_total", "total", "training steps"),
+    Export("steps", "tempflow_steps_wanted", "gauge", "training steps after which the run is over"),
+    Export("reward/mean", "tempflow_reward_mean", "gauge", "combined training reward, mean over the step's images"),
+    Export("reward/{scorer}/mean", "tempflow_score_mean", "gauge", "a training scorer's mean over the step's images"),
+    Export("reward/{scorer}/std", "tempflow_score_std", "gauge", "a training scorer's standard deviation"),
+    Export(
+        "reward/{scorer}/flat_groups",
+        "tempflow_score_flat_groups_ratio",
+        "gauge",
+        "groups that a training scorer cannot tell apart",
+    ),
+    Export(
+        "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
+    ),
+    Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
+    Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean, as last evaluated"),
+    Export(
+        "images/not_finite", "tempflow_images_not_finite_total", "count", "images of NaN or infinity, which are holes"
+    ),
+    Export("eval_holes/{scorer}", "tempflow_heldout_holes", "gauge", "held-out images without a score"),
+    Export("advantage/flat_groups", "tempflow_flat_groups_ratio", "gauge", "groups that teach nothing"),
+    Export("branch/std", "tempflow_branch_reward_std", "gauge", "mean within-group standard deviation", by_step=True),
+    Export("holes", "tempflow_action_holes_total", "count", "actions without a reward"),
+    Export("retries/scores", "tempflow_score_retries_total", "count", "requests to a scorer that went out again"),
+    Export("loss", "tempflow_loss", "gauge", "loss of the update"),
+    Export("kl", "tempflow_kl", "gauge", "KL to the reference"),
+    Export("grad_norm", "tempflow_grad_norm", "gauge", "gradient norm before clipping"),
+    Export("ratio/mean", "tempflow_policy_ratio_mean", "gauge", "mean ratio"),
+    Export(
+        "ratio/max_deviation",
+        "tempflow_policy_ratio_max_deviation",
+        "gauge",
+        "largest deviation of a ratio from 1 in the update",
+    ),
+    Export(
+        "ratio/first_deviation",
+        "tempflow_policy_ratio_first_deviation",
+        "gauge",
+        "largest deviation of a ratio from 1 before the first optimizer step",
+    ),
+    Export("ratio/clip_fraction", "tempflow_clipped_actions_ratio", "gauge", "actions whose gradient the clip cuts"),
+    Export("drift/mean", "tempflow_drift_mean", "gauge", "drift in log p, mean of the worst sampling step"),
+    Export("drift/max", "tempflow_drift_max", "gauge", "drift in log p, maximum"),
+    Export(
+        "drift/by_step", "tempflow_drift_step_mean", "gauge", "drift in log p, mean of a sampling step", by_step=True
+    ),
+    Export("staleness", "tempflow_staleness_versions", "gauge", "age of the policy that generated the step"),
+    Export("nfe/padding", "tempflow_padding_rows_total", "count", "rows that fill micro-batches, beside the NFE"),
+    Export("nfe/{work}", "tempflow_nfe_total", "count", "NFE of rollouts (generate) and learner (learn)"),
+    Export("decodes", "tempflow_images_total", "total", "images of training steps"),
+    Export("scores", "tempflow_scores_total", "total", "scores of training steps"),
+    Export("seconds/request/{scorer}", "tempflow_pool_request_seconds", "gauge", "mean request, waiting included"),
+    Export("seconds/{stage}", "tempflow_stage_seconds", "gauge", "seconds of a stage, as last done"),
+    Export("idle/{role}", "tempflow_idle_ratio", "gauge", "share of the step that a role's processes waited"),
+    Export("bytes/images_peak", "tempflow_images_in_flight_peak_bytes", "gauge", "most image bytes in flight at once"),
+    Export("bytes/weights", "tempflow_weights_bytes", "gauge", "size of one policy version"),
+    Export("workers", "tempflow_rollout_workers", "gauge", "rollout workers that are there now"),
+    Export(
+        "workers/{worker}/version",
+        "tempflow_rollout_policy_version",
+        "gauge",
+        "policy version that a worker was last sent",
+    ),
+    Export("workers_replaced", "tempflow_rollout_workers_replaced_total", "total", "rollout workers replaced"),
+    Export("learner_restarts", "tempflow_learner_restarts_total", "total", "restarts of the learner"),
+]
+"""The first whose key fits counts."""
+
+UNEXPORTED = {"nfe", "elapsed_s", "branch/noise_level", "branch/weight"}
+"""Keys that others add up to, and constants of the recipe."""
+
+Tags = tuple[tuple[str, str], ...]
+Tagged = tuple[Export, Tags]
+
+
+class Telemetry:
+    """Exports what a run records, until its exit. A gauge stays as it was last recorded; a hole drops it. Until the
+    first line, the time of the last step is that of the beginning.
+
+    Counters count what this process did: also steps that a lost learner makes again, never those before a resume.
+
+    Args:
+        run: tag of every metric.
+        live: keys and values that may change within a step.
+    """
+
+    def __init__(self, run: str, live: Callable[[], Mapping[str, Any]]) -> None:
+        self.run, self.live = run, live
+        self.values: dict[Tagged, float] = dict(_flatten({"time": time.time()}))
+        self.counted: dict[str, float] = {}
+        kinds = {"gauge": Gauge, "count": Counter, "total": Counter}
+        self.metrics = {e: kinds[e.kind](e.name, e.description, ("run", *e.tags)) for e in EXPORTS}
+        self.gauges = LastingGauges(self._read)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.gauges.close()
+
+    def restored(self, totals: Mapping[str, float]) -> None:
+        """Count from these values of keys that are totals."""
+        self.counted |= totals
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Take a line of metrics.jsonl."""
+        gauges = dict(self.values)
+        for (export, tags), value in _flatten(line):
+            if export.kind == "gauge":
+                gauges[export, tags] = value
+            else:
+                self._count(export, tags, value)
+        self.values = {tagged: value for tagged, value in gauges.items() if math.isfinite(value)}
+
+    def _count(self, export: Export, tags: Tags, value: float) -> None:
+        if export.kind == "total":
+            value, self.counted[export.key] = value - self.counted.get(export.key, 0), value
+        if value > 0:
+            self.metrics[export].inc(value, {"run": self.run, **dict(tags)})
+
+    def _read(self) -> Iterator[Reading]:
+        """What the gauges say now."""
+        values = self.values | dict(_flatten(self.live()))
+        for (export, tags), value in values.items():
+            yield self.metrics[export], value, {"run": self.run, **dict(tags)}
+
+
+def _flatten(line: Mapping[str, Any]) -> Iterator[tuple[Tagged, float]]:
+    """Each number of a line with its metric and tags; NaN is a hole."""
+    for key, value in line.items():
+        found = _find(key)
+        if found is None:
+            continue
+        export, tags = found
+        if export.by_step:
+            for i, item in enumerate(value):
+                yield (export, (*tags, (BY_STEP, str(i)))), float(item)
+        else:
+            yield (export, tags), float(value)
+
+
+@cache
+def _find(key: str) -> Tagged | None:
+    for export in EXPORTS:
+        if (tags := export.match(key)) is not None:
+            return export, tuple(tags.items())
+    return None

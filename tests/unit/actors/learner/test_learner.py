@@ -1,0 +1,277 @@
+"""The learner: exact ratios, the gradient of K separate forwards, resume, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner.learner import Learner
+from actors.learner.objectives.objective import clipped_surrogate
+from actors.learner.settings import DecaySettings, EmaSettings, GrpoSettings, LearnerSettings
+from actors.policy.kernels import FlowSDE
+from actors.policy.policy import Policy
+from actors.policy.settings import FlowSDESettings
+from actors.rollout.plans import make_plan
+from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.settings import RolloutSettings
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
+from services.base.errors import UserError
+from services.base.storage import Folder
+from tests.helpers.tiny import tiny_settings
+
+KERNEL = FlowSDESettings()
+PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
+
+
+def tasks_of(folder, count=2, version=0, **changes):
+    """Real decisions of a tiny policy with made-up advantages."""
+    generator = Generator(Policy(tiny_settings(folder, **changes), 0), KERNEL, RolloutSettings(micro_batch=8))
+    generator.load(generator.policy.export(version))
+    rng = np.random.default_rng(0)
+    batch = []
+    for i in range(count):
+        decisions, *_ = generator.generate(Task(i, f"prompt {i}", (0, 0, i), version), PLAN)
+        batch.append((decisions, rng.normal(size=decisions.log_prob_NK.shape)))
+    return batch
+
+
+def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
+    policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
+    settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
+    return Learner(policy, KERNEL, objective or GrpoSettings(), settings, PLAN.trained_steps)
+
+
+def keep(learner, folder):
+    for name, content in learner.files().items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 64])
+@pytest.mark.parametrize("optimizer_steps", [1, 2])
+def test_ratio_is_exactly_one_before_the_first_optimizer_step(
+    sd3_folder, dtype, guidance, micro_batch, optimizer_steps
+):
+    changes = {"dtype": dtype, "guidance": guidance}
+    batch = tasks_of(sd3_folder, **changes)
+    learner = learner_of(
+        sd3_folder,
+        GrpoSettings(optimizer_steps=optimizer_steps),
+        LearnerSettings(lr=1e-2, micro_batch=micro_batch, max_drift=1),
+        **changes,
+    )
+    stats = learner.update(batch)
+    assert stats.first_ratio_deviation == 0.0
+    assert (stats.ratio_max_deviation == 0.0) == (optimizer_steps == 1)
+    assert stats.grad_norm > 0
+
+
+def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_folder):
+    """With two optimizer steps, the second minibatch's old log-probs are those of the untouched policy."""
+    batch = tasks_of(sd3_folder)
+    learner = learner_of(sd3_folder, GrpoSettings(optimizer_steps=2))
+    objective = learner.objective
+    untouched = [objective.before(micro) for micro in objective.micro_batches(*batch[1])]
+    seen = []
+    terms = objective.terms
+
+    def spy(micro, mean_NZ, kept):
+        seen.append(kept.clone())
+        return terms(micro, mean_NZ, kept)
+
+    objective.terms = spy
+    learner.update(batch)
+    half = len(seen) // 2
+    assert all(torch.equal(a, b) for a, b in zip(seen[half:], untouched, strict=True))
+
+
+def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folder):
+    """∂L of one shared forward against autograd through one row an action, as the references compute it."""
+    batch = tasks_of(sd3_folder, count=1)
+    decisions, advantage_NK = batch[0]
+    objective = GrpoSettings(clip_range=1e-4, kl=0.03)
+    learner = learner_of(sd3_folder, objective)
+    policy = learner.policy
+    policy.transformer.double()
+    policy.family.dtype = torch.float64
+    policy.sigmas = policy.sigmas.double()
+    learner.kernel = learner.objective.kernel = FlowSDE(KERNEL, policy.sigmas)
+    learner.objective.weight_T = learner.objective.weight_T.double()
+    velocity = policy.family.velocity
+    # velocity() returns fp32 for the sampler; the oracle wants every bit
+    policy.family.velocity = lambda x, sigma, cond: policy.transformer(
+        hidden_states=x.double(),
+        timestep=sigma * 1000,
+        encoder_hidden_states=cond["prompt"],
+        pooled_projections=cond["pooled"],
+        return_dict=False,
+    )[0]
+    assert velocity is not policy.family.velocity
+    with torch.no_grad():
+        for parameter in policy.parameters.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    gradients = {}
+
+    def capture():
+        gradients.update({name: p.grad.clone() for name, p in policy.parameters.items()})
+        return 0.0
+
+    learner._step = capture
+    learner.update([(decisions, advantage_NK)])
+
+    for parameter in policy.parameters.values():
+        parameter.grad = None
+    n, k = decisions.log_prob_NK.shape
+    cond = {name: torch.from_numpy(rows).double() for name, rows in decisions.conditioning.items()}
+    total = 0.0
+    for row in range(n):
+        for j in range(k):
+            x = torch.from_numpy(decisions.state_NZ[row : row + 1]).double()
+            step = torch.tensor([decisions.step_N[row]])
+            mean = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
+            with torch.no_grad(), policy.reference():
+                reference = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
+            std = learner.kernel.std_T[step]
+            action = torch.from_numpy(decisions.action_NKZ[row : row + 1, j]).double()
+            log_prob = torch.distributions.Normal(mean, std).log_prob(action).mean()
+            ratio = (log_prob - log_prob.detach()).exp()
+            advantage = float(np.float32(advantage_NK[row, j]))
+            weight = learner.objective.weight_T[step][0]
+            loss = -weight * advantage * ratio + 0.03 * ((mean - reference) ** 2 / (2 * std**2)).mean()
+            total = total + loss / (n * k)
+    total.backward()
+    for name, parameter in policy.parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-15)
+
+
+def test_micro_batch_size_does_not_change_the_update(sd3_folder):
+    batch = tasks_of(sd3_folder)
+    results = []
+    for size in (1, 5, 16):
+        learner = learner_of(sd3_folder, GrpoSettings(kl=0.1), LearnerSettings(lr=1e-2, micro_batch=size))
+        learner.update(batch)
+        results.append(learner.policy.arrays())
+    for name in results[0]:
+        np.testing.assert_allclose(results[1][name], results[0][name], atol=2e-5)
+        np.testing.assert_allclose(results[2][name], results[0][name], atol=2e-5)
+
+
+def test_clipped_surrogate_by_hand():
+    log_prob = torch.tensor([[0.3, -0.3, 0.3, -0.3]], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([[2.0, 2.0, -2.0, -2.0]], dtype=torch.float64)
+    loss, clipped = clipped_surrogate(log_prob.exp(), advantage, 0.2)
+    up, down = np.exp(0.3), np.exp(-0.3)
+    assert loss[0].tolist() == pytest.approx([-2 * 1.2, -2 * down, 2 * up, 2 * 0.8])
+    assert clipped[0].tolist() == [True, False, False, True]
+    loss.sum().backward()
+    assert log_prob.grad[0].tolist() == pytest.approx([0, -2 * down, 2 * up, 0])
+
+
+def test_advantage_zero_leaves_the_policy_where_it_is(sd3_folder):
+    batch = [(decisions, np.zeros_like(advantage)) for decisions, advantage in tasks_of(sd3_folder)]
+    learner = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, weight_decay=0))
+    before = learner.export().checksum
+    learner.update(batch)
+    assert learner.export().checksum == before
+    assert learner.version == 1
+
+
+@pytest.mark.parametrize("ema", [None, EmaSettings(every=1)])
+def test_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
+    batch = tasks_of(sd3_folder)
+    settings = LearnerSettings(lr=1e-2, ema=ema, max_drift=10)
+    learner = learner_of(sd3_folder, settings=settings)
+    learner.update(batch)
+    keep(learner, tmp_path)
+    learner.update(batch)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(Folder.at(str(tmp_path)), 1)
+    assert again.version == 1
+    again.update(batch)
+    assert again.export().checksum == learner.export().checksum
+    assert again.evaluated().checksum == learner.evaluated().checksum
+    assert (again.evaluated().checksum == again.export().checksum) == (ema is None)
+
+
+def test_the_learning_rate_falls_with_the_version_and_a_restored_learner_knows_where_it_was(sd3_folder, tmp_path):
+    falling = LearnerSettings(lr=1e-2, max_drift=10, lr_decay=DecaySettings(steps=4, to=0.5))
+    assert [falling.rate(version) for version in (0, 1, 2, 4, 9)] == pytest.approx([1e-2, 8.75e-3, 7.5e-3, 5e-3, 5e-3])
+    batch = tasks_of(sd3_folder)
+    settings = LearnerSettings(lr=1e-2, max_drift=10, lr_decay=DecaySettings(steps=2))
+    learner = learner_of(sd3_folder, settings=settings)
+    constant = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, max_drift=10))
+    for one in (learner, constant):
+        one.update(batch)
+    assert learner.export().checksum == constant.export().checksum
+    keep(learner, tmp_path)
+    for one in (learner, constant):
+        one.update(batch)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(Folder.at(str(tmp_path)), 1)
+    again.update(batch)
+    assert again.export().checksum == learner.export().checksum != constant.export().checksum
+    arrays = learner.export().arrays
+    learner.update(batch)
+    assert all(np.array_equal(array, arrays[name]) for name, array in learner.export().arrays.items())
+
+
+def of_version(folder, learner, version):
+    """Decisions sampled from the weights that the learner exports for a version."""
+    generator = Generator(Policy(tiny_settings(folder), 0), KERNEL, RolloutSettings(micro_batch=8))
+    generator.load(learner.export(version))
+    decisions, *_ = generator.generate(Task(0, "a prompt", (0, version, 0), version), PLAN)
+    return [(decisions, np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape))]
+
+
+def test_a_stale_update_compares_with_the_version_that_generated(sd3_folder):
+    """Two versions behind, the ratio is exp(log p now − log p of the rollout), and there is no drift."""
+    learner = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, micro_batch=8, max_staleness=2))
+    for version in range(2):
+        learner.update(of_version(sd3_folder, learner, version))
+    ((decisions, advantage),) = batch = of_version(sd3_folder, learner, 0)
+    micro = next(learner.objective.micro_batches(decisions, advantage))
+    now_NK = learner.objective.before(micro)[: micro.real].numpy()
+    ratio_NK = np.exp(now_NK - decisions.log_prob_NK)
+    stats = learner.update(batch, behaviour=0)
+    assert max(stats.drift_mean[:4]) < 1e-5
+    assert stats.ratio_max_deviation == pytest.approx(abs(ratio_NK - 1).max(), rel=1e-3)
+    assert stats.ratio_max_deviation > 1e-3
+    assert stats.nfe == 4 * PLAN.decisions
+
+
+def test_the_last_versions_are_kept_and_survive_a_restart(sd3_folder, tmp_path):
+    settings = LearnerSettings(lr=1e-2, max_staleness=2)
+    learner = learner_of(sd3_folder, settings=settings)
+    exported = [learner.export(0).checksum]
+    for version in range(4):
+        learner.update(of_version(sd3_folder, learner, max(0, version - 2)), behaviour=max(0, version - 2))
+        exported.append(learner.export().checksum)
+    assert [learner.export(version).checksum for version in (2, 3, 4)] == exported[2:]
+    assert learner.export(3).version == 3
+    with pytest.raises(RuntimeError, match=r"asked for policy version 1, holding \[2, 3, 4\]"):
+        learner.export(1)
+    keep(learner, tmp_path)
+    again = learner_of(sd3_folder, settings=settings)
+    again.restore(Folder.at(str(tmp_path)), 4)
+    batch = of_version(sd3_folder, again, 2)
+    assert [again.export(version).checksum for version in (2, 3, 4)] == exported[2:]
+    for one in (learner, again):
+        one.update(batch, behaviour=2)
+    assert again.export().checksum == learner.export().checksum
+
+
+def test_drift_above_the_bound_stops_the_run(sd3_folder):
+    (decisions, advantage), *_ = tasks_of(sd3_folder)
+    decisions.log_prob_NK[:] += 0.2
+    with pytest.raises(UserError, match="max_drift"):
+        learner_of(sd3_folder).update([(decisions, advantage)])
+
+
+def test_drift_is_reported_by_step(sd3_folder):
+    batch = tasks_of(sd3_folder)
+    stats = learner_of(sd3_folder).update(batch)
+    assert len(stats.drift_mean) == 5
+    assert np.isnan(stats.drift_mean[4])
+    assert max(stats.drift_mean[:4]) < 1e-4
+    assert stats.nfe == 3 * 2 * PLAN.decisions

@@ -1,0 +1,359 @@
+"""Every objective's gradient against a float64 hand formula, and what holds of them all."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner.learner import Learner
+from actors.learner.objectives.samples import LEARNER_STREAM
+from actors.learner.settings import (
+    AwmSettings,
+    EmaSettings,
+    GrpoSettings,
+    GuardSettings,
+    LearnerSettings,
+    NftSettings,
+)
+from actors.policy.kernels import make_kernel, noise_weights
+from actors.policy.noise import noise
+from actors.policy.policy import Policy
+from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
+from actors.rollout.plans import make_plan, trainable_steps
+from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
+from actors.rollout.settings import RolloutSettings
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
+from services.base.storage import Folder
+from tests.helpers.tiny import tiny_settings
+from tests.unit.actors.learner.test_learner import keep
+
+TRUNK, SAMPLES = TrunkSettings(seeds=2, explorations=3), SamplesSettings(seeds=3)
+STEPS = 5
+KERNELS = {"flow_sde": FlowSDESettings(), "dance": DanceSettings(), "cps": CPSSettings()}
+GRPO_CASES = [
+    (GrpoSettings(clip_range=0.05, kl=0.03), "flow_sde"),
+    (GrpoSettings(clip_range=0.05, noise_weights=False, kl=0.03), "dance"),
+    (GrpoSettings(clip_range=0.05, noise_weights=False, kl=0.03), "cps"),
+    (GrpoSettings(clip_range=0.05, kl=0.03, kl_dt=False), "flow_sde"),
+    (GuardSettings(clip_range=0.05, kl=0.03), "flow_sde"),
+    (GuardSettings(clip_range=0.05, kl=0.03), "dance"),
+]
+
+
+def generated(folder, plan_settings, kernel, row=0):
+    """A task's experience and made-up advantages, beyond ±5 too, whose fifths and tenths are exact in fp32.
+
+    `row` is the row that the plan is drawn for.
+    """
+    generator = Generator(Policy(tiny_settings(folder), 0), kernel, RolloutSettings(micro_batch=8))
+    generator.load(generator.policy.export(0))
+    plan = make_plan(plan_settings, STEPS, (0, 0, row))
+    experience, _, (tree, *_) = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
+    return experience, np.random.default_rng(0).integers(-12, 13, tree.leaf_NKL.shape[:2]) * 0.625
+
+
+def exact_learner(folder, objective, kernel, plan_settings, settings=None) -> Learner:
+    """A learner in float64 whose policy has left the base, and whose averages lie elsewhere again."""
+    policy = Policy(tiny_settings(folder), seed=0, parts="transformer")
+    settings = settings or LearnerSettings(lr=1e-2, micro_batch=4, max_drift=100, ema=EmaSettings())
+    learner = Learner(policy, kernel, objective, settings, trainable_steps(plan_settings, STEPS))
+    policy.transformer.double()
+    policy.family.dtype = torch.float64
+    policy.sigmas = policy.sigmas.double()
+    learner.kernel = make_kernel(kernel, policy.sigmas)
+    if hasattr(learner.objective, "kernel"):
+        learner.objective.kernel = learner.kernel
+    if isinstance(objective, GrpoSettings):
+        std_T = learner.kernel.std_T if objective.noise_weights else torch.ones_like(learner.kernel.std_T)
+        learner.objective.weight_T = noise_weights(std_T, trainable_steps(plan_settings, STEPS))
+    policy.family.velocity = lambda x, sigma, cond: forward(policy, x, sigma, cond)
+    move(policy.parameters, 0)
+    for number, average in enumerate(learner.averages.values()):
+        average.shadow = {name: value.double() for name, value in average.shadow.items()}
+        move(average.shadow, 1 + number)
+    return learner
+
+
+def move(parameters, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def forward(policy, x, sigma, cond):
+    """velocity() returns fp32 for the sampler; the oracle wants every bit."""
+    return policy.transformer(
+        hidden_states=x.double(),
+        timestep=sigma.double() * 1000,
+        encoder_hidden_states=cond["prompt"].double(),
+        pooled_projections=cond["pooled"].double(),
+        return_dict=False,
+    )[0]
+
+
+def gradient(learner, batch):
+    """∂L of one update, unclipped, before any step."""
+    found = {}
+
+    def capture():
+        found.update({name: p.grad.clone() for name, p in learner.policy.parameters.items()})
+        for parameter in learner.policy.parameters.values():
+            parameter.grad = None
+        return 0.0
+
+    learner._step = capture
+    learner.update(batch)
+    return found
+
+
+def tensor(array):
+    return torch.from_numpy(array).double()
+
+
+def same(found, parameters):
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize(("objective", "kernel"), GRPO_CASES, ids=lambda value: getattr(value, "name", value))
+def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective, kernel):
+    decisions, advantage_NK = generated(sd3_folder, TRUNK, KERNELS[kernel])
+    learner = exact_learner(sd3_folder, objective, KERNELS[kernel], TRUNK)
+    found = gradient(learner, [(decisions, advantage_NK)])
+    policy, grid = learner.policy, learner.policy.sigmas.tolist()
+    conditioning = {name: tensor(rows) for name, rows in decisions.conditioning.items()}
+    mean_std = [float(learner.kernel.std_T[i]) for i in range(STEPS - 1)]
+    total = 0.0
+    for n, i in enumerate(decisions.step_N):
+        x = tensor(decisions.state_NZ[n : n + 1])
+        step, sigma, std = torch.tensor([i]), torch.tensor([grid[i]]), float(learner.kernel.std_T[i])
+        mean = learner.kernel.mean(x, forward(policy, x, sigma, conditioning), step)
+        with torch.no_grad(), policy.reference():
+            base = learner.kernel.mean(x, forward(policy, x, sigma, conditioning), step)
+        apart = (mean - base).square().mean() / (1 if kernel == "cps" else 2 * std**2)
+        apart = apart if objective.kl_dt else apart * (grid[i] - grid[i + 1])
+        for k in range(advantage_NK.shape[1]):
+            distance = (tensor(decisions.action_NKZ[n, k]) - mean[0]).square().mean()
+            log_prob = -distance if kernel == "cps" else -distance / (2 * std**2)
+            delta = log_prob - log_prob.detach()
+            weight = 1.0
+            if isinstance(objective, GuardSettings):
+                ratio = ((delta + (mean - mean.detach()).square().mean() / (2 * std**2)) * std).exp()
+                weight = 1 / (grid[i] - grid[i + 1])
+            else:
+                ratio = delta.exp()
+                weight = std / np.mean(mean_std) if objective.noise_weights else 1.0
+            loss = -weight * float(np.float32(advantage_NK[n, k])) * ratio + objective.kl * apart
+            total = total + loss / advantage_NK.size
+    total.backward()
+    same(found, policy.parameters)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kernel"),
+    [
+        (GrpoSettings(clip_range=1e-3), "flow_sde"),
+        (GrpoSettings(clip_range=1e-3, noise_weights=False), "cps"),
+        (GuardSettings(clip_range=1e-3), "flow_sde"),
+        (GuardSettings(clip_range=1e-3), "dance"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_gradient_after_an_optimizer_step_compares_with_the_policy_before_it(sd3_folder, objective, kernel):
+    """Where μ has left μ_old: ratios other than 1, some clipped, and the term of GRPO-Guard that needs μ_old."""
+    decisions, advantage_NK = generated(sd3_folder, TRUNK, KERNELS[kernel])
+    learner = exact_learner(sd3_folder, objective, KERNELS[kernel], TRUNK)
+    policy, grid = learner.policy, learner.policy.sigmas.tolist()
+    micros = list(learner.objective.micro_batches(decisions, advantage_NK))
+    conditioning = {name: tensor(rows) for name, rows in decisions.conditioning.items()}
+
+    def mean(n):
+        i, x = int(decisions.step_N[n]), tensor(decisions.state_NZ[n : n + 1])
+        return learner.kernel.mean(x, forward(policy, x, torch.tensor([grid[i]]), conditioning), torch.tensor([i]))[0]
+
+    with torch.no_grad():
+        before = [learner.objective.before(micro) for micro in micros]
+        old = [mean(n) for n in range(len(decisions.step_N))]
+    move(policy.parameters, 7)
+    sum(learner.objective.loss(micro, kept).total for micro, kept in zip(micros, before, strict=True)).backward()
+    found = {name: parameter.grad.clone() for name, parameter in policy.parameters.items()}
+    policy.transformer.zero_grad()
+
+    stds = [float(learner.kernel.std_T[i]) for i in range(STEPS - 1)]
+    total, cut = 0.0, []
+    for n, i in enumerate(decisions.step_N):
+        now, std = mean(n), stds[i]
+        for k in range(advantage_NK.shape[1]):
+            action, a = tensor(decisions.action_NKZ[n, k]), float(advantage_NK[n, k])
+            closer = (action - old[n]).square().mean() - (action - now).square().mean()
+            delta = closer if kernel == "cps" else closer / (2 * std**2)
+            weight = 1.0
+            if isinstance(objective, GuardSettings):
+                delta = (delta + (now - old[n]).square().mean() / (2 * std**2)) * std
+                weight = 1 / (grid[i] - grid[i + 1])
+            elif objective.noise_weights:
+                weight = std / np.mean(stds)
+            ratio = delta.exp()
+            cut.append(a * (ratio.item() - 1) > abs(a) * objective.clip_range)
+            total = total - weight * (a * ratio if not cut[-1] else 0.0)
+    total.backward()
+    assert 0 < sum(cut) < len(cut) / 2
+    same(found, policy.parameters)
+
+
+def hand_rows(learner, samples, advantage_M1, levels):
+    """(x_t, x₀, ε, t, A) of each row, checked against the images, the addresses' noise and the schedule.
+
+    Args:
+        levels: the sampling steps that the noise levels of an image may come from, by hand.
+    """
+    rows = [(m, j) for m in range(len(samples.latent_MZ)) for j in range(len(levels))]
+    sigmas = learner.policy.sigmas
+    for micro in learner.objective.micro_batches(samples, advantage_M1):
+        for row in range(micro.real):
+            m, j = rows.pop(0)
+            t = float(micro.time_N[row])
+            assert t in [float(sigmas[i]) for i in levels[j]]
+            x0 = tensor(samples.latent_MZ[m])
+            drawn = noise([(*samples.address, m, LEARNER_STREAM, j)], x0.shape)
+            torch.testing.assert_close(micro.image_NZ[row].double(), x0, rtol=0, atol=0)
+            torch.testing.assert_close(micro.target_NZ[row].double(), drawn[0].double() - x0, rtol=1e-6, atol=1e-6)
+            x = (1 - t) * x0 + t * drawn[0].double()
+            torch.testing.assert_close(micro.x_NZ[row].double(), x, rtol=1e-6, atol=1e-6)
+            assert float(micro.advantage_N[row]) == advantage_M1[m, 0]
+            image, target = micro.image_NZ[row : row + 1].double(), micro.target_NZ[row : row + 1].double()
+            yield micro.x_NZ[row : row + 1].double(), image, target + image, t, float(micro.advantage_N[row])
+    assert not rows
+
+
+def velocities(learner, x, t, conditioning):
+    """v, v_ref, and v of each average."""
+    policy, sigma = learner.policy, torch.tensor([t])
+    v = forward(policy, x, sigma, conditioning)
+    with torch.no_grad():
+        with policy.reference():
+            others = {"reference": forward(policy, x, sigma, conditioning)}
+        for name, average in learner.averages.items():
+            with policy.holding(dict(average.shadow)):
+                others[name] = forward(policy, x, sigma, conditioning)
+    return v, others
+
+
+def test_gradient_of_awm_is_that_of_the_hand_formula(sd3_folder):
+    objective = AwmSettings(kl=0.02, ema_weight=0.5, noise_levels=3)
+    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), SAMPLES)
+    found = gradient(learner, [(samples, advantage)])
+    conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
+    total, count = 0.0, 0
+    for x, x0, epsilon, t, a in hand_rows(learner, samples, advantage, [[0], [1], [2, 3]]):
+        v, others = velocities(learner, x, t, conditioning)
+        m = (v - (epsilon - x0)).square().mean()
+        log_prob = -t * ((m + 1e-10) ** 0.25 - 1e-10**0.25) / 0.25
+        ratio = (log_prob - log_prob.detach()).exp()
+        loss = -max(-5.0, min(5.0, a)) / 5 * ratio
+        loss = loss + 0.02 * (v - others["reference"]).square().mean() + 0.5 * (v - others["ema"]).square().mean()
+        total, count = total + loss, count + 1
+    (total / count).backward()
+    assert count == 3 * 3
+    same(found, learner.policy.parameters)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.1])
+def test_gradient_of_nft_is_that_of_the_hand_formula(sd3_folder, beta):
+    objective = NftSettings(beta=beta, kl=1e-4, noise_levels=4)
+    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), SAMPLES)
+    old = {name: value.clone() for name, value in learner.averages["old"].shadow.items()}
+    found = gradient(learner, [(samples, advantage)])
+    learner.averages["old"].shadow = old
+    conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
+    total, count = 0.0, 0
+    for x, x0, _, t, a in hand_rows(learner, samples, advantage, [[0], [1], [2], [3]]):
+        v, others = velocities(learner, x, t, conditioning)
+        share = min(1.0, max(0.0, a / 10 + 0.5))
+        parts = []
+        for velocity in (beta * v + (1 - beta) * others["old"], (1 + beta) * others["old"] - beta * v):
+            difference = x - t * velocity - x0
+            parts.append((difference.square() / difference.detach().abs().mean()).mean())
+        loss = 5 * (share * parts[0] + (1 - share) * parts[1]) / beta
+        total = total + loss + 1e-4 * (v - others["reference"]).square().mean()
+        count += 1
+    (total / count).backward()
+    assert count == 3 * 4
+    same(found, learner.policy.parameters)
+
+
+def test_the_old_policy_of_nft_is_sampled_from_and_follows_slowly(sd3_folder):
+    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
+    learner = Learner(policy, FlowSDESettings(), NftSettings(old_rate=0.2), LearnerSettings(lr=1e-2), [])
+    before = learner.export().arrays
+    learner.update([(samples, advantage)])
+    first, current = learner.export().arrays, policy.arrays()
+    for name, array in current.items():
+        np.testing.assert_allclose(first[name], 0.2 * before[name] + 0.8 * array, atol=1e-6)
+    learner.update([(samples, advantage)])
+    second, later = learner.export().arrays, policy.arrays()
+    for name, array in later.items():
+        np.testing.assert_allclose(second[name], 0.4 * first[name] + 0.6 * array, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [AwmSettings(), NftSettings()], ids=lambda settings: settings.name)
+def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path, objective):
+    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+
+    def new():
+        policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
+        settings = LearnerSettings(lr=1e-2, ema=EmaSettings(every=1))
+        return Learner(policy, FlowSDESettings(), objective, settings, [])
+
+    straight, broken = new(), new()
+    for learner in (straight, broken):
+        learner.update([(samples, advantage)])
+    keep(broken, tmp_path)
+    again = new()
+    again.restore(Folder.at(str(tmp_path)), 1)
+    for learner in (straight, again):
+        learner.update([(samples, advantage)])
+    for weights in ("export", "evaluated"):
+        assert getattr(again, weights)().checksum == getattr(straight, weights)().checksum
+    assert straight.export().version == 2
+
+
+def test_drawing_steps_leaves_the_gradient_unbiased(sd3_folder):
+    """The mean over all draws of one stratum is the gradient of the full plan, exactly."""
+    kernel, objective = FlowSDESettings(), GrpoSettings(kl=0.02)
+    full, advantage_NK = generated(sd3_folder, TRUNK, kernel)
+    whole = gradient(exact_learner(sd3_folder, objective, kernel, TRUNK), [(full, advantage_NK)])
+    drawn: dict[int, dict] = {}
+    settings = TrunkSettings(seeds=2, explorations=3, strata=1)
+    for row in itertools.count():
+        decisions, _ = generated(sd3_folder, settings, kernel, row)
+        step = int(decisions.step_N[0])
+        if step not in drawn:
+            rows = full.step_N == step
+            np.testing.assert_array_equal(decisions.action_NKZ, full.action_NKZ[rows])
+            learner = exact_learner(sd3_folder, objective, kernel, settings)
+            drawn[step] = gradient(learner, [(decisions, advantage_NK[rows])])
+        if len(drawn) == STEPS - 1:
+            break
+    for name, expected in whole.items():
+        mean = torch.stack([found[name] for found in drawn.values()]).mean(0)
+        torch.testing.assert_close(mean, expected, rtol=1e-7, atol=1e-14)
+
+
+def test_decisions_without_advantage_cost_nothing_unless_held_to_the_reference(sd3_folder):
+    decisions, advantage_NK = generated(sd3_folder, TRUNK, FlowSDESettings())
+    pruned = advantage_NK.copy()
+    pruned[::2] = 0
+    costs = {}
+    for kl in (0.0, 0.1):
+        policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
+        learner = Learner(policy, FlowSDESettings(), GrpoSettings(kl=kl), LearnerSettings(), [0, 1, 2, 3])
+        costs[kl] = [learner.update([(decisions, a)]).nfe for a in (advantage_NK, pruned)]
+    assert costs[0.0] == [3 * 8, 3 * 4]
+    assert costs[0.1] == [4 * 8, 4 * 8]

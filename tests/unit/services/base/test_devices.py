@@ -1,0 +1,68 @@
+"""Which device a process takes, and how it sets PyTorch up before CUDA starts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from services.base.devices import device_of
+from services.base.errors import UserError
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine on which Ray has given this process its GPU as number 1."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+
+@pytest.mark.parametrize("setting", ["auto", "cuda"])
+def test_a_gpu_has_an_index_without_which_no_process_group_starts(gpu, setting):
+    assert device_of(setting) == torch.device("cuda", 1)
+    assert device_of("cpu") == torch.device("cpu")
+    assert device_of("cuda:0") == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("setting", ["gpu", "mps", "cuda:", "cuda:x", "", "cpu:0"])
+def test_a_device_that_is_none_is_refused(gpu, setting):
+    with pytest.raises(UserError, match="it is auto, cpu, cuda or cuda:N"):
+        device_of(setting)
+
+
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="finds no GPU here; set it to auto or cpu"):
+        device_of("cuda")
+
+
+PREPARED = """
+import json, os, sys
+from services.base.devices import prepare_torch
+prepare_torch(2, float(sys.argv[1]), sys.argv[2] == "yes")
+import torch
+print(json.dumps([
+    os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.get_num_threads(),
+    torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory,
+]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "deterministic", "expected"),
+    [
+        ("0", "no", ["", None, 2, False, True]),
+        ("0.5", "no", ["3", None, 2, False, True]),
+        ("1", "yes", ["3", ":4096:8", 2, True, False]),
+    ],
+)
+def test_a_role_without_gpus_sees_none_and_a_deterministic_one_is_so_before_cuda_starts(
+    num_gpus, deterministic, expected
+):
+    command = [sys.executable, "-c", PREPARED, num_gpus, deterministic]
+    env = {"CUDA_VISIBLE_DEVICES": "3", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == expected
+    assert ("finds none: it runs on the CPU" in done.stderr) == (num_gpus != "0")

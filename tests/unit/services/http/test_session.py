@@ -1,0 +1,52 @@
+"""Tokens that are never arguments, and what an answer asks to wait for."""
+
+import pytest
+import requests
+
+from services.base.errors import UserError
+from services.http.session import read_token, retry_after_s
+
+
+def test_a_token_is_the_line_in_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPFLOW_TOKEN", " other\n")
+    (tmp_path / "token").write_bytes("\ufeffsecret-1\r\n".encode())
+    assert read_token(str(tmp_path / "token")) == "secret-1"
+    assert read_token(None) == "other"
+    monkeypatch.setenv("TEMPFLOW_TOKEN", "a token of words")
+    assert read_token(None) == "a token of words"
+    monkeypatch.setenv("TEMPFLOW_TOKEN", " ")
+    assert read_token(None) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("secret".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (b"secret\xff", "is not UTF-8"),
+        (b"secret\nmore", "not one line of ASCII"),
+        ("secr\u00e9t".encode(), "not one line of ASCII"),
+        (b"secret\x1b", "not one line of ASCII"),
+        (b" \n", "no token in .*; write it there, or set TEMPFLOW_TOKEN"),
+    ],
+)
+def test_what_is_no_token_is_named_and_not_repeated(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_token(str(tmp_path / "file"))
+    assert "secr" not in str(refused.value)
+
+
+def test_a_token_of_the_environment_must_fit_a_header_too(monkeypatch):
+    monkeypatch.setenv("GENEVAL_TOKEN", "two\nlines")
+    with pytest.raises(UserError, match="the token in GENEVAL_TOKEN is not one line"):
+        read_token(None, "GENEVAL_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, 0), ("7", 7), ("Fri, 01 Jan 1999 00:00:00 GMT", 0), ("soon", 0), ("-3", 0)],
+)
+def test_retry_after(header, seconds):
+    answer = requests.Response()
+    answer.headers.update({} if header is None else {"Retry-After": header})
+    assert retry_after_s(answer) == seconds

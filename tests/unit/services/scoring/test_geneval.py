@@ -1,0 +1,176 @@
+"""GenEval's rule by hand, and the scorer against a detector on loopback."""
+
+import base64
+import io
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from services.base.errors import UserError
+from services.scoring.geneval import (
+    GenEval,
+    confident,
+    official_verdict,
+    partial_credit,
+    read_metadata,
+    relations,
+)
+from services.scoring.geneval import Object as Seen
+from services.scoring.scorer import check_scorer
+from services.scoring.settings import ScorerSettings
+from system.loop.prompts import read_prompts
+
+LEFT, RIGHT = (0, 40, 20, 60), (70, 40, 90, 60)
+
+
+def asked(*include, tag="position", exclude=()):
+    return {"tag": tag, "include": list(include), "exclude": list(exclude)}
+
+
+def both(wanted, found):
+    return official_verdict(wanted, found), partial_credit(wanted, found)
+
+
+def test_counts():
+    three = asked({"class": "cup", "count": 3}, tag="counting", exclude=[{"class": "cup", "count": 4}])
+    cups = [Seen(LEFT)] * 5
+    assert both(three, {"cup": cups[:3]}) == (1, 1)
+    assert both(three, {"cup": cups[:2]}) == (0, pytest.approx(2 / 3))
+    assert both(three, {"cup": cups[:4]}) == (0, pytest.approx(2 / 3)), "one too many"
+    assert both(three, {}) == (0, 0)
+    at_least = asked({"class": "cup", "count": 1})
+    assert both(at_least, {"cup": cups[:2]}) == (1, 0), "the official rule asks for at least as many"
+
+
+def test_colours():
+    red = asked({"class": "cup", "count": 1, "color": "red"}, tag="colors")
+    assert both(red, {"cup": [Seen(LEFT, "red")]}) == (1, 1)
+    assert both(red, {"cup": [Seen(LEFT, "blue")]}) == (0, 0.5)
+    assert both(red, {"cup": [Seen(LEFT, "blue"), Seen(RIGHT, "red")]}) == (0, 0), "only the most certain one counts"
+    assert both(red, {}) == (0, 0)
+
+
+def test_places():
+    wanted = asked({"class": "dog", "count": 1}, {"class": "cup", "count": 1, "position": ["left of", 0]})
+    assert both(wanted, {"dog": [Seen(RIGHT)], "cup": [Seen(LEFT)]}) == (1, 1)
+    assert both(wanted, {"dog": [Seen(LEFT)], "cup": [Seen(RIGHT)]}) == (0, pytest.approx(2 / 3))
+    assert both(wanted, {"cup": [Seen(LEFT)]}) == (0, pytest.approx(1 / 3)), "no dog to be left of"
+
+
+def test_relations_have_a_slack_of_a_tenth_of_both_sizes():
+    assert relations(Seen(LEFT), Seen(RIGHT)) == {"left of"}
+    assert relations(Seen(RIGHT), Seen(LEFT)) == {"right of"}
+    assert relations(Seen((0, 0, 20, 20)), Seen((50, 50, 70, 70))) == {"left of", "above"}
+    assert relations(Seen((0, 0, 20, 20)), Seen((3, 0, 23, 20))) == set()
+    assert relations(Seen((0, 0, 20, 20)), Seen((0, 0, 20, 20))) == set()
+
+
+def test_thresholds_and_the_most_certain_first():
+    seen = [{"class": "cup", "score": score, "box": LEFT, "color": str(score)} for score in (0.2, 0.5, 0.95)]
+    assert [o.color for o in confident(seen, asked())["cup"]] == ["0.95", "0.5"]
+    assert [o.color for o in confident(seen, asked(tag="counting"))["cup"]] == ["0.95"]
+    many = [{"class": "cup", "score": 0.9, "box": LEFT}] * 20
+    assert len(confident(many, asked())["cup"]) == 16
+
+
+class Detector(BaseHTTPRequestHandler):
+    """Sees a cup in every image, as red as its first pixel says; busy on the first call."""
+
+    calls = 0
+
+    def do_POST(self):
+        Detector.calls += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if Detector.calls == 1:
+            self.send_response(503)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
+        colors = ["red" if image.getpixel((0, 0))[0] else "blue" for image in images]
+        cups = [[{"class": "cup", "score": 0.9, "box": LEFT, "color": color}] for color in colors]
+        answer = json.dumps({"detections": cups}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format, *args):
+        """Silent."""
+
+
+@pytest.fixture
+def metadata(tmp_path):
+    line = {"prompt": "a red cup", "tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}]}
+    path = tmp_path / "metadata.jsonl"
+    path.write_text(json.dumps(line) + "\n\n")
+    return path
+
+
+def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_unknown_prompts_out(metadata):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Detector)
+    Thread(target=server.serve_forever, daemon=True).start()
+    scorer = GenEval(f"http://127.0.0.1:{server.server_port}/detect", str(metadata), batch_size=2)
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    images[0] = 255
+    scores = scorer(images, ["a red cup", "a red cup", "what is this", "a red cup"])
+    server.shutdown()
+    np.testing.assert_array_equal(scores, [1, 0.5, np.nan, 0.5])
+    assert Detector.calls == 3, "one refused, then two batches"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "strict"}, "partial or official"),
+        ({"url": "localhost:80"}, "http://"),
+        ({"metadata": "/nowhere.jsonl"}, "no metadata of GenEval"),
+        ({"token_file": "/nowhere"}, "no token"),
+    ],
+)
+def test_mistakes(metadata, change, message):
+    options = {"url": "http://127.0.0.1:1", "metadata": str(metadata), **change}
+    with pytest.raises(UserError, match=message):
+        check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
+
+
+NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "x", "tag": "t"}', "has no column `include`"),
+        (NEEDED % '[{"class": "cup"}]', "line 2, is not GenEval's: it needs 'count'"),
+        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*no number from 1 on"),
+        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*no number from 1 on"),
+        (NEEDED % '"cup"', "line 2, .*has cup, which is no list of objects"),
+        (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2, .*an earlier object"),
+        (NEEDED % "[]" + '\n{"prompt": "x"}', "line 3, is not GenEval's: it needs 'include'"),
+        (NEEDED % "[" + "", "line 2: not JSON"),
+    ],
+)
+def test_a_row_that_is_not_genevals_is_named(metadata, row, message):
+    metadata.write_text("\n" + row + "\n")
+    options = {"url": "http://127.0.0.1:1", "metadata": str(metadata)}
+    with pytest.raises(UserError, match=message):
+        check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
+
+
+def test_metadata_is_read_as_prompts_are(tmp_path):
+    """Prompts of GenEval's files are looked up in the same files, with a byte order mark and odd separators too."""
+    row = {"prompt": "a\u2028cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
+    (tmp_path / "m.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    objects = pa.list_(pa.struct([("class", pa.string()), ("count", pa.int64()), ("color", pa.string())]))
+    schema = pa.schema([("prompt", pa.string()), ("tag", pa.string()), ("include", objects), ("exclude", objects)])
+    pq.write_table(pa.Table.from_pylist([row], schema), tmp_path / "m.parquet")
+    for name in ("m.jsonl", "m.parquet"):
+        (prompt,) = read_prompts(str(tmp_path / name)).texts
+        assert read_metadata(str(tmp_path / name)) == {prompt: asked(*row["include"], tag="single_object")}

@@ -1,0 +1,91 @@
+"""Prompt files of every kind, and the order of a run."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from services.base.errors import UserError
+from system.loop.prompts import read_prompts, rows_of_step
+
+
+def test_prompts_have_a_text_a_category_and_the_rest_of_their_row(tmp_path):
+    rows = [{"prompt": "a", "need": [{"count": 2}]}, {"prompt": "b", "tag": 7}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(
+        [("prompt", pa.string()), ("need", pa.list_(pa.struct([("count", pa.int64())]))), ("tag", pa.int32())]
+    )), tmp_path / "p.parquet")  # fmt: skip
+    for kind in ("jsonl", "parquet"):
+        prompts = read_prompts(str(tmp_path / f"p.{kind}"), category_column="tag")
+        assert [prompts[i] for i in range(len(prompts))] == ["a", "b"]
+        assert [prompts.category(i) for i in range(2)] == [None, "7"]
+        assert prompts.row(0)["need"] == [{"count": 2}]
+        assert prompts.row(1)["tag"] == 7
+        assert "prompt" not in prompts.row(1)
+
+
+def test_text_has_no_categories(tmp_path):
+    (tmp_path / "p.txt").write_text("a\n\n  b \n")
+    prompts = read_prompts(str(tmp_path / "p.txt"), prompt_column="text")
+    assert [prompts[i] for i in range(len(prompts))] == ["a", "b"]
+    assert (prompts.category(1), prompts.row(1)) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n', "no column `prompt`; set data.prompt_column to one of .*text"),
+        ("a.tsv", "Prompt\ta\nx\ty", "no column `prompt`.*Prompt"),
+        ("a.txt", "\n\n", "is empty"),
+        ("a.csv", "prompt,category\n", "is empty"),
+    ],
+)
+def test_a_file_without_prompts_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_prompts(str(tmp_path / name))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"no prompt file at `gone\.parquet`"):
+        read_prompts("gone.parquet")
+
+
+def test_order_is_a_pure_function_that_visits_each_prompt_once_an_epoch():
+    epoch = [row for step in range(5) for row in rows_of_step(11, 2, step, seed=3)]
+    assert len(set(epoch)) == 10
+    assert rows_of_step(11, 2, 7, 3) == rows_of_step(11, 2, 7, 3)
+    assert epoch[:2] != rows_of_step(11, 2, 5, 3)
+    assert epoch != [row for step in range(5) for row in rows_of_step(11, 2, step, seed=4)]
+    with pytest.raises(UserError, match="only 3 prompts"):
+        rows_of_step(3, 4, 0, 0)
+
+
+MILLIONS = """
+import resource, sys, time
+from system.loop.prompts import read_prompts, rows_of_step
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prompts = read_prompts(sys.argv[1])
+assert len(prompts) == 10_000_000
+for step in range(200):
+    for row in rows_of_step(len(prompts), 48, step, 0):
+        assert prompts[row] == f"a photo of the thing with number {row}"
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_ten_million_prompts_take_bounded_memory(tmp_path):
+    """Peak memory grows by the order of an epoch, its making, and the pages that were touched, not by the file."""
+    path = tmp_path / "millions.parquet"
+    with pq.ParquetWriter(path, pa.schema([("prompt", pa.string()), ("other", pa.int64())])) as writer:
+        for start in range(0, 10_000_000, 500_000):
+            rows = range(start, start + 500_000)
+            texts = [f"a photo of the thing with number {row}" for row in rows]
+            writer.write_table(pa.table({"prompt": texts, "other": list(rows)}))
+    done = subprocess.run([sys.executable, "-c", MILLIONS, path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300_000, "kB"

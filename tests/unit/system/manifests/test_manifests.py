@@ -1,0 +1,520 @@
+"""Manifests: valid to the last key, sized by the recipe, closed by default, and equal to the examples."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+
+from services.base.errors import UserError
+from services.http.images import encode_image
+from services.serving.settings import PoolSettings
+from system.launch.serving import serve_config
+from system.manifests.infra import Infra, Nodes, load_infra
+from system.manifests.manifests import manifests, render
+from system.manifests.recipe import resource_name
+from system.manifests.sizing import Ask, pods
+from system.recipe.config import RunConfig, load_config, parse_config
+from tests.helpers.paths import ROOT
+from tests.unit.system.manifests.validate import check, read, templates
+
+EXAMPLES = ROOT / "deploy" / "kuberay"
+PROMPTS = ["data.train=/runs/train.txt", "data.heldout=/runs/test.txt"]
+SMALL = {"image": "tempflow:1", "runs": {"claim": "runs"}, "workers": {"cpus": 8, "gpus": 2}}
+OWN = SMALL | {"learner": {"gpus": 1}, "reward": {"gpus": 1, "cpus": 2, "memory": "32Gi"}}
+
+
+def infra(raw: dict, **more: object) -> Infra:
+    return parse_config(Infra, raw | more, "infra.yaml")
+
+
+def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
+    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1"]
+    return load_config(base, [*PROMPTS, *few, *overrides])
+
+
+def by_kind(documents: list[dict]) -> dict[str, dict]:
+    return {document["kind"]: document for document in documents}
+
+
+def groups(cluster: dict) -> dict[str, tuple[int, int]]:
+    return {g["groupName"]: (g["minReplicas"], g["maxReplicas"]) for g in cluster["workerGroupSpecs"]}
+
+
+@pytest.mark.parametrize("example", ["one_gpu", "eight_gpus", "four_nodes"])
+def test_the_examples_are_valid(example):
+    documents = list(yaml.safe_load_all((EXAMPLES / f"{example}.yaml").read_text()))
+    assert {"RayJob", "ConfigMap", "NetworkPolicy"} <= {document["kind"] for document in documents}
+    for document in documents:
+        check(document)
+
+
+def test_the_examples_are_what_the_command_prints(tmp_path):
+    for file in (EXAMPLES / "make.sh", *EXAMPLES.glob("*.infra.yaml")):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "tempflow").write_text(f'#!/bin/sh\nexec {sys.executable} -m system "$@"\n')
+    (binaries / "tempflow").chmod(0o755)
+    env = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parents[1])}
+    subprocess.run(["bash", tmp_path / "make.sh"], check=True, timeout=300, env=env)
+    for example in EXAMPLES.glob("*[!a].yaml"):
+        assert (tmp_path / example.name).read_text() == example.read_text(), f"run {EXAMPLES / 'make.sh'} again"
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        ((), "spce"),
+        (("rayClusterSpec",), "headGroup"),
+        (("rayClusterSpec", "headGroupSpec", "template"), "spce"),
+    ],
+)
+def test_the_validation_refuses_unknown_keys(place, key):
+    job = by_kind(manifests(recipe(), infra(SMALL | {"workers": {"gpus": 8, "cpus": 16}})))["RayJob"]
+    check(job)
+    node = job["spec"]
+    for part in place:
+        node = node[part]
+    node[key] = {}
+    with pytest.raises(jsonschema.ValidationError, match=key):
+        check(job)
+
+
+@pytest.mark.parametrize(
+    ("asks", "count"),
+    [
+        ([(1, 1)] * 4, 2),
+        ([(1, 0.25)] * 8, 1),
+        ([(1, 0.25)] * 9, 2),
+        ([(1, 0.75), (1, 0.75), (1, 0.5), (1, 0.25)], 2),
+        ([(5, 0), (3, 0), (4, 0), (4, 0)], 2),
+        ([(1, 0.75)] * 4, 2),
+        ([(1, 0.6), (1, 0.6), (1, 0.4), (1, 0.4), (1, 0.4)], 2),
+        ([(1, 2), (1, 0.5)], 2),
+        ([], 1),
+    ],
+)
+def test_pods_hold_all_actors(asks, count):
+    assert pods([Ask("an actor", *ask) for ask in asks], Nodes(cpus=8, gpus=2)) == count
+
+
+def test_an_actor_that_fits_nowhere_is_named():
+    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 1 GPUs; a node has 8 and 0"):
+        manifests(recipe("rollout.num_gpus=0"), infra(OWN, learner={"cpus": 8}))
+
+
+def test_each_role_has_its_nodes_and_the_pool_follows_load():
+    documents = manifests(
+        recipe("rollout.max_workers=6", "scorers.0.replicas={min: 2, max: 9}", "learner.ranks=3"), infra(OWN)
+    )
+    found = by_kind(documents)
+    job, pool = found["RayJob"]["spec"]["rayClusterSpec"], found["RayService"]["spec"]["rayClusterConfig"]
+    assert groups(job) == {"rollout": (1, 3), "learner": (3, 3)}
+    assert groups(pool) == {"reward": (1, 5)}
+    callers = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["scorers"][0]["replicas"]
+    assert callers["min"] == callers["max"] == 9 * 2
+    assert job["enableInTreeAutoscaling"]
+    assert pool["enableInTreeAutoscaling"]
+    labels = {group["groupName"]: group["labels"] for group in job["workerGroupSpecs"]}
+    settings = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])
+    assert settings["rollout"]["labels"] == labels["rollout"]
+    assert settings["learner"]["labels"] == labels["learner"]
+    for document in documents:
+        check(document)
+
+
+def test_without_nodes_of_their_own_all_roles_share_a_group_of_a_fixed_size():
+    config = recipe("learner.num_gpus=0.5", "rollout.num_gpus=0.5")
+    found = by_kind(manifests(config, infra(SMALL, workers={"cpus": 9, "gpus": 2})))
+    assert "RayService" not in found
+    assert groups(found["RayJob"]["spec"]["rayClusterSpec"]) == {"rollout": (1, 1)}
+    assert "enableInTreeAutoscaling" not in found["RayJob"]["spec"]["rayClusterSpec"]
+
+
+def test_the_recipe_of_the_job_is_a_recipe_and_asks_the_service(tmp_path):
+    found = by_kind(manifests(recipe(), infra(OWN)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(found["ConfigMap"]["data"]["recipe.yaml"])
+    config = load_config(str(path))
+    assert (config.name, config.output) == ("sd35_pickscore", "/runs")
+    caller = config.scorers[0]
+    assert (caller.scorer, caller.num_gpus) == ("remote", 0)
+    service = found["RayService"]["metadata"]["name"]
+    assert caller.options["url"] == f"http://{service}-serve-svc:8000"
+    assert "sd35_pickscore" in found["RayJob"]["metadata"]["name"].replace("-", "_")
+
+
+def test_the_pool_is_one_that_serve_takes():
+    service = by_kind(manifests(recipe(), infra(OWN, reward={"gpus": 1, "service": "shared"}), "pool"))["RayService"]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    pool = PoolSettings(**config["applications"][0]["args"])
+    assert (pool.name, pool.scorers[0].scorer, pool.scorers[0].num_gpus) == ("shared", "pickscore", 0.25)
+    assert pool.serve.token_file is not None
+    assert service["metadata"]["name"] == "shared"
+
+
+def test_requests_to_the_pool_fit_whatever_the_images_show():
+    config = recipe("policy.height=1024", "policy.width=1024")
+    found = by_kind(manifests(config, infra(OWN)))
+    caller = yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["scorers"][0]
+    noise = encode_image(np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8))
+    assert 10 < caller["request_images"] < config.scorers[0].request_images
+    assert caller["request_images"] * len(noise) < config.serve.max_bytes
+
+
+@pytest.mark.parametrize("raw", [SMALL | {"workers": {"gpus": 8, "cpus": 32}}, OWN], ids=["shared", "own nodes"])
+def test_every_container_is_restricted_and_secrets_are_only_named(raw):
+    documents = manifests(recipe(), infra(raw, secrets={"environment": ["bucket"]}))
+    for document in documents:
+        if document["apiVersion"] != "ray.io/v1":
+            continue
+        spec = document["spec"]
+        cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "tempflow-ray"}
+        for template in [*templates(cluster), *filter(None, [spec.get("submitterPodTemplate")])]:
+            pod = template["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            (container,) = pod["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+            assert all("value" in variable and "TOKEN" not in variable["name"] for variable in container["env"])
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted <= {volume["name"] for volume in pod["volumes"]}
+    assert "Secret" not in by_kind(documents)
+
+
+def test_the_pool_has_no_secrets_but_its_own_and_the_submitter_stands_where_the_head_may():
+    tolerations = [{"key": "dedicated", "operator": "Exists"}]
+    head = {"tolerations": tolerations, "node_selector": {"zone": "a"}, "environment": {"RAY_GRAFANA_HOST": "http://g"}}
+    secrets = {"environment": ["bucket"], "pool_environment": ["hub"]}
+    job, pool = (
+        by_kind(manifests(recipe(), infra(OWN, head=head, secrets=secrets)))[kind] for kind in ("RayJob", "RayService")
+    )
+    job_pods, pool_pods = templates(job["spec"]["rayClusterSpec"]), templates(pool["spec"]["rayClusterConfig"])
+    for pods_, named in ((job_pods, "bucket"), (pool_pods, "hub")):
+        assert {str(pod["spec"]["containers"][0]["envFrom"]) for pod in pods_} == {
+            f"[{{'secretRef': {{'name': '{named}'}}}}]"
+        }
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]
+    assert submitter["tolerations"] == tolerations
+    assert submitter["nodeSelector"] == {"zone": "a"}
+    assert {"name": "RAY_GRAFANA_HOST", "value": "http://g"} in job_pods[0]["spec"]["containers"][0]["env"]
+
+
+def test_slices_of_gpus_count_as_gpus_for_the_autoscaler_too():
+    nodes = {"cpus": 8, "gpus": 2, "gpu_resource": "nvidia.com/mig-3g.40gb"}
+    cluster = by_kind(manifests(recipe(), infra(SMALL | {"workers": nodes})))["RayJob"]["spec"]["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["rayStartParams"] == {"num-gpus": "2"}
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-3g.40gb"] == "2"
+
+
+def test_only_what_must_talk_may():
+    documents = manifests(recipe(), infra(OWN))
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
+    run = resource_name("sd35_pickscore")
+    job, pool = policies[f"job-{run}"], policies[f"pool-{run}-pool"]
+    assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in policies.values())
+    assert all("from" in rule for policy in policies.values() for rule in policy["ingress"])
+    cluster = by_kind(documents)["RayJob"]["spec"]["rayClusterSpec"]
+    ours = cluster["headGroupSpec"]["template"]["metadata"]["labels"]
+    theirs = by_kind(documents)["RayService"]["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]
+    (callers,), (served,) = peers(pool["ingress"], 8000, "from"), peers(job["egress"], 8000, "to")
+    assert callers["podSelector"]["matchLabels"].items() <= ours.items()
+    assert served["podSelector"]["matchLabels"].items() <= theirs["metadata"]["labels"].items()
+    assert not peers(job["ingress"], 8000, "from")
+    for policy, labels in ((job, ours), (pool, theirs["metadata"]["labels"])):
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+        among = {"podSelector": policy["podSelector"]}
+        assert {"from": [among]} in policy["ingress"]
+        assert {"to": [among]} in policy["egress"]
+        assert named(peers(policy["ingress"], 8265, "from")) == ["kuberay-operator"]
+        assert all(named(peers(policy["ingress"], port, "from")) == ["monitoring"] for port in (8080, 44217, 44227))
+        dns = next(rule for rule in policy["egress"] if {"port": 53, "protocol": "UDP"} in rule.get("ports", []))
+        assert "to" not in dns
+
+
+def peers(rules: list[dict], port: int, side: str) -> list[dict]:
+    """Who may talk to a port."""
+    return [peer for rule in rules if {"port": port, "protocol": "TCP"} in rule.get("ports", []) for peer in rule[side]]
+
+
+def named(found: list[dict]) -> list[str]:
+    return [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in found]
+
+
+def test_a_job_and_a_pool_of_one_name_keep_apart():
+    documents = manifests(recipe(), infra(OWN, reward={"gpus": 1, "service": "sd35-pickscore"}))
+    first, second = (d for d in documents if d["kind"] == "NetworkPolicy")
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert first["spec"]["podSelector"] != second["spec"]["podSelector"]
+
+
+def test_more_may_be_reached_where_the_file_says_so():
+    egress = [{"namespace": "minio", "ports": [9000]}, {"cidr": "10.1.0.0/16", "ports": [8100]}]
+    for document in manifests(recipe(), infra(OWN, egress=egress)):
+        if document["kind"] == "NetworkPolicy":
+            check(document)
+            assert named(peers(document["spec"]["egress"], 9000, "to")) == ["minio"]
+            assert peers(document["spec"]["egress"], 8100, "to") == [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
+
+
+def test_the_claim_of_the_runs_is_applied_alone():
+    sized = infra(OWN, runs={"claim": "runs", "size": "1Gi"})
+    assert "PersistentVolumeClaim" not in by_kind(manifests(recipe(), sized))
+    (claim,) = manifests(recipe(), sized, "volume")
+    check(claim)
+    with pytest.raises(UserError, match=r"runs.size: the claim is there already"):
+        manifests(recipe(), infra(OWN), "volume")
+
+
+def test_a_head_does_not_outlive_its_job():
+    cluster = by_kind(manifests(recipe(), infra(OWN)))["RayJob"]["spec"]["rayClusterSpec"]
+    drains = [
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        in {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
+        for pod in templates(cluster)
+    ]
+    assert drains == [False, True, True]
+
+
+def test_a_queue_labels_the_job():
+    labels = [
+        by_kind(manifests(recipe(), infra(OWN, queue=queue)))["RayJob"]["metadata"]["labels"]
+        for queue in ({"kueue": "research"}, {"volcano": "research"})
+    ]
+    assert labels[0]["kueue.x-k8s.io/queue-name"] == "research"
+    assert labels[1]["volcano.sh/queue-name"] == "research"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "raw", "sentence"),
+    [
+        (["data.train=prompts/train.txt"], OWN, r"data.train: `prompts/train.txt` is a path on this machine"),
+        ([f"name=x{'y' * 40}"], OWN, "at most 40 characters"),
+        (["name=3d"], OWN, "that begins with a letter"),
+        (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue admits a job of a fixed size"),
+        ([], OWN | {"head": {"gpus": 1}}, "head.gpus"),
+        (["serve.max_bytes=1000"], OWN, "serve.max_bytes: 1000 is less than one image"),
+        (["policy.adapter=runs/earlier/lora"], OWN, "policy.adapter: `runs/earlier/lora` is a path on this machine"),
+        (["checkpoint.folder=here"], OWN, "checkpoint.folder: `here` is a path on this machine"),
+        (["scorers.0.options.metadata=x.jsonl"], OWN, r"scorers.0.options.metadata: `x.jsonl` is a path"),
+        (["scorers.0.options.url=http://127.0.0.1:8100/x"], OWN, "nothing listens at http://127.0.0.1:8100/x in a pod"),
+        (["reward.app=shared"], OWN, "reward.app: the job's cluster is new"),
+    ],
+)
+def test_what_does_not_fit_is_the_users_mistake(overrides, raw, sentence):
+    with pytest.raises(UserError, match=sentence):
+        manifests(recipe(*overrides), infra(raw))
+
+
+def test_a_pool_alone_needs_nodes_of_its_own():
+    with pytest.raises(UserError, match="give `reward` nodes"):
+        manifests(recipe(), infra(SMALL), "pool")
+    kinds = [d["kind"] for d in manifests(recipe(), infra(OWN), "job")]
+    assert kinds == ["NetworkPolicy", "ConfigMap", "RayJob"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker`; did you mean `workers`"),
+        ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs': give at most 253 lower-case"),
+        ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
+        ("- image", "an infrastructure file is a mapping"),
+        ("image: [", "not YAML"),
+    ],
+)
+def test_a_wrong_infrastructure_file_is_explained(tmp_path, text, sentence):
+    path = tmp_path / "infra.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_infra(path)
+    with pytest.raises(UserError, match="no infrastructure file"):
+        load_infra(tmp_path / "other.yaml")
+
+
+WORDS = ["y", "n", "Y", "yes", "No", "on", "OFF", "true", "null", "Null"]
+NUMBERS = ["1", "012", "1e3", "12e5", "1E3", "0o17", "0x1F", "0b1", "1_000", "1.5", "5.", "2026-11-27", "123456789012"]
+ODD = ["", "~", "+1", "-1", ".5", ".inf", "-.INF", ".nan", "1:30", "2026-11-27T10:00:00Z", "<<", "=", "1.5e3", "-1e-3"]
+PUNCTUATED = [
+    "- a",
+    "a: b",
+    "a #b",
+    "'",
+    '"',
+    "{a}",
+    "*a",
+    "&a",
+    "!a",
+    "%a",
+    "@a",
+    "`a`",
+    "|",
+    ">",
+    "?",
+    " a ",
+    "a\nb\n",
+]
+FOREIGN = ["é", "۱۲", "a\tb", "a\u2028b", "\x85", "\ufeff", "a" * 300 + " b", "a\x07", "🦊", "\\n"]
+
+
+def test_a_text_of_the_user_is_a_text_to_every_reader():
+    """Wherever any text may stand: variables, and values in the recipe and in the scorers' options."""
+    texts = [*WORDS, *NUMBERS, *ODD, *PUNCTUATED, *FOREIGN]
+    options = {"texts": texts} | {text: text for text in texts}
+    config = recipe("data.category_column='1e3'")
+    scorer = config.scorers[0].model_copy(update={"options": options})
+    config = config.model_copy(update={"scorers": (scorer,)})
+    environment = {f"A{i}": text for i, text in enumerate(texts)} | dict.fromkeys(("y", "NO", "null"), "1")
+    documents = manifests(config, infra(OWN, head={"environment": environment}))
+    printed = read(render(documents))
+    assert printed == documents
+    found = by_kind(printed)
+    (settings,) = read(found["ConfigMap"]["data"]["recipe.yaml"])
+    assert settings["data"]["category_column"] == "1e3"
+    (pool,) = read(found["RayService"]["spec"]["serveConfigV2"])
+    assert pool["applications"][0]["args"]["scorers"][0]["options"] == options
+    variables = templates(found["RayJob"]["spec"]["rayClusterSpec"])[0]["spec"]["containers"][0]["env"]
+    assert environment.items() <= {variable["name"]: variable["value"] for variable in variables}.items()
+
+
+@pytest.mark.parametrize("text", ["y", "no", "true", "null", "012", "1e3", "0o17", "0x1f", "1.5", "2026-11-27"])
+def test_a_name_is_a_text_to_every_reader(text):
+    """Wherever a name may stand. Those of runs begin with a letter, and so do those of pools."""
+    named = text if text[0].isalpha() else f"x{text}"
+    nodes = {"node_selector": {text: text}, "tolerations": [{"key": text, "value": text}], "runtime_class": text}
+    label = text.replace(".", "-")
+    documents = manifests(
+        recipe(f"name={json.dumps(named)}", 'scorers.0.name="y"'),
+        infra(
+            OWN,
+            namespace=label,
+            image=text,
+            pull_secrets=[text],
+            runs={"claim": text, "size": "1", "storage_class": text},
+            models={"image": text},
+            secrets={"ray_token": text, "pool_token": text, "environment": [text], "pool_environment": [text]},
+            head=nodes,
+            workers=SMALL["workers"] | nodes | {"memory": "1", "resources": {"rdma/hca": "1"}},
+            reward=OWN["reward"] | nodes | {"service": re.sub(r"\W", "-", named)},
+            egress=[{"namespace": label, "ports": [9000]}, {"cidr": "::/0", "ports": [1, 65535]}],
+            queue={"volcano": text},
+            operator_namespace=label,
+            monitoring_namespace=label,
+        ),
+    )
+    printed = read(render(documents))
+    assert printed == documents
+    for document in printed:
+        check(document)
+
+
+def test_a_claim_is_a_text_to_every_reader():
+    documents = manifests(recipe(), infra(OWN, runs={"claim": "1e3", "size": "12", "storage_class": "0o17"}), "volume")
+    assert read(render(documents)) == documents
+    check(documents[0])
+
+
+def test_a_pool_for_serve_is_text_to_every_reader():
+    pool = PoolSettings(name="y", scorers=recipe('scorers.0.name="n"').scorers)
+    (config,) = read(serve_config(pool))
+    (application,) = config["applications"]
+    assert (application["name"], application["args"]["scorers"][0]["name"]) == ("y", "n")
+
+
+def test_policies_come_before_what_they_close():
+    kinds = [document["kind"] for document in read(render(manifests(recipe(), infra(OWN))))]
+    assert kinds == ["NetworkPolicy", "NetworkPolicy", "RayService", "ConfigMap", "RayJob"]
+
+
+REFUSED = [
+    ("namespace", "a" * 64, "at most 63"),
+    ("namespace", "a.b", "at most 63"),
+    ("namespace", "", "at most 63"),
+    ("namespace", "a\n", "at most 63"),
+    ("operator_namespace", "Kuberay", "at most 63"),
+    ("monitoring_namespace", "", "at most 63"),
+    ("image", "", "an image's name"),
+    ("image", "registry/Tempflow:1", "an image's name"),
+    ("image", "tempflow:1 ", "an image's name"),
+    ("image", "tempflow:", "an image's name"),
+    ("models.image", "", "an image's name"),
+    ("models.claim", "a_b", "at most 253"),
+    ("pull_secrets", ["Registry"], "at most 253"),
+    ("secrets.ray_token", "tempflow ray", "at most 253"),
+    ("secrets.pool_token", "", "at most 253"),
+    ("secrets.environment", ["bucket_key"], "at most 253"),
+    ("secrets.pool_environment", ["-hub"], "at most 253"),
+    ("runs.claim", "a" * 254, "at most 253"),
+    ("runs.storage_class", "", "at most 253"),
+    ("runs.size", "0Gi", "a quantity above 0"),
+    ("workers.memory", "16 Gi", "a quantity above 0"),
+    ("workers.gpu_resource", "gpu", "with its domain"),
+    ("workers.runtime_class", "nvidia_x", "at most 253"),
+    ("workers.environment.A=B", "x", "a variable's name"),
+    ("workers.environment.1A", "x", "a variable's name"),
+    ("workers.environment.", "x", "a variable's name"),
+    ("workers.resources.gpu", "1", "with its domain"),
+    ("workers.resources.cpu", "1", "with its domain"),
+    ("workers.resources.rdma/hca", "0", "a quantity above 0"),
+    ("workers.resources.rdma/hca", "1.5", "whole numbers"),
+    ("workers.resources.nvidia.com/gpu", "1", "set gpus"),
+    ("workers.node_selector.a b", "x", "a label's key"),
+    ("workers.node_selector.A.b/c/d", "x", "a label's key"),
+    ("workers.node_selector.zone", "a" * 64, "at most 63"),
+    ("workers.node_selector.zone", "a b", "at most 63"),
+    ("workers.tolerations", [{"key": "spot", "operator": "In"}], "'Equal' or 'Exists'"),
+    ("workers.tolerations", [{"key": "spot", "effect": "Never"}], "'NoSchedule'"),
+    ("workers.tolerations", [{"key": "spot", "operator": "Exists", "value": "x"}], "takes no value"),
+    ("workers.tolerations", [{"effect": "NoSchedule"}], "without a key"),
+    ("workers.tolerations", [{"key": "spot", "tolerationSeconds": 5}], "effect NoExecute"),
+    ("reward.service", "a" * 48, "at most 47"),
+    ("reward.service", "3d", "a letter first"),
+    ("head.environment.RAY_REDIS_ADDRESS", "x", "KubeRay sets RAY_REDIS_ADDRESS itself"),
+    ("egress", [{"cidr": "10.1.2.3/16", "ports": [1]}], "has host bits set"),
+    ("egress", [{"cidr": "10.1.0.0", "ports": [1]}], "ADDRESS/BITS"),
+    ("egress", [{"cidr": "10.1.0.0/255.255.0.0", "ports": [1]}], "ADDRESS/BITS"),
+    ("egress", [{"cidr": "10.1.0.0/33", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"cidr": "300.1.0.0/16", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"cidr": "fe80::/129", "ports": [1]}], "give a CIDR"),
+    ("egress", [{"namespace": "a.b", "ports": [1]}], "at most 63"),
+    ("egress", [{"namespace": "a", "ports": [0]}], "greater than or equal to 1"),
+    ("egress", [{"namespace": "a", "ports": [99999]}], "less than or equal to 65535"),
+    ("egress", [{"namespace": "a", "ports": []}], "at least 1 item"),
+    ("queue.kueue", "a" * 64, "at most 63"),
+    ("queue.volcano", "", "at most 63"),
+    ("ray_version", "nightly", "the version of Ray"),
+    ("ray_version", "2.51.9", "2.52.0 or later"),
+    ("retries", 2**31, "less than or equal to 2147483647"),
+    ("keep_s", -1, "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), REFUSED)
+def test_what_the_api_server_would_refuse_is_not_printed(key, value, rule):
+    place, *rest = key.split(".", 2 if key.startswith(("workers", "head")) else 1)
+    for part in reversed(rest):
+        value = {part: value}
+    with pytest.raises(UserError, match=f"^infra.yaml: .*{place}.*{rule}"):
+        infra(OWN, **{place: {**OWN[place], **value} if place in OWN and isinstance(value, dict) else value})
+
+
+def test_runs_of_different_names_have_different_resources():
+    names = ["run-a", "run_a", "run_A", "run.a", "Run-a", "run--a"]
+    found = [resource_name(name) for name in names]
+    assert found[0] == "run-a"
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"run-a(-[0-9a-f]{6})?", name) for name in found)
+    for name in ("3d", "x" * 41, "X" * 40):
+        with pytest.raises(UserError, match="makes no name for Kubernetes"):
+            resource_name(name)

@@ -1,0 +1,84 @@
+"""The recipes that come with tempflow: each fits on the hardware that it names, and pads next to nothing."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from actors.policy.family import Family
+from actors.policy.flux import Flux
+from actors.policy.qwen_image import QwenImage
+from actors.policy.sd3 import SD3
+from actors.rollout.plans import Plan, make_plan
+from actors.rollout.plans.plan import visits
+from system.manifests.infra import Nodes, load_infra
+from system.manifests.sizing import pods, ranks, replicas, workers
+from system.recipe.config import RunConfig, load_config, recipe_names
+from tests.helpers.paths import ROOT
+
+CONFIGS = Path(str(resources.files("configs")))
+NODE = load_infra(ROOT / "deploy" / "kuberay" / "eight_gpus.infra.yaml").workers
+HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs of 80 GB|(\d) CPU cores)\.", re.MULTILINE)
+FAMILIES: dict[str, type[Family]] = {
+    "stabilityai/stable-diffusion-3.5-medium": SD3,
+    "black-forest-labs/FLUX.1-dev": Flux,
+    "Qwen/Qwen-Image": QwenImage,
+}
+MINIATURES = [name for name in recipe_names() if name.startswith("shapes")]
+REAL = [name for name in recipe_names() if name not in MINIATURES]
+
+
+def hardware(name: str) -> tuple[int, Nodes]:
+    """The nodes that a recipe names, and how many. Recipes of the miniature need what `shapes` names."""
+    text = (CONFIGS / f"{'shapes' if name in MINIATURES else name}.yaml").read_text()
+    ((count, gpus, cores),) = HARDWARE.findall(text)
+    return (1, Nodes(cpus=int(cores))) if cores else (int(count), NODE.model_copy(update={"gpus": int(gpus)}))
+
+
+def nodes_asked(config: RunConfig, nodes: Nodes, most: bool) -> int:
+    return pods([*workers(config, most), *ranks(config), *replicas(config.scorers, most)], nodes)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_fits_on_the_hardware_that_it_names(name):
+    config = load_config(name)
+    count, nodes = hardware(name)
+    assert nodes_asked(config, nodes, most=False) == nodes_asked(config, nodes, most=True) == count
+
+
+def test_one_worker_more_does_not_fit():
+    count, nodes = hardware("sd35_pickscore")
+    assert nodes_asked(load_config("sd35_pickscore", ["rollout.workers=6"]), nodes, most=False) > count
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_generates_and_learns_has_whole_gpus(name):
+    """Ray chooses a node by the sum of its GPUs, and three workers of 0.75 do not fit on two GPUs and a quarter."""
+    config = load_config(name)
+    assert config.rollout.num_gpus == config.learner.num_gpus == 1
+
+
+def rows_by_step(plan: Plan) -> list[int]:
+    """Latents of one task that need a velocity, by step."""
+    rows = plan.trunks()
+    for i, (trunks, fork) in enumerate(zip(plan.trunks(), plan.forks, strict=True)):
+        if fork.keep_trunk:
+            for step in (step for stride in fork.strides for step in visits(i + 1, len(rows), stride)[:-1]):
+                rows[step] += trunks * fork.width
+    assert sum(rows) == plan.nfe
+    return rows
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_micro_batches_are_full(name):
+    config = load_config(name)
+    plan = make_plan(config.plan, config.policy.num_steps)
+    size = config.rollout.micro_batch // FAMILIES[config.policy.model].forwards(config.policy)
+    padding = sum(-rows % size for rows in rows_by_step(plan)) / plan.nfe
+    assert padding <= 0.05
+    if config.plan.name == "trunk" and config.plan.seeds == 4:
+        assert padding == 0
+    assert plan.leaves % config.rollout.decode_batch == 0
+    rows = plan.decisions if plan.trained_steps else plan.leaves
+    assert rows % config.learner.micro_batch == 0

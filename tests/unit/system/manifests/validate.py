@@ -1,0 +1,117 @@
+"""What a Kubernetes API server, KubeRay's CRDs and its operator would say, without any of them."""
+
+import gzip
+import json
+import re
+from functools import cache
+from typing import Any
+
+import kubernetes_validate
+import yaml
+from jsonschema import Draft202012Validator
+
+from tests.helpers.paths import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "kuberay"
+KUBERNETES = "1.33"
+MAX_NAME = 47
+"""The operator appends six characters, and a RayCluster's name has at most 53."""
+
+
+class _Widest(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, and what any other reader of YAML 1.1 or 1.2 takes for another kind than text."""
+
+
+_Widest.yaml_implicit_resolvers = {first: [*found] for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Widest.add_implicit_resolver(
+    "!other",
+    re.compile(
+        r"""(y|n|yes|no|on|off|true|false|null|~|<<|=
+        |[-+]?[0-9][0-9_]*(\.[0-9_]*)?(e[-+]?[0-9]+)?|[-+]?\.[0-9_]+(e[-+]?[0-9]+)?|[-+]?\.(inf|nan)
+        |[-+]?0[xob][0-9a-f_]+|[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?|[0-9]+-[0-9]+-[0-9]+([Tt ].*)?)$""",
+        re.IGNORECASE | re.VERBOSE,
+    ),
+    None,
+)
+_Widest.add_constructor("!other", lambda loader, node: Exception(f"{node.value} is no text to every reader"))
+
+
+def read(text: str) -> list[Any]:
+    """The documents of a text, as the reader sees them that takes the fewest things for text."""
+    return list(yaml.load_all(text, _Widest))
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raises what is wrong with a document; a key that no schema knows is wrong, too."""
+    if document["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        return
+    validator(document["kind"]).validate(document)
+    spec = document["spec"]
+    cluster = spec["rayClusterSpec" if document["kind"] == "RayJob" else "rayClusterConfig"]
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
+    assert len(document["metadata"]["name"]) <= MAX_NAME
+    _check_cluster(cluster)
+    if document["kind"] == "RayJob":
+        assert spec["ttlSecondsAfterFinished"] == 0 or spec["shutdownAfterJobFinishes"]
+        assert spec["submissionMode"] != "SidecarMode" or "submitterPodTemplate" not in spec
+        if "kueue.x-k8s.io/queue-name" in document["metadata"]["labels"]:
+            assert spec["shutdownAfterJobFinishes"]
+            assert "clusterSelector" not in spec
+            assert not cluster.get("enableInTreeAutoscaling")
+    for template in [*templates(cluster), *([spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else [])]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template["metadata"]}}
+        kubernetes_validate.validate(pod | {"spec": template["spec"]}, KUBERNETES, strict=True)
+
+
+def templates(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod templates of a cluster, the head's first."""
+    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+
+
+def _check_cluster(cluster: dict[str, Any]) -> None:
+    """The rules of the operator's own validation."""
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert "labels" not in group["rayStartParams"]
+        asked = {"num-cpus", "num-gpus", "memory", "resources"} & set(group["rayStartParams"])
+        assert not (asked and group.get("resources"))
+        assert all(re.fullmatch(r"([a-z0-9.-]+/)?[A-Za-z0-9._-]{1,63}", key) for key in group.get("labels", {}))
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    head_env = {variable["name"] for variable in groups[0]["template"]["spec"]["containers"][0]["env"]}
+    assert not head_env & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME", "RAY_enable_autoscaler_v2"}
+    if cluster.get("enableInTreeAutoscaling"):
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        assert all(template["spec"]["restartPolicy"] == "Never" for template in templates(cluster))
+    assert cluster["authOptions"]["mode"] == "token"
+    assert tuple(int(part) for part in cluster["rayVersion"].split(".")) >= (2, 52, 0)
+
+
+@cache
+def validator(kind: str) -> Draft202012Validator:
+    """Of the CRD's schema as JSON Schema that refuses unknown keys; `metadata` is the API server's own."""
+    crd = json.loads(gzip.decompress((GOLDEN / f"{kind}.json.gz").read_bytes()))
+    strict = _strict({**crd, "properties": {**crd["properties"], "metadata": {"type": "object"}}})
+    Draft202012Validator.check_schema(strict)
+    return Draft202012Validator(strict)
+
+
+def _strict(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    dropped = {key for key in ("format", "default") if key in schema and not _is_schema(schema[key])}
+    made = {key: _strict(value) for key, value in schema.items() if key not in dropped}
+    if made.pop("x-kubernetes-int-or-string", False) is True:
+        made.pop("type", None)
+        made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if isinstance(made.get("properties"), dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def _is_schema(value: Any) -> bool:
+    """Whether `format` or `default` is a property's name."""
+    return isinstance(value, dict) and "type" in value

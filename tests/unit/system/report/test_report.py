@@ -1,0 +1,302 @@
+"""The report's numbers against values worked out by hand, and whatever a stopped run may lack."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from services.base.errors import UserError
+from system.report.build import build_report
+from system.report.canvas import power_of_ten, short
+from system.report.data import by_sampling_step, comparisons, read_run
+from system.report.figures import curves, running_mean
+
+PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
+CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
+BEFORE, AFTER = [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, np.nan]
+HALF = 1.96 * math.sqrt(1 / 3) / math.sqrt(3)
+"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of its own for one test."""
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The report of a whole run."""
+    return build_report(write_run(tmp_path_factory.mktemp("run"))).read_text()
+
+
+def write_run(path):
+    config = {
+        "name": "mine & yours",
+        "steps": 3,
+        "policy": {"model": "some/model", "num_steps": 3},
+        "plan": {"name": "trunk", "seeds": 4, "explorations": 6},
+        "scorers": [{"name": "size", "weight": 1.0}, {"name": "judge", "weight": 0.0}],
+        "tempflow": {"version": "0.1", "commit": None},
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [{"step": 0, "eval/judge": 0.5, "eval/judge/<x>": 0.5, "nfe": 0}]
+    for step in range(1, 4):
+        lines.append(
+            {
+                "step": step,
+                "elapsed_s": 50.0 * step,
+                "reward/mean": step / 10,
+                "reward/size/mean": step / 10,
+                "branch/std": [0.1 * step, 0.2, None],
+                "branch/noise_level": [0.7, 0.9, 0.1],
+                "branch/weight": [0.875, 1.125, 0.0],
+                "drift/mean": 1e-6,
+                "drift/max": 1e-5,
+                "ratio/max_deviation": 1e-4 * (step - 1),
+                "ratio/clip_fraction": 0.25,
+                "grad_norm": 1.0,
+                "advantage/flat_groups": 0.1,
+                "holes": step,
+                "seconds/generate": 3.0,
+                "seconds/score": 2.0,
+                "seconds/update": 1.0,
+                "seconds/step": 5.0,
+                "idle/learner": 0.8,
+                "nfe": step * 1000,
+                "decodes": step * 100,
+            }
+        )
+    write_lines(path, lines)
+    (path / "eval").mkdir()
+    for step, scores in ((0, BEFORE), (3, AFTER)):
+        table = pa.table({"row": range(4), "prompt": PROMPTS, "category": CATEGORIES, "judge": scores})
+        pq.write_table(table, path / "eval" / f"step_{step:06d}.parquet")
+        folder = path / "samples" / f"step_{step:06d}"
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8), (step * 50, i * 50, 0)).save(folder / f"{i:03d}.png")
+    return path
+
+
+def write_lines(run, lines):
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Page(HTMLParser):
+    """The tags of a page, what they load, and the text of its cells, headings and paragraphs."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.loaded, self.ids, self.images_without_alt, self.text = [], [], [], 0, ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.loaded += [values[key] for key in ("src", "href", "xlink:href", "action", "data") if key in values]
+        self.images_without_alt += tag == "img" and not values.get("alt")
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def test_differences_are_paired_and_holes_dropped(run):
+    overall, y, x = comparisons(read_run(run))
+    assert (overall.pairs, overall.before, overall.after) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(HALF))
+    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(0.98))
+    assert (y.category, y.pairs, y.difference) == ("$y$ & $", 1, 0.0)
+    assert math.isnan(y.half_interval)
+
+
+def test_prompts_are_paired_by_row_where_an_evaluation_has_more_of_them(run):
+    path = run / "eval" / "step_000003.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take([3, 2, 1, 0]), path)
+    assert comparisons(read_run(run))[0].difference == pytest.approx(1 / 3)
+    pq.write_table(table.take([0, 1]), path)
+    assert (comparisons(read_run(run))[0].pairs, comparisons(read_run(run))[0].difference) == (2, 0.5)
+
+
+def test_the_page_shows_the_numbers(html):
+    text = Page(html).text
+    assert "0.333 → 0.667" in text
+    assert f"+0.333 ± {HALF:.3f}" in text
+    assert f"−{HALF - 1 / 3:.3f} to +{HALF + 1 / 3:.3f}" in text
+    for fact in ("3 of 3", "3,000", "300", "2 min 30 s", "Trunk plan on some/model for the reward size"):
+        assert fact in text
+    assert "6 in all" in text
+    assert "generate 60%, update 20%, other 20%" in text
+
+
+def test_the_page_is_one_file_and_loads_nothing(html):
+    page = Page(html)
+    assert page.loaded
+    assert all(target.startswith(("data:", "#")) for target in page.loaded)
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert html.count("data:image/png;base64,") == 4
+    assert page.tags.count("svg") == 11
+    assert page.images_without_alt == 0
+    assert len(page.ids) == len(set(page.ids))
+    assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
+
+
+def test_what_users_write_is_text_not_markup(html):
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "x" not in page.tags
+    assert "a &lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in html
+    assert "&lt;x&gt;" in html[html.index("<svg") :]
+
+
+def test_the_same_run_gives_the_same_page(run, html):
+    assert build_report(run).read_text() == html
+
+
+def test_large_images_are_shrunk(run):
+    for path in (run / "samples").rglob("*.png"):
+        Image.new("RGB", (1024, 768), "teal").save(path)
+    html = build_report(run).read_text()
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert 'class="small"' not in html
+
+
+def test_means_by_sampling_step_leave_out_what_was_not_drawn(run):
+    means = by_sampling_step(read_run(run).steps, "branch/std")
+    assert means[:2].tolist() == pytest.approx([0.2, 0.2])
+    assert np.isnan(means[2])
+    assert len(by_sampling_step(read_run(run).steps, "missing")) == 0
+
+
+def test_a_run_that_has_only_begun_shows_where_it_starts(run):
+    write_lines(run, read_run(run).lines[:1])
+    (run / "eval" / "step_000003.parquet").unlink()
+    page = Page(build_report(run).read_text())
+    assert "nothing to compare yet" in page.text
+    assert "0.500" in page.text
+    assert "at step 0" in page.text
+    assert page.text.count("No training step is recorded.") == 2
+    assert page.tags.count("img") == 2
+
+
+def test_lines_may_lack_any_key_and_the_folder_all_but_them(run):
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    (run / "config.yaml").unlink()
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 2, "grad_norm": null, "branch/std": [null, null], "nfe": NaN}\n{"no": 1}\n{"step": 3'
+    )
+    text = Page(build_report(run).read_text()).text
+    assert "No branch is recorded." in text
+    assert "No pictures are recorded." in text
+    assert "No score is recorded." in text
+    assert text.count("Not recorded in this run.") == 7
+    assert "The run has no config.yaml." in text
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_any_half_of_the_keys_may_be_missing_or_null(run, parity):
+    lines = read_run(run).lines
+    chosen = sorted({key for line in lines for key in line} - {"step"})[parity::2]
+    nulls = [line | dict.fromkeys(chosen) for line in lines[:2]]
+    write_lines(run, nulls + [{key: line[key] for key in line if key not in chosen} for line in lines[2:]])
+    assert "</html>" in build_report(run).read_text()
+
+
+def test_with_two_training_scorers_their_sum_is_shown_too(run):
+    write_lines(run, [line | {"reward/judge/mean": 0.5} for line in read_run(run).lines])
+    assert [panel.title for panel in curves(read_run(run))] == [
+        "Combined reward",
+        "size, training reward",
+        "judge, training reward",
+    ]
+
+
+def test_what_was_zero_in_every_step_is_said_not_drawn(run):
+    write_lines(run, [line | {"drift/mean": 0.0, "drift/max": 0.0, "holes": 0} for line in read_run(run).lines])
+    text = Page(build_report(run).read_text()).text
+    assert "exactly 0 in every step" in text
+    assert "No score failed" in text
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path_factory):
+    with pytest.raises(UserError, match="not a run"):
+        build_report(tmp_path_factory.mktemp("empty"))
+    run.joinpath("metrics.jsonl").write_text('\n{"cut": \n[]\n')
+    with pytest.raises(UserError, match="nothing is recorded"):
+        build_report(run)
+
+
+def test_a_whole_run_leaves_nothing_out(run, html, caplog):
+    assert "Left out" not in html
+    build_report(run)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "zeros at the end", "another"])
+def test_what_is_torn_is_left_out_and_page_and_log_say_so(run, damage, caplog):
+    table, picture = run / "eval" / "step_000003.parquet", run / "samples" / "step_000000" / "001.png"
+    for path in (table, picture):
+        whole = path.read_bytes()
+        size = len(whole)
+        torn = {
+            "empty": b"",
+            "half": whole[: size // 2],
+            "zeros": bytes(size),
+            "zeros at the end": whole[: size // 2] + bytes(size - size // 2),
+            "another": b"something else",
+        }
+        path.write_bytes(torn[damage])
+    page = Page(build_report(run).read_text())
+    assert "Left out of this page" in page.text
+    for said in (page.text, caplog.text):
+        assert re.search(r"eval/step_000003\.parquet cannot be read \(.+\) and is left out\.", said)
+        assert re.search(r"samples/step_000000/001\.png cannot be read \(.+\): picture 1 is left out\.", said)
+    assert page.tags.count("img") == len(list(picture.parent.iterdir())) - 1
+
+
+def test_text_of_a_table_that_is_no_text_is_torn_too(run):
+    file = run / "eval" / "step_000003.parquet"
+    table = pq.read_table(file)
+    broken = pa.Array.from_buffers(pa.string(), 4, pa.array([b"\xff"] * 4, pa.binary()).buffers())
+    pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", broken), file)
+    assert "eval/step_000003.parquet cannot be read" in Page(build_report(run).read_text()).text
+
+
+def test_a_table_of_something_else_is_left_out(run):
+    pq.write_table(pa.table({"other": [1]}), run / "eval" / "step_000002.parquet")
+    pq.write_table(pa.table({"other": [1]}), run / "eval" / "step_mine.parquet")
+    text = Page(build_report(run).read_text()).text
+    assert "eval/step_000002.parquet cannot be read (it has no column category, prompt, row) and is left out." in text
+    assert "step_mine" not in text
+
+
+def test_steps_whose_lines_are_torn_are_named(run, caplog):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0] + "\0" * 20 + "\n" + lines[2][:9] + "\n" + lines[3])
+    assert "metrics.jsonl has no whole line of step 1–2." in Page(build_report(run).read_text()).text
+    assert "metrics.jsonl has no whole line of step 1–2." in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"\0" * 50, b"name: [", b"- a list"])
+def test_a_torn_recipe_is_no_reason_to_write_no_page(run, content):
+    (run / "config.yaml").write_bytes(content)
+    assert "A run without a readable recipe." in Page(build_report(run).read_text()).text
+
+
+def test_running_mean_shrinks_at_the_ends():
+    assert running_mean([0, 3, 6, 9], 3).tolist() == [1.5, 3, 6, 7.5]
+
+
+def test_counts_and_powers_are_short():
+    assert [short(value) for value in (0, 950, 12_300, 3_420_000, 2e9)] == ["0", "950", "12k", "3.4M", "2.0G"]
+    assert power_of_ten(-12) == "10⁻¹²"
