@@ -21,7 +21,7 @@ from actors.trajectory import Decisions
 from services.scoring.scorer import load_scorer
 from system.loop.advantage import advantages
 from system.loop.prompts import read_prompts, tasks_of_step
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 STRIDES = (1.0, 2.0, 3.0, 100.0)
 """Full, half, a third; and one step to the end."""

@@ -17,7 +17,7 @@ from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.sampler import Sampler
 from actors.trajectory import Decisions
 from system.bench.measure import alternate, name_of
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 
 def bench_learner(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:

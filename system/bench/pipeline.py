@@ -22,7 +22,7 @@ from system.commands.train import train_run
 from system.launch.roles import Roles, connect
 from system.loop.collect import compare
 from system.loop.prompts import read_prompts, tasks_of_step
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 SKIPPED_STEPS = 1
 """The first step pays for what is made once; it is not counted."""

@@ -28,7 +28,7 @@ from system.bench.measure import alternate
 from system.launch.environment import LOOPBACK
 from system.launch.serving import running_pool
 from system.loop.prompts import read_prompts
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 APP = "tempflow-bench-pool"
 TASKS, TASK_IMAGES = 4, 96

@@ -13,7 +13,7 @@ from services.base.errors import UserError
 from system.bench.learner import bench_learner
 from system.bench.models import FULL_SIZES, bench_policy
 from system.bench.sampler import bench_sampler
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 OF_A_MODEL = ("sampler", "learner")
 KINDS = (*OF_A_MODEL, "weights", "pipeline", "pool", "completions")

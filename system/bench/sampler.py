@@ -16,7 +16,7 @@ from actors.policy.solvers import euler
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.sampler import Sampler
 from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of, seconds
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 
 def bench_sampler(config: RunConfig, policy: Policy, conditioning: Conditioning, rounds: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from system.bench.sleeping import SleepingLearner, SleepingWorker
 from system.launch.roles import Roles, connect
 from system.loop.prompts import read_prompts
 from system.loop.trainer import Trainer
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.progress import Progress
 

@@ -12,7 +12,7 @@ from actors.rollout.plans import Plan, make_plan
 from services.base.headers import shapes_below
 from services.base.paths import resolve_model
 from services.scoring.settings import ScorerSettings
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
 MB = 1e6

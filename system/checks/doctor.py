@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from services.base.errors import UserError, first_line
 from services.base.storage import is_local
 from system.launch.environment import LOOPBACK, check_start, needs_token, running_ray, token_file
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 if TYPE_CHECKING:
     from system.manifests.sizing import Ask

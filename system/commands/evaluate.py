@@ -18,7 +18,7 @@ from system.commands.train import check
 from system.loop.evaluate import Evaluation, evaluate
 from system.loop.prompts import read_prompts
 from system.loop.stop import StopFlag
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.report.data import paired
 from system.run.outputs import check_output
 

@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train by a recipe; writes a run folder with checkpoints, metrics, an adapter and a report."""
     from system.commands.train import check, train_run
-    from system.recipe.config import dump_config, load_config
+    from system.recipe.load import dump_config, load_config
 
     config = load_config(recipe, overrides or [])
     if dry_run:
@@ -70,7 +70,7 @@ def evaluate_command(
 ) -> None:
     """Score a prompt file with all scorers of a recipe: the base model, and an adapter beside it."""
     from system.commands.evaluate import run_eval
-    from system.recipe.config import load_config
+    from system.recipe.load import load_config
 
     run_eval(load_config(recipe, overrides or []), prompts, adapter, output, console)
 
@@ -89,7 +89,7 @@ def sample(
 ) -> None:
     """Generate images in this process, without Ray."""
     from system.commands.sample import run_sample
-    from system.recipe.config import load_config
+    from system.recipe.load import load_config
 
     given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     for path in run_sample(load_config(recipe, given), prompt, adapter, count, output):
@@ -106,7 +106,7 @@ def serve(
 ) -> None:
     """Run a recipe's scorers as a reward pool with an HTTP side, until Ctrl-C."""
     from system.launch.serving import run_pool, serve_config
-    from system.recipe.config import load_pool
+    from system.recipe.load import load_pool
 
     pool = load_pool(recipe, overrides or [])
     if print_config:
@@ -128,7 +128,7 @@ def deploy(
     """Print Kubernetes manifests for a run (RayJob) and its reward pool (RayService)."""
     from system.manifests.infra import load_infra
     from system.manifests.manifests import manifests, render
-    from system.recipe.config import load_config
+    from system.recipe.load import load_config
 
     typer.echo(render(manifests(load_config(recipe, overrides or []), load_infra(infra), part)), nl=False)
 
@@ -145,7 +145,7 @@ def score(
 ) -> None:
     """Score image files in this process, without Ray."""
     from system.commands.score import chosen_scorers, run_score
-    from system.recipe.config import load_pool
+    from system.recipe.load import load_pool
 
     console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer)))
 
@@ -157,7 +157,7 @@ def doctor(
 ) -> None:
     """Look at this machine, and at what a recipe needs, before anything starts; exit code 2 if there is a problem."""
     from system.checks.doctor import diagnose
-    from system.recipe.config import load_config
+    from system.recipe.load import load_config
 
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     config_, levels = load_config(recipe, overrides or []) if recipe else None, set()
@@ -195,7 +195,7 @@ def bench(
     from contextlib import redirect_stdout
 
     from system.bench.run import bench_table, run_bench
-    from system.recipe.config import load_config
+    from system.recipe.load import load_config
 
     log = Console(stderr=True) if json else console
     with redirect_stdout(sys.stderr if json else sys.stdout):  # Ray's own messages
@@ -245,7 +245,7 @@ def compare(
 @app.command()
 def config(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe with every default filled in."""
-    from system.recipe.config import dump_config, load_config
+    from system.recipe.load import dump_config, load_config
 
     typer.echo(dump_config(load_config(recipe, overrides or [])), nl=False)
 
@@ -253,7 +253,7 @@ def config(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the recipes that come with tempflow."""
-    from system.recipe.config import recipe_names
+    from system.recipe.find import recipe_names
 
     for name in recipe_names():
         typer.echo(name)

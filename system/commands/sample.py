@@ -9,7 +9,7 @@ from PIL import Image
 from actors.policy.weights import Weights, checksum
 from services.base.errors import UserError
 from system.loop.evaluate import EVAL_STREAM
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.run.outputs import make_output_folder
 
 

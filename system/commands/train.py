@@ -18,7 +18,7 @@ from system.commands.plain import plain
 from system.launch.environment import check_start, token_hint
 from system.loop.prompts import Prompts, read_prompts, rows_of_step
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.loggers import check_loggers, open_loggers
 from system.run.progress import Progress

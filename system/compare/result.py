@@ -13,7 +13,7 @@ from services.base.errors import UserError
 from services.base.storage import write_atomically
 from services.base.text import read_text
 from services.base.yaml_text import load_yaml
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.report.data import by_sampling_step
 from system.run.folder import RunFolder
 

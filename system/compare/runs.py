@@ -15,7 +15,8 @@ from system.capacity.estimate import steps_within
 from system.commands.plain import plain
 from system.commands.train import check, train_run
 from system.compare.result import Result, condense, key_of
-from system.recipe.config import RunConfig, load_config
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.outputs import make_output_folder
 

@@ -34,7 +34,7 @@ from services.serving.settings import GatewaySettings
 from system.launch.environment import LOOPBACK, check_start, make_token, running_ray
 from system.launch.pool_start import PoolStart, may_grow
 from system.loop.stop import Stopped
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 log = logging.getLogger(__name__)
 

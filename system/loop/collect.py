@@ -21,7 +21,7 @@ from system.launch.roles import Roles
 from system.loop.advantage import Advantages, advantages, mixed_advantages
 from system.loop.prompts import Prompts, tasks_of_step
 from system.loop.stop import as_done
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 
 @dataclass

@@ -16,7 +16,7 @@ from actors.trajectory import Cost
 from services.base.errors import UserError
 from system.loop.prompts import Prompts
 from system.loop.stop import as_done
-from system.recipe.config import EvalSettings
+from system.recipe.model import EvalSettings
 
 log = logging.getLogger(__name__)
 

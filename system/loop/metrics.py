@@ -6,7 +6,7 @@ import numpy as np
 
 from actors.learner.stats import UpdateStats
 from system.loop.collect import Experience
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 
 def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any]:

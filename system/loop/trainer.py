@@ -24,7 +24,7 @@ from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
 from system.loop.prompts import Prompts
 from system.loop.stop import Stopped
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.progress import Progress

@@ -27,7 +27,7 @@ from system.manifests.texts import (
     ServiceName,
     Variable,
 )
-from system.recipe.config import parse_config, read_mapping
+from system.recipe.load import parse_config, read_mapping
 
 OPERATORS_OWN = frozenset({"RAY_REDIS_ADDRESS", "REDIS_USERNAME", "REDIS_PASSWORD", "RAY_enable_autoscaler_v2"})
 """Variables that KubeRay sets itself and refuses on a head."""

@@ -14,7 +14,7 @@ from services.base.storage import is_local
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.settings import GatewaySettings, PoolSettings
 from system.manifests.infra import Infra
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 ROLE = "tempflow.io/role"
 """Label of the Ray nodes of a role."""

@@ -9,7 +9,7 @@ from math import ceil
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
 from system.manifests.infra import Infra, Nodes
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 TINY = 1e-6
 """Fractions of a GPU add up to whole ones."""

@@ -32,7 +32,7 @@ from PIL import Image
 from services.base.errors import UserError, first_line
 from services.base.locks import locked
 from services.base.storage import Folder, make_folder, refuse_broken_link, write_atomically
-from system.recipe.config import CheckpointSettings, RunConfig
+from system.recipe.model import CheckpointSettings, RunConfig
 from system.run.checkpoint import Checkpoint, Checkpoints
 from system.run.inputs import changed_inputs, read_inputs
 from system.run.loggers import MetricsLogger

@@ -2,7 +2,7 @@
 
 from services.base.errors import UserError
 from services.base.fingerprint import fingerprint_of
-from system.recipe.config import RunConfig
+from system.recipe.model import RunConfig
 
 
 def named_inputs(config: RunConfig) -> dict[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from services.base.errors import UserError
 from services.base.storage import write_atomically
 from services.http.images import encode_image
-from system.recipe.config import LogSettings, RunConfig, WandbSettings
+from system.recipe.model import LogSettings, RunConfig, WandbSettings
 
 WANDB_KEY = "WANDB_API_KEY"
 WANDB_ID_FILE = "wandb_id"

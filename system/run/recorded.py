@@ -10,7 +10,8 @@ from services.base.errors import UserError
 from services.base.yaml_text import dump_yaml, load_yaml
 from services.scoring.scorer import own_folders
 from system import __version__
-from system.recipe.config import OF_RUN, RunConfig, parse_config
+from system.recipe.load import OF_RUN, parse_config
+from system.recipe.model import RunConfig
 
 MAY_CHANGE: dict[str, set[str] | bool] = {
     **dict.fromkeys(("name", "output", "steps", "eval", "checkpoint", "log", "ray"), True),

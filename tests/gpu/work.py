@@ -13,7 +13,7 @@ from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Decisions, Task
-from system.recipe.config import load_config
+from system.recipe.load import load_config
 from tests.helpers.families import Case
 from tests.helpers.tiny import stir, tiny_settings
 

@@ -14,7 +14,8 @@ from services.base.errors import UserError
 from system.bench.simulate import Scenario, SleepingRoles, simulate, simulated
 from system.loop.prompts import read_prompts
 from system.loop.trainer import Trainer
-from system.recipe.config import RunConfig, load_config
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.progress import Progress
 

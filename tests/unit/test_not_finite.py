@@ -22,7 +22,8 @@ from services.base.errors import UserError
 from system.loop.evaluate import evaluate
 from system.loop.prompts import read_prompts
 from system.loop.trainer import Trainer
-from system.recipe.config import EvalSettings, load_config
+from system.recipe.load import load_config
+from system.recipe.model import EvalSettings
 from system.run.folder import RunFolder
 from tests.helpers.tiny import tiny_settings
 from tests.unit.actors.learner.test_learner import learner_of, tasks_of

@@ -27,7 +27,7 @@ from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
-from system.recipe.config import load_config
+from system.recipe.load import load_config
 from system.miniature.build.card import write_card
 from system.miniature.build.data import draw_scenes
 from system.miniature.build.hps import train_hps

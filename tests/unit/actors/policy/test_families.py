@@ -11,7 +11,7 @@ from actors.policy.families import check_size, pipeline_name, vae_scale
 from actors.policy.loading import check_loads
 from actors.policy.policy import Policy
 from services.base.errors import UserError
-from system.recipe.config import load_config
+from system.recipe.load import load_config
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny import tiny_settings
 

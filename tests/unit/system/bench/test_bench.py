@@ -13,7 +13,8 @@ from system.bench.measure import flops_of
 from system.bench.models import FULL_SIZES
 from system.bench.run import bench_table, run_bench
 from system.bench.sampler import bench_sampler
-from system.recipe.config import RunConfig, parse_config
+from system.recipe.load import parse_config
+from system.recipe.model import RunConfig
 from tests.helpers.tiny import tiny_settings
 
 

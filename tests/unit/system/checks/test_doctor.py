@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from system.checks import doctor
 from system.commands.main import app
-from system.recipe.config import RunConfig, load_config
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
 from tests.helpers.grpc_like import grpc_server
 
 Usage = namedtuple("Usage", "total used free")

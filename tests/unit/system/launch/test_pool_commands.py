@@ -16,7 +16,7 @@ from services.scoring.jpeg_size import JpegSize
 from services.serving.settings import GatewaySettings, PoolSettings
 from system.commands.score import chosen_scorers, run_score
 from system.launch.serving import _check_alone, _check_cluster, check_free, check_pool, running_pool, serve_config
-from system.recipe.config import load_pool
+from system.recipe.load import load_pool
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from actors.learner.group import LearnerLate, LearnerLost
 from services.base.errors import UserError
 from system.commands.train import check_devices
 from system.launch.roles import Roles, ray
-from system.recipe.config import load_config
+from system.recipe.load import load_config
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from system.manifests.infra import Infra, Nodes, load_infra
 from system.manifests.manifests import manifests, render
 from system.manifests.recipe import resource_name
 from system.manifests.sizing import Ask, pods
-from system.recipe.config import RunConfig, load_config, parse_config
+from system.recipe.load import load_config, parse_config
+from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 from tests.unit.system.manifests.validate import check, read, templates
 

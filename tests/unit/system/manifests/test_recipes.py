@@ -14,7 +14,9 @@ from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
-from system.recipe.config import RunConfig, load_config, recipe_names
+from system.recipe.find import recipe_names
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 
 CONFIGS = Path(str(resources.files("configs")))

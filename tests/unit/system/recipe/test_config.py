@@ -5,7 +5,9 @@ import yaml
 
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
-from system.recipe.config import RunConfig, dump_config, load_config, load_pool, parse_config, recipe_names
+from system.recipe.find import recipe_names
+from system.recipe.load import dump_config, load_config, load_pool, parse_config
+from system.recipe.model import RunConfig
 
 MINIMAL = {
     "steps": 2,

@@ -11,7 +11,8 @@ import pytest
 from services.base import locks
 from services.base.errors import UserError
 from services.base.locks import InUse
-from system.recipe.config import RunConfig, load_config, parse_config
+from system.recipe.load import load_config, parse_config
+from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoints, RunState
 from system.run.folder import RunFolder
 from system.run.recorded import check_same, differences, read_recorded

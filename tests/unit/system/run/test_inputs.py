@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from services.base.errors import UserError
-from system.recipe.config import RunConfig, parse_config
+from system.recipe.load import parse_config
+from system.recipe.model import RunConfig
 from system.run.inputs import changed_inputs, read_inputs
 from tests.unit.system.recipe.test_config import MINIMAL
 

@@ -15,7 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from services.base.errors import UserError
-from system.recipe.config import LogSettings, RunConfig, WandbSettings, parse_config
+from system.recipe.load import parse_config
+from system.recipe.model import LogSettings, RunConfig, WandbSettings
 from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.loggers import WANDB_KEY, check_loggers, numbers, open_loggers, tiled
