@@ -1,6 +1,6 @@
-"""The wavefront sampler: all that is alive at step i, trunks and branches, goes through the model together.
+"""The wavefront sampler: at each step, every unfinished trajectory runs through the model in one batch.
 
-T rounds instead of T(T−1)/2, each in full micro-batches of one shape, so that a row's bits do not depend on its
+That is T rounds instead of T(T−1)/2, each in full micro-batches of one shape, so that a row's bits do not depend on its
 neighbours. Shape legend: B trunks, R live rows, N decisions, K actions, Z latent dimensions, M leaves, P prompts.
 """
 
@@ -14,17 +14,15 @@ from torch import Tensor
 from actors.policy.family import Conditioning, Family
 from actors.policy.kernels import Kernel
 from actors.policy.noise import Address, noise
-from actors.policy.solvers import dpm_solver_2m, euler
-from actors.rollout.plans.plan import Fork, Plan, Solver, visits
+from actors.policy.solvers import euler
+from actors.rollout.plans.plan import Fate, Fork, Plan, visits
+from actors.rollout.rows import SOLVERS, Branches, Owners, Rows
 from actors.trajectory import Cost, Decisions, Tree
-
-Owners = tuple[tuple[int, int], ...]
-"""(decision, action) pairs above a row, from the root down."""
 
 
 @dataclass(frozen=True)
 class Wavefront:
-    """What the sampler returns: leaves in the order of `Tree`, decisions, cost."""
+    """What the sampler returns: the leaves in the order of `tree`, the decisions, and the cost."""
 
     leaf_MZ: Tensor
     tree: Tree
@@ -33,44 +31,11 @@ class Wavefront:
 
 
 @dataclass
-class _Rows:
-    """Trajectories that move together: the live trunks, or branches born at one step with one stride."""
-
-    x_RZ: Tensor
-    address: list[Address]
-    prompt: list[int]
-    """Row of the conditioning."""
-    owners: list[Owners]
-    """The row becomes a leaf of each of its owners."""
-    visits: tuple[int, ...] = ()
-    """Of branches: where they are on the grid, then where they go, to the end."""
-    before: tuple[Tensor, Tensor] | None = None
-    """Of branches on a multistep solver: x̂₀ (R, Z) and σ at the last visit."""
-
-    def __len__(self) -> int:
-        return len(self.address)
-
-    def advance(self, v_RZ: Tensor, sigmas: Tensor, solver: Solver) -> None:
-        """To the next visit."""
-        here, there = self.visits[:2]
-        sigma, following = sigmas[here], sigmas[there]
-        x_RZ, before = self.x_RZ, self.before
-        if solver == "dpm2":
-            self.before = (x_RZ - sigma * v_RZ, sigma)
-        if before is None or self.before is None:
-            self.x_RZ = euler(x_RZ, v_RZ, sigma, following)
-        elif there == len(sigmas) - 1:
-            self.x_RZ = self.before[0]
-        else:
-            self.x_RZ = dpm_solver_2m(x_RZ, self.before[0], before[0], sigma, following, before[1])
-        self.visits = self.visits[1:]
-
-
-@dataclass
 class _Record:
     """The decisions of a task as they are made."""
 
     siblings: int
+    """K of every decision."""
     step_N: list[int] = field(default_factory=list)
     seed_N: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
@@ -79,20 +44,20 @@ class _Record:
     weight_N: list[float] = field(default_factory=list)
 
     def add(
-        self, i: int, seeds: list[int], state_BZ: Tensor, action_BKZ: Tensor, log_prob_BK: Tensor, weight: float
+        self, i: int, trunks: Rows, action_BKZ: Tensor, log_prob_BK: Tensor, weight: float
     ) -> list[tuple[int, int]]:
-        """Record step i; returns the (decision, action) of each action, trunk after trunk."""
+        """Record the actions of step i; returns the (decision, action) of each action, trunk after trunk."""
         width = action_BKZ.shape[1]
         repeats = width // self.siblings
         first = len(self.step_N)
-        count = len(seeds) * repeats
+        count = len(trunks) * repeats
         self.step_N += [i] * count
-        self.seed_N += [seed for seed in seeds for _ in range(repeats)]
+        self.seed_N += [seed for seed in trunks.seed for _ in range(repeats)]
         self.weight_N += [weight] * count
-        self.states.append(state_BZ.repeat_interleave(repeats, 0))
-        self.actions.append(action_BKZ.reshape(count, self.siblings, *state_BZ.shape[1:]))
+        self.states.append(trunks.x_RZ.repeat_interleave(repeats, 0))
+        self.actions.append(action_BKZ.reshape(count, self.siblings, *action_BKZ.shape[2:]))
         self.log_probs.append(log_prob_BK.reshape(count, self.siblings))
-        return [(first + a // self.siblings, a % self.siblings) for a in range(len(seeds) * width)]
+        return [(first + a // self.siblings, a % self.siblings) for a in range(len(trunks) * width)]
 
     def decisions(self, latent_shape: tuple[int, ...]) -> Decisions:
         step_N, weight_N = np.array(self.step_N, np.int64), np.array(self.weight_N, np.float32)
@@ -133,33 +98,30 @@ class Sampler:
             prompts: B rows of `conditioning`.
             conditioning: embeddings of P prompts.
         """
-        trunks = _Rows(self._noise(roots), list(roots), list(prompts), [()] * len(roots))
-        branches: list[_Rows] = []
-        seed_of = {root: b for b, root in enumerate(roots)}
-        depth = len(roots[0])
+        owners: list[Owners] = [()] * len(roots)
+        trunks = Rows(self._noise(roots), list(roots), list(range(len(roots))), list(prompts), owners)
+        branches: list[Branches] = []
         record = _Record(plan.siblings)
         nfe = padding = 0
         for i, fork in enumerate(plan.forks):
             due = [branch for branch in branches if branch.visits[0] == i]
-            (v_trunk_BZ, *v_due), padded = self._velocity([trunks, *due], i, conditioning)
-            nfe += len(trunks) + sum(map(len, due))
+            (v_trunk_BZ, *v_due), padded = self._velocity([trunks, *(branch.rows for branch in due)], i, conditioning)
+            nfe += len(trunks) + sum(len(branch.rows) for branch in due)
             padding += padded
             for branch, v_RZ in zip(due, v_due, strict=True):
-                branch.advance(v_RZ, self.sigmas, plan.solver)
-            if fork.width:
-                action_BKZ, log_prob_BK, children = self._act(trunks, v_trunk_BZ, i, fork.width)
-                if fork.trained:
-                    seeds = [seed_of[address[:depth]] for address in trunks.address]
-                    pairs = record.add(i, seeds, trunks.x_RZ, action_BKZ, log_prob_BK, 1 / fork.chance)
-                    children.owners = [(*above, pair) for above, pair in zip(children.owners, pairs, strict=True)]
-                if not fork.keep_trunk:
-                    trunks = children
-                    continue
-                branches += self._completions(children, fork, i, len(plan.forks))
-            trunks.x_RZ = euler(trunks.x_RZ, v_trunk_BZ, self.sigmas[i], self.sigmas[i + 1])
-            if i == plan.last_fork:
-                trunks = _Rows(trunks.x_RZ[:0], [], [], [])
-        leaves = [trunks, *branches]
+                branch.advance(v_RZ)
+            match plan.fate(i):
+                case Fate.CONTINUES:
+                    trunks = self._continued(trunks, v_trunk_BZ, i)
+                case Fate.BRANCHES:
+                    branches += self._branches(self._actions(trunks, v_trunk_BZ, i, fork, record), plan, i)
+                    trunks = self._continued(trunks, v_trunk_BZ, i)
+                case Fate.ENDS:
+                    branches += self._branches(self._actions(trunks, v_trunk_BZ, i, fork, record), plan, i)
+                    trunks = trunks.none()
+                case Fate.SPLITS:
+                    trunks = self._actions(trunks, v_trunk_BZ, i, fork, record)
+        leaves = [trunks, *(branch.rows for branch in branches)]
         owners = [above for rows in leaves for above in rows.owners]
         decisions = record.decisions(self.family.latent_shape)
         tree = Tree(
@@ -178,7 +140,7 @@ class Sampler:
     def _noise(self, addresses: Sequence[Address]) -> Tensor:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device)
 
-    def _velocity(self, groups: list[_Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
+    def _velocity(self, groups: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
         """(R, Z) velocities of each group at step i, and the rows of padding they took together."""
         x_RZ = torch.cat([rows.x_RZ for rows in groups])
         if not len(x_RZ):
@@ -196,26 +158,29 @@ class Sampler:
         *parts, _ = torch.cat(chunks).split([*map(len, groups), padding])
         return parts, padding
 
-    def _act(self, trunks: _Rows, v_BZ: Tensor, i: int, width: int) -> tuple[Tensor, Tensor, _Rows]:
-        """Draw K actions from each trunk's state: (B, K, Z), their log-probs (B, K), and the rows that go on."""
+    def _continued(self, trunks: Rows, v_BZ: Tensor, i: int) -> Rows:
+        """The trunks after a deterministic step."""
+        return trunks.at(euler(trunks.x_RZ, v_BZ, self.sigmas[i], self.sigmas[i + 1]))
+
+    def _actions(self, trunks: Rows, v_BZ: Tensor, i: int, fork: Fork, record: _Record) -> Rows:
+        """Draw K actions from the state of each trunk, and record those that are trained."""
         step_B = torch.full((len(trunks),), i, device=v_BZ.device)
         mean_BZ = self.kernel.mean(trunks.x_RZ, v_BZ, step_B)
-        addresses = [(*address, i, k) for address in trunks.address for k in range(width)]
-        noise_BKZ = self._noise(addresses).unflatten(0, (len(trunks), width))
+        addresses = [(*address, i, k) for address in trunks.address for k in range(fork.width)]
+        noise_BKZ = self._noise(addresses).unflatten(0, (len(trunks), fork.width))
         action_BKZ = mean_BZ.unsqueeze(1) + self.kernel.std_T[i] * noise_BKZ
-        children = _Rows(
-            action_BKZ.flatten(0, 1),
-            addresses,
-            [prompt for prompt in trunks.prompt for _ in range(width)],
-            [above for above in trunks.owners for _ in range(width)],
-        )
-        return action_BKZ, self.kernel.log_prob(action_BKZ, mean_BZ, step_B), children
+        owners = [above for above in trunks.owners for _ in range(fork.width)]
+        if fork.trained:
+            log_prob_BK = self.kernel.log_prob(action_BKZ, mean_BZ, step_B)
+            pairs = record.add(i, trunks, action_BKZ, log_prob_BK, 1 / fork.chance)
+            owners = [(*above, pair) for above, pair in zip(owners, pairs, strict=True)]
+        return trunks.children(action_BKZ, addresses, owners)
 
-    def _completions(self, children: _Rows, fork: Fork, i: int, num_steps: int) -> list[_Rows]:
+    def _branches(self, actions: Rows, plan: Plan, i: int) -> list[Branches]:
         """Branches of the actions of step i, a group a stride."""
         return [
-            _Rows(children.x_RZ, children.address, children.prompt, children.owners, visits(i + 1, num_steps, stride))
-            for stride in fork.strides
+            Branches(actions, visits(i + 1, len(plan.forks), stride), SOLVERS[plan.solver](self.sigmas))
+            for stride in plan.forks[i].strides
         ]
 
 

@@ -6,19 +6,24 @@ dashboards/*.json       a dashboard a role
 prometheus-rule.yaml    rules.yaml as the operator's PrometheusRule
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
+from grafana_foundation_sdk.builders.common import VizLegendOptions, VizTooltipOptions
+from grafana_foundation_sdk.builders.dashboard import Dashboard, DashboardLink, DatasourceVariable, QueryVariable
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders.timeseries import Panel as TimeSeries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, SortOrder, TooltipDisplayMode
+from grafana_foundation_sdk.models.dashboard import DashboardLinkType, DataSourceRef, VariableOption, VariableRefresh
 
 from services.base.text import read_text
 from services.base.yaml_text import load_yaml
 
 HERE = Path(__file__).parent
-WIDTH, HEIGHT, PER_ROW = 8, 8, 3
-"""Of a panel, in Grafana's grid of 24 columns."""
+WIDTH, HEIGHT = 8, 8
+"""The size of a panel in Grafana's grid, which is 24 wide: three panels stand in a row."""
 WINDOW = "[$__rate_interval]"
 
 
@@ -28,7 +33,7 @@ class Panel:
 
     title: str
     expressions: dict[str, str]
-    """By legend."""
+    """Each expression by its legend."""
     unit: str = "short"
 
 
@@ -187,61 +192,61 @@ DASHBOARDS = {
 }
 
 
-def dashboard(name: str, panels: list[Panel]) -> dict[str, Any]:
-    """Grafana's JSON of a dashboard, with a data source and runs to choose."""
-    return {
-        "uid": f"tempflow-{name}",
-        "title": f"tempflow: {name.replace('-', ' ')}",
-        "tags": ["tempflow"],
-        "schemaVersion": 39,
-        "editable": True,
-        "refresh": "10s",
-        "time": {"from": "now-1h", "to": "now"},
-        "links": [{"type": "dashboards", "tags": ["tempflow"], "title": "tempflow", "asDropdown": False}],
-        "templating": {
-            "list": [
-                {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
-                {
-                    "name": "run",
-                    "label": "Run",
-                    "type": "query",
-                    "datasource": SOURCE,
-                    "query": "label_values(ray_tempflow_policy_version, run)",
-                    "refresh": 2,
-                    "multi": True,
-                    "includeAll": True,
-                    "allValue": ".*",
-                    "current": {"text": "All", "value": "$__all"},
-                },
-            ]
-        },
-        "panels": [_panel(i, panel) for i, panel in enumerate(panels)],
-    }
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
-SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+def dashboard(name: str, panels: list[Panel]) -> Dashboard:
+    """A dashboard with a data source and runs to choose."""
+    run = (
+        QueryVariable("run")
+        .label("Run")
+        .datasource(SOURCE)
+        .query("label_values(ray_tempflow_policy_version, run)")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(text="All", value="$__all"))
+    )
+    shown = (
+        Dashboard(f"tempflow: {name.replace('-', ' ')}")
+        .uid(f"tempflow-{name}")
+        .tags(["tempflow"])
+        .refresh("10s")
+        .time("now-1h", "now")
+        .link(DashboardLink("tempflow").type(DashboardLinkType.DASHBOARDS).tags(["tempflow"]))
+        .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(run)
+    )
+    for number, panel in enumerate(panels, 1):
+        shown.with_panel(_time_series(number, panel))
+    return shown
 
 
-def _panel(i: int, panel: Panel) -> dict[str, Any]:
-    return {
-        "id": i + 1,
-        "type": "timeseries",
-        "title": panel.title,
-        "datasource": SOURCE,
-        "gridPos": {"x": i % PER_ROW * WIDTH, "y": i // PER_ROW * HEIGHT, "w": WIDTH, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
-        "targets": [
-            {"refId": chr(ord("A") + n), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
-            for n, (legend, expression) in enumerate(panel.expressions.items())
-        ],
-    }
+def _time_series(number: int, panel: Panel) -> TimeSeries:
+    shown = (
+        TimeSeries()
+        .id(number)
+        .title(panel.title)
+        .datasource(SOURCE)
+        .unit(panel.unit)
+        .span(WIDTH)
+        .height(HEIGHT)
+        .legend(
+            VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
+        )
+        .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.NONE))
+    )
+    for n, (legend, expression) in enumerate(panel.expressions.items()):
+        letter = chr(ord("A") + n)
+        shown.with_target(Dataquery().ref_id(letter).datasource(SOURCE).expr(expression).legend_format(legend))
+    return shown
 
 
 def built() -> dict[str, str]:
     """The text of each file, by its path here."""
     files = {
-        f"dashboards/{name}.json": json.dumps(dashboard(name, panels), indent=1) + "\n"
+        f"dashboards/{name}.json": JSONEncoder(indent=1).encode(dashboard(name, panels).build()) + "\n"
         for name, panels in DASHBOARDS.items()
     }
     rule = {

@@ -12,7 +12,7 @@ from services.base.logs import LogFile
 from services.scoring.scorer import own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
-from services.serving.gateway import Gateway, deployment_name
+from services.serving.gateway import GatewayDeployment, deployment_name
 from services.serving.settings import GatewaySettings, PoolSettings
 
 HEALTH_CHECK_S = 1.0
@@ -49,7 +49,7 @@ def build_app(
         ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None, deterministic, own_folders())
         for scorer in scorers
     }
-    entry = Gateway.options(num_replicas=gateway.gateways)  # type: ignore[attr-defined]
+    entry = GatewayDeployment.options(num_replicas=gateway.gateways)
     return entry.bind(name, gateway, list(scorers), bound)
 
 

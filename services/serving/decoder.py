@@ -14,10 +14,11 @@ from services.http.image_structure import BadImage
 from services.http.images import decode_image
 
 READY = b"R"
-REQUEST = struct.Struct("<Q")
-"""Bytes of the image; they follow."""
-ANSWER = struct.Struct("<III")
-"""Height, width, and bytes of the reason. The pixels (height, width, 3) follow, or a text: why there are none."""
+IMAGE_HEAD = struct.Struct("<Q")
+"""The number of bytes of the image, which follow."""
+ANSWER_HEAD = struct.Struct("<III")
+"""Height, width, and the number of bytes of the reason. The pixels (height, width, 3) follow, or the reason why there
+are none."""
 
 
 def main(cpu_s: float, max_pixels: int, asked: BinaryIO, answers: BinaryIO) -> None:
@@ -25,16 +26,16 @@ def main(cpu_s: float, max_pixels: int, asked: BinaryIO, answers: BinaryIO) -> N
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     answers.write(READY)
     answers.flush()
-    while len(head := asked.read(REQUEST.size)) == REQUEST.size:
-        data = asked.read(*REQUEST.unpack(head))
+    while len(head := asked.read(IMAGE_HEAD.size)) == IMAGE_HEAD.size:
+        data = asked.read(*IMAGE_HEAD.unpack(head))
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
             image_HWC = decode_image(data, max_pixels)
         except BadImage as error:
             reason = str(error).encode()
-            answers.write(ANSWER.pack(0, 0, len(reason)) + reason)
+            answers.write(ANSWER_HEAD.pack(0, 0, len(reason)) + reason)
         else:
-            answers.write(ANSWER.pack(*image_HWC.shape[:2], 0))
+            answers.write(ANSWER_HEAD.pack(*image_HWC.shape[:2], 0))
             answers.write(image_HWC.tobytes())
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -20,14 +20,14 @@ import numpy as np
 
 from services.http.image_structure import BadImage
 from services.serving import decoder as child
-from services.serving.decoder import ANSWER, READY, REQUEST
+from services.serving.decoder import ANSWER_HEAD, IMAGE_HEAD, READY
 
 log = logging.getLogger(__name__)
 
 PUSHED_BACK = 10
-"""Requests take their turn in the order they came, and each second of decoding moves a request back by so many."""
+"""Decodings take turns in the order they came. Each second of work moves a decoding back by so many seconds."""
 INHERITED = ("PATH", "LD_LIBRARY_PATH")
-"""What a decoder gets of our environment: none of the tokens."""
+"""The variables that a decoder inherits from our environment: none of the tokens."""
 
 
 class DecoderLost(Exception):
@@ -73,10 +73,10 @@ class Decoder:
             raise BadImage("cannot be decoded: it ended the process that decodes it") from error
 
     def _ask(self, data: bytes) -> np.ndarray:
-        self.asked.write(REQUEST.pack(len(data)))
+        self.asked.write(IMAGE_HEAD.pack(len(data)))
         self.asked.write(data)
         self.asked.flush()
-        height, width, reason = ANSWER.unpack(self._read(ANSWER.size))
+        height, width, reason = ANSWER_HEAD.unpack(self._read(ANSWER_HEAD.size))
         if reason:
             raise BadImage(self._read(reason).decode())
         return np.frombuffer(self._read(height * width * 3), np.uint8).reshape(height, width, 3)
@@ -100,8 +100,8 @@ Decoded = tuple[dict[int, np.ndarray], dict[int, str]]
 
 
 @dataclass(order=True)
-class _Request:
-    """Images of one caller; the request with the least `turn` has its next image decoded first."""
+class _Decoding:
+    """The images of one caller. Of all decodings, the one with the least `turn` has its next image decoded first."""
 
     turn: float
     number: int
@@ -112,19 +112,19 @@ class _Request:
 
 
 class Decoders:
-    """Decoders and the queue before them.
+    """Decoder processes, and the queue of callers' images before them.
 
-    Each request has one image decoded at a time. Who sends slow images waits behind those who came a little later with
-    quick ones, but not for ever.
+    Each caller has one image decoded at a time. A caller who sends slow images waits behind callers who came a little
+    later with quick ones, but not for ever.
 
     Args:
-        count: of processes.
-        decode_s: CPU seconds that one image may take.
-        max_pixels: of one image.
+        count: the number of processes.
+        decode_s: the CPU seconds that one image may take.
+        max_pixels: the most pixels that one image may have.
     """
 
     def __init__(self, count: int, decode_s: float, max_pixels: int) -> None:
-        self.requests: PriorityQueue[_Request] = PriorityQueue()
+        self.decodings: PriorityQueue[_Decoding] = PriorityQueue()
         self.numbers = itertools.count()
         for number in range(count):
             decoder = Decoder(decode_s, max_pixels)
@@ -135,36 +135,36 @@ class Decoders:
 
         When the caller is cancelled, the image that is being decoded comes to its end, and none follows.
         """
-        request = _Request(time.monotonic(), next(self.numbers), deque(encoded.items()))
-        self.requests.put(request)
-        return await asyncio.wrap_future(request.done)
+        decoding = _Decoding(time.monotonic(), next(self.numbers), deque(encoded.items()))
+        self.decodings.put(decoding)
+        return await asyncio.wrap_future(decoding.done)
 
     def _work(self, decoder: Decoder) -> None:
         while True:
-            self._advance(decoder, self.requests.get())
+            self._advance(decoder, self.decodings.get())
 
-    def _advance(self, decoder: Decoder, request: _Request) -> None:
-        """Decode a request's next image; a request without one is done."""
-        if request.done.cancelled():
+    def _advance(self, decoder: Decoder, decoding: _Decoding) -> None:
+        """Decode the next image; a decoding without one is done."""
+        if decoding.done.cancelled():
             return
         started = time.monotonic()
         try:
-            if request.waiting:
-                self._decode(decoder, request)
-        except Exception as error:  # it is the request's; this thread serves the next one
-            if request.done.set_running_or_notify_cancel():
-                request.done.set_exception(error)
+            if decoding.waiting:
+                self._decode(decoder, decoding)
+        except Exception as error:  # it is this caller's; the thread serves the next one
+            if decoding.done.set_running_or_notify_cancel():
+                decoding.done.set_exception(error)
             return
-        request.turn += PUSHED_BACK * (time.monotonic() - started)
-        if request.waiting:
-            self.requests.put(request)
-        elif request.done.set_running_or_notify_cancel():
-            request.done.set_result((request.images, request.errors))
+        decoding.turn += PUSHED_BACK * (time.monotonic() - started)
+        if decoding.waiting:
+            self.decodings.put(decoding)
+        elif decoding.done.set_running_or_notify_cancel():
+            decoding.done.set_result((decoding.images, decoding.errors))
 
     @staticmethod
-    def _decode(decoder: Decoder, request: _Request) -> None:
-        i, data = request.waiting.popleft()
+    def _decode(decoder: Decoder, decoding: _Decoding) -> None:
+        i, data = decoding.waiting.popleft()
         try:
-            request.images[i] = decoder.decode(data)
+            decoding.images[i] = decoder.decode(data)
         except BadImage as error:
-            request.errors[i] = str(error)
+            decoding.errors[i] = str(error)

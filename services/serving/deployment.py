@@ -25,7 +25,7 @@ IMAGES = [1, 4, 16, 64, 256]
 
 
 @dataclass
-class Request:
+class ScoreRequest:
     """Images of one caller that a replica scores together with others'."""
 
     images_NHWC: np.ndarray
@@ -100,7 +100,7 @@ class ScorerDeployment:
         tags, started = {**self.tags, "run": run}, time.perf_counter()
         self.inside += 1
         try:
-            outcome = await self._batched(Request(images_NHWC[start : start + len(prompts)], list(prompts)))
+            outcome = await self._batched(ScoreRequest(images_NHWC[start : start + len(prompts)], list(prompts)))
         finally:
             self.inside -= 1
         self.seconds.observe(time.perf_counter() - started, tags)
@@ -114,11 +114,11 @@ class ScorerDeployment:
         return score_N, seconds
 
     @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
-    async def _batched(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:
+    async def _batched(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float] | Exception]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, self._score_together, requests)
 
-    def _score_together(self, requests: list[Request]) -> list[tuple[np.ndarray, float] | Exception]:
+    def _score_together(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float] | Exception]:
         """Score requests of one image size in one call; if that raises, each alone, so that only the guilty fail."""
         by_shape = defaultdict(list)
         for i, request in enumerate(requests):
@@ -132,13 +132,13 @@ class ScorerDeployment:
                 outcomes |= {rows[0]: error} if len(rows) == 1 else {i: self._score_alone(requests[i]) for i in rows}
         return [outcomes[i] for i in range(len(requests))]
 
-    def _score_alone(self, request: Request) -> tuple[np.ndarray, float] | Exception:
+    def _score_alone(self, request: ScoreRequest) -> tuple[np.ndarray, float] | Exception:
         try:
             return self._score([request])[0]
         except Exception as error:  # as above
             return error
 
-    def _score(self, requests: list[Request]) -> list[tuple[np.ndarray, float]]:
+    def _score(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float]]:
         started = time.perf_counter()
         images = requests[0].images_NHWC if len(requests) == 1 else np.concatenate([r.images_NHWC for r in requests])
         prompts = [prompt for request in requests for prompt in request.prompts]

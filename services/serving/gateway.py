@@ -34,11 +34,15 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 STATUS_TIMEOUT_S = 5
 STATUS_AT_ONCE = 4
-"""Questions to Serve's controller, which wait in threads of their own: no other work keeps health checks waiting."""
+"""Questions to Serve's controller at once. They wait in threads of their own, so that no other work delays health
+checks."""
 REQUESTS_AT_ONCE = 16
-"""To one scorer, of one caller's request: images of many sizes make many, which must not fill its queue."""
-MAX_LABELS = 256
-"""Runs that a gateway tells apart on metrics; each takes memory in every scorer, for good."""
+"""Requests to one scorer at once on behalf of one caller: images of many sizes make many, which must not fill its
+queue."""
+MAX_NAMED_RUNS = 256
+"""Runs that a gateway names on metrics; each takes memory in every scorer, for good."""
+OTHER_RUNS = "other"
+"""The name on metrics that all further runs share."""
 
 api = FastAPI(title="tempflow reward pool", version="1", docs_url=None, redoc_url=None)
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
@@ -73,38 +77,53 @@ class ScorerInfo(BaseModel):
     replicas: int
 
 
+class Refusal(BaseModel):
+    """Why a request is not answered."""
+
+    detail: str
+
+
 ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
 ITEMS = {
     "type": "object",
     "properties": {"items": {"type": "array", "items": Item.model_json_schema(), "minItems": 1}},
     "required": ["items"],
 }
-SCORE_DOCS: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE},
+"""Not the schema of a model: in `openapi_extra`, FastAPI does not resolve the references of a nested one."""
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE}}
+}
+"""The body of `POST /v1/score` for the documentation. FastAPI does not read the body itself, because it would hold all
+of it, of any size, before the caller's token and the limits are checked."""
+
+
+def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The documentation of the statuses with which a request is refused."""
+    return {status: {"model": Refusal, "description": reason} for status, reason in reasons.items()}
+
+
+NO_TOKEN = {401: "The pool asks for a token, and this is not it."}
+SCORE_REFUSALS = _refusals(
+    {
+        400: "The body is not a request, or it has no images.",
+        **NO_TOKEN,
+        404: "There is no such scorer.",
+        413: "The request has too many bytes, images or pixels.",
+        415: "The body is neither JSON nor Arrow.",
+        429: "The pool is full; send the request again after Retry-After seconds.",
+        502: "A scorer failed.",
+        503: "The pool's token cannot be read at the moment.",
+        504: "A scorer took longer than its timeout_s.",
     }
-}
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body is not a request, or it has no images."},
-    401: {"description": "The pool asks for a token, and this is not it."},
-    404: {"description": "No such scorer."},
-    413: {"description": "Too many bytes, images or pixels."},
-    415: {"description": "Neither JSON nor Arrow."},
-    429: {"description": "The pool has its fill; come again after Retry-After."},
-    502: {"description": "A scorer failed."},
-    503: {"description": "The pool's token cannot be read at the moment."},
-    504: {"description": "A scorer took longer than its timeout_s."},
-}
-UNKNOWN: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Serve's controller does not answer, or the pool's token cannot be read at the moment."}
-}
+)
+SCORERS_REFUSALS = _refusals(
+    {**NO_TOKEN, 503: "Serve's controller does not answer, or the pool's token cannot be read at the moment."}
+)
+NOT_READY = _refusals({503: "A scorer has no running replica."})
 
 
 def deployment_name(scorer: str) -> str:
-    """Of a scorer's deployment in the application."""
+    """The name of a scorer's deployment in the application."""
     return f"scorer-{scorer}"
 
 
@@ -112,8 +131,6 @@ def _busy(why: str) -> HTTPException:
     return HTTPException(429, f"{why}; come again", {"Retry-After": str(RETRY_AFTER_S)})
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
-@serve.ingress(api)
 class Gateway:
     """Checks requests, decodes their images and asks the scorers."""
 
@@ -129,9 +146,11 @@ class Gateway:
         read_token(settings.token_file)
         self.decoders = Decoders(settings.decoders, settings.decode_s, settings.max_pixels)
         self.status_threads = ThreadPoolExecutor(STATUS_AT_ONCE, "status")
-        self.inside: Counter[str] = Counter()
+        self.images_of_run: Counter[str] = Counter()
+        """Images in the gateway by run."""
         self.pixels = 0
-        self.labels: set[str] = set()
+        """Pixels of the images in the gateway."""
+        self.named_runs: set[str] = set()
 
     def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
         """Whether the caller has the pool's token, compared in constant time; a token file is read each time, so that
@@ -145,7 +164,12 @@ class Gateway:
             return True
         return credentials is not None and hmac.compare_digest(credentials.credentials.encode(), token.encode())
 
-    @api.post("/v1/score", openapi_extra=SCORE_DOCS, responses={200: {"content": {ARROW: {}}}, **REFUSALS})
+    @api.post(
+        "/v1/score",
+        response_model=ScoreAnswer,
+        openapi_extra=REQUEST_BODY,
+        responses={200: {"content": {ARROW: {}}}, **SCORE_REFUSALS},
+    )
     async def score(
         self,
         request: Request,
@@ -154,7 +178,7 @@ class Gateway:
         x_tempflow_run: Annotated[
             str, Header(description="Label of the calling run.", max_length=64, pattern="^[ -~]*$")
         ] = "",
-    ) -> ScoreAnswer:
+    ) -> Response:
         """Score images: one that cannot be scored fails alone, with its index and the reason."""
         self._authorize(credentials)
         names = list(dict.fromkeys(scorers.split(","))) if scorers else list(self.scorers)
@@ -169,14 +193,14 @@ class Gateway:
         pixels, errors = await asyncio.to_thread(self._measure, prompts, encoded)
         if (total := sum(pixels.values())) > self.settings.max_request_pixels:
             raise HTTPException(413, f"{total} pixels; a request holds at most {self.settings.max_request_pixels}")
-        async with self._room(len(prompts), total, x_tempflow_run):
+        async with self._admitted(len(prompts), total, x_tempflow_run):
             images, broken = await self.decoders.decode({i: encoded[i] for i in pixels})
             errors |= broken
-            scores = await self._ask(names, images, prompts, self._label(x_tempflow_run))
+            scores = await self._ask(names, images, prompts, self._run_on_metrics(x_tempflow_run))
         answer, kind = write_answer(Answer(scores, errors), content_type)
-        return Response(answer, media_type=kind)  # type: ignore[return-value]
+        return Response(answer, media_type=kind)
 
-    @api.get("/v1/scorers", responses={401: REFUSALS[401], **UNKNOWN})
+    @api.get("/v1/scorers", responses=SCORERS_REFUSALS)
     async def list_scorers(
         self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> list[ScorerInfo]:
@@ -190,7 +214,7 @@ class Gateway:
         """The gateway is alive."""
         return "ok"
 
-    @api.get("/readyz", responses={503: {"description": "A scorer has no running replica."}})
+    @api.get("/readyz", responses=NOT_READY)
     async def readyz(self) -> str:
         """Every scorer has a running replica."""
         running = await self._running()
@@ -220,30 +244,33 @@ class Gateway:
                 raise HTTPException(413, f"the body is larger than {self.settings.max_bytes} bytes")
         return bytes(body)
 
-    def _label(self, run: str) -> str:
-        """What a run is called on metrics: its name, for the first MAX_LABELS of them."""
-        if len(self.labels) < MAX_LABELS:
-            self.labels.add(run)
-        return run if run in self.labels else "other"
+    def _run_on_metrics(self, run: str) -> str:
+        """The name of a run on metrics: its own for the first MAX_NAMED_RUNS runs."""
+        if len(self.named_runs) < MAX_NAMED_RUNS:
+            self.named_runs.add(run)
+        return run if run in self.named_runs else OTHER_RUNS
 
     @asynccontextmanager
-    async def _room(self, images: int, pixels: int, run: str) -> AsyncIterator[None]:
-        """A place for `images`; nothing waits here without bound."""
-        settings = self.settings
-        mine, all_of = self.inside[run] + images, self.inside.total() + images
-        if mine > settings.max_waiting_per_run or all_of > settings.max_waiting:
+    async def _admitted(self, images: int, pixels: int, run: str) -> AsyncIterator[None]:
+        """Count images and pixels as in the gateway for the time of the context.
+
+        Raises:
+            HTTPException: 429 at once if there would be too many; nothing waits here without bound.
+        """
+        settings, counts = self.settings, self.images_of_run
+        if counts[run] + images > settings.max_waiting_per_run or counts.total() + images > settings.max_waiting:
             raise _busy("the pool has its fill of images")
         if self.pixels + pixels > max(settings.max_waiting_pixels, pixels):
             raise _busy("the pool has its fill of pixels")
-        self.inside[run] += images
+        counts[run] += images
         self.pixels += pixels
         try:
             yield
         finally:
             self.pixels -= pixels
-            self.inside[run] -= images
-            if not self.inside[run]:
-                del self.inside[run]
+            counts[run] -= images
+            if not counts[run]:
+                del counts[run]
 
     def _measure(self, prompts: list[str], encoded: list[bytes]) -> tuple[dict[int, int], dict[int, str]]:
         """By index: pixels of images that seem fit to be scored, and why the others are not."""
@@ -309,3 +336,8 @@ class Gateway:
                 for name in self.scorers
             }
         )
+
+
+GatewayDeployment = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)(
+    serve.ingress(api)(Gateway)
+)

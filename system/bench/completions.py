@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
@@ -61,7 +62,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
             trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
             for stride, cheap in zip(STRIDES, trees, strict=True):
                 pair = (trees[0].reduce(reward_M), cheap.reduce(reward_M))
-                alike[stride].append(_by_step(*pair, tree.step_N, plan.trained_steps))
+                alike[stride].append(rank_correlations(*pair, tree.step_N, plan.trained_steps))
             assert isinstance(decisions, Decisions)
             advantage_SNK = [advantages(config.advantage, [tree], [reward_M]).by_task[0] for tree in trees]
             signal.add(
@@ -139,22 +140,12 @@ class Signal:
         return efficiency_SB / efficiency_SB[0, -1]
 
 
-def _by_step(full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: list[int]) -> list[float]:
-    """Mean rank correlation of the groups of each branch step; groups that either cannot tell apart are left out."""
+def rank_correlations(full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: list[int]) -> list[float]:
+    """Spearman's rank correlation by branch step, a mean over groups. Groups without spread on a side are left out."""
     means = []
     for i in steps:
         pairs = zip(full_NK[step_N == i], cheap_NK[step_N == i], strict=True)
-        known = [spearman(full_K, cheap_K) for full_K, cheap_K in pairs if np.ptp(full_K) > 0 and np.ptp(cheap_K) > 0]
+        spread = [(full_K, cheap_K) for full_K, cheap_K in pairs if np.ptp(full_K) > 0 and np.ptp(cheap_K) > 0]
+        known = [spearmanr(full_K, cheap_K).statistic for full_K, cheap_K in spread]
         means.append(float(np.mean(known)) if known else float("nan"))
     return means
-
-
-def spearman(first_K: np.ndarray, second_K: np.ndarray) -> float:
-    """Rank correlation; ties share their mean rank."""
-    return float(np.corrcoef(_ranks(first_K), _ranks(second_K))[0, 1])
-
-
-def _ranks(values_K: np.ndarray) -> np.ndarray:
-    _, inverse_K, count = np.unique(values_K, return_inverse=True, return_counts=True)
-    ends = np.cumsum(count)
-    return (ends - (count - 1) / 2)[inverse_K]

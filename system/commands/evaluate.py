@@ -19,7 +19,7 @@ from system.loop.evaluate import Evaluation, evaluate
 from system.loop.prompts import read_prompts
 from system.loop.stop import StopFlag
 from system.recipe.model import RunConfig
-from system.report.data import paired
+from system.report.data import paired_score
 from system.run.outputs import check_output
 
 
@@ -85,7 +85,7 @@ def _column(result: Evaluation, key: str) -> np.ndarray:
 
 def _difference(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
     """Mean of the paired differences and its 95% interval, as text."""
-    pair = paired("", None, before, after)
+    pair = paired_score("", None, before, after)
     if pair.pairs < 2:
         return "", ""
     low, high = pair.difference - pair.half_interval, pair.difference + pair.half_interval

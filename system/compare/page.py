@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from system.compare.result import Point, Result
 from system.report.build import pages, score
 from system.report.canvas import SERIES, Panel, draw, draw_png, short
 
-# fmt: off
-T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-# fmt: on
-"""Two-sided 95% quantiles of Student's t at 1 … 30 degrees of freedom; the last one, a little too wide, beyond."""
 TARGETS = 4
 COSTS = {"nfe": "NFE", "step": "training steps", "seconds": "seconds of training"}
 DASHES = ("-", "--", ":")
@@ -44,8 +37,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """A contender against the first one, seed by seed, at the end."""
+class Gap:
+    """The last score of a contender less that of the first contender, over the seeds that both have."""
 
     label: str
     scorer: str
@@ -83,7 +76,7 @@ def write_page(
             panels=panels,
             targets=[score(target, 3) for target in targets],
             rows=[_row(label, runs, judge, targets) for label, runs in by_label.items()],
-            paired=[pair for name in shown for pair in _paired(by_label, name)],
+            gaps=[gap for name in shown for gap in _gaps(by_label, name)],
             recipes={label: runs[0].recipe for label, runs in by_label.items()},
             made_by=sorted({result.made_by for result in results}),
         )
@@ -187,22 +180,26 @@ def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, 
     return None
 
 
-def _paired(by_label: dict[str, list[Result]], name: str) -> list[Paired]:
-    """Each contender's last score less that of the first contender, over the seeds that both have."""
-    (base, *_), found = by_label, []
+def half_interval(differences: Sequence[float]) -> float:
+    """Half of Student's 95% interval of the mean of at least two differences."""
+    return float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+
+
+def _gaps(by_label: dict[str, list[Result]], name: str) -> list[Gap]:
+    """The gap in one score of each contender but the first, where at least two seeds have it."""
+    (base, *others), found = by_label, []
     ends = {label: {run.seed: run.points[-1].held_out[name] for run in runs} for label, runs in by_label.items()}
-    for label in list(by_label)[1:]:
+    for label in others:
         shared = sorted(ends[base].keys() & ends[label].keys())
-        gaps = [
+        differences = [
             mine - theirs
             for seed in shared
             if (mine := ends[label][seed]) is not None and (theirs := ends[base][seed]) is not None
         ]
-        if len(gaps) < 2:
+        if len(differences) < 2:
             continue
-        half = T_95[min(len(gaps) - 1, len(T_95)) - 1] * stdev(gaps) / math.sqrt(len(gaps))
-        middle = mean(gaps)
+        middle, half = mean(differences), half_interval(differences)
         verdict = "not distinguishable" if abs(middle) <= half else "better" if middle > 0 else "worse"
         interval = " to ".join(score(end, 3, "+") for end in (middle - half, middle + half))
-        found.append(Paired(label, name, len(gaps), score(middle, 3, "+"), interval, verdict))
+        found.append(Gap(label, name, len(differences), score(middle, 3, "+"), interval, verdict))
     return found

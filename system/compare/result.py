@@ -27,7 +27,7 @@ class Point:
     decodes: int
     scores: int
     seconds: float
-    """Of training so far, evaluations left out."""
+    """Seconds of training so far, evaluations left out."""
     held_out: dict[str, float | None]
     """Mean held-out score by scorer."""
 
@@ -37,9 +37,10 @@ class Result:
     """One run."""
 
     label: str
+    """The name of the contender."""
     seed: int
     key: str
-    """Of the recipe that made it, steps and evaluations included: equal keys, equal runs."""
+    """The digest of the recipe that made it, steps and evaluations included: runs with equal keys are equal."""
     made_by: str
     """Version and commit of tempflow, marked where the checkout was changed."""
     recipe: dict[str, Any]

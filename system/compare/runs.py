@@ -26,6 +26,7 @@ class Contender:
     """A recipe, its overrides, and its name in the comparison."""
 
     label: str
+    """The contender's name in tables, legends and file names."""
     recipe: str
     overrides: tuple[str, ...]
 

@@ -10,9 +10,9 @@ import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from services.base.storage import write_atomically
-from system.report.data import Paired, Run, comparisons, read_run, scores
+from system.report.data import PairedScore, Run, paired_scores, read_run, scores
 from system.report.figures import branches, curves, health, time_use
-from system.report.pictures import pairs
+from system.report.pictures import before_after
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def build_report(run: Path) -> Path:
     read = read_run(run)
     environment = pages("system.report")
     environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
-    compared = comparisons(read)
-    shown, torn = pairs(read)
+    paired = paired_scores(read)
+    shown, torn = before_after(read)
     left_out = [*read.left_out, *torn]
     for sentence in left_out:
         log.warning("%s: %s", run, sentence)
@@ -61,11 +61,11 @@ def build_report(run: Path) -> Path:
         run=read,
         name=read.config.get("name") or run.resolve().name,
         summary=summary(read),
-        headlines=headlines(read, compared),
-        comparisons=compared,
+        headlines=headlines(read, paired),
+        paired_scores=paired,
         facts=facts(read),
         left_out=left_out,
-        pairs=shown,
+        before_after=shown,
         curves=curves(read),
         branches=branches(read),
         health=health(read) if read.steps else [],
@@ -97,10 +97,10 @@ def summary(run: Run) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def headlines(run: Run, compared: list[Paired]) -> list[Headline]:
+def headlines(run: Run, paired: list[PairedScore]) -> list[Headline]:
     """Each held-out scorer before and after; the first score alone while there is no second evaluation."""
     roles = {name: "training reward" if weight else "not trained on" for name, weight in run.weights.items()}
-    if compared:
+    if paired:
         return [
             Headline(
                 pair.name,
@@ -110,7 +110,7 @@ def headlines(run: Run, compared: list[Paired]) -> list[Headline]:
                 verdict(pair),
                 f"{pair.pairs:,} prompts, paired",
             )
-            for pair in compared
+            for pair in paired
             if pair.category is None
         ]
     found = []
@@ -122,7 +122,7 @@ def headlines(run: Run, compared: list[Paired]) -> list[Headline]:
     return found
 
 
-def verdict(pair: Paired) -> str:
+def verdict(pair: PairedScore) -> str:
     """Which way the whole interval lies from 0."""
     if pair.difference - pair.half_interval > 0:
         return "up"
@@ -152,7 +152,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def decimals(pair: Paired) -> int:
+def decimals(pair: PairedScore) -> int:
     """Decimals that show two digits of the interval, three at least and six at most."""
     if not pair.half_interval > 0:
         return 3
@@ -169,17 +169,17 @@ def brief(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}".replace("-", "−")
 
 
-def difference(pair: Paired) -> str:
+def difference(pair: PairedScore) -> str:
     """The mean paired difference, signed."""
     return score(pair.difference, decimals(pair), "+")
 
 
-def change(pair: Paired) -> str:
+def change(pair: PairedScore) -> str:
     """The mean paired difference and half its interval."""
     return f"{difference(pair)} ± {score(pair.half_interval, decimals(pair))}"
 
 
-def interval(pair: Paired) -> str:
+def interval(pair: PairedScore) -> str:
     """Both ends of the 95% interval."""
     if math.isnan(pair.half_interval):
         return "–"

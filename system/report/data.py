@@ -22,7 +22,7 @@ UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedScore:
     """A score before and after on the same prompts and noise; holes are dropped in pairs."""
 
     name: str
@@ -136,7 +136,7 @@ def _read_eval(file: Path) -> pa.Table:
     return table
 
 
-def comparisons(run: Run) -> list[Paired]:
+def paired_scores(run: Run) -> list[PairedScore]:
     """First against last evaluation, for each scorer overall and by category; empty with fewer than two."""
     if len(run.evals) < 2:
         return []
@@ -149,8 +149,8 @@ def comparisons(run: Run) -> list[Paired]:
     results = []
     for scorer in run.scorers:
         before, after = scores(first, scorer), scores(last, scorer)
-        results.append(paired(scorer, None, before, after))
-        results += [paired(scorer, name, before[categories == name], after[categories == name]) for name in names]
+        results.append(paired_score(scorer, None, before, after))
+        results += [paired_score(scorer, name, before[categories == name], after[categories == name]) for name in names]
     return results
 
 
@@ -159,14 +159,15 @@ def scores(table: pa.Table, scorer: str) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in table[scorer].to_pylist()], dtype=float)
 
 
-def paired(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> Paired:
+def paired_score(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> PairedScore:
+    """The means (N,) before and after over the pairs without a hole, and their difference."""
     known = ~np.isnan(before) & ~np.isnan(after)
     before, after = before[known], after[known]
     if len(before) == 0:
-        return Paired(name, category, math.nan, math.nan, math.nan, math.nan, 0)
+        return PairedScore(name, category, math.nan, math.nan, math.nan, math.nan, 0)
     difference = after - before
     half = Z_95 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else math.nan
-    return Paired(
+    return PairedScore(
         name, category, float(before.mean()), float(after.mean()), float(difference.mean()), float(half), len(before)
     )
 

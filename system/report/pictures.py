@@ -30,31 +30,31 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pair:
+class BeforeAfter:
     """One prompt's images: before and after, or the first alone while there is no second evaluation."""
 
     prompt: str
     pictures: list[Picture]
 
 
-def pairs(run: Run) -> tuple[list[Pair], list[str]]:
+def before_after(run: Run) -> tuple[list[BeforeAfter], list[str]]:
     """The kept pictures of the first and the last evaluation, in the order of the file: none is chosen.
 
     Returns:
-        the pairs, and a sentence for each that is left out because a picture of it cannot be read.
+        the pictures of each prompt, and a sentence for each prompt with a picture that cannot be read.
     """
     if not run.evals:
         return [], []
     steps = sorted({min(run.evals), max(run.evals)})
     prompts = run.evals[steps[0]]["prompt"].to_pylist()
-    found: list[Pair] = []
+    found: list[BeforeAfter] = []
     left_out: list[str] = []
     for index in range(min(len(run.evals[step]) for step in steps)):
         files = [_file(run, step, index) for step in steps]
         if not all(file.is_file() for file in files):
             break
         try:
-            found.append(Pair(str(prompts[index]), [_picture(run, step, index) for step in steps]))
+            found.append(BeforeAfter(str(prompts[index]), [_picture(run, step, index) for step in steps]))
         except UNREADABLE as error:
             names = " or ".join(file.relative_to(run.path).as_posix() for file in files)
             left_out.append(f"{names} cannot be read ({first_line(error)}): picture {index} is left out.")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Literal
 
 Solver = Literal["euler", "dpm2"]
@@ -23,6 +24,19 @@ class Fork:
     chance: float = 1.0
     """Its actions count 1 / chance in the loss: the probability that a draw has this fork, where the loss stands for
     all steps that could have been drawn; 1 where it stands for itself."""
+
+
+class Fate(Enum):
+    """What becomes of a trunk at a step."""
+
+    CONTINUES = auto()
+    """It has no actions and takes a deterministic step."""
+    BRANCHES = auto()
+    """Its actions become branches, and it takes a deterministic step itself."""
+    ENDS = auto()
+    """Its actions become branches. No later step forks, so it is not completed itself."""
+    SPLITS = auto()
+    """Its actions are the new trunks."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,24 @@ class Plan:
         """The last step with actions, −1 without any. A kept trunk is not completed beyond it."""
         return max((i for i, fork in enumerate(self.forks) if fork.width), default=-1)
 
+    def fate(self, i: int) -> Fate:
+        """What becomes of each trunk at step i."""
+        fork = self.forks[i]
+        if not fork.width:
+            return Fate.CONTINUES
+        if not fork.keep_trunk:
+            return Fate.SPLITS
+        return Fate.ENDS if i == self.last_fork else Fate.BRANCHES
+
     def trunks(self) -> list[int]:
         """Trunks that need a velocity at each step."""
         live, counts = self.seeds, []
         for i, fork in enumerate(self.forks):
             counts.append(live)
-            if fork.width and not fork.keep_trunk:
+            fate = self.fate(i)
+            if fate is Fate.SPLITS:
                 live *= fork.width
-            elif i == self.last_fork:
+            elif fate is Fate.ENDS:
                 live = 0
         return counts
 

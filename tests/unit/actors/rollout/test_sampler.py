@@ -12,7 +12,7 @@ from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.policy.solvers import dpm_solver_2m, euler
 from actors.rollout.plans import Fork, Plan, make_plan
-from actors.rollout.plans.plan import visits
+from actors.rollout.plans.plan import Fate, visits
 from actors.rollout.plans.settings import ChainSettings, TrunkSettings, WindowSettings
 from actors.rollout.sampler import Sampler
 from tests.helpers.tiny import tiny_settings
@@ -125,6 +125,27 @@ def test_a_tree_owns_all_leaves_below(policy):
     assert reward[1:].tolist()[0] == [1, 3]
     assert np.isnan(reward[2, 0])
     assert reward[2, 1] == 5
+
+
+def test_a_trunk_continues_branches_ends_or_splits(policy):
+    """The fates of one plan, and what they leave: images in order of the trunks alive at the end, then of birth."""
+    branch, split = Fork(width=3), Fork(width=2, keep_trunk=False)
+    ended, alive = Plan(1, (split, branch, Fork(), branch, Fork())), Plan(1, (branch, Fork(), Fork(), Fork(), split))
+    assert [ended.fate(i) for i in range(5)] == [
+        Fate.SPLITS,
+        Fate.BRANCHES,
+        Fate.CONTINUES,
+        Fate.ENDS,
+        Fate.CONTINUES,
+    ]
+    assert [alive.fate(i) for i in (0, 4)] == [Fate.BRANCHES, Fate.SPLITS]
+    for plan, leaves in ((ended, 2 * 3 + 2 * 3), (alive, 3 + 2)):
+        front = sampler_of(policy)(plan, [(*ROOT, 0)], [0], policy.family.encode(["x"]))
+        assert len(front.leaf_MZ) == front.tree.num_leaves == plan.leaves == leaves
+        assert front.cost.nfe == plan.nfe
+    last_N = front.tree.step_N == 4
+    assert front.tree.leaf_NKL[last_N, 0, 0].tolist() == [0, 1]
+    np.testing.assert_array_equal(front.decisions.action_NKZ[last_N, 0], front.leaf_MZ[:2])
 
 
 def test_noise_depends_on_the_address_alone():

@@ -103,12 +103,17 @@ HIDDEN = '{"\u2200":[' + "[]," * 10**7 + '[]],"items":[]}'
         (arrow("zstd", prompt=["x"], image=[b""], more=pa.array(["x" * 10**8]).dictionary_encode()), ARROW, 400),
         (HIDDEN.encode("utf-16"), JSON, 400),
         (arrow(prompt=["x"] * 10, image=[b""] * 10), ARROW, 413),
-        (b'{"items":[' + b"[]," * 10**7 + b"[]]}", JSON, 413),
+        (b'{"items":[' + b"[]," * 10**7 + b"[]]}", JSON, 400),
+        (b'{"items":[{"prompt":"x","image":"","also":[' + b"{}," * 10**7 + b"0]}]", JSON, 400),
+        (b'{"also":' + b"[" * 10**7, JSON, 400),
         (b'{"items":[' + b'{"prompt":"","image":""},' * 10**6 + b"0]}", JSON, 413),
+        (b'{"items":[' + b'{"prompt":"\\\\","image":"AAAA"},' * 10**6 + b"0]}", JSON, 413),
         (b'{"items":["' + b"\\" * 10**7, JSON, 400),
         (b'{"items":["' + b'\\"' * 10**7, JSON, 400),
     ],
-    ids=str.split("runs nulls compressed dictionary view width0 more utf16 rows lists items backslashes quotes"),
+    ids=str.split(
+        "runs nulls compressed dictionary view width0 more utf16 rows lists also deep items hidden backslashes quotes"
+    ),
 )
 def test_a_body_that_would_grow_is_refused_before_it_does(body, kind, status):
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
@@ -134,6 +139,16 @@ def test_more_than_enough_structure_is_read():
     item = {"prompt": 'a "quoted" \\ text', "image": "", "also": [1, 2, {"a": "b"}]}
     body = json.dumps({"items": [item] * 9}, indent=8).encode()
     assert read_request(body, JSON, 9) == ([item["prompt"]] * 9, [b""] * 9)
+
+
+def test_a_refusal_says_where_json_is_wrong():
+    with pytest.raises(BadRequest, match=r"Invalid base64 encoded string - at `\$\.items\[1\]\.image`"):
+        read_request(b'{"items": [{"prompt": "x", "image": ""}, {"prompt": "x", "image": "%"}]}', JSON, 9)
+
+
+def test_prompts_may_be_full_of_quotation_marks():
+    items = [{"prompt": '"' * 4096, "image": ""}, {"prompt": '\\"' * 2048, "image": ""}]
+    assert read_request(json.dumps({"items": items}).encode(), JSON, 2)[0] == [item["prompt"] for item in items]
 
 
 def test_broken_arrow_is_refused_and_nothing_else():

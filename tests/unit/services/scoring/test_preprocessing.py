@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from services.scoring.clipscore import ClipScore
 from services.scoring.hpsv3 import HPSv3
 from services.scoring.pickscore import PickScore
-from system.miniature.build.make import ASSETS
+from system.miniature import ASSETS
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import clip_tokenizer
 

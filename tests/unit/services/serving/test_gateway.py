@@ -1,148 +1,224 @@
-"""The gateway without Serve: labels, room, and the questions it puts to scorers that are not there."""
+"""The gateway's HTTP API without Serve, against scorers that stand in for deployments."""
 
 import asyncio
+import base64
+import json
 import re
 import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
-from fastapi import HTTPException
-from fastapi.security import HTTPAuthorizationCredentials
 from ray.serve.schema import ReplicaState
 
 from services.http.images import encode_image
 from services.scoring.settings import ScorerSettings
 from services.serving.docs_page import docs_page
-from services.serving.gateway import MAX_LABELS, REQUESTS_AT_ONCE, Gateway, api
+from services.serving.gateway import MAX_NAMED_RUNS, OTHER_RUNS, REQUESTS_AT_ONCE, Gateway, api
 from services.serving.settings import GatewaySettings
 
 SIZE = ScorerSettings(name="size", scorer="jpeg_size")
-HASTY = SIZE.model_copy(update={"timeout_s": 0.2})
 
 
-class Handle:
-    """Stands in for a deployment's: answers after a while, and counts how many ask at once."""
+def image(height: int = 2, width: int = 2, value: int = 0) -> bytes:
+    return encode_image(np.full((height, width, 3), value, np.uint8))
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.inside, self.most = seconds, 0, 0
+
+def body_of(*images: bytes, prompts: Sequence[str] = ()) -> bytes:
+    texts = prompts or ["x"] * len(images)
+    items = [{"prompt": p, "image": base64.b64encode(data).decode()} for p, data in zip(texts, images, strict=True)]
+    return json.dumps({"items": items}).encode()
+
+
+class StandIn:
+    """A deployment's handle that answers with the mean brightness once it is let, and remembers who asked."""
+
+    def __init__(self) -> None:
         self.score = self
+        self.open = asyncio.Event()
+        self.open.set()
+        self.inside, self.most, self.runs = 0, 0, []
 
     async def remote(self, images_NHWC: np.ndarray, prompts: list[str], run: str) -> tuple[np.ndarray, float]:
+        self.runs.append(run)
         self.inside += 1
         self.most = max(self.most, self.inside)
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(0.01)
+        await self.open.wait()
         self.inside -= 1
-        return images_NHWC.mean(axis=(1, 2, 3)), self.seconds
+        return images_NHWC.mean(axis=(1, 2, 3)), 0.0
 
 
-def gateway(handle: Handle | None = None, scorer: ScorerSettings = SIZE, **settings) -> Gateway:
-    settings = {"decoders": 1, **settings}
-    plain = Gateway.func_or_class.__mro__[1] if hasattr(Gateway, "func_or_class") else Gateway
-    return plain("app", GatewaySettings(**settings), [scorer], {"size": handle or Handle()})
+class Pool:
+    """A gateway with one scorer, and its client."""
+
+    def __init__(self, gateway: Gateway, client: httpx.AsyncClient, scorer: StandIn) -> None:
+        self.gateway, self.client, self.scorer = gateway, client, scorer
+
+    async def score(self, *images: bytes, run: str = "", prompts: Sequence[str] = ()) -> httpx.Response:
+        headers = {"Content-Type": "application/json", "X-Tempflow-Run": run}
+        return await self.client.post("/v1/score", content=body_of(*images, prompts=prompts), headers=headers)
+
+    async def waits_at_scorer(self, requests: int) -> None:
+        while self.scorer.inside < requests:
+            await asyncio.sleep(0.001)
 
 
-def test_runs_beyond_the_first_many_share_a_label():
-    pool = gateway()
-    labels = {pool._label(f"run {i}") for i in range(10 * MAX_LABELS)}
-    assert len(labels) == MAX_LABELS + 1
-    assert pool._label("run 3") == "run 3"
-    assert pool._label("a new one") == "other"
+@pytest.fixture
+def serving(monkeypatch):
+    """Opens a pool with gateway settings; Serve would give each request the gateway of its replica."""
+
+    @asynccontextmanager
+    async def serving(scorer: ScorerSettings = SIZE, **settings) -> AsyncIterator[Pool]:
+        stand_in = StandIn()
+        gateway = Gateway("app", GatewaySettings(**{"decoders": 1, **settings}), [scorer], {"size": stand_in})
+        monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=gateway))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://pool") as client:
+            yield Pool(gateway, client, stand_in)
+
+    return serving
 
 
-def test_room_is_counted_in_images_and_pixels_and_given_back():
-    pool = gateway(max_waiting=9, max_waiting_per_run=5, max_waiting_pixels=100)
+def test_runs_beyond_the_first_many_share_a_name_on_metrics(serving):
+    async def ask() -> list[str]:
+        async with serving() as pool:
+            for i in range(MAX_NAMED_RUNS + 3):
+                assert (await pool.score(image(), run=f"run {i}")).status_code == 200
+            assert (await pool.score(image(), run="run 3")).status_code == 200
+            assert not pool.gateway.images_of_run, "names of runs without images take memory"
+            return pool.scorer.runs
 
-    async def take(*requests: tuple[int, int, str]) -> None:
-        images, pixels, run = requests[0]
-        async with pool._room(images, pixels, run):
-            if requests[1:]:
-                await take(*requests[1:])
-
-    asyncio.run(take((5, 50, "a"), (4, 50, "b")))
-    for refused in ([(6, 1, "a")], [(5, 1, "a"), (5, 1, "b")], [(1, 60, "a"), (1, 60, "b")]):
-        with pytest.raises(HTTPException, match="429"):
-            asyncio.run(take(*refused))
-    asyncio.run(take((1, 1000, "alone, however large")))
-    assert (pool.pixels, pool.inside.total()) == (0, 0)
+    names = [f"run {i}" for i in range(MAX_NAMED_RUNS)]
+    assert asyncio.run(ask()) == [*names, OTHER_RUNS, OTHER_RUNS, OTHER_RUNS, "run 3"]
 
 
-def test_images_of_many_sizes_take_turns_at_a_scorer():
-    handle = Handle(0.01)
-    pool = gateway(handle)
-    images = {i: np.full((1, 1 + i, 3), i, np.uint8) for i in range(5 * REQUESTS_AT_ONCE)}
-    scores = asyncio.run(pool._ask(["size"], images, ["x"] * len(images), ""))
-    np.testing.assert_array_equal(scores["size"], np.arange(len(images)))
-    assert handle.most == REQUESTS_AT_ONCE
+def test_images_and_pixels_in_the_gateway_are_bounded_and_counted_out_again(serving):
+    async def ask() -> None:
+        async with serving(max_waiting=9, max_waiting_per_run=5, max_waiting_pixels=100) as pool:
+            pool.scorer.open.clear()
+            first = asyncio.create_task(pool.score(*[image()] * 5, run="a"))
+            await pool.waits_at_scorer(1)
+            for refused, why in (
+                (pool.score(image(), run="a"), "images"),
+                (pool.score(*[image()] * 5, run="b"), "images"),
+                (pool.score(image(9, 9), run="b"), "pixels"),
+            ):
+                answer = await refused
+                assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+                assert answer.json() == {"detail": f"the pool has its fill of {why}; come again"}
+            second = asyncio.create_task(pool.score(*[image()] * 4, run="b"))
+            await pool.waits_at_scorer(2)
+            pool.scorer.open.set()
+            assert [answer.status_code for answer in await asyncio.gather(first, second)] == [200, 200]
+            assert (await pool.score(*[image()] * 5, run="a")).status_code == 200
+            assert (await pool.score(image(20, 20))).status_code == 200, "a large request alone is served"
+
+    asyncio.run(ask())
 
 
-def test_a_scorer_that_does_not_answer_is_not_waited_for_and_asked_no_more():
+def test_images_of_many_sizes_take_turns_at_a_scorer(serving):
+    async def ask() -> tuple[httpx.Response, int]:
+        async with serving() as pool:
+            sizes = [image(4, 4 + i, value=i) for i in range(5 * REQUESTS_AT_ONCE)]
+            return await pool.score(*sizes), pool.scorer.most
+
+    answer, most = asyncio.run(ask())
+    assert answer.json() == {"scores": {"size": list(range(5 * REQUESTS_AT_ONCE))}, "errors": []}
+    assert most == REQUESTS_AT_ONCE
+
+
+def test_a_scorer_that_does_not_answer_is_not_waited_for_and_asked_no_more(serving):
     """Those whose turn comes in the moment of the time-out are let go at once; the other rounds never begin."""
-    handle = Handle(60)
-    images = {i: np.full((1, 1 + i, 3), i, np.uint8) for i in range(5 * REQUESTS_AT_ONCE)}
 
-    async def ask() -> int:
-        with pytest.raises(HTTPException, match="504"):
-            await gateway(handle, HASTY)._ask(["size"], images, ["x"] * len(images), "")
-        return len(asyncio.all_tasks())
+    async def ask() -> tuple[httpx.Response, int, int]:
+        async with serving(SIZE.model_copy(update={"timeout_s": 0.2})) as pool:
+            pool.scorer.open.clear()
+            answer = await pool.score(*[image(4, 4 + i) for i in range(5 * REQUESTS_AT_ONCE)])
+            return answer, len(pool.scorer.runs), len(asyncio.all_tasks())
 
-    assert asyncio.run(ask()) == 1
-    assert handle.most <= 2 * REQUESTS_AT_ONCE
+    answer, asked, tasks = asyncio.run(ask())
+    assert (answer.status_code, tasks) == (504, 1)
+    assert asked <= 2 * REQUESTS_AT_ONCE
 
 
-def test_a_controller_that_does_not_answer_is_not_an_error_of_ours(monkeypatch):
+def test_a_controller_that_does_not_answer_is_not_an_error_of_ours(serving, monkeypatch):
     done = threading.Event()
     monkeypatch.setattr("services.serving.gateway.STATUS_TIMEOUT_S", 0.05)
     monkeypatch.setattr("services.serving.gateway.serve.status", lambda: done.wait(10))
 
-    async def running() -> None:
-        try:
-            await gateway()._running()
-        finally:
-            done.set()
+    async def ask() -> list[int]:
+        async with serving() as pool:
+            try:
+                return [(await pool.client.get(path)).status_code for path in ("/readyz", "/v1/scorers")]
+            finally:
+                done.set()
 
-    with pytest.raises(HTTPException, match="503"):
-        asyncio.run(running())
-
-
-def test_what_cannot_be_scored_is_named_before_it_is_decoded():
-    fine = encode_image(np.zeros((2, 2, 3), np.uint8))
-    pixels, errors = gateway(max_prompt_chars=3)._measure(["abc", "abcd", "a"], [fine, fine, b"none"])
-    assert pixels == {0: 4}
-    assert errors == {1: "its prompt has 4 characters; at most 3 are read", 2: "is none of PNG, JPEG, WEBP"}
+    assert asyncio.run(ask()) == [503, 503]
 
 
-def test_a_token_that_was_replaced_is_worth_nothing_any_more(tmp_path):
+def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(serving):
+    async def ask() -> httpx.Response:
+        async with serving(max_prompt_chars=3) as pool:
+            return await pool.score(image(value=7), image(), b"none", prompts=["abc", "abcd", "a"])
+
+    assert asyncio.run(ask()).json() == {
+        "scores": {"size": [7, None, None]},
+        "errors": [
+            {"index": 1, "reason": "its prompt has 4 characters; at most 3 are read"},
+            {"index": 2, "reason": "is none of PNG, JPEG, WEBP"},
+        ],
+    }
+
+
+def test_a_token_that_was_replaced_is_worth_nothing_any_more(serving, tmp_path):
     file = tmp_path / "token"
     file.write_text("old\n")
-    pool = gateway(token_file=str(file))
-    old, new = (HTTPAuthorizationCredentials(scheme="Bearer", credentials=token) for token in ("old", "new"))
-    assert [pool.allowed(who) for who in (old, new, None)] == [True, False, False]
-    file.write_text("new\n")
-    assert [pool.allowed(who) for who in (old, new, None)] == [False, True, False]
-    file.write_text("")
-    for who in (old, new, None):
-        with pytest.raises(HTTPException, match="503"):
-            pool._authorize(who)
+
+    async def ask() -> list[list[int]]:
+        async with serving(token_file=str(file)) as pool:
+
+            async def statuses() -> list[int]:
+                found = []
+                for headers in ({"Authorization": "Bearer old"}, {"Authorization": "Bearer new"}, {}):
+                    answer = await pool.client.post(
+                        "/v1/score",
+                        content=body_of(image()),
+                        headers={**headers, "Content-Type": "application/json"},
+                    )
+                    found.append(answer.status_code)
+                return found
+
+            before = await statuses()
+            file.write_text("new\n")
+            after = await statuses()
+            file.write_text("")
+            return [before, after, await statuses()]
+
+    assert asyncio.run(ask()) == [[200, 401, 401], [401, 200, 401], [503, 503, 503]]
 
 
-def test_health_does_not_wait_behind_other_work(monkeypatch):
+def test_health_does_not_wait_behind_other_work(serving, monkeypatch):
     """Not even when every thread of the event loop's own pool is busy."""
     deployment = SimpleNamespace(replica_states={ReplicaState.RUNNING: 1})
     status = SimpleNamespace(applications={"app": SimpleNamespace(deployments={"scorer-size": deployment})})
     monkeypatch.setattr("services.serving.gateway.serve.status", lambda: status)
-    pool, done = gateway(), threading.Event()
+    done = threading.Event()
 
-    async def running() -> str:
+    async def ready() -> httpx.Response:
         loop = asyncio.get_running_loop()
-        busy = [loop.run_in_executor(None, done.wait, 60) for _ in range(100)]
-        try:
-            return await asyncio.wait_for(pool.readyz(), 10)
-        finally:
-            done.set()
-            await asyncio.gather(*busy)
+        async with serving() as pool:
+            busy = [loop.run_in_executor(None, done.wait, 60) for _ in range(100)]
+            try:
+                return await asyncio.wait_for(pool.client.get("/readyz"), 10)
+            finally:
+                done.set()
+                await asyncio.gather(*busy)
 
-    assert asyncio.run(running()) == "ok"
+    answer = asyncio.run(ready())
+    assert (answer.status_code, answer.json()) == (200, "ok")
 
 
 def test_the_page_of_the_api_loads_nothing():
@@ -155,3 +231,11 @@ def test_the_page_of_the_api_loads_nothing():
         assert f" {path}</h2>" in page
     assert "Base64 of a PNG, JPEG or WebP." in page
     assert (api.docs_url, api.redoc_url) == (None, None), "FastAPI's own pages load scripts from elsewhere"
+
+
+def test_every_refusal_is_documented_with_its_body():
+    for path, method in (("/v1/score", "post"), ("/v1/scorers", "get"), ("/readyz", "get")):
+        for status, answer in api.openapi()["paths"][path][method]["responses"].items():
+            if status not in ("200", "422"):
+                schema = answer["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Refusal"}, (path, status)

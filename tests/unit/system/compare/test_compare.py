@@ -1,7 +1,6 @@
 """What is kept of a run, and what the page says of several."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import yaml
 from rich.console import Console
 
 from services.base.errors import UserError
-from system.compare.page import T_95, crossing, write_page
+from system.compare.page import crossing, half_interval, write_page
 from system.compare.result import Point, Result, condense, key_of
 from system.compare.runs import Contender, parse_contenders, run_all
 from system.run.folder import RunFolder
@@ -205,12 +204,13 @@ def test_the_table_shows_the_targets_that_were_asked_for(tmp_path):
     assert "<td>500 / 12 / 24</td><td>–</td>" in page
 
 
-def test_students_quantiles_agree_with_the_density():
-    for freedom, quantile in enumerate(T_95, 1):
-        t = np.linspace(-quantile, quantile, 200_001)
-        scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-        density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-        assert np.trapezoid(density, t) == pytest.approx(0.95, abs=2e-4)
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (31, 2.042), (61, 2.000)])
+def test_the_interval_over_seeds_is_students(seeds, quantile):
+    """The quantiles are those of printed tables, for one degree of freedom less than there are seeds."""
+    differences = np.random.default_rng(seeds).normal(size=seeds)
+    standard_error = differences.std(ddof=1) / np.sqrt(seeds)
+    assert half_interval(differences) / standard_error == pytest.approx(quantile, abs=5e-4)
+    assert half_interval([0.5, 0.5]) == 0
 
 
 def test_one_run_alone_makes_a_page(tmp_path):

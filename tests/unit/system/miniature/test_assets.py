@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import AutoProcessor, CLIPModel, CLIPTokenizer
 
-from system.miniature.build.make import ASSETS, load_policy
-from system.miniature.build.policy import sample
-from system.miniature.build.reward import scores
+from system.miniature import ASSETS
+from system.miniature.build.training.policy import load_policy, sample
+from system.miniature.build.training.reward import scores
 from system.miniature.judge import Judge
 from system.miniature.world import all_scenes, caption, is_held_out, parse
 
@@ -65,7 +65,7 @@ def test_stock_pipeline_agrees_with_the_own_sampler() -> None:
         generator=torch.Generator().manual_seed(3),
         output_type="np",
     ).images
-    vae, model, tokenizer = load_policy(ASSETS)
+    vae, model, tokenizer = load_policy(ASSETS / "policy")
     own = sample(model, vae, tokenizer, PROMPTS, seed=3)
     assert np.abs(images * 255 - own).max() <= 1.5
     assert Judge()(own, PROMPTS).shape == (2,)

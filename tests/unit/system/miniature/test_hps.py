@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from system.miniature.build.data import draw_scenes, render_scenes
-from system.miniature.build.hps import HpsTrainer, load_hps, ranking_loss, train_hps
-from system.miniature.build.make import ASSETS, load_policy
-from system.miniature.build.reward import Preferences, Samples
+from system.miniature import ASSETS
+from system.miniature.build.training.data import draw_scenes, render_scenes
+from system.miniature.build.training.hps import HpsTrainer, load_hps, ranking_loss, train_hps
+from system.miniature.build.training.policy import load_policy
+from system.miniature.build.training.reward import JudgedImages, Preferences
 from system.miniature.world import caption
 
 SCENES = draw_scenes(4, np.random.default_rng(0))
@@ -45,14 +46,14 @@ def test_the_trained_files_score_as_in_training(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
+def samples() -> JudgedImages:
     grades = np.array([1.0, 1.0, 1 / 2, 5 / 6] * 4)
-    return Samples(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
+    return JudgedImages(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
 
 
 def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, monkeypatch):
-    monkeypatch.setattr("system.miniature.build.reward.MADE_PAIRS", 6)
-    data = Preferences(load_policy(ASSETS)[0], samples, np.random.default_rng(0))
+    monkeypatch.setattr("system.miniature.build.training.reward.MADE_PAIRS", 6)
+    data = Preferences(load_policy(ASSETS / "policy")[0], samples, np.random.default_rng(0))
     near, far, ties, made = data.parts
     grade_P2 = samples.grade_N[data.pairs_P2[: made[0]]]
     for number in (*near, *far, *ties):
@@ -70,8 +71,8 @@ def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, 
 
 
 def test_training_runs_and_writes_what_the_scorer_reads(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr("system.miniature.build.reward.MADE_PAIRS", 6)
-    train_hps(load_policy(ASSETS)[0], samples, seed=0, steps=2, out=tmp_path)
+    monkeypatch.setattr("system.miniature.build.training.reward.MADE_PAIRS", 6)
+    train_hps(load_policy(ASSETS / "policy")[0], samples, seed=0, steps=2, out=tmp_path)
     assert np.isfinite(load_hps(tmp_path)(IMAGES, PROMPTS)).all()
 
 

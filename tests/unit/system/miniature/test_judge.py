@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from system.miniature.build.data import draw_scenes, render_scenes
+from system.miniature.build.training.data import draw_scenes, render_scenes
 from system.miniature.judge import ATTRIBUTES, Judge
 from system.miniature.world import BACKGROUNDS, alterations, caption, paint, parse, place
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from system.miniature.build.data import draw_scenes
-from system.miniature.build.policy import captions_of
+from system.miniature.build.training.data import draw_scenes
+from system.miniature.build.training.policy import captions_of
 from system.miniature.world import caption
 
 SCENES = draw_scenes(4000, np.random.default_rng(0), relation_every=2)

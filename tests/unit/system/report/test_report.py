@@ -15,7 +15,7 @@ from PIL import Image
 from services.base.errors import UserError
 from system.report.build import build_report
 from system.report.canvas import power_of_ten, short
-from system.report.data import by_sampling_step, comparisons, read_run
+from system.report.data import by_sampling_step, paired_scores, read_run
 from system.report.figures import curves, running_mean
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
@@ -110,7 +110,7 @@ class Page(HTMLParser):
 
 
 def test_differences_are_paired_and_holes_dropped(run):
-    overall, y, x = comparisons(read_run(run))
+    overall, y, x = paired_scores(read_run(run))
     assert (overall.pairs, overall.before, overall.after) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(HALF))
     assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(0.98))
@@ -122,9 +122,9 @@ def test_prompts_are_paired_by_row_where_an_evaluation_has_more_of_them(run):
     path = run / "eval" / "step_000003.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take([3, 2, 1, 0]), path)
-    assert comparisons(read_run(run))[0].difference == pytest.approx(1 / 3)
+    assert paired_scores(read_run(run))[0].difference == pytest.approx(1 / 3)
     pq.write_table(table.take([0, 1]), path)
-    assert (comparisons(read_run(run))[0].pairs, comparisons(read_run(run))[0].difference) == (2, 0.5)
+    assert (paired_scores(read_run(run))[0].pairs, paired_scores(read_run(run))[0].difference) == (2, 0.5)
 
 
 def test_the_page_shows_the_numbers(html):

@@ -19,12 +19,12 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from system.miniature.build.corruptions import spoil
-from system.miniature.build.data import draw_scenes, render_scenes
+from system.miniature.build.training.corruptions import spoil
+from system.miniature.build.training.data import draw_scenes, render_scenes
 from system.miniature.judge import ATTRIBUTES
-from system.miniature.build.optim import Optimizer
-from system.miniature.build.policy import token_ids
-from system.miniature.build.vae import decode, encode
+from system.miniature.build.training.optimizer import Optimizer
+from system.miniature.build.training.policy import token_ids
+from system.miniature.build.training.vae import decode, encode
 from system.miniature.world import Scene, alterations, caption, is_held_out, render
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
@@ -143,7 +143,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Samples:
+class JudgedImages:
     """A policy's images of train captions, and what the judge says of them."""
 
     images_NHWC: np.ndarray
@@ -158,7 +158,7 @@ class Preferences:
     As in PickScore's data, two images may be as good as each other: pairs of right samples are ties.
     """
 
-    def __init__(self, vae: AutoencoderKL, samples: Samples, rng: np.random.Generator) -> None:
+    def __init__(self, vae: AutoencoderKL, samples: JudgedImages, rng: np.random.Generator) -> None:
         own = _sample_pairs(samples, rng)
         scenes = draw_scenes(MADE_PAIRS, rng)
         better = render_scenes(scenes, rng, anywhere=True)
@@ -188,7 +188,7 @@ class Preferences:
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
-def _sample_pairs(samples: Samples, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _sample_pairs(samples: JudgedImages, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Row numbers (P, 2) of pairs of one prompt, the better first, by kind.
 
     The worse of "near" has one more wrong attribute and that of "far" several; in a "tie" both are right. Most pairs
@@ -220,7 +220,7 @@ def train_preference(
     model: CLIPModel,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    samples: Samples,
+    samples: JudgedImages,
     seed: int,
     steps: int,
 ) -> None:

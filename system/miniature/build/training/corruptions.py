@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from system.miniature.build.data import clutter
+from system.miniature.build.training.data import clutter
 from system.miniature.world import BACKGROUNDS, COLOURS, IMAGE_PX, SHAPES, Placed, Scene, Thing, paint, place
 
 

@@ -13,6 +13,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from system.miniature.build.data import draw_scenes, render_scenes
-from system.miniature.build.optim import Optimizer
-from system.miniature.build.vae import LATENT_SHAPE, decode, encode
+from system.miniature.build.training.data import draw_scenes, render_scenes
+from system.miniature.build.training.optimizer import Optimizer
+from system.miniature.build.training.vae import LATENT_SHAPE, decode, encode, load_vae
 from system.miniature.world import Scene, caption
 
 TRAIN_IMAGES = 20_000
@@ -43,6 +44,22 @@ TEXT_DIM = 64
 TEXT_LAYERS = 2
 WIDTH = 96
 LAYERS = 5
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the policy's training."""
+
+    steps: int
+    lr: float
+    mislabelled: float
+    """The share of the captions that belong to other images."""
+    every: int
+    """The number of steps after which the policy is looked at, again and again."""
+
+
+PRETRAINING = Round(steps=3000, lr=5e-3, mislabelled=0.0, every=250)
+MISLABELLING = Round(steps=800, lr=2e-3, mislabelled=0.2, every=200)
 
 
 class Denoiser(nn.Module):
@@ -135,27 +152,22 @@ def train_policy(
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
     rng: np.random.Generator,
-    *,
-    steps: int,
-    lr: float,
-    mislabelled: float,
-    every: int,
-    visit: Callable[[int, Denoiser], None],
+    round_: Round,
+    look: Callable[[int, Denoiser], None],
 ) -> None:
-    """Train; every `every` steps, and so at the end, call `visit(step, averaged weights)`.
+    """Train for one round; every `round_.every` steps, and so at the end, call `look(step, averaged weights)`.
 
-    A share `mislabelled` of the captions belongs to other images. The learning rate falls to 0 from two fifths of the
-    way on.
+    The learning rate falls to 0 from two fifths of the way on.
     """
     scenes = draw_scenes(TRAIN_IMAGES, rng, relation_every=2)
     latents_NCHW = encode(vae, render_scenes(scenes, rng))
-    ids_NL = token_ids(tokenizer, captions_of(scenes, mislabelled, rng))
+    ids_NL = token_ids(tokenizer, captions_of(scenes, round_.mislabelled, rng))
     empty_L = token_ids(tokenizer, [""])[0]
     averaged = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = Optimizer(model.train(), lr, steps, fall=0.6, warmup_steps=WARMUP_STEPS)
+    optimizer = Optimizer(model.train(), round_.lr, round_.steps, fall=0.6, warmup_steps=WARMUP_STEPS)
     start, losses = time.monotonic(), []
     print(f"policy {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    for step in range(1, steps + 1):
+    for step in range(1, round_.steps + 1):
         rows = torch.from_numpy(rng.integers(TRAIN_IMAGES, size=BATCH))
         x0_BCHW, ids_BL = latents_NCHW[rows], ids_NL[rows]
         ids_BL[torch.rand(BATCH) < CAPTION_DROPOUT] = empty_L
@@ -172,9 +184,9 @@ def train_policy(
         losses.append(loss.item())
         if step % 100 == 0:
             seconds = time.monotonic() - start
-            print(f"policy step {step}/{steps} loss {np.mean(losses[-100:]):.4f} {seconds:.0f} s", flush=True)
-        if step % every == 0:
-            visit(step, averaged)
+            print(f"policy step {step}/{round_.steps} loss {np.mean(losses[-100:]):.4f} {seconds:.0f} s", flush=True)
+        if step % round_.every == 0:
+            look(step, averaged)
 
 
 def save_policy(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -190,6 +202,11 @@ def save_policy(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, f
         text_encoder_3=None,
         tokenizer_3=None,
     ).save_pretrained(folder, safe_serialization=True)
+
+
+def load_policy(folder: Path) -> tuple[AutoencoderKL, Denoiser, CLIPTokenizer]:
+    """Autoencoder, denoiser and tokenizer of a pipeline folder."""
+    return load_vae(folder / "vae"), Denoiser.load(folder), CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ Few channels and a small reduction keep the latents close to pictures. With sixt
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from system.miniature.build.data import clutter, draw_scenes, render_scenes, to_images, to_tensor
-from system.miniature.build.optim import Optimizer
+from system.miniature.build.training.data import clutter, draw_scenes, render_scenes, to_images, to_tensor
+from system.miniature.build.training.optimizer import Optimizer
 
 TRAIN_IMAGES = 12_000
 CLUTTER_SHARE = 0.1
@@ -38,6 +39,11 @@ def new_vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder that a stage has saved."""
+    return AutoencoderKL.from_pretrained(folder, use_safetensors=True).eval()
 
 
 def train_vae(seed: int, steps: int) -> AutoencoderKL:
