@@ -25,7 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from services.scoring.hpsv3 import CHAT, CHECKPOINT_FILE, IMAGE_TOKEN, REWARD_TOKEN, HPSv3, reward_head
 from system.miniature.build.optim import Optimizer
-from system.miniature.build.reward import Preferences, Samples
+from system.miniature.build.reward import GradedImages, Preferences
 from system.miniature.world import all_scenes, caption
 
 INSTRUCTION = "How well does this show {prompt} ? <|Reward|>"
@@ -157,7 +157,7 @@ def ranking_loss(first_B2: torch.Tensor, second_B2: torch.Tensor, win_B: torch.T
     return functional.binary_cross_entropy_with_logits(z_BS, win_B[:, None].expand_as(z_BS))
 
 
-def train_hps(vae: AutoencoderKL, samples: Samples, seed: int, steps: int, out: Path) -> None:
+def train_hps(vae: AutoencoderKL, samples: GradedImages, seed: int, steps: int, out: Path) -> None:
     """Train and save; prints how often the better image of a batch's pairs wins."""
     rng = np.random.default_rng([seed, 8])
     torch.manual_seed(seed)

@@ -34,7 +34,7 @@ from system.miniature.build.hps import train_hps
 from system.miniature.judge import ATTRIBUTES, Judge
 from system.miniature.build.policy import Denoiser, sample, save_policy, train_policy
 from system.miniature.build.prompts import write_prompts
-from system.miniature.build.reward import Samples, save_reward, train_contrast, train_preference
+from system.miniature.build.reward import GradedImages, save_reward, train_contrast, train_preference
 from system.miniature.build.tokenizer import new_tokenizer
 from system.miniature.build.vae import train_vae
 from system.miniature.world import all_scenes, caption
@@ -145,7 +145,7 @@ def build_contrast(out: Path, seed: int) -> dict:
 def build_preference(out: Path, seed: int) -> dict:
     """Train the reward on preference pairs, most of them judged samples of the policy."""
     vae, _, tokenizer = load_policy(out)
-    reward, samples = CLIPModel.from_pretrained(out / "reward", use_safetensors=True), judged_samples(out, seed)
+    reward, samples = CLIPModel.from_pretrained(out / "reward", use_safetensors=True), graded_images(out, seed)
     train_preference(reward, vae, tokenizer, samples, seed, PREFERENCE_STEPS)
     save_reward(reward, tokenizer, out / "reward")
     return {"steps": PREFERENCE_STEPS, "samples": len(samples.prompts)}
@@ -154,11 +154,11 @@ def build_preference(out: Path, seed: int) -> dict:
 def build_hps(out: Path, seed: int) -> dict:
     """Train the small HPSv3 on the same preference pairs."""
     vae, _, _ = load_policy(out)
-    train_hps(vae, judged_samples(out, seed), seed, HPS_STEPS, out / "hps")
+    train_hps(vae, graded_images(out, seed), seed, HPS_STEPS, out / "hps")
     return {"steps": HPS_STEPS}
 
 
-def judged_samples(out: Path, seed: int) -> Samples:
+def graded_images(out: Path, seed: int) -> GradedImages:
     """What a rollout of the policy gives for train captions: branches at every step of four trunks, judged."""
     settings = load_config("shapes", [f"policy.model={out / 'policy'}"]).policy
     policy = Policy(settings, seed)
@@ -175,7 +175,7 @@ def judged_samples(out: Path, seed: int) -> Samples:
     verdicts = Judge().verdicts(stack, captions)
     grades = np.array([np.mean(list(verdict.values())) for verdict in verdicts if verdict])
     print(f"preference samples right {np.mean(grades == 1):.3f}", flush=True)
-    return Samples(stack, captions, grades)
+    return GradedImages(stack, captions, grades)
 
 
 def build_prompts(out: Path, seed: int) -> dict:

@@ -38,7 +38,7 @@ NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
 SAMPLE_PAIRS, MADE_PAIRS = 60_000, 6_000
 PAIR_SHARES = {"near": 2 / 5, "far": 1 / 5, "tie": 1 / 5}
-"""Of a batch of preference pairs; the rest are renderings. See `_sample_pairs`."""
+"""Of a batch of preference pairs; the rest are renderings. See `_graded_pairs`."""
 LEARNING_RATE = 3e-3
 PREFERENCE_RATE = 5e-4
 WIDTH = 96
@@ -143,7 +143,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Samples:
+class GradedImages:
     """A policy's images of train captions, and what the judge says of them."""
 
     images_NHWC: np.ndarray
@@ -158,8 +158,8 @@ class Preferences:
     As in PickScore's data, two images may be as good as each other: pairs of right samples are ties.
     """
 
-    def __init__(self, vae: AutoencoderKL, samples: Samples, rng: np.random.Generator) -> None:
-        own = _sample_pairs(samples, rng)
+    def __init__(self, vae: AutoencoderKL, samples: GradedImages, rng: np.random.Generator) -> None:
+        own = _graded_pairs(samples, rng)
         scenes = draw_scenes(MADE_PAIRS, rng)
         better = render_scenes(scenes, rng, anywhere=True)
         worse = np.stack(
@@ -188,7 +188,7 @@ class Preferences:
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
-def _sample_pairs(samples: Samples, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _graded_pairs(samples: GradedImages, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Row numbers (P, 2) of pairs of one prompt, the better first, by kind.
 
     The worse of "near" has one more wrong attribute and that of "far" several; in a "tie" both are right. Most pairs
@@ -220,7 +220,7 @@ def train_preference(
     model: CLIPModel,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    samples: Samples,
+    samples: GradedImages,
     seed: int,
     steps: int,
 ) -> None:

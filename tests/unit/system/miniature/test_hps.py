@@ -8,7 +8,7 @@ from torch.nn import functional
 from system.miniature.build.data import draw_scenes, render_scenes
 from system.miniature.build.hps import HpsTrainer, load_hps, ranking_loss, train_hps
 from system.miniature.build.make import ASSETS, load_policy
-from system.miniature.build.reward import Preferences, Samples
+from system.miniature.build.reward import GradedImages, Preferences
 from system.miniature.world import caption
 
 SCENES = draw_scenes(4, np.random.default_rng(0))
@@ -45,9 +45,9 @@ def test_the_trained_files_score_as_in_training(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
+def samples() -> GradedImages:
     grades = np.array([1.0, 1.0, 1 / 2, 5 / 6] * 4)
-    return Samples(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
+    return GradedImages(IMAGES[[0] * 16], [PROMPTS[0]] * 8 + [PROMPTS[1]] * 8, grades)
 
 
 def test_pairs_are_of_one_caption_the_better_first_and_ties_both_right(samples, monkeypatch):
