@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from actors.learner.monitor import Monitor
-from actors.learner.settings import AwmSettings, GrpoSettings
+from actors.learner.settings import GrpoSettings
+from actors.methods.awm import AwmSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.reward.pool import Scores, why_holes
