@@ -1,14 +1,29 @@
 """Settings of learning: advantage, objective, optimizer."""
 
+import importlib
+import re
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, Strict
+import numpy as np
+from pydantic import AfterValidator, Field, Strict
 
 from actors.learner.weight_sets import Use, WeightSet
 from actors.policy.settings import CPSSettings, KernelSettings, PolicySettings
+from actors.trajectory import Tree
+from services.base.errors import UserError
 from services.base.settings import Gpus, Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+RewardFunction = Callable[[Tree, np.ndarray], np.ndarray]
+"""From a task's tree and the reward of each leaf (M,) to the reward of each action (N, K); NaN marks a hole."""
+
+
+def _mean_each_or_path(text: str) -> str:
+    if text not in ("mean", "each") and not re.fullmatch(r"\w+(\.\w+)*:\w+", text):
+        raise ValueError("it is `mean`, `each` or the path of a function, `module:function`")
+    return text
 
 
 class AdvantageSettings(Settings):
@@ -19,9 +34,10 @@ class AdvantageSettings(Settings):
     of a prompt at a step (its ablation; BranchGRPO's depth); `prompt`: all actions of a prompt (Flow-GRPO)."""
     std: Literal["group", "batch"] = "group"
     """Divide by the group's own standard deviation, or by that of all rewards of the step (Flow-GRPO)."""
-    leaves: Literal["mean", "each"] = "mean"
-    """An action's reward is the mean of its leaves'; or the first leaves of a group are compared, then the second ones,
-    and an action's advantages are added (G²RPO, whose leaves are granularities)."""
+    leaves: Annotated[str, AfterValidator(_mean_each_or_path)] = "mean"
+    """`mean`: an action's reward is the mean of its leaves'. `each`: the first leaves of a group are compared, then the
+    second ones, and an action's advantages are added (G²RPO, whose leaves are granularities). `module:function`: a
+    function of a task's tree and its leaves' rewards gives the reward of each action (TP-GRPO)."""
     keep: int | None = Field(None, ge=1)
     """Keep the advantages of this many best and as many worst actions of a group, drop the others (the width pruning
     of BranchGRPO); all if not given."""
@@ -30,14 +46,36 @@ class AdvantageSettings(Settings):
     clip: float = Field(5.0, gt=0)
     """Advantages are clipped to ± this."""
 
-    def check(self, leaves_per_action: int) -> None:
-        """Refuse to compare each leaf where an action has one.
+    @property
+    def reward_function(self) -> RewardFunction | None:
+        """The function that `leaves` names; None for `mean` and `each`.
+
+        Raises:
+            UserError: it cannot be imported.
+        """
+        module, _, attribute = self.leaves.partition(":")
+        if not attribute:
+            return None
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"advantage.leaves: {self.leaves}: {error}; check the import path") from error
+
+    def check(self, leaves_per_action: int, has_baselines: bool) -> None:
+        """Refuse leaves that the plan does not have, or that the rule would not tell apart.
 
         Raises:
             ValueError: names the key and the fix.
+            UserError: `leaves` names a function that cannot be imported.
         """
         if self.leaves == "each" and leaves_per_action < 2:
             raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
+        if has_baselines != (self.reward_function is not None):
+            raise ValueError(
+                f"advantage.leaves: {self.leaves} does not go with plan.baselines; only a function, module:function, "
+                "tells an action's leaves from its baseline, and it needs one: set plan.baselines to "
+                f"{str(not has_baselines).lower()}"
+            )
 
 
 class ObjectiveSettings(Settings):

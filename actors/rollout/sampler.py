@@ -152,6 +152,8 @@ class Sampler:
                     seeds = [seed_of[address[:depth]] for address in trunks.address]
                     pairs = record.add(i, seeds, trunks.x_RZ, action_BKZ, log_prob_BK, 1 / fork.chance)
                     children.owners = [(*above, pair) for above, pair in zip(children.owners, pairs, strict=True)]
+                if fork.baseline:
+                    branches.append(self._baselines(trunks, children, v_trunk_BZ, i))
                 if not fork.keep_trunk:
                     trunks = children
                     continue
@@ -210,6 +212,17 @@ class Sampler:
             [above for above in trunks.owners for _ in range(width)],
         )
         return action_BKZ, self.kernel.log_prob(action_BKZ, mean_BZ, step_B), children
+
+    def _baselines(self, trunks: _Rows, children: _Rows, v_BZ: Tensor, i: int) -> _Rows:
+        """The trunks of step i after a deterministic step, to be completed: a leaf of each of their actions."""
+        width = len(children) // len(trunks)
+        owners = [
+            (*above, *(pairs[-1] for pairs in children.owners[b * width : (b + 1) * width]))
+            for b, above in enumerate(trunks.owners)
+        ]
+        x_BZ = euler(trunks.x_RZ, v_BZ, self.sigmas[i], self.sigmas[i + 1])
+        num_steps = len(self.sigmas) - 1
+        return _Rows(x_BZ, trunks.address, trunks.prompt, owners, visits(i + 1, num_steps, 1.0))
 
     def _completions(self, children: _Rows, fork: Fork, i: int, num_steps: int) -> list[_Rows]:
         """Branches of the actions of step i, a group a stride."""

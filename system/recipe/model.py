@@ -139,7 +139,7 @@ class RunConfig(Settings):
         self.plan.check_group(self.advantage.group)
         self.objective.check_plan(self.plan.name, self.plan.gives)
         self.objective.check(self.kernel, self.learner, prompts)
-        self.advantage.check(self.plan.leaves_per_action)
+        self.advantage.check(self.plan.leaves_per_action, self.plan.has_baselines)
         self.learner.check(prompts, self.policy, self.placement == "colocated", self.rollout.workers)
         self.rollout.check()
         names = [scorer.name for scorer in self.scorers]

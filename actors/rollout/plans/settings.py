@@ -21,6 +21,11 @@ class _PlanSettings(Settings):
         """Completions of one action."""
         return 1
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether an action also owns the image that its state gives without it."""
+        return False
+
     def check_group(self, group: str) -> None:
         """Refuse an advantage.group in which nothing is compared, or what cannot be.
 
@@ -103,6 +108,13 @@ class WindowSettings(_PlanSettings):
     """After the window, in steps of so many grid steps."""
     solver: Solver = "euler"
     """The solver after the window; `dpm2` is DPM-Solver++ of second order."""
+    baselines: bool = False
+    """Complete each state of the window by ODE too: the image without the action, and without those after it."""
+
+    @property
+    def has_baselines(self) -> bool:
+        """As set."""
+        return self.baselines
 
 
 class TreeSettings(_PlanSettings):

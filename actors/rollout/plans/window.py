@@ -24,7 +24,7 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
     last = first + settings.size - 1
     forks = [Fork() for _ in range(num_steps)]
     for i in range(first, last + 1):
-        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,))
+        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,), baseline=settings.baselines)
     seeds = settings.seeds
     if settings.shared_noise:
         seeds = 1
