@@ -37,7 +37,8 @@ class Tree:
     seed_N: np.ndarray
     """Index of the initial noise (trunk) of each decision."""
     leaf_NKL: np.ndarray
-    """Leaves below each action, −1 where an action owns fewer than L."""
+    """Leaves that each action owns: those below it, after its baseline where the fork has one; −1 where an action owns
+    fewer than L."""
     num_leaves: int
 
     @classmethod

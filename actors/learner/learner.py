@@ -132,8 +132,8 @@ class Learner:
         )
 
     def _micro_batches(self, minibatch: list[Scored], spare: Any) -> Iterator[Any]:
-        """Those of this rank; where the base is sharded, `spare` ones until no rank has any left, since each takes part
-        in every forward and backward.
+        """The micro-batches of this rank. Where the base is sharded, `spare` ones follow until no rank has any left,
+        since each rank takes part in every forward and backward.
         """
         mine = chain.from_iterable(self.objective.micro_batches(*scored) for scored in minibatch)
         if not self.policy.sharded:
@@ -165,7 +165,7 @@ class Learner:
         return self.past[version]
 
     def _old(self, minibatch: list[Scored], spare: Any, monitor: Monitor) -> Old:
-        """The values of the policy that is held now, which is the old one."""
+        """The values of the old policy, which the model holds now."""
         old: Old = []
         for micro in self._micro_batches(minibatch, spare):
             old.append(self.objective.old(micro))

@@ -82,8 +82,10 @@ class ObjectiveSettings(Settings):
     """What every objective says of itself; each adds its `name`."""
 
     loss: ClassVar[str]
-    """The class of `actors.learner.objectives` that computes it, as `module:Class`: it needs Torch, settings do not."""
+    """The class in `actors.learner.objectives` that computes the loss, as `module:Class`. It needs Torch; settings do
+    not."""
     trains_on: ClassVar[Literal["decisions", "images"]]
+    """What a plan has to give."""
     compares_with_old: ClassVar[bool] = True
     """Whether its loss compares with the policy before the update, so that later minibatches need its values first."""
 
@@ -160,7 +162,7 @@ class GrpoSettings(DecisionObjectiveSettings):
     """Weight each step by its injected noise s_i (TempFlow-GRPO)."""
 
     def check(self, kernel: KernelSettings, learner: "LearnerSettings", prompts_per_step: int) -> None:
-        """The gradient of the CPS kernel's surrogate scales with the noise by itself."""
+        """Refuses noise weights on the CPS kernel, whose gradient scales with the noise by itself."""
         super().check(kernel, learner, prompts_per_step)
         if isinstance(kernel, CPSSettings) and self.noise_weights:
             raise ValueError(
@@ -186,7 +188,7 @@ class LeafObjectiveSettings(ObjectiveSettings):
         return [steps[len(steps) * j // runs : len(steps) * (j + 1) // runs] for j in range(runs)]
 
     def rows(self, items: int, num_steps: int) -> int:
-        """Each image is trained on at every noise level."""
+        """Each image is trained on once for each noise level."""
         return items * len(self.levels(num_steps))
 
 

@@ -1,8 +1,8 @@
 """Methods, one file each: what a recipe with `method: NAME` gets where it says nothing itself.
 
-A file here holds `METHOD`. It says which plan, kernel, advantage rule and objective make the method, with the published
-settings; its docstring names the paper, the weight sets, the cost and the deviations. Nothing else names a method: the
-files are found by listing this folder. They import no Torch, so that a recipe can be checked without it.
+Each file holds `METHOD`: the plan, kernel, advantage rule and objective that make the method, with the published
+settings. Its docstring names the paper, the weight sets, the cost, the refusals and the deviations. Nothing else names
+a method: the files are found by listing this folder. They import no Torch, so that a recipe can be checked without it.
 """
 
 import difflib

@@ -40,7 +40,7 @@ class AwmSettings(LeafObjectiveSettings):
 
     @property
     def passes(self) -> int:
-        """One more for the moving average."""
+        """A row costs one more where the loss compares with the moving average."""
         return super().passes + bool(self.ema_weight)
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
@@ -50,7 +50,7 @@ class AwmSettings(LeafObjectiveSettings):
         return super().weight_sets(ema)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """The moving average has to exist."""
+        """Refuses a weight for a moving average that the recipe does not have."""
         super().check(kernel, learner, prompts_per_step)
         if self.ema_weight and not learner.ema:
             raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")

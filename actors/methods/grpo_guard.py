@@ -25,7 +25,7 @@ class GuardSettings(DecisionObjectiveSettings):
     name: Literal["grpo_guard"] = "grpo_guard"
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """The ratio is that of a Normal density."""
+        """Refuses a kernel whose actions have no Normal density."""
         super().check(kernel, learner, prompts_per_step)
         if isinstance(kernel, CPSSettings):
             raise ValueError(

@@ -1,8 +1,8 @@
 """DiffusionNFT (arXiv 2509.16117): images of a slow copy of the policy, implicit positive and negative policies.
 
-24 deterministic images of a prompt come from the old policy. Its velocity and the trained one span two implicit
-policies: images of high reward should have come from the one, images of low reward from the other. There is no ratio,
-hence nothing is clipped. The formula is computed in `actors/learner/objectives/nft.py`.
+24 deterministic images of a prompt come from the old policy, a slow copy. Its velocity and the trained one span two
+implicit policies: images of high reward should have come from the one, images of low reward from the other. There is
+no ratio, hence nothing is clipped. The formula is computed in `actors/learner/objectives/nft.py`.
 
 Weight sets: the current weights, which are evaluated and saved unless the recipe has learner.ema; and `old`, the slow
 copy, which is sampled from and which the loss compares with. It follows after each training step.
@@ -43,7 +43,7 @@ class NftSettings(LeafObjectiveSettings):
 
     @property
     def passes(self) -> int:
-        """One more for the old policy."""
+        """A row costs one more, for the old policy."""
         return super().passes + 1
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
@@ -57,7 +57,7 @@ class NftSettings(LeafObjectiveSettings):
         return (*super().weight_sets(ema), old)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """Experience has to be new."""
+        """Refuses experience of an earlier version."""
         super().check(kernel, learner, prompts_per_step)
         if learner.max_staleness:
             raise ValueError(

@@ -8,9 +8,9 @@ from actors.learner.objectives.decisions import DecisionObjective, DecisionRows,
 class GrpoGuard(DecisionObjective):
     """max(−A·ρ, −A·clip(ρ, 1 ± c)) / |dt| with ρ = exp{(log p − log p_old + mean (μ − μ_old)² / (2s²)) · s}.
 
-    log p − log p_old has the mean −(μ − μ_old)²/(2s²) over actions drawn around μ_old
-    and a spread of ‖μ − μ_old‖/s: the added term takes out the first, the factor s the second, so that a clip range
-    means the same at each step. Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
+    log p − log p_old has the mean −(μ − μ_old)²/(2s²) over actions drawn around μ_old and a spread of ‖μ − μ_old‖/s.
+    The added term takes out the first, the factor s the second, so that a clip range means the same at each step.
+    Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
     """
 
     def old_from(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:

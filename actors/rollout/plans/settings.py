@@ -18,7 +18,7 @@ class _PlanSettings(Settings):
 
     @property
     def leaves_per_action(self) -> int:
-        """Completions of one action."""
+        """How many times one action is completed."""
         return 1
 
     @property
@@ -62,7 +62,7 @@ class TrunkSettings(_PlanSettings):
 
     @property
     def leaves_per_action(self) -> int:
-        """One for each stride."""
+        """An action is completed once for each stride."""
         return len(self.strides)
 
     def check_group(self, group: str) -> None:
@@ -113,7 +113,7 @@ class WindowSettings(_PlanSettings):
 
     @property
     def has_baselines(self) -> bool:
-        """As set."""
+        """The recipe says so."""
         return self.baselines
 
 
