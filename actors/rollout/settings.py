@@ -38,3 +38,15 @@ class RolloutSettings(Settings):
     def most_workers(self) -> int:
         """Workers that there may be at once."""
         return self.max_workers or self.workers
+
+    def check(self) -> None:
+        """Refuse fewer workers at most than the run begins with.
+
+        Raises:
+            ValueError: names both numbers.
+        """
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(
+                f"rollout.max_workers: {self.max_workers} is less than rollout.workers = {self.workers}; "
+                "raise it or lower rollout.workers"
+            )

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from actors.methods import DEFAULT_METHOD, find_method
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
-from system.recipe.model import RunConfig
 
-NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
+DEFAULTS = find_method(DEFAULT_METHOD).defaults
+NAMELESS = {key: DEFAULTS[key]["name"] for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
 NAMES = {f"{key}.name" for key in NAMELESS}
 """Keys that choose a plan, a kernel or an objective: another one shares no keys with the one before."""

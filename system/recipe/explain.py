@@ -6,14 +6,14 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from actors.learner.settings import ObjectiveSettings
+from actors.methods import AnyObjective
 from actors.policy.settings import KernelSettings
 from actors.rollout.plans.settings import PlanSettings
 from services.base.settings import CREDENTIALS
 
 TAGS = {
     get_args(member)[0].model_fields["name"].default
-    for union in (PlanSettings, KernelSettings, ObjectiveSettings)
+    for union in (PlanSettings, KernelSettings, AnyObjective)
     for member in get_args(get_args(union)[0])
 }
 """Names of the members of unions, which stand in the places of pydantic's errors but not in a recipe's keys."""

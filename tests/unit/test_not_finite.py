@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from actors.learner.monitor import Monitor
-from actors.learner.settings import AwmSettings, GrpoSettings
+from actors.learner.settings import GrpoSettings
+from actors.methods.awm import AwmSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.reward.scores import Scores, why_holes

@@ -7,15 +7,11 @@ import pytest
 import torch
 
 from actors.learner.learner import Learner
-from actors.learner.objectives.samples import LEARNER_STREAM
-from actors.learner.settings import (
-    AwmSettings,
-    EmaSettings,
-    GrpoSettings,
-    GuardSettings,
-    LearnerSettings,
-    NftSettings,
-)
+from actors.learner.objectives.leaves import LEARNER_STREAM
+from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
+from actors.methods.awm import AwmSettings
+from actors.methods.grpo_guard import GuardSettings
+from actors.methods.nft import NftSettings
 from actors.policy.kernels import make_kernel, noise_weights
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
@@ -63,8 +59,7 @@ def exact_learner(folder, objective, kernel, plan_settings, settings=None) -> Le
     policy.family.dtype = torch.float64
     policy.sigmas = policy.sigmas.double()
     learner.kernel = make_kernel(kernel, policy.sigmas)
-    if hasattr(learner.objective, "kernel"):
-        learner.objective.kernel = learner.kernel
+    learner.objective.kernel = learner.kernel
     if isinstance(objective, GrpoSettings):
         std_T = learner.kernel.std_T if objective.noise_weights else torch.ones_like(learner.kernel.std_T)
         learner.objective.weight_T = noise_weights(std_T, trainable_steps(plan_settings, STEPS))
@@ -175,10 +170,10 @@ def test_gradient_after_an_optimizer_step_compares_with_the_policy_before_it(sd3
         return learner.kernel.mean(x, forward(policy, x, torch.tensor([grid[i]]), conditioning), torch.tensor([i]))[0]
 
     with torch.no_grad():
-        before = [learner.objective.before(micro) for micro in micros]
+        old_values = [learner.objective.old(micro) for micro in micros]
         old = [mean(n) for n in range(len(decisions.step_N))]
     move(policy.parameters, 7)
-    sum(learner.objective.loss(micro, kept).total for micro, kept in zip(micros, before, strict=True)).backward()
+    sum(learner.objective.loss(*pair).total for pair in zip(micros, old_values, strict=True)).backward()
     found = {name: parameter.grad.clone() for name, parameter in policy.parameters.items()}
     policy.transformer.zero_grad()
 
