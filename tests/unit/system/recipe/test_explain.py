@@ -1,65 +1,9 @@
-"""Recipes: defaults, overrides, and errors that name file, key, value and the nearest key."""
+"""What is wrong with a recipe or an override, in one sentence with the file, the key, the value and the nearest key."""
 
 import pytest
-import yaml
 
 from services.base.errors import UserError
-from services.base.yaml_text import load_yaml
-from system.recipe.find import recipe_names
-from system.recipe.load import dump_config, load_config, load_pool, parse_config
-from system.recipe.model import RunConfig
-
-MINIMAL = {
-    "steps": 2,
-    "policy": {"model": "somewhere"},
-    "scorers": [{"name": "size", "scorer": "jpeg_size"}],
-    "data": {"train": "prompts.txt"},
-}
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    def write(**changes):
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(MINIMAL | changes))
-        return str(path)
-
-    return write
-
-
-def test_every_default_is_printed_and_reads_back_equal(recipe):
-    config = load_config(recipe())
-    assert config.name == "mine"
-    assert config.learner.lr == 3e-4
-    assert parse_config(RunConfig, load_yaml(dump_config(config), "printed"), "printed") == config
-
-
-def test_overrides_reach_into_groups_and_lists(recipe):
-    config = load_config(recipe(), ["learner.lr=1e-5", "scorers.0.weight=2", "plan.explorations=8", "name=other"])
-    assert (config.learner.lr, config.scorers[0].weight, config.plan.explorations) == (1e-5, 2, 8)
-    assert config.name == "other"
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_shipped_recipes_are_valid(name):
-    assert load_config(name).name == name
-
-
-def test_what_is_evaluated_is_what_is_saved():
-    """Workers that sample from another copy of the policy get the saved weights for an evaluation."""
-    kept = {name: load_config(name).evaluates_an_average for name in ("shapes", "shapes_nft", "shapes_awm", "sd35_nft")}
-    assert kept == {"shapes": False, "shapes_nft": True, "shapes_awm": True, "sd35_nft": True}
-
-
-def test_a_name_that_is_the_default_keeps_the_parents_settings(tmp_path):
-    child = tmp_path / "child.yaml"
-    text = {"extends": "sd35_pickscore", "objective": {"name": "grpo", "kl": 0.5}, "kernel": {"name": "cps"}}
-    child.write_text(yaml.safe_dump(text | {"plan": {"name": "chain"}, "advantage": {"group": "prompt"}}))
-    with pytest.raises(UserError, match="noise_weights"):
-        load_config(str(child))
-    config = load_config(str(child), ["objective.noise_weights=false"])
-    assert (config.objective.kl, config.objective.optimizer_steps) == (0.5, 2)
-    assert (config.kernel.noise_level, config.plan.seeds) == (0.8, 24)
+from system.recipe.load import load_config
 
 
 @pytest.mark.parametrize(
@@ -153,70 +97,6 @@ def test_a_wrong_override_is_named(recipe, override, message):
         load_config(recipe(), [override])
 
 
-def test_unknown_recipes_and_broken_files(tmp_path):
-    with pytest.raises(UserError, match="did you mean `shapes`"):
-        load_config("shape")
-    with pytest.raises(UserError, match="no recipe at"):
-        load_config(str(tmp_path / "gone.yaml"))
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("a: [1")
-    with pytest.raises(UserError, match="not YAML"):
-        load_config(str(broken))
-    broken.write_text("- 1")
-    with pytest.raises(UserError, match="mapping"):
-        load_config(str(broken))
-    broken.write_text("steps: 1\nseed: 2\nsteps: 3\n")
-    with pytest.raises(UserError, match="the key `steps` of line 3 is in line 1 already"):
-        load_config(str(broken))
-    broken.write_bytes("steps: 1\nname: café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"broken\.yaml` is not UTF-8 \(line 2\); save it as UTF-8"):
-        load_config(str(broken))
-
-
-def test_numbers_are_those_of_yaml_1_2_wherever_they_stand(recipe, tmp_path):
-    path = tmp_path / "numbers.yaml"
-    options = "options: {scale: 1e-2, count: 010, ratio: 1:30, on: yes}"
-    path.write_text(f"extends: {recipe()}\nscorers: [{{name: a, scorer: jpeg_size, {options}}}]\n", "utf-8-sig")
-    config = load_config(str(path), ["scorers.0.options.more=1E3"])
-    assert config.scorers[0].options == {"scale": 0.01, "count": 10, "ratio": "1:30", "on": "yes", "more": 1000.0}
-    assert parse_config(RunConfig, load_yaml(dump_config(config), "printed"), "printed") == config
-
-
-def test_a_recipe_extends_another_key_by_key(recipe, tmp_path):
-    recipe(learner={"lr": 1e-5, "micro_batch": 4})
-    child = tmp_path / "child.yaml"
-    child.write_text(
-        yaml.safe_dump(
-            {
-                "extends": str(tmp_path / "mine.yaml"),
-                "learner": {"lr": 1e-6},
-                "scorers": [{"name": "other", "scorer": "jpeg_size"}],
-            }
-        )
-    )
-    config = load_config(str(child))
-    assert (config.name, config.learner.lr, config.learner.micro_batch, config.steps) == ("child", 1e-6, 4, 2)
-    assert [scorer.name for scorer in config.scorers] == ["other"]
-    recipe(extends=str(child))
-    with pytest.raises(UserError, match="leads back"):
-        load_config(str(child))
-    recipe(extends="nowhere")
-    with pytest.raises(UserError, match="no recipe `nowhere`"):
-        load_config(str(child))
-
-
-def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_path):
-    assert load_pool(recipe()).scorers[0].scorer == "jpeg_size"
-    path = tmp_path / "pool.yaml"
-    path.write_text("scorers: [{name: size, scorer: jpeg_size, replicas: {min: 1, max: 4}}]\nserve: {port: 9000}\n")
-    pool = load_pool(str(path), ["serve.max_images=3"])
-    assert (pool.name, pool.serve.port, pool.serve.max_images, pool.scorers[0].replicas.max) == ("pool", 9000, 3, 4)
-    with pytest.raises(UserError, match=r"unknown key `serve.prot`.*did you mean `port`"):
-        load_pool(str(path), ["serve.prot=1"])
-    with pytest.raises(UserError, match=r"max is 1, below min, 2"):
-        load_pool(str(path), ["scorers.0.replicas.max=1", "scorers.0.replicas.min=2"])
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -235,9 +115,27 @@ def test_a_wrong_override_is_named_with_the_right_one(overrides, says):
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("overrides", [["plan.name=chain", "plan.seeds=8"], ["plan.seeds=8", "plan.name=chain"]])
-def test_another_plan_shares_no_keys_with_the_one_it_replaces(overrides):
-    config = load_config("shapes", [*overrides, "advantage.group=prompt"])
-    assert (config.plan.name, config.plan.seeds) == ("chain", 8)
-    same = load_config("shapes", ["plan.name=trunk"])
-    assert same.plan.branch_steps == 4
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("learner: {rank: 4}", "mine.layer.yaml: unknown key `learner.rank`; did you mean `ranks`?"),
+        ("learner: {ranks: 0}", "mine.layer.yaml: `learner.ranks` = 0: "),
+        ("scorers: {judge: {wait: 1}}", "mine.layer.yaml: unknown key `scorers.1.wait`; did you mean `weight`?"),
+        (
+            "plan: {name: chain, exploration: 6}",
+            "mine.layer.yaml: unknown key `plan.exploration`; known are name, seeds",
+        ),
+    ],
+)
+def test_a_wrong_value_of_a_layer_is_said_of_the_layer(tmp_path, layer, says):
+    (tmp_path / "mine.layer.yaml").write_text(layer)
+    (tmp_path / "mine.yaml").write_text("{extends: shapes, hardware: mine.layer.yaml}")
+    with pytest.raises(UserError) as refused:
+        load_config(str(tmp_path / "mine.yaml"))
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(("key", "right"), [("hardwear", "hardware"), ("modle", "model"), ("methods", "method")])
+def test_a_misspelt_kind_of_layer_is_named_with_the_right_one(recipe, key, right):
+    with pytest.raises(UserError, match=f"unknown key `{key}`; did you mean `{right}`"):
+        load_config(recipe(**{key: "8gpu"}))
