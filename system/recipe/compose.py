@@ -14,8 +14,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rewards": ("scorers", "reward"),
     "hardware": (),
 }
-"""The kinds of layers, the lowest first, with the keys that depend on the layer: a recipe's changes of a method's plan
-mean nothing for another method, so that they end where another one is chosen."""
+"""The kinds of layers, the lowest first, each with the keys that recipes change for one layer of the kind only: where
+another layer is chosen, what the recipes below say of these keys no longer holds."""
 NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
 NAMES = {f"{key}.name" for key in NAMELESS}
@@ -77,11 +77,12 @@ def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def change_scorers(scorers: Any, changes: dict[str, Any], where: str) -> list[Any]:
-    """The list of scorers after changes by name: a mapping is laid over the scorer of that name, or adds it if it has
-    the key `scorer`; null removes it.
+    """The list of scorers after changes by name.
+
+    A mapping is laid over the scorer of that name, or adds it if it has the key `scorer`. Null removes the scorer.
 
     Raises:
-        UserError: there is no scorer of that name, or the change is neither; begins with `where`.
+        UserError: there is no scorer of that name, or the change is no mapping; begins with `where`.
     """
     changed = list(scorers) if isinstance(scorers, list) else []
     for name, change in changes.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from services.base.yaml_text import dump_yaml, load_yaml
+from services.base.yaml_text import dump_yaml
 from system.recipe.find import SHIPPED
 from system.recipe.model import RunConfig
 from system.recipe.provenance import Key, Source, Sources, items_of, leaves, source_of
@@ -22,7 +22,7 @@ def dump_with_sources(config: RunConfig, sources: Sources) -> str:
     given = set(leaves(config.model_dump(mode="json", exclude_unset=True)))
     node, comments = yaml.compose(text, Loader=yaml.SafeLoader), {}
     assert node is not None
-    for line, key in _lines(node, load_yaml(text, "the recipe")):
+    for line, key in _lines(node, config.model_dump(mode="json")):
         source = source_of(sources, key) if key in given else None
         comments[line] = "default" if source is None else _label(source)
     lines = text.splitlines()

@@ -27,7 +27,7 @@ def explain(
         holder = f"{key}.{problem['msg']}".removeprefix(".")
         return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
     if kind == "missing":
-        return f"{origin}: `{f'{key}.'.lstrip('.')}{problem['loc'][-1]}` is missing"
+        return f"{origin}: `{'.'.join(map(str, (*place, problem['loc'][-1])))}` is missing"
     if kind == "value_error" and not key:
         return f"{origin}: {problem['ctx']['error']}"
     if kind == "extra_forbidden":

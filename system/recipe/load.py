@@ -73,7 +73,7 @@ def _compose(recipe: str, overrides: Sequence[str]) -> tuple[Composition, str]:
     on_top, values = _split(overrides)
     layers, own = _choose([*files, (COMMAND_LINE, on_top)])
     composed = Composition()
-    # The method is a layer alone: RunConfig has no key for its name, so that no name of a layer is laid.
+    # RunConfig has no keys for the names of layers, the method's included: they are not among the values.
     for source, mapping in [*layers, *own]:
         composed.lay(mapping, source)
     if "name" not in composed.values:
@@ -146,11 +146,11 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) -> list[File]:
-    """A recipe, or a layer of a kind, below it the file that it `extends`. Scorers beside each of them are found.
+    """A recipe, or a layer of a kind, after the files that it `extends`. Scorers beside each of them are found.
 
     A run that is extended gives its settings, but neither its name nor its place.
     """
-    if path in children:
+    if path.resolve() in children:
         raise UserError(f"{path}: `extends` leads back to this file")
     if not path.is_relative_to(SHIPPED):
         make_importable(path.parent)
@@ -164,7 +164,7 @@ def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) 
     if parent is None:
         return [(path, raw)]
     found = find_layer(kind, str(parent), path.parent) if kind else find_recipe(str(parent), path.parent)
-    return [*_read(found, kind, (*children, path)), (path, raw)]
+    return [*_read(found, kind, (*children, path.resolve())), (path, raw)]
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:

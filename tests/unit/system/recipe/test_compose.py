@@ -147,12 +147,14 @@ def test_a_layer_of_ones_own_is_found_beside_the_recipe_that_names_it(written, t
     ("files", "says"),
     [
         ({"mine": "extends: mine.yaml"}, "mine.yaml: `extends` leads back to this file"),
+        ({"mine": "extends: ../{folder}/mine.yaml"}, "mine.yaml: `extends` leads back to this file"),
         ({"mine": "method: awm"}, "mine.yaml: a hardware layer names no layer, and this one has the key `method`"),
         ({"mine": "extends: sd35_pickscore"}, "no hardware layer `sd35_pickscore`"),
         ({"mine": "- 1"}, "mine.yaml: a hardware layer is a mapping"),
     ],
 )
-def test_a_wrong_layer_is_refused(written, files, says):
+def test_a_wrong_layer_is_refused(written, tmp_path, files, says):
+    files = {name: text.replace("{folder}", tmp_path.name) for name, text in files.items()}
     path = written(**files, recipe={"extends": "shapes", "hardware": "mine.yaml"})
     with pytest.raises(UserError) as refused:
         load_config(path)

@@ -1,10 +1,13 @@
 """Where recipes and layers are found, and what is said where there is none."""
 
+import re
+
 import pytest
 
 from services.base.errors import UserError
 from system.recipe.find import FOLDERS, SHIPPED, find_layer, find_recipe, recipe_names
 from system.recipe.load import load_config
+from tests.helpers.paths import ROOT
 
 
 def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path):
@@ -62,3 +65,9 @@ def test_every_file_that_comes_with_tempflow_is_a_recipe_or_a_layer():
     folders = {SHIPPED, *(SHIPPED / folder for folder in FOLDERS.values())}
     assert {path.parent for path in SHIPPED.rglob("*.yaml")} == folders
     assert not [path for path in SHIPPED.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+def test_the_documentation_lists_every_layer():
+    rows = re.findall(r"^\| `(\w+)` \| `\w+/`: (.*) \|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE)
+    listed = {kind: set(re.findall(r"`(\w+)`", names)) for kind, names in rows}
+    assert listed == {kind: {path.stem for path in (SHIPPED / FOLDERS[kind]).glob("*.yaml")} for kind in FOLDERS}
