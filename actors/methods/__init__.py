@@ -9,11 +9,12 @@ import difflib
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
 
-from actors.learner.settings import AdvantageSettings, GrpoSettings, ObjectiveSettings
+from actors.learner.settings import AdvantageSettings, EmaSettings, GrpoSettings, ObjectiveSettings
 from actors.policy.settings import KernelSettings
 from actors.rollout.plans.settings import PlanSettings
 from services.base.errors import UserError
@@ -31,11 +32,14 @@ class Method:
     """Not used where the plan has no stochastic step."""
     advantage: AdvantageSettings
     objective: ObjectiveSettings
+    ema: EmaSettings | None = None
+    """The moving average of the weights that the method needs; None if it needs none."""
 
     @property
     def defaults(self) -> dict[str, dict[str, Any]]:
         """The keys of a recipe that the method sets; the recipe's own lie over them."""
-        return {key: _given(getattr(self, key)) for key in ("plan", "kernel", "advantage", "objective")}
+        given = {key: _given(getattr(self, key)) for key in ("plan", "kernel", "advantage", "objective")}
+        return given if self.ema is None else given | {"learner": {"ema": self.ema.model_dump(mode="json")}}
 
 
 def _given(settings: Settings) -> dict[str, Any]:
@@ -58,6 +62,16 @@ def find_method(name: str) -> Method:
         near = difflib.get_close_matches(name, METHODS, 1)
         raise UserError(f"no method `{name}`; {f'did you mean `{near[0]}`?' if near else f'there are {list(METHODS)}'}")
     return METHODS[name]
+
+
+def method_file(name: str) -> Path:
+    """The file of a method.
+
+    Raises:
+        UserError: there is no such method; names the nearest.
+    """
+    find_method(name)
+    return Path(__file__).with_name(f"{name}.py")
 
 
 METHODS: dict[str, Method] = {

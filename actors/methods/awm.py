@@ -60,5 +60,6 @@ METHOD = Method(
     plan=SamplesSettings(seeds=24),
     kernel=FlowSDESettings(),
     advantage=AdvantageSettings(group="prompt", std="batch", epsilon=1e-4),
-    objective=AwmSettings(),
+    objective=AwmSettings(kl=1e-4),
+    ema=EmaSettings(decay=0.9, every=1),
 )

@@ -19,7 +19,7 @@ from actors.rollout.plans.settings import ChainSettings
 
 METHOD = Method(
     plan=ChainSettings(seeds=24),
-    kernel=FlowSDESettings(noise_level=0.7),
+    kernel=FlowSDESettings(),  # Its noise level depends on the model.
     advantage=AdvantageSettings(group="prompt", std="batch", epsilon=1e-4),
-    objective=GrpoSettings(noise_weights=False, clip_range=1e-4, kl_dt=False),
+    objective=GrpoSettings(noise_weights=False, clip_range=1e-4, kl=0.01, kl_dt=False),
 )

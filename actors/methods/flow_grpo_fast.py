@@ -21,5 +21,5 @@ METHOD = Method(
     plan=WindowSettings(seeds=24, shared_noise=True, size=3, strategy="random", within=5),
     kernel=CPSSettings(noise_level=0.8),
     advantage=AdvantageSettings(group="prompt", std="batch", epsilon=1e-4),
-    objective=GrpoSettings(noise_weights=False, clip_range=1e-5, kl_dt=False),
+    objective=GrpoSettings(noise_weights=False, clip_range=1e-5, kl=0.01, kl_dt=False),
 )

@@ -34,4 +34,4 @@ class GuardSettings(DecisionObjectiveSettings):
             )
 
 
-METHOD = replace(FLOW_GRPO, objective=GuardSettings(clip_range=1e-4, kl_dt=False))
+METHOD = replace(FLOW_GRPO, objective=GuardSettings(clip_range=1e-4, kl=0.01, kl_dt=False))

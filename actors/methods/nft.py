@@ -70,5 +70,5 @@ METHOD = Method(
     plan=SamplesSettings(seeds=24),
     kernel=FlowSDESettings(),
     advantage=AdvantageSettings(group="prompt", std="batch", epsilon=1e-4),
-    objective=NftSettings(),
+    objective=NftSettings(kl=1e-4),
 )

@@ -22,7 +22,7 @@ from actors.rollout.plans.settings import TrunkSettings
 
 METHOD = Method(
     plan=TrunkSettings(seeds=4, explorations=6),
-    kernel=FlowSDESettings(noise_level=0.7),
+    kernel=FlowSDESettings(),  # Its noise level depends on the model.
     advantage=AdvantageSettings(group="seed", std="group"),
     objective=GrpoSettings(noise_weights=True, clip_range=1e-4),
 )

@@ -41,16 +41,17 @@ def train(
 ) -> None:
     """Train by a recipe; writes a run folder with checkpoints, metrics, an adapter and a report."""
     from system.commands.train import check, train_run
-    from system.recipe.load import dump_config, load_config
+    from system.recipe.load import load_with_sources
 
-    config = load_config(recipe, overrides or [])
+    config, sources = load_with_sources(recipe, overrides or [])
     if dry_run:
         from actors.policy.loading import check_loads
         from system.capacity.estimate import estimate_table
+        from system.recipe.dump import dump_with_sources
 
         check(config)
         check_loads(config.policy)
-        typer.echo(dump_config(config))
+        typer.echo(dump_with_sources(config, sources))
         console.print(estimate_table(config))
         return
     raise typer.Exit(train_run(config, resume, console, accept_changes))
@@ -244,10 +245,11 @@ def compare(
 
 @app.command()
 def config(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print a recipe with every default filled in."""
-    from system.recipe.load import dump_config, load_config
+    """Print a recipe with every default filled in, and the file that each value came from."""
+    from system.recipe.dump import dump_with_sources
+    from system.recipe.load import load_with_sources
 
-    typer.echo(dump_config(load_config(recipe, overrides or [])), nl=False)
+    typer.echo(dump_with_sources(*load_with_sources(recipe, overrides or [])), nl=False)
 
 
 @app.command()

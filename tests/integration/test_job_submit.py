@@ -51,6 +51,7 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
         for room in ("system", "actors", "services", "configs"):
             ignore = shutil.ignore_patterns("assets", "__pycache__")
             shutil.copytree(ROOT / room, working / room, ignore=ignore)
+        shutil.copy(ROOT / "tempflow_entry.py", working)
         (working / "system" / "__init__.py").write_text('__version__ = "the checkout"\n')
     train = [*entrypoint, "train", "tiny.yaml", "steps=1", "name=job"]
     done = submit(ray_head, "--working-dir", working, "--", *train)
