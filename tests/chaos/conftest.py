@@ -2,8 +2,10 @@
 
 import pytest
 
-from tests.chaos.runs import Run
-from tests.integration.conftest import ray_head, recipe, tempflow, tiny_recipe
+from tests.helpers.command_line import tempflow
+from tests.helpers.disturbed_runs import Run
+from tests.helpers.ray_head import ray_head
+from tests.helpers.recipes import recipe, tiny_recipe
 
 __all__ = ["ray_head", "recipe", "tempflow"]
 

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from actors.rollout.fleet import Fleet, Generated
 from actors.trajectory import Task
-from tests.integration.test_fleet import EMPTY, PLAN, PacedWorker, exported
+from tests.helpers.fake_workers import EMPTY, PLAN, PacedWorker, exported
 
 TASK_S = 0.2
 JOIN_S = 120

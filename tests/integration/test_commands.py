@@ -22,8 +22,8 @@ def adapter(sd3_folder, tmp_path):
     return tmp_path / "lora"
 
 
-def test_dry_run_counts_what_a_step_costs_and_starts_nothing(recipe, tempflow, tmp_path):
-    done = tempflow("train", recipe, "--dry-run")
+def test_dry_run_counts_what_a_step_costs_and_starts_nothing(recipe, in_process, tmp_path):
+    done = in_process("train", recipe, "--dry-run")
     assert done.returncode == 0, done.stderr
     rows = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.count("│") > 4}
     nfe = 3 * (2 * 3 + 2 * 3 * (3 + 2 + 1))
@@ -48,9 +48,9 @@ def test_eval_compares_base_and_adapter_in_pairs(recipe, adapter, tempflow, ray_
     assert shown == pytest.approx(expected, abs=1e-4)
 
 
-def test_sample_writes_the_same_images_each_time_and_others_with_an_adapter(recipe, adapter, tempflow, tmp_path):
+def test_sample_writes_the_same_images_each_time_and_others_with_an_adapter(recipe, adapter, in_process, tmp_path):
     def sample(folder, *arguments):
-        done = tempflow("sample", recipe, "--prompt", "a cat", "--prompt", "a dog", "--output", folder, *arguments)
+        done = in_process("sample", recipe, "--prompt", "a cat", "--prompt", "a dog", "--output", folder, *arguments)
         assert done.returncode == 0, done.stderr
         return [np.asarray(Image.open(path)) for path in sorted((tmp_path / folder).glob("*.png"))]
 
@@ -58,10 +58,10 @@ def test_sample_writes_the_same_images_each_time_and_others_with_an_adapter(reci
     assert [image.shape for image in first] == [(16, 16, 3)] * 2
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(first, adapted, strict=True))
-    assert tempflow("sample", recipe, "--prompt", "x", "--adapter", "nowhere").returncode == 2
+    assert in_process("sample", recipe, "--prompt", "x", "--adapter", "nowhere").returncode == 2
 
 
-def test_report_of_no_run_is_refused(tempflow, tmp_path):
-    done = tempflow("report", tmp_path)
+def test_report_of_no_run_is_refused(in_process, tmp_path):
+    done = in_process("report", tmp_path)
     assert done.returncode == 2
     assert "tempflow:" in done.stderr

@@ -1,77 +1,19 @@
 """The fleet on real Ray actors that hold no Torch: deaths, hangs, confirmations, and the bound on bytes in flight."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import ray
 
-from actors.policy.weights import Arrays, Exported, Label
 from actors.rollout.fleet import Fleet, Generated
 from actors.rollout.in_flight import InFlight
-from actors.rollout.plans import Plan, ode_plan
-from actors.trajectory import Cost, Task
-
-PLAN = ode_plan(1)
-EMPTY = InFlight(10**9)
-
-
-@ray.remote(num_cpus=0)
-class FakeWorker:
-    """Answers with its task; dies or hangs once on tasks that say so."""
-
-    def __init__(self, notes: str, lies: bool = False) -> None:
-        self.notes, self.lies = notes, lies
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        self.version = label.version
-        return label.version, "something else" if self.lies else label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        marker = Path(self.notes) / f"{task.prompt}-{task.index}"
-        if task.prompt in {"die", "hang"} and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL if task.prompt == "die" else signal.SIGSTOP)
-        if task.prompt == "fail":
-            raise ValueError("no such prompt")
-        if task.prompt == "always die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, None, Cost())
-
-
-@ray.remote(num_cpus=0)
-class PacedWorker:
-    """Takes so many seconds for a task, and says how many and which process did it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        time.sleep(self.seconds)
-        return self.seconds, None, (os.getpid(), None, Cost())
-
+from actors.trajectory import Task
+from tests.helpers.fake_workers import EMPTY, PLAN, FakeWorker, PacedWorker, exported
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def exported(version: int = 3) -> Exported:
-    return Exported((ray.put({}),), Label(version, "abc", 0))
 
 
 @pytest.fixture

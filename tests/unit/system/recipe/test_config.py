@@ -8,13 +8,7 @@ from services.base.yaml_text import load_yaml
 from system.recipe.find import recipe_names
 from system.recipe.load import dump_config, load_config, load_pool, parse_config
 from system.recipe.model import RunConfig
-
-MINIMAL = {
-    "steps": 2,
-    "policy": {"model": "somewhere"},
-    "scorers": [{"name": "size", "scorer": "jpeg_size"}],
-    "data": {"train": "prompts.txt"},
-}
+from tests.helpers.recipes import MINIMAL
 
 
 @pytest.fixture
