@@ -63,7 +63,7 @@ def _deployments(app: str) -> list[str] | None:
     import ray
     from ray import serve
 
-    from system.launch.roles import connect
+    from system.launch.cluster import connect
 
     connect()
     try:

@@ -66,7 +66,8 @@ def evaluations(
     from actors.policy.trained import check_trained, read_trained
     from actors.policy.weights import Exported, Weights, checksum
     from system.checks.checks import By, refuse
-    from system.launch.roles import Roles, connect
+    from system.launch.cluster import connect
+    from system.launch.roles import RayRoles
     from system.loop.evaluate import evaluate
     from system.loop.prompts import read_prompts
     from system.run.outputs import check_output
@@ -87,15 +88,11 @@ def evaluations(
         stack.callback(ray.shutdown)
         connect()
         with stop.starting():
-            roles = stack.enter_context(Roles(config, [], Path(logs), with_learner=False))
-        arguments = (
-            *(roles.fleet, roles.pool, heldout, [scorer.name for scorer in config.scorers], config.weights),
-            *(config.eval, config.seed, config.eval_steps, stop.check),
-        )
-        results["base"] = evaluate(*arguments, base=True)
+            roles = stack.enter_context(RayRoles(config, [], Path(logs), learns=False))
+        results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
         if arrays is not None:
             exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
-            results["adapter"] = evaluate(*arguments, weights=exported)
+            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported)
     return results
 
 

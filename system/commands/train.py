@@ -16,6 +16,7 @@ from system.commands.plain import plain
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 if TYPE_CHECKING:
+    from system.loop.roles import Roles
     from system.recipe.model import RunConfig
     from system.run.folder import RunFolder
 
@@ -109,11 +110,14 @@ def _train(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) 
     import ray
 
     from actors.rollout.plans import trainable_steps
+    from system.launch.cluster import connect
     from system.launch.environment import token_hint
-    from system.launch.roles import Roles, connect
+    from system.launch.roles import RayRoles
     from system.loop.prompts import read_prompts
+    from system.loop.recorder import Recorder
     from system.loop.trainer import Trainer
     from system.run.progress import Progress
+    from system.run.telemetry import Telemetry
 
     data = config.data
     train = read_prompts(data.train, data.prompt_column, data.category_column)
@@ -130,12 +134,21 @@ def _train(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) 
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
                     console.print(f"dashboard    {url}{token_hint()}", highlight=False)
                 progress = stack.enter_context(Progress(config.steps, console))
-                roles = stack.enter_context(Roles(config, trainable, run.logs))
-            Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
+                roles = stack.enter_context(RayRoles(config, trainable, run.logs))
+            telemetry = stack.enter_context(Telemetry(config.name, lambda: live(config, roles)))
+            recorder = Recorder(config, run, progress, telemetry)
+            Trainer(config, run, roles, train, heldout, recorder, stop.check).fit()
     except SystemExit as ended:  # Ray raises it, with code 0, in a driver whose node has died
         raise RuntimeError(
             "the connection to Ray is lost, its node or its head died; continue with --resume"
         ) from ended
+
+
+def live(config: RunConfig, roles: Roles) -> dict[str, int]:
+    """Metrics that may change within a step."""
+    status = roles.rollouts.status()
+    held = {f"workers/{slot}/version": version for slot, version in status.versions.items()}
+    return {"steps": config.steps, "workers": status.workers, **held}
 
 
 def _report(run: RunFolder, console: Console) -> None:

@@ -24,7 +24,7 @@ from system.launch.environment import running_ray
 from system.launch.pool_start import PoolStart
 
 if TYPE_CHECKING:
-    from system.launch.roles import Connection
+    from system.launch.cluster import Connection
 
 
 def serve_config(pool: PoolSettings) -> str:
@@ -117,7 +117,7 @@ def running_pool(
         UserError: the pool cannot listen where it should, or a scorer refuses to start.
         RuntimeError: one cannot start.
     """
-    from system.launch.roles import connect, warn_of_idle_gpus
+    from system.launch.cluster import connect, warn_of_idle_gpus
 
     if running_ray() is None:
         check_free(pool.serve)
