@@ -38,3 +38,12 @@ def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
 def keep(learner, folder):
     for name, content in learner.files().items():
         (folder / name).write_bytes(content)
+
+
+def random_adapter(model, folder):
+    """A saved adapter that changes every image."""
+    policy = Policy(tiny_settings(model, num_steps=4), seed=0)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(0, 0.3, array.shape).astype(np.float32) for name, array in policy.arrays().items()}
+    policy.save(folder, arrays)
+    return folder

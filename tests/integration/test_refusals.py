@@ -7,21 +7,15 @@ import sys
 
 import pytest
 import ray
-from safetensors.torch import load_file, save_file
 
 from actors.learner.group import LearnerGroup
 from actors.learner.settings import LearnerSettings
-from actors.policy.policy import Policy
-from actors.policy.trained import LORA_FILE
 from actors.rollout.fleet import Fleet
 from services.base.errors import UserError, refusal
 from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.http_pool import free_port
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import stir, tiny_settings
 
-NOBODY = "127.0.0.1:1"
-"""The address of no Ray."""
 SAYS = "policy.adapter: `x` has rank 2; set policy.lora.rank=2"
 
 
@@ -110,31 +104,3 @@ def test_a_scorer_that_refuses_to_start_is_a_sentence(recipe, ray_head, tmp_path
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"tempflow: scorer mine: {SAYS}"
     assert "Traceback" not in done.stderr
-
-
-def test_an_adapter_that_is_torn_or_holds_nan_is_refused_before_any_role_starts(
-    recipe, sd3_folder, in_process, tmp_path
-):
-    policy = Policy(tiny_settings(sd3_folder), seed=0)
-    stir(policy)
-    policy.save(tmp_path / "lora")
-    file = tmp_path / "lora" / LORA_FILE
-    tensors = load_file(file)
-    next(iter(tensors.values()))[0, 0] = float("nan")
-    save_file(tensors, file, {"format": "pt"})
-    given = {
-        "train": [f"policy.adapter={tmp_path}/lora", "name=nan"],
-        "eval": ["--adapter", "lora"],
-        "sample": ["--prompt", "x", "--adapter", "lora"],
-    }
-    for command, arguments in given.items():
-        done = in_process(command, recipe, *arguments, address=NOBODY)
-        assert done.returncode == 2, done.stderr
-        assert "holds NaN or infinity in transformer." in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-    file.write_bytes(file.read_bytes()[:-50])
-    for command, arguments in given.items():
-        done = in_process(command, recipe, *arguments, address=NOBODY)
-        assert done.returncode == 2, done.stderr
-        assert "is torn or no safetensors file" in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
