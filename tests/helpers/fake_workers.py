@@ -1,19 +1,21 @@
-"""Rollout workers for a fleet on a real Ray that hold no PyTorch."""
+"""Fleets on a real Ray whose rollout workers hold no PyTorch."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from actors.policy.weights import Arrays, Exported, Label
-from actors.rollout.in_flight import InFlight
+from actors.rollout.fleet import Fleet
 from actors.rollout.plans import Plan, ode_plan
-from actors.trajectory import Cost, Task
+from actors.trajectory import Cost, Outcome, Task
 
 PLAN = ode_plan(1)
-EMPTY = InFlight(10**9)
 
 
 @ray.remote(num_cpus=0)
@@ -40,7 +42,7 @@ class FakeWorker:
             raise ValueError("no such prompt")
         if task.prompt == "always die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, None, Cost())
+        return f"decisions {task.index} of {self.version}", f"images {task.index}", Outcome(task.index, None, Cost())
 
 
 @ray.remote(num_cpus=0)
@@ -59,8 +61,17 @@ class PacedWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
         time.sleep(self.seconds)
-        return self.seconds, None, (os.getpid(), None, Cost())
+        return self.seconds, None, Outcome(os.getpid(), None, Cost())
 
 
 def exported(version: int = 3) -> Exported:
     return Exported((ray.put({}),), Label(version, "abc", 0))
+
+
+def fleet_of(
+    start: Callable[[int], ActorHandle], slots: int, image_bytes: int = 1, bytes_in_flight: int = 10**9, **more: Any
+) -> Fleet:
+    """A fleet whose workers are ready; a task of PLAN has one image."""
+    fleet = Fleet(start, slots, 60, image_bytes=image_bytes, bytes_in_flight=bytes_in_flight, **more)
+    fleet.wait_ready(60)
+    return fleet

@@ -32,7 +32,7 @@ class Response:
 
 def pool_of(attempts: int = 3, **handles) -> RewardPool:
     settings = [ScorerSettings(name=name, scorer="jpeg_size", attempts=attempts) for name in handles]
-    return RewardPool(handles, settings)
+    return RewardPool(handles, settings, 4)
 
 
 def good(*values: float):
