@@ -8,10 +8,13 @@ from concurrent.futures import CancelledError, Future
 import pytest
 import ray
 
+from actors.policy.weights import Arrays, Label
 from actors.rollout.fleet import Fleet
+from actors.rollout.plans import Plan
 from actors.rollout.results import Generated
-from actors.trajectory import Task
+from actors.trajectory import Cost, Outcome, Task
 from tests.helpers.fake_workers import PLAN, FakeWorker, PacedWorker, exported, fleet_of
+
 
 class Large:
     """A rollout worker whose tasks leave 2 × 10 MB in the object store."""

@@ -39,7 +39,7 @@ class Dies(Refuses.__ray_metadata__.modified_class):
 
 def test_a_worker_that_refuses_to_start_is_not_started_again(local_ray):
     started = []
-    fleet = Fleet(lambda slot: started.append(slot) or Refuses.remote(), 2, 60)
+    fleet = Fleet(lambda slot: started.append(slot) or Refuses.remote(), 2, 60, image_bytes=1, bytes_in_flight=1)
     with pytest.raises(UserError) as refused:
         fleet.wait_ready(60)
     assert str(refused.value) == SAYS
@@ -49,7 +49,7 @@ def test_a_worker_that_refuses_to_start_is_not_started_again(local_ray):
 
 def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
     started = []
-    fleet = Fleet(lambda slot: started.append(slot) or Dies.remote(), 1, 60)
+    fleet = Fleet(lambda slot: started.append(slot) or Dies.remote(), 1, 60, image_bytes=1, bytes_in_flight=1)
     with pytest.raises(UserError, match=r"rollout worker 0 died 3 times as it started: .*worker process has died"):
         fleet.wait_ready(60)
     assert started == [0, 0, 0]
@@ -57,7 +57,7 @@ def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
 
 
 def test_a_rank_that_refuses_to_start_is_no_lost_learner(local_ray):
-    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings())
+    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings(), 60)
     with pytest.raises(UserError) as refused:
         group.join(60)
     assert str(refused.value) == SAYS

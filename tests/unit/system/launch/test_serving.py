@@ -41,7 +41,7 @@ def taken():
 
 def test_a_port_that_another_program_has_is_refused_before_ray_starts(taken, pool, monkeypatch):
     monkeypatch.setattr("system.launch.serving.running_ray", lambda: None)
-    monkeypatch.setattr("system.launch.roles.connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("system.launch.cluster.connect", lambda: pytest.fail("Ray was started"))
     asked = pool.model_copy(update={"serve": GatewaySettings(port=taken)})
     with (
         pytest.raises(UserError, match=f"another program listens on port {taken} of 127.0.0.1; end it"),
