@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.paths import ROOT
-from tests.integration.conftest import RUN_TIMEOUT_S, Head, environment
-from tests.integration.test_training import metrics
+from tests.helpers.ray_head import Head
+from tests.helpers.run_folders import metrics
 
 pytestmark = pytest.mark.slow
 

@@ -4,47 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner.learner import Learner
 from actors.learner.objectives.objective import clipped_surrogate
 from actors.learner.settings import DecaySettings, EmaSettings, GrpoSettings, LearnerSettings
 from actors.learner.weight_sets import WeightSet
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
-from actors.policy.settings import FlowSDESettings
-from actors.rollout.plans import make_plan
-from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
+from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
 from tests.helpers.tiny import tiny_settings
-
-KERNEL = FlowSDESettings()
-PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
-
-
-def tasks_of(folder, count=2, version=0, **changes):
-    """Real decisions of a tiny policy with made-up advantages."""
-    generator = Generator(Policy(tiny_settings(folder, **changes), 0), KERNEL, RolloutSettings(micro_batch=8))
-    generator.load(generator.policy.export(version))
-    rng = np.random.default_rng(0)
-    batch = []
-    for i in range(count):
-        decisions, *_ = generator.generate(Task(i, f"prompt {i}", (0, 0, i), version), PLAN)
-        batch.append((decisions, rng.normal(size=decisions.log_prob_NK.shape)))
-    return batch
-
-
-def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
-    policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
-    settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
-    return Learner(policy, KERNEL, objective or GrpoSettings(), settings, PLAN.trained_steps)
-
-
-def keep(learner, folder):
-    for name, content in learner.files().items():
-        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -10,12 +10,13 @@ from diffusers import FluxPipeline
 
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
-from system.local.roles import LocalRewards, check_local
+from system.checks.checks import By, refuse
+from system.local.roles import LocalRewards
 from system.recipe.load import load_config
 from tests.helpers.families import FAMILIES
 from tests.helpers.paths import ROOT
+from tests.helpers.recipes import tiny_recipe
 from tests.helpers.training import checkpoint_files, train_locally
-from tests.integration.conftest import tiny_recipe
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
@@ -67,7 +68,7 @@ def test_a_run_ahead_of_its_learner_continues_with_the_same_bits(sd3_folder, tmp
 
 def test_several_ranks_are_refused():
     with pytest.raises(UserError, match=r"learner\.ranks: 2 ranks need as many processes, and --local has one"):
-        check_local(load_config("shapes", ["learner.ranks=2"]))
+        refuse(load_config("shapes", ["learner.ranks=2"]), By.LOCAL)
 
 
 class Counts:
