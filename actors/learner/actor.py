@@ -85,10 +85,7 @@ class LearnerWorker:
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
-        described = {"noise_level": self.learner.kernel.std_T.tolist()}
-        if self.learner.objective.weight_T is not None:
-            described["weight"] = self.learner.objective.weight_T.tolist()
-        return described
+        return self.learner.describe()
 
     def update(
         self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Samples | None

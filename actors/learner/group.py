@@ -1,4 +1,4 @@
-"""The learner as the training loop sees it: one or several ranks that live and die together."""
+"""The learner on Ray: one or several ranks that live and die together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.learner.settings import LearnerSettings
 from actors.learner.stats import UpdateStats
+from actors.lost import LearnerLate, LearnerLost, Lost
 from actors.policy.weights import Exported
-from services.base.errors import death, refusal
+from services.base.errors import cause_of, death, first_line, refusal
 from services.base.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,6 @@ GRACE_S = 10
 """Between one rank's failed collective and the news of the death that caused it."""
 
 
-class LearnerLost(Exception):
-    """A rank died or does not answer: what the learner held since its last checkpoint is gone."""
-
-
-class LearnerLate(LearnerLost):
-    """A rank does not answer in time."""
-
-
 class LearnerGroup:
     """The ranks of one learner. Each answers every request; the first one's answer counts.
 
@@ -43,10 +36,19 @@ class LearnerGroup:
 
     Args:
         start_rank: makes the actor of a rank.
+        start_timeout_s: how long new ranks may take to load the model and to meet.
+        restarted: called with the new ranks after each restart.
     """
 
-    def __init__(self, start_rank: Callable[[int], ActorHandle], settings: LearnerSettings) -> None:
+    def __init__(
+        self,
+        start_rank: Callable[[int], ActorHandle],
+        settings: LearnerSettings,
+        start_timeout_s: float,
+        restarted: Callable[[list[ActorHandle]], None] = lambda ranks: None,
+    ) -> None:
         self.start_rank, self.settings = start_rank, settings
+        self.start_timeout_s, self.restarted = start_timeout_s, restarted
         self.workers = [start_rank(rank) for rank in range(settings.ranks)]
         self.restarts = 0
 
@@ -57,12 +59,13 @@ class LearnerGroup:
             self._ask("join", endpoint, timeout_s=timeout_s)
         self.num_buckets = self._ask("num_buckets", timeout_s=timeout_s)
 
-    def restart(self, timeout_s: float) -> None:
-        """New ranks in place of all; they hold the initial weights until `restore`."""
+    def restart(self) -> None:
+        """Put new ranks in the place of all; they hold the initial weights until `restore`."""
         self.restarts += 1
         self.close()
         self.workers = [self.start_rank(rank) for rank in range(len(self.workers))]
-        self.join(timeout_s)
+        self.join(self.start_timeout_s)
+        self.restarted(self.workers)
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
@@ -143,6 +146,7 @@ class LearnerGroup:
             UserError: a rank refuses, in a request or as it starts.
             LearnerLost: a rank is dead.
             LearnerLate: a rank has not answered in time.
+            Lost: weights or experience are lost with the node that held them.
         """
         deadline = time.monotonic() + timeout_s
         waiting = refs
@@ -159,6 +163,8 @@ class LearnerGroup:
                 raise said from error
             if isinstance(error, RayActorError):
                 raise LearnerLost(death(error)) from error
+            if error is not None and isinstance(cause_of(error), ObjectLostError):
+                raise Lost(first_line(error)) from error
             if error is not None:
                 raise error
         return ray.get(refs, timeout=CONTROL_TIMEOUT_S)

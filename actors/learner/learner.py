@@ -72,6 +72,13 @@ class Learner:
         self.past: dict[int, dict[str, Tensor]] = {}
         """What was sampled from in the last `max_staleness` versions before this one."""
 
+    def describe(self) -> dict[str, list[float]]:
+        """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
+        described = {"noise_level": self.kernel.std_T.tolist()}
+        if self.objective.weight_T is not None:
+            described["weight"] = self.objective.weight_T.tolist()
+        return described
+
     def update(
         self, batch: Sequence[tuple[Decisions | Samples | None, np.ndarray]], behaviour: int | None = None
     ) -> UpdateStats:

@@ -20,7 +20,7 @@ BUCKET_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Label:
-    """What the weights are, without them."""
+    """What weights are, without the arrays."""
 
     version: int
     checksum: str
@@ -29,9 +29,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Exported:
-    """Weights in the object store, in buckets of a few arrays each, and what they are."""
+    """Weights of one policy version that workers can load, and what they are."""
 
-    buckets: tuple[ObjectRef, ...]
+    buckets: tuple[ObjectRef | Arrays, ...]
+    """A few arrays each: references to them in the object store, or the arrays themselves within one process."""
     label: Label
 
 

@@ -1,52 +1,57 @@
-"""The rollout workers as the training loop sees them: jobs in, futures of their answers out, deaths mended."""
+"""The rollout workers on Ray: jobs in, futures of their answers out, dead workers replaced."""
 
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
+from actors.lost import Lost
 from actors.policy.weights import Exported, Label
-from actors.rollout.dispatch import Pace, dispatch
-from actors.rollout.in_flight import InFlight
+from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans.plan import Plan
-from actors.trajectory import Cost, Task, Tree
+from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.schedule import Schedule, SlotState
+from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-WAKE_S = 0.02
-"""How soon a worker that waits for a job gets it."""
-DRAIN_POLL_S = 1.0
+"""The longest time between two looks at timeouts and nodes."""
+REVIEW_S = 0.02
+"""How soon it is reviewed whether a free worker that is slow should take a waiting job after all."""
+LOOK_S = 1.0
+"""Seconds between two looks at the nodes."""
 SMALL_RESULT_TIMEOUT_S = 120
+IMAGES_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
-TRY_AGAIN_AFTER = 10
-"""Jobs' times without a job, after which a slow worker gets one to see whether it still is."""
+MAX_DEATHS_AT_START = 3
 
 
-@dataclass(frozen=True)
-class Generated:
-    """One finished task. What the references name stays in the object store until they are dropped."""
+class JobState(Enum):
+    """Where a job is."""
 
-    task: Task
-    experience: ObjectRef
-    images: ObjectRef | None
-    """None once they are scored."""
-    tree: Tree
-    finite_M: np.ndarray
-    """Whether each image is finite; the others are holes."""
-    cost: Cost
+    WAITING = auto()
+    """It waits for a worker and for room in the byte budget."""
+    RUNNING = auto()
+    """A worker has it. It holds its bytes of the budget from now on."""
+    WAITING_AGAIN = auto()
+    """Its worker was lost. It waits for another one and keeps its bytes."""
+    DONE = auto()
+    """Its future has a result or an error, or was cancelled. Its bytes belong to the images that it gave, if any."""
 
 
 @dataclass(eq=False)
@@ -54,62 +59,69 @@ class _Job:
     start: Callable[[ActorHandle], list[ObjectRef]]
     """Starts it on a worker; the last reference is what the driver reads."""
     answer: Callable[[list[ObjectRef], Any], Any]
-    """What the future gives, of the references and what was read."""
+    """Makes the future's result from the references and from what the driver read."""
     weights: Exported | None
-    """What the worker must hold; whatever it holds if None."""
-    may_start: Callable[[], bool]
-    alike: bool = False
-    """One of many that take as long on the same worker."""
+    """The weights that the worker must hold; None if any will do."""
+    num_bytes: int
+    """Bytes of its images."""
+    typical: bool
+    """Whether it takes as long as other jobs of its kind, so that it says how fast its worker is."""
     future: Future[Any] = field(default_factory=Future)
-    started: bool = False
+    state: JobState = JobState.WAITING
     deaths: int = 0
 
 
-@dataclass(frozen=True)
-class _Running:
-    job: _Job
-    slot: int
+@dataclass(eq=False)
+class _Slot:
+    """A place for one worker, with the worker that is in it."""
+
+    number: int
     worker: ActorHandle
+    starts: int = 1
+    """How often in a row a worker of this place was started."""
+    adopted: bool = False
+    """Whether the worker was given to the fleet, and another one will be if it dies as it starts."""
+    node: str = ""
+    """The node that the worker is on, once it has loaded its model."""
+    held: Label | None = None
+    """The weights that the worker has confirmed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A job on a worker."""
+
+    job: _Job
+    slot: _Slot
     refs: list[ObjectRef]
     confirmation: ObjectRef | None
-    """Of weights that were sent with the job."""
+    """Confirms the weights that were sent with the job; None if the worker held them."""
     began: float
-    """By the monotonic clock."""
-
-
-@dataclass(frozen=True)
-class _Took:
-    """A worker, for the latest of the jobs that are alike."""
-
-    seconds: float
-    ended: float
-    """By the monotonic clock."""
-
-
-@dataclass(frozen=True)
-class _Joining:
-    """A worker that is starting while the others work."""
-
-    worker: ActorHandle
-    ready: ObjectRef
-    attempts: int
+    """When it was sent, by the monotonic clock."""
 
 
 class Fleet:
-    """Slots for workers, and a thread that gives waiting jobs, first come first served, to those that are free.
+    """Rollouts on Ray: slots for workers, and a thread that gives the waiting jobs to free workers.
 
-    A worker that is slower than the others gets no job that these would answer sooner (`dispatch`). It gets the weights
-    of a job with the job, unless it holds them already. A job whose worker dies or hangs runs again, on whoever is
-    free; a slot whose worker died gets a new one, which joins once it has loaded its model. A worker on a node that is
-    to go (`ray drain-node`, SIGTERM to `ray start --block`: a spot node) finishes its job, gets no other, and leaves.
+    Jobs go out in their order, as `Schedule` says. A worker gets the weights of a job with the job, unless it holds
+    them. A job whose worker dies or hangs runs again on another worker; the slot gets a new worker, which takes jobs
+    once it has loaded its model. A worker on a node that is being drained (`ray drain-node`, a spot node) finishes its
+    job, gets no other, and leaves.
+
+    One thread owns all state. Other threads only put requests into its inbox, and it holds no lock when it resolves a
+    future, so the callbacks of a future may call the fleet. Every future is resolved: with a result, with an error, or
+    as cancelled when the fleet closes.
 
     Args:
-        start_worker: makes the worker of a slot; it may have to wait for a place on the cluster.
-        slots: workers without which the run does not begin.
-        task_timeout_s: a job that takes longer counts as lost and its worker is replaced.
+        start_worker: makes the worker of a slot; the worker may wait for a place on the cluster.
+        slots: workers that the run needs to begin.
+        task_timeout_s: a job that takes longer counts as lost, and its worker is replaced.
+        image_bytes: bytes of one image.
+        bytes_in_flight: the bound on the bytes of images that are generated or wait for scores.
+        alive: workers of slots that live already and that `adopt` replaces if they die.
         more: further slots, whose workers come and go as the cluster has room.
-        start_timeout_s: how long jobs may wait with no worker at all.
-        draining: ids of the nodes that are to go; none are looked for if not given.
+        start_timeout_s: how long jobs may wait while there is no worker at all.
+        draining: gives the ids of the nodes that are being drained; without it nobody looks.
     """
 
     def __init__(
@@ -117,76 +129,71 @@ class Fleet:
         start_worker: Callable[[int], ActorHandle],
         slots: int,
         task_timeout_s: float,
+        *,
+        image_bytes: int,
+        bytes_in_flight: int,
+        alive: Mapping[int, ActorHandle] | None = None,
         more: int = 0,
         start_timeout_s: float = 900,
         draining: Callable[[], Collection[str]] | None = None,
     ) -> None:
-        self.start_worker, self.draining = start_worker, draining
-        self.task_timeout_s, self.start_timeout_s = task_timeout_s, start_timeout_s
-        self.slots = slots
-        self.workers: dict[int, ActorHandle] = {}
-        self.joining: dict[int, _Joining] = {}
+        self.task_timeout_s, self.start_timeout_s, self.image_bytes = task_timeout_s, start_timeout_s, image_bytes
         self.replaced = 0
-        self._held: dict[int, Label] = {}
-        self._took: dict[int, _Took] = {}
-        self._node: dict[int, str] = {}
+        self._start_worker, self._draining = start_worker, draining
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._closed = False
+        self._door = threading.Lock()
+        """Held to put a job into the inbox and to close, so that no job is left in the inbox of a closed fleet."""
+        self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
+        self._schedule = Schedule(slots + more)
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[_Run, None] = {}
+        """In the order in which they began."""
+        self._needed = set(range(slots))
+        """Slots without which the run does not begin and whose workers have not come yet."""
+        self._ready: Future[None] = Future()
         self._leaving: Collection[str] = ()
         self._next_look = 0.0
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[ObjectRef, _Running] = {}
-        self._changed = threading.Condition(threading.RLock())
-        self._closed = False
         self._last_seen = time.monotonic()
-        for slot in range(slots + more):
-            self._start(slot)
+        """When there was a worker, or nothing to do, for the last time."""
+        self._given = dict(alive or {})
+        self._slots = [self._new_slot(number, 1) for number in range(slots + more)]
         self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
-
-    def __len__(self) -> int:
-        return len(self.workers) + len(self.joining)
-
-    def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the workers that the run needs have loaded their model, and take jobs from now on.
-
-        Raises:
-            UserError: one refuses to start, dies as it starts for the third time, or is late.
-        """
-        deadline = time.monotonic() + timeout_s
-        while needed := {slot: self.joining[slot].ready for slot in self.joining if slot < self.slots}:
-            done, _ = ray.wait(list(needed.values()), timeout=max(0, deadline - time.monotonic()))
-            if not done:
-                raise UserError(
-                    f"rollout workers {', '.join(map(str, needed))} have not started within {timeout_s:g} s; see their "
-                    "logs (logs/rollout-*.log), and raise ray.start_timeout_s if the model takes longer to load"
-                )
-            self._welcome(done)
         self._thread.start()
 
+    # What other threads call.
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the workers that the run needs have loaded their model.
+
+        Raises:
+            UserError: a worker refuses to start, has died as it started for the third time, or is late.
+        """
+        try:
+            self._ready.result(timeout_s)
+        except Late as late:
+            if self._ready.done():
+                raise
+            late_ones = ", ".join(map(str, sorted(self._needed.copy())))
+            raise UserError(
+                f"rollout workers {late_ones} have not started within {timeout_s:g} s; "
+                "see their logs (logs/rollout-*.log), and raise ray.start_timeout_s if the model takes longer to load"
+            ) from late
+
     def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
-        """Take workers that live into their slots."""
+        """Take workers that live into their slots. Jobs that come later find them there."""
         nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
-        with self._changed:
-            for (slot, worker), node in zip(workers.items(), nodes, strict=True):
-                self.joining.pop(slot, None)
-                self._held.pop(slot, None)
-                self._took.pop(slot, None)
-                self.workers[slot], self._node[slot] = worker, node
+        for (number, worker), node in zip(workers.items(), nodes, strict=True):
+            self._inbox.put(partial(self._adopt, number, worker, node))
 
-    def generate(self, task: Task, plan: Plan, weights: Exported, room: InFlight, num_bytes: int) -> Future[Generated]:
-        """Run a task by its plan, once there is room for `num_bytes` of images; whoever gets them gives it back."""
-        job = self._submit(
-            lambda worker: worker.generate.remote(task, plan),
-            lambda refs, answer: Generated(task, refs[0], refs[1], *answer),
-            weights,
-            lambda: room.reserve(num_bytes),
-            alike=True,
-        )
+    def generate(self, task: Task, plan: Plan, weights: Exported) -> Future[Generated]:
+        """Run a task by its plan."""
+        num_bytes = plan.leaves * self.image_bytes
 
-        def give_back(future: Future[Generated]) -> None:
-            if job.started and (future.cancelled() or future.exception()):
-                room.release(num_bytes)
+        def answer(refs: list[ObjectRef], read: Any) -> Generated:
+            return Generated(task, refs[0], read.tree, self._images(refs[1], num_bytes), read.finite_M, read.cost)
 
-        job.future.add_done_callback(give_back)
-        return job.future
+        return self._submit(_Job(lambda worker: worker.generate.remote(task, plan), answer, weights, num_bytes, True))
 
     def sample(
         self,
@@ -195,233 +202,321 @@ class Fleet:
         num_steps: int,
         weights: Exported | None = None,
         base: bool = False,
-    ) -> Future[tuple[ObjectRef, np.ndarray, Cost]]:
-        """Deterministic images, one a prompt, whether each is finite, and what they cost.
+    ) -> Future[Sampled]:
+        """Generate deterministic images, one for each prompt.
 
         Args:
-            weights: to sample from; what the model came with if not given.
+            weights: the weights to sample from; None for those that the model came with.
             base: leave out what is trained.
         """
-        return self._submit(
-            lambda worker: worker.sample.remote(prompts, addresses, num_steps, base),
-            lambda refs, answer: (refs[0], *answer),
-            weights,
-        ).future
+        num_bytes = len(prompts) * self.image_bytes
 
-    def versions(self) -> dict[int, int]:
-        """The policy version that each worker holds, by slot."""
-        with self._changed:
-            return {slot: label.version for slot, label in self._held.items() if slot in self.workers}
+        def start(worker: ActorHandle) -> list[ObjectRef]:
+            return worker.sample.remote(prompts, addresses, num_steps, base)
+
+        def answer(refs: list[ObjectRef], read: Any) -> Sampled:
+            return Sampled(self._images(refs[0], num_bytes), *read)
+
+        return self._submit(_Job(start, answer, weights, num_bytes, False))
 
     def cancel(self) -> None:
-        """Forget the jobs that no worker has yet."""
-        with self._changed:
-            for job in self._waiting:
-                job.future.cancel()
-            self._waiting.clear()
+        """Cancel the jobs that no worker has yet."""
+        self._inbox.put(self._cancel)
+
+    def take_peak_bytes(self) -> int:
+        """The most bytes of images in flight at once since the last call."""
+        return self.budget.take_peak()
+
+    def status(self) -> RolloutStatus:
+        slots = self._joined()
+        held = {slot.number: slot.held.version for slot in slots if slot.held is not None}
+        return RolloutStatus(len(slots), self.replaced, held)
+
+    @property
+    def workers(self) -> dict[int, ActorHandle]:
+        """The workers that have loaded their model, by slot."""
+        return {slot.number: slot.worker for slot in self._joined()}
+
+    @property
+    def starting(self) -> int:
+        """How many slots have a worker that has not loaded its model."""
+        return len(self._slots) - len(self._joined())
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self.cancel()
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(SMALL_RESULT_TIMEOUT_S)
-        for worker in [*self.workers.values(), *(join.worker for join in self.joining.values())]:
-            ray.kill(worker)
+        """Cancel what is not finished, and end the workers."""
+        self._inbox.put(self._close)
+        self._thread.join(SMALL_RESULT_TIMEOUT_S)
+        for slot in self._slots:
+            ray.kill(slot.worker)
 
-    def _submit(
-        self,
-        start: Callable[[ActorHandle], list[ObjectRef]],
-        answer: Callable[[list[ObjectRef], Any], Any],
-        weights: Exported | None,
-        may_start: Callable[[], bool] = lambda: True,
-        alike: bool = False,
-    ) -> _Job:
-        job = _Job(start, answer, weights, may_start, alike)
-        with self._changed:
-            if not self._waiting and not self._running:
-                self._last_seen = time.monotonic()
-            self._waiting.append(job)
-            self._changed.notify()
-        return job
+    def _joined(self) -> list[_Slot]:
+        return [slot for slot in self._slots if self._schedule.state_S[slot.number] != SlotState.STARTING]
+
+    def _submit(self, job: _Job) -> Future[Any]:
+        with self._door:
+            is_open = not self._closed
+            if is_open:
+                self._inbox.put(partial(self._accept, job))
+        if not is_open:
+            _cancel(job.future)
+        return job.future
+
+    def _images(self, ref: ObjectRef, num_bytes: int) -> Images:
+        return Images(ref, num_bytes, self.budget, partial(ray.get, timeout=IMAGES_TIMEOUT_S))
+
+    # What only the fleet's thread calls.
 
     def _serve(self) -> None:
-        """Give out jobs and take in answers until closed. What no retry mends is raised by every unfinished future."""
+        """Handle the inbox and give out jobs until closed. An error that no retry can fix ends every unfinished job."""
         while not self._closed:
             try:
-                with self._changed:
-                    self._give_out()
-                done = self._wait()
-                with self._changed:
-                    self._welcome(done)
-                    self._take_in(done)
-                    self._look_after_time()
-                    self._look_after_nodes()
-            except (Exception, SystemExit) as error:  # SystemExit is how Ray says that its node is gone
+                for handle in self._requests():
+                    handle()
+                now = time.monotonic()
+                self._give_out(now)
+                self._look_after_time(now)
+                self._look_after_nodes(now)
+            except (Exception, SystemExit) as error:  # Ray raises SystemExit when the driver's node is lost.
                 log.warning("the fleet gives up its jobs: %s", first_line(error))
-                with self._changed:
-                    self._closed = isinstance(error, SystemExit)
-                    lost = [*self._waiting, *(run.job for run in self._running.values())]
-                    self._waiting.clear()
-                    self._running.clear()
-                for job in lost:
-                    job.future.set_exception(error)
-
-    def _busy(self) -> dict[int, _Running]:
-        """What runs on the workers that are still in their slots, by slot."""
-        return {run.slot: run for run in self._running.values() if self.workers.get(run.slot) is run.worker}
-
-    def _free(self, leaving: bool) -> list[int]:
-        """Slots of workers with no job, on nodes that are to go or on the others."""
-        busy = self._busy()
-        return [slot for slot in self.workers if slot not in busy and (self._node[slot] in self._leaving) == leaving]
-
-    def _give_out(self) -> None:
-        if not self._waiting:
-            return
-        busy = self._busy()
-        paces = self._paces(busy)
-        taken = dispatch(len(self._waiting), paces, paces.keys() - busy.keys())
-        jobs = {slot: self._waiting[index] for slot, index in taken.items()}
-        for slot, job in jobs.items():
-            if not job.started and not job.may_start():
-                return
-            job.started = True
-            self._waiting.remove(job)
-            worker, confirmation = self.workers[slot], None
-            if job.weights is not None and self._held.get(slot) != job.weights.label:
-                confirmation = worker.load.remote(job.weights.label, *job.weights.buckets)
-            refs = job.start(worker)
-            self._running[refs[-1]] = _Running(job, slot, worker, refs, confirmation, time.monotonic())
-
-    def _paces(self, busy: Mapping[int, _Running]) -> dict[int, Pace]:
-        """Of the workers that take jobs and are free or known. One that is not known, or has had no job for long, gets
-        the next; one that takes longer than it took before is believed to be that slow from then on: it may hang.
-        """
-        now, paces = time.monotonic(), {}
-        for slot in self.workers:
-            run, took = busy.get(slot), self._took.get(slot)
-            if self._node[slot] in self._leaving or (run and not took):
-                continue
-            if took is None:
-                paces[slot] = Pace(0, math.inf)
-            elif run:
-                elapsed = now - run.began
-                seconds = max(took.seconds, elapsed)
-                paces[slot] = Pace(2 * seconds - elapsed, seconds)
-            else:
-                long_idle = now - took.ended > TRY_AGAIN_AFTER * took.seconds
-                paces[slot] = Pace(0 if long_idle else took.seconds, took.seconds)
-        return paces
-
-    def _wait(self) -> list[ObjectRef]:
-        """References that have an answer; none after a while, or when there may be something to give out."""
-        with self._changed:
-            expected = [*self._running, *(join.ready for join in self.joining.values())]
-            idle = bool(self._free(leaving=False))
-            if not self._running and (idle or not expected):
-                self._changed.wait(WAKE_S if self._waiting else POLL_S)
-                timeout_s = 0.0
-            else:
-                timeout_s = WAKE_S if idle else POLL_S
-        return ray.wait(expected, timeout=timeout_s)[0] if expected else []
-
-    def _welcome(self, done: Sequence[ObjectRef]) -> None:
-        """Let those that have loaded their model join.
-
-        Raises:
-            UserError: a worker that the run needs refuses to start, or died for the third time as it did.
-        """
-        for slot, join in [(slot, join) for slot, join in self.joining.items() if join.ready in done]:
-            del self.joining[slot]
-            try:
-                node = ray.get(join.ready, timeout=SMALL_RESULT_TIMEOUT_S)
-            except RayActorError as error:
-                if slot < self.slots and (said := refusal(error)):
-                    raise said from error
-                if slot < self.slots and join.attempts >= MAX_DEATHS_PER_JOB:
-                    raise UserError(
-                        f"rollout worker {slot} died {join.attempts} times as it started: {death(error)}"
-                    ) from error
-                log.warning("rollout worker %d died as it started: %s", slot, death(error))
-                self._start(slot, join.attempts + 1)
-                continue
-            self.workers[slot], self._node[slot] = join.worker, node
-
-    def _take_in(self, done: Sequence[ObjectRef]) -> None:
-        for ref in [ref for ref in done if ref in self._running]:
-            run = self._running.pop(ref)
-            try:
-                if run.confirmation is not None:
-                    self._confirm(run)
-                answer = ray.get(run.refs[-1], timeout=SMALL_RESULT_TIMEOUT_S)
-            except RayActorError as error:
-                self._lost(run, error)
-            except (Exception, SystemExit) as error:
-                run.job.future.set_exception(error)
+                self._fail_all(error)
                 if isinstance(error, SystemExit):
-                    raise
-            else:
-                if run.job.alike:
-                    now = time.monotonic()
-                    self._took[run.slot] = _Took(now - run.began, now)
-                run.job.future.set_result(run.job.answer(run.refs, answer))
+                    self._close()
+        if not self._ready.done():
+            self._ready.set_exception(RuntimeError("the fleet is closed"))
 
-    def _confirm(self, run: _Running) -> None:
-        """Note that the worker holds what it was sent.
+    def _requests(self) -> list[Callable[[], None]]:
+        """What is in the inbox, after a wait if it is empty."""
+        review = self._waiting and self._schedule.free()
+        try:
+            first = self._inbox.get(timeout=REVIEW_S if review else POLL_S)
+        except Empty:
+            return []
+        return [first, *self._left_in_inbox()]
+
+    def _left_in_inbox(self) -> list[Callable[[], None]]:
+        return [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+
+    def _accept(self, job: _Job) -> None:
+        if not self._waiting and not self._running:
+            self._last_seen = time.monotonic()
+        self._waiting.append(job)
+
+    def _give_out(self, now: float) -> None:
+        for number in self._schedule.takers(len(self._waiting), now):
+            job, slot = self._waiting[0], self._slots[number]
+            if job.state is JobState.WAITING:
+                if not self.budget.reserve(job.num_bytes):
+                    return
+                job.state = JobState.WAITING_AGAIN  # It holds its bytes, whatever becomes of its start.
+            self._start(job, slot, now)
+            self._waiting.popleft()
+
+    def _start(self, job: _Job, slot: _Slot, now: float) -> None:
+        confirmation = None
+        if job.weights is not None and slot.held != job.weights.label:
+            confirmation = slot.worker.load.remote(job.weights.label, *job.weights.buckets)
+        refs = job.start(slot.worker)
+        run = _Run(job, slot, refs, confirmation, now)
+        self._running[run] = None
+        job.state = JobState.RUNNING
+        self._schedule.begins(slot.number, now)
+        refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, run, read)))
+
+    def _answered(self, run: _Run, read: Future[Any]) -> None:
+        if run not in self._running:  # The fleet has given up on the job.
+            self._free(run, typical=False)
+            return
+        del self._running[run]
+        try:
+            if run.confirmation is not None:
+                self._confirm(run)
+            result = run.job.answer(run.refs, read.result())
+        except RayActorError as error:
+            self._lost(run, error)
+            return
+        except Exception as error:
+            self._free(run, typical=False)
+            lost = isinstance(error, ObjectLostError)
+            self._finish(run.job, error=Lost(first_line(error)) if lost else error)
+            return
+        self._free(run, run.job.typical)
+        self._finish(run.job, result)
+
+    def _confirm(self, run: _Run) -> None:
+        """Note that the worker holds the weights that it was sent.
 
         Raises:
-            RuntimeError: something else.
+            RuntimeError: it holds something else.
         """
         assert run.job.weights is not None
         label = run.job.weights.label
         answer = ray.get(run.confirmation, timeout=SMALL_RESULT_TIMEOUT_S)
         if answer != (label.version, label.checksum):
             raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
-        self._held[run.slot] = label
+        run.slot.held = label
 
-    def _look_after_time(self) -> None:
-        now = time.monotonic()
-        for ref in [ref for ref, run in self._running.items() if now > run.began + self.task_timeout_s]:
-            self._lost(self._running.pop(ref), TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
-        if self.workers or not self._waiting:
-            self._last_seen = now
-        elif now - self._last_seen > self.start_timeout_s:
-            raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
+    def _free(self, run: _Run, typical: bool) -> None:
+        """The worker of a run has no job; unless another worker is in its slot by now."""
+        if self._slots[run.slot.number] is run.slot:
+            self._schedule.ends(run.slot.number, time.monotonic(), typical)
+            if run.slot.node in self._leaving:
+                self._leave(run.slot)
 
-    def _look_after_nodes(self) -> None:
-        """Workers that have nothing to do leave the nodes that are to go."""
-        if self.draining is None or time.monotonic() < self._next_look:
-            return
-        self._leaving, self._next_look = self.draining(), time.monotonic() + DRAIN_POLL_S
-        for slot in self._free(leaving=True):
-            log.info("rollout worker %d leaves a node that is drained", slot)
-            self._vacate(slot)
+    def _finish(self, job: _Job, result: Any = None, error: BaseException | None = None) -> None:
+        """Resolve a job's future; give its bytes back unless it has images that own them."""
+        holds = job.state is not JobState.WAITING
+        job.state = JobState.DONE
+        if error is not None and holds:
+            self.budget.release(job.num_bytes)
+        try:
+            if error is not None:
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(result)
+        except InvalidStateError:  # Whoever waited has cancelled it.
+            if error is None:
+                result.images.release()
 
-    def _vacate(self, slot: int) -> None:
-        """End a worker and start another in its slot."""
-        self._held.pop(slot, None)
-        self._took.pop(slot, None)
-        ray.kill(self.workers.pop(slot))
-        self._start(slot)
-
-    def _lost(self, run: _Running, why: Exception) -> None:
-        """The job runs again; a worker that is still in its slot gives it to a new one."""
+    def _lost(self, run: _Run, why: Exception) -> None:
+        """The job waits for another worker; the slot gets a new one, unless it has one by now."""
         job = run.job
         job.deaths += 1
         if job.deaths >= MAX_DEATHS_PER_JOB:
             many = RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last: {why}")
             many.__cause__ = why
-            job.future.set_exception(many)
+            self._finish(job, error=many)
         else:
+            job.state = JobState.WAITING_AGAIN
             self._waiting.appendleft(job)
-        if self.workers.get(run.slot) is not run.worker:
-            return
-        log.warning("rollout worker %d is replaced: %s", run.slot, first_line(why))
-        self.replaced += 1
-        self._vacate(run.slot)
+        if self._slots[run.slot.number] is run.slot:
+            log.warning("rollout worker %d is replaced: %s", run.slot.number, first_line(why))
+            self.replaced += 1
+            self._vacate(run.slot)
 
-    def _start(self, slot: int, attempts: int = 1) -> None:
-        worker = self.start_worker(slot)
-        self.joining[slot] = _Joining(worker, worker.ready.remote(), attempts)
+    def _vacate(self, slot: _Slot) -> None:
+        """End a worker and start another in its slot."""
+        ray.kill(slot.worker)
+        self._slots[slot.number] = self._new_slot(slot.number, 1)
+
+    def _leave(self, slot: _Slot) -> None:
+        log.info("rollout worker %d leaves a node that is drained", slot.number)
+        self._vacate(slot)
+
+    def _new_slot(self, number: int, starts: int) -> _Slot:
+        """A slot with a worker that loads its model."""
+        given = self._given.pop(number, None)
+        slot = _Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
+        self._schedule.starts(number)
+        ready = slot.worker.ready.remote().future()
+        ready.add_done_callback(lambda node: self._inbox.put(partial(self._welcome, slot, node)))
+        return slot
+
+    def _welcome(self, slot: _Slot, node: Future[str]) -> None:
+        """Let a worker take jobs that has loaded its model, or start it again if it died on the way."""
+        if self._slots[slot.number] is not slot:
+            return  # Another worker was adopted into the slot.
+        error = node.exception()
+        if error is None:
+            slot.node = node.result()
+            self._join(slot)
+            return
+        if slot.adopted:
+            return
+        needed = slot.number in self._needed
+        if needed and (said := refusal(error)):
+            self._not_ready(said, error)
+        elif needed and slot.starts >= MAX_DEATHS_AT_START:
+            said = UserError(f"rollout worker {slot.number} died {slot.starts} times as it started: {death(error)}")
+            self._not_ready(said, error)
+        else:
+            log.warning("rollout worker %d died as it started: %s", slot.number, death(error))
+            self._slots[slot.number] = self._new_slot(slot.number, slot.starts + 1)
+
+    def _join(self, slot: _Slot) -> None:
+        self._schedule.joins(slot.number)
+        self._needed.discard(slot.number)
+        if not self._needed and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _not_ready(self, said: UserError, cause: BaseException) -> None:
+        if not self._ready.done():
+            said.__cause__ = cause
+            self._ready.set_exception(said)
+
+    def _adopt(self, number: int, worker: ActorHandle, node: str) -> None:
+        slot = _Slot(number, worker, adopted=True, node=node)
+        self._slots[number] = slot
+        self._join(slot)
+
+    def _look_after_time(self, now: float) -> None:
+        """Give up on jobs that take too long, and on all of them if there is no worker for too long.
+
+        Raises:
+            RuntimeError: there was no worker for `start_timeout_s`.
+        """
+        while self._running and now > (run := next(iter(self._running))).began + self.task_timeout_s:
+            del self._running[run]
+            self._lost(run, TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
+        if not self._waiting or self._running or self._joined():
+            self._last_seen = now
+        elif now - self._last_seen > self.start_timeout_s:
+            raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
+
+    def _look_after_nodes(self, now: float) -> None:
+        """Workers on nodes that are being drained take no further job, and leave once they have none.
+
+        Raises:
+            SystemExit: by Ray, if the driver's own node is lost: its references will never be answered.
+        """
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
+        if self._running:
+            ray.wait([next(iter(self._running)).refs[-1]], timeout=0)
+        if self._draining is None:
+            return
+        self._leaving = self._draining()
+        for slot in [slot for slot in self._joined() if slot.node in self._leaving] if self._leaving else ():
+            busy = self._schedule.state_S[slot.number] != SlotState.FREE
+            self._schedule.leaves(slot.number)
+            if not busy:
+                self._leave(slot)
+
+    def _cancel(self) -> None:
+        while self._waiting:
+            job = self._waiting.popleft()
+            self._finish_cancelled(job)
+
+    def _finish_cancelled(self, job: _Job) -> None:
+        if job.state is not JobState.WAITING:
+            self.budget.release(job.num_bytes)
+        job.state = JobState.DONE
+        _cancel(job.future)
+
+    def _fail_all(self, error: BaseException) -> None:
+        unfinished = [*self._waiting, *(run.job for run in self._running)]
+        self._waiting.clear()
+        self._running.clear()
+        for job in unfinished:
+            if job.state is not JobState.DONE:
+                self._finish(job, error=error)
+
+    def _close(self) -> None:
+        with self._door:
+            self._closed = True
+        for handle in self._left_in_inbox():
+            handle()
+        self._cancel()
+        for run in self._running:
+            self._finish_cancelled(run.job)
+        self._running.clear()
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Resolve a future as cancelled, also for those who wait for it already."""
+    if future.cancel():
+        future.set_running_or_notify_cancel()
+
+
+def _nothing() -> None:
+    """Wakes the fleet's thread: there may be room in the byte budget."""

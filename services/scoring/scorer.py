@@ -123,3 +123,15 @@ def load_scorer(settings: ScorerSettings) -> Scorer:
     """Build the scorer of a recipe (loads its model)."""
     options: dict[str, Any] = settings.options
     return scorer_class(settings)(**options)
+
+
+def finite_scores(name: str, scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """What a scorer gives for images, (N,) float64, with NaN (for ±infinity, too) as holes.
+
+    Raises:
+        ValueError: the scorer returned another number of scores than it was given images.
+    """
+    score_N = np.asarray(scorer(images_NHWC, list(prompts)), np.float64)
+    if score_N.shape != (len(prompts),):
+        raise ValueError(f"scorer {name} returned {score_N.shape} scores for {len(prompts)} images")
+    return np.where(np.isfinite(score_N), score_N, np.nan)

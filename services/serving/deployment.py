@@ -15,7 +15,7 @@ from ray.util import metrics
 from services.base.devices import prepare_torch
 from services.base.gauges import LastingGauges, Reading, gpu_memory
 from services.base.logs import LogFile, log_to
-from services.scoring.scorer import Scorer, load_scorer, make_importable
+from services.scoring.scorer import Scorer, finite_scores, load_scorer, make_importable
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -143,13 +143,10 @@ class ScorerDeployment:
         images = requests[0].images_NHWC if len(requests) == 1 else np.concatenate([r.images_NHWC for r in requests])
         prompts = [prompt for request in requests for prompt in request.prompts]
         try:
-            score_N = np.asarray(self.scorer(images, prompts), np.float64)
+            score_N = finite_scores(self.name, self.scorer, images, prompts)
         finally:
             worked_s = time.perf_counter() - started
             self.busy.inc(worked_s, self.tags)
-        if score_N.shape != (len(prompts),):
-            raise ValueError(f"scorer {self.name} returned {score_N.shape} scores for {len(prompts)} images")
-        score_N = np.where(np.isfinite(score_N), score_N, np.nan)
         self.batch.observe(len(prompts), self.tags)
         seconds = worked_s / max(len(prompts), 1)
         ends = np.cumsum([len(request) for request in requests])[:-1]

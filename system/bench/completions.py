@@ -13,7 +13,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
-from actors.reward.pool import Scores
+from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator

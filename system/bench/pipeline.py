@@ -14,13 +14,14 @@ from rich.console import Console
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
-from actors.reward.pool import Scores
+from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from services.scoring.scorer import load_scorer
 from system.commands.train import train_run
-from system.launch.roles import Roles, connect
-from system.loop.collect import compare
+from system.launch.cluster import connect
+from system.launch.roles import RayRoles
+from system.loop.experience import advantages_of
 from system.loop.prompts import read_prompts, tasks_of_step
 from system.recipe.model import RunConfig
 
@@ -54,14 +55,14 @@ def bench_weights(config: RunConfig, rounds: int) -> dict[str, Any]:
     connect()
     try:
         for name, run in runs.items():
-            with TemporaryDirectory() as logs, Roles(run, trainable, Path(logs)) as roles:
+            with TemporaryDirectory() as logs, RayRoles(run, trainable, Path(logs)) as roles:
                 started = 0.0
                 for i in range(SKIPPED_STEPS + rounds):
                     if i == SKIPPED_STEPS:
                         started = time.perf_counter()
-                    exported = roles.learner.export(0)
+                    exported = roles.learners.export(0)
                     sent = (exported.label, *exported.buckets)
-                    answers = [worker.load.remote(*sent) for worker in roles.fleet.workers.values()]
+                    answers = [worker.load.remote(*sent) for worker in roles.rollouts.workers.values()]
                     ray.get(answers, timeout=config.rollout.task_timeout_s)
                 figures[name] = {
                     "mb": exported.label.num_bytes / 1e6,
@@ -101,7 +102,7 @@ def one_process(config: RunConfig, steps: int) -> float:
             scores.append(Scores({name: score(images_MHWC, texts) for name, score in scorers.items()}))
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
         rewards = [score.combined(config.weights) for score in scores]
-        compared, _ = compare(config, [tree for _, tree in done], scores, rewards)
+        compared, _ = advantages_of(config, [tree for _, tree in done], scores, rewards)
         learner.update([(experience, a) for (experience, _), a in zip(done, compared.by_task, strict=True)])
     return images / (time.perf_counter() - started)
 

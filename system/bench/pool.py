@@ -72,7 +72,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"images_a_round": TASKS * TASK_IMAGES, "held_for_s": HELD_S}
     with running_pool(pool):
         handles = {s.name: serve.get_deployment_handle(deployment_name(s.name), APP) for s in one}
-        reward_pool, stored = RewardPool(handles, one), ray.put(images_MHWC)
+        reward_pool, stored = RewardPool(handles, one, TASKS), ray.put(images_MHWC)
         for scorer in one:
             calls = {
                 "plain": _plain_loop(plain[scorer.name], scorer, images_MHWC, texts),
@@ -185,9 +185,8 @@ def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts:
     """Scores all tasks at once, as training does; gives the seconds that the replica worked."""
 
     def call() -> float:
-        with ThreadPoolExecutor(TASKS) as threads:
-            tasks = [threads.submit(pool.score, images, texts, [name], np.ones(len(texts), bool)) for _ in range(TASKS)]
-            scores = [task.result() for task in tasks]
+        tasks = [pool.score(images, texts, [name], np.ones(len(texts), bool)) for _ in range(TASKS)]
+        scores = [task.result() for task in tasks]
         assert all(np.isfinite(score.by_scorer[name]).all() for score in scores)
         return sum(score.busy_s[name] for score in scores)
 

@@ -17,8 +17,10 @@ from rich.console import Console
 from actors.rollout.plans import make_plan
 from services.scoring.settings import Replicas, ScorerSettings
 from system.bench.sleeping import SleepingLearner, SleepingWorker
-from system.launch.roles import Roles, connect
+from system.launch.cluster import connect
+from system.launch.roles import RayRoles
 from system.loop.prompts import read_prompts
+from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
@@ -51,7 +53,7 @@ class Scenario:
         return max(generate_s, score_s, self.update_s)
 
 
-class SleepingRoles(Roles):
+class SleepingRoles(RayRoles):
     """The roles of a scenario: the real pool, fleet and group, over sleeping actors."""
 
     def __init__(self, config: RunConfig, logs: Path, scenario: Scenario) -> None:
@@ -110,7 +112,7 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
             SleepingRoles(config, run.logs, scenario) as roles,
             Progress(config.steps, console) as progress,
         ):
-            Trainer(config, run, roles, prompts, None, progress, lambda: None).fit()
+            Trainer(config, run, roles, prompts, None, Recorder(config, run, progress), lambda: None).fit()
         at_s = {line["step"]: line["time"] for line in run.read_metrics()}
     step_s = (at_s[filled + steps] - at_s[filled]) / steps
     return {

@@ -12,6 +12,7 @@ from actors.rollout.plans import Plan, make_plan
 from services.base.headers import shapes_below
 from services.base.paths import resolve_model
 from services.scoring.settings import ScorerSettings
+from system.capacity.in_flight import task_image_bytes
 from system.recipe.model import RunConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
@@ -73,18 +74,6 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
     trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
     experience = prompts * trained * latent_bytes(config, Path(resolve_model(config.policy.model)))
     return prompts * task_image_bytes(config, plan), experience
-
-
-def task_image_bytes(config: RunConfig, plan: Plan) -> int:
-    """Bytes of one task's images."""
-    return plan.leaves * config.policy.height * config.policy.width * 3
-
-
-def bytes_in_flight(config: RunConfig) -> int:
-    """Bytes of images that tasks which are generated or scored may have at once."""
-    plan = make_plan(config.plan, config.policy.num_steps)
-    bound = config.rollout.max_bytes_in_flight
-    return 2 * config.rollout.most_workers * task_image_bytes(config, plan) if bound is None else bound
 
 
 def steps_within(config: RunConfig, budget: int) -> int:

@@ -164,7 +164,8 @@ def store_bytes(config: RunConfig) -> float:
     left out where the model's files are not on this machine.
     """
     from actors.rollout.plans import make_plan
-    from system.capacity.estimate import bytes_in_flight, step_bytes
+    from system.capacity.estimate import step_bytes
+    from system.capacity.in_flight import bytes_in_flight
 
     steps = config.learner.max_staleness + 1
     images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
@@ -338,7 +339,7 @@ def _deployments(app: str) -> list[str] | None:
     import ray
     from ray import serve
 
-    from system.launch.roles import connect
+    from system.launch.cluster import connect
 
     connect()
     try:

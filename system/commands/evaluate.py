@@ -32,7 +32,8 @@ def run_eval(
         UserError: no prompts, the adapter does not fit the model, or the output cannot be written.
     """
     from actors.policy.trained import check_trained, read_trained
-    from system.launch.roles import Roles, connect
+    from system.launch.cluster import connect
+    from system.launch.roles import RayRoles
 
     _, heldout = check(config, learns=False)
     if output:
@@ -45,22 +46,17 @@ def run_eval(
         heldout = read_prompts(prompts, config.data.prompt_column, config.data.category_column)
     if heldout is None:
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
-    scorers = [scorer.name for scorer in config.scorers]
     results: dict[str, Evaluation] = {}
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
         stack.callback(ray.shutdown)
         connect()
         with stop.starting():
-            roles = stack.enter_context(Roles(config, [], Path(logs), with_learner=False))
-        arguments = (
-            *(roles.fleet, roles.pool, heldout, scorers, config.weights),
-            *(config.eval, config.seed, config.eval_steps, stop.check),
-        )
-        results["base"] = evaluate(*arguments, base=True)
+            roles = stack.enter_context(RayRoles(config, [], Path(logs), learns=False))
+        results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
         if arrays is not None:
             exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
-            results["adapter"] = evaluate(*arguments, weights=exported)
-    console.print(comparison(results, scorers))
+            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported)
+    console.print(comparison(results, [scorer.name for scorer in config.scorers]))
     if output:
         named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
         pq.write_table(pa.concat_tables(named), output)

@@ -17,6 +17,7 @@ from services.scoring.scorer import check_device, check_scorer
 from system.commands.plain import plain
 from system.launch.environment import check_start, token_hint
 from system.loop.prompts import Prompts, read_prompts, rows_of_step
+from system.loop.roles import Roles
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
@@ -119,8 +120,11 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
 def _train(
     config: RunConfig, run: RunFolder, train: Prompts, heldout: Prompts | None, console: Console, stop: StopFlag
 ) -> None:
-    from system.launch.roles import Roles, connect
+    from system.launch.cluster import connect
+    from system.launch.roles import RayRoles
+    from system.loop.recorder import Recorder
     from system.loop.trainer import Trainer
+    from system.run.telemetry import Telemetry
 
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     try:
@@ -134,10 +138,19 @@ def _train(
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
                     console.print(f"dashboard    {url}{token_hint()}", highlight=False)
                 progress = stack.enter_context(Progress(config.steps, console))
-                roles = stack.enter_context(Roles(config, trainable, run.logs))
-            Trainer(config, run, roles, train, heldout, progress, stop.check).fit()
+                roles = stack.enter_context(RayRoles(config, trainable, run.logs))
+            telemetry = stack.enter_context(Telemetry(config.name, lambda: live(config, roles)))
+            recorder = Recorder(config, run, progress, telemetry)
+            Trainer(config, run, roles, train, heldout, recorder, stop.check).fit()
     except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
         raise RuntimeError("the connection to Ray is lost, its node or its head died; continue with --resume") from gone
+
+
+def live(config: RunConfig, roles: Roles) -> dict[str, int]:
+    """Metrics that may change within a step."""
+    status = roles.rollouts.status()
+    held = {f"workers/{slot}/version": version for slot, version in status.versions.items()}
+    return {"steps": config.steps, "workers": status.workers, **held}
 
 
 def _report(run: RunFolder, console: Console) -> None:

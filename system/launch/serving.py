@@ -28,7 +28,7 @@ from system.launch.pool_start import PoolStart
 from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
-    from system.launch.roles import Connection
+    from system.launch.cluster import Connection
 
 POLL_S = 0.2
 
@@ -139,7 +139,7 @@ def running_pool(
         UserError: the pool cannot listen where it should, or a scorer refuses to start.
         RuntimeError: one cannot start.
     """
-    from system.launch.roles import connect, warn_of_idle_gpus
+    from system.launch.cluster import connect, warn_of_idle_gpus
 
     if running_ray() is None:
         check_free(pool.serve)

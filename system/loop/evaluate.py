@@ -1,28 +1,30 @@
 """Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
 
 import logging
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from actors.policy.weights import Exported
-from actors.reward.pool import RewardPool, Scores, why_holes
-from actors.rollout.fleet import Fleet
+from actors.reward.scores import Scores, why_holes
+from actors.rollout.results import Sampled
 from actors.trajectory import Cost
 from services.base.errors import UserError
 from system.loop.prompts import Prompts
+from system.loop.roles import Roles
+from system.loop.scoring import scored
 from system.loop.stop import as_done
-from system.recipe.model import EvalSettings
+from system.recipe.model import RunConfig
 
 log = logging.getLogger(__name__)
 
 EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
-IMAGES_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,16 @@ class Evaluation:
     """Scores of each held-out image, in the order of the file."""
 
     table: pa.Table
-    """row, prompt, category, and a column a scorer (NaN is a hole)."""
+    """Columns row, prompt, category, and one for each scorer (NaN is a hole)."""
     grid_NHWC: np.ndarray
     """The first images, uint8."""
     cost: Cost
     scored: int
 
     def summary(self, scorers: list[str]) -> dict[str, float]:
-        """Mean score, overall as `eval/NAME` and a category as `eval/NAME/CATEGORY`; holes are left out, and counted as
-        `eval_holes/NAME`.
+        """The mean score of each scorer as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
+
+        Holes are left out and counted as `eval_holes/NAME`.
         """
         categories = self.table["category"].to_pylist()
         summary = {}
@@ -51,6 +54,18 @@ class Evaluation:
                 summary[f"eval/{name}/{category}"] = _mean(scores[chosen])
         return summary
 
+    def reward(self, config: RunConfig) -> float | None:
+        """What is trained for, on held-out prompts: the weighted mean scores.
+
+        Returns:
+            None where a mean is not known, or has too many holes: the images that have a score may be the easy ones.
+        """
+        scores = {name: self.table[name].to_numpy() for name in config.weights}
+        if any(np.isnan(values).sum() > config.reward.max_hole_share * len(values) for values in scores.values()):
+            return None
+        total = sum(weight * _mean(scores[name]) for name, weight in config.weights.items())
+        return None if math.isnan(total) else total
+
 
 def _mean(scores: np.ndarray) -> float:
     known = scores[~np.isnan(scores)]
@@ -58,62 +73,68 @@ def _mean(scores: np.ndarray) -> float:
 
 
 def evaluate(
-    fleet: Fleet,
-    pool: RewardPool,
+    roles: Roles,
+    config: RunConfig,
     prompts: Prompts,
-    scorers: list[str],
-    needed: Collection[str],
-    settings: EvalSettings,
-    seed: int,
-    num_steps: int,
     check_stop: Callable[[], None],
     weights: Exported | None = None,
     base: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
-    """Generate one deterministic image a prompt with the fleet and score them all.
+    """Generate one deterministic image for each held-out prompt and score it with all scorers of the recipe.
 
     Args:
-        needed: scorers that must give at least one score.
-        num_steps: T of these images.
         check_stop: called while waiting; raises to end the wait.
-        weights: to sample from; what the model came with if not given.
-        base: sample from the model without its adapter.
-        progress: told (batches done, batches).
+        weights: the weights to sample from; None for those that the model came with.
+        base: sample from the model without what is trained.
+        progress: told (batches scored, batches).
+
+    Raises:
+        UserError: no image has a score of a scorer that enters the training reward.
+    """
+    settings, names = config.eval, [scorer.name for scorer in config.scorers]
+    rows = range(min(settings.prompts, len(prompts)))
+    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+    grid: dict[int, np.ndarray] = {}
+    outcomes: list[Future[tuple[Sampled, Scores]]] = []
+    for batch in batches:
+        texts = [prompts[row] for row in batch]
+        addresses = [(config.seed, EVAL_STREAM, row, 0) for row in batch]
+        sampled = roles.rollouts.sample(texts, addresses, config.eval_steps, weights, base)
+        keep = partial(_keep_pixels, grid, batch[0]) if batch[0] < settings.grid else None
+        outcomes.append(scored(sampled, roles.rewards, texts, names, before_release=keep))
+    finished = 0
+    for done in as_done(outcomes, check_stop):
+        for outcome in done:
+            outcome.result()  # An error ends the wait at once.
+        finished += len(done)
+        progress(finished, len(outcomes))
+    jobs, scores = zip(*(outcome.result() for outcome in outcomes), strict=True)
+    columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in names}
+    _look_at_holes(columns, scores, config.weights)
+    table = pa.table(
+        {
+            "row": pa.array(rows, pa.int64()),
+            "prompt": pa.array([prompts[row] for row in rows], pa.string()),
+            "category": pa.array([prompts.category(row) for row in rows], pa.string()),
+            **columns,
+        }
+    )
+    pictures = [grid[first] for first in sorted(grid)]
+    grid_NHWC = np.concatenate(pictures)[: settings.grid] if pictures else np.zeros((0, 1, 1, 3))
+    return Evaluation(table, grid_NHWC, sum((job.cost for job in jobs), Cost()), len(rows) * len(names))
+
+
+def _keep_pixels(grid: dict[int, np.ndarray], first: int, sampled: Sampled) -> None:
+    grid[first] = sampled.images.pixels()
+
+
+def _look_at_holes(columns: dict[str, np.ndarray], scores: Sequence[Scores], needed: Collection[str]) -> None:
+    """Log the images without a score.
 
     Raises:
         UserError: no image has a score of a scorer that is needed.
     """
-    rows = range(min(settings.prompts, len(prompts)))
-    texts = [prompts[row] for row in rows]
-    chunks = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-    cost = Cost()
-    scored: dict[int, Future[Scores]] = {}
-    grid: dict[int, np.ndarray] = {}
-    threads = ThreadPoolExecutor(len(fleet) + 1, "evaluate")
-    try:
-        sampled: dict[Future[tuple[ray.ObjectRef, np.ndarray, Cost]], int] = {}
-        for index, chunk in enumerate(chunks):
-            addresses = [(seed, EVAL_STREAM, row, 0) for row in chunk]
-            job = fleet.sample([texts[row] for row in chunk], addresses, num_steps, weights, base)
-            sampled[job] = index
-        for done in as_done(sampled, check_stop):
-            for job in done:
-                index = sampled.pop(job)
-                images, finite_N, spent = job.result()
-                cost += spent
-                if chunks[index][0] < settings.grid:
-                    grid[index] = ray.get(images, timeout=IMAGES_TIMEOUT_S)
-                chunk_texts = [texts[row] for row in chunks[index]]
-                scored[index] = threads.submit(pool.score, images, chunk_texts, scorers, finite_N)
-            progress(len(scored), len(chunks))
-        for finished in as_done(scored.values(), check_stop):
-            for score in finished:
-                score.result()
-        scores = [scored[index].result() for index in range(len(chunks))]
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-    columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in scorers}
     for name, values in columns.items():
         holes = int(np.isnan(values).sum())
         if holes == len(values) and name in needed:
@@ -122,15 +143,3 @@ def evaluate(
         if holes:
             why = why_holes(scores)
             log.warning("%d of %d held-out images have no score of `%s` (%s)", holes, len(values), name, why)
-    table = pa.table(
-        {
-            "row": pa.array(rows, pa.int64()),
-            "prompt": pa.array(texts, pa.string()),
-            "category": pa.array([prompts.category(row) for row in rows], pa.string()),
-            **columns,
-        }
-    )
-    pictures = (
-        np.concatenate([grid[index] for index in sorted(grid)])[: settings.grid] if grid else np.zeros((0, 1, 1, 3))
-    )
-    return Evaluation(table, pictures, cost, len(rows) * len(scorers))

@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from actors.reward.pool import Scores
+from actors.reward.scores import Scores
 from actors.trajectory import Task, Tree
-from system.loop.collect import Experience
+from system.loop.experience import Experience
 
 
 def experience_table(experience: Experience) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from actors.learner.stats import UpdateStats
-from system.loop.collect import Experience
+from system.loop.experience import Experience
 from system.recipe.model import RunConfig
 
 

@@ -2,9 +2,10 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TypeVar
 
@@ -72,14 +73,21 @@ class StopFlag:
             raise Stopped(self.signal)
 
 
-def as_done(jobs: Iterable[Future[T]], check_stop: Callable[[], None]) -> Iterator[set[Future[T]]]:
-    """Those that have come to their end since the last time, maybe none: there is one set every POLL_S at least.
+def as_done(jobs: Collection[Future[T]], check_stop: Callable[[], None]) -> Iterator[list[Future[T]]]:
+    """The jobs that are resolved, each once: a list at least every POLL_S, which may be empty, until all are.
 
     Args:
         check_stop: raises when the wait is to end.
     """
-    waiting = set(jobs)
-    while waiting:
-        done, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
+    resolved: SimpleQueue[Future[T]] = SimpleQueue()
+    for job in jobs:
+        job.add_done_callback(resolved.put)
+    left = len(jobs)
+    while left:
+        done: list[Future[T]] = []
+        with suppress(Empty):
+            done.append(resolved.get(timeout=POLL_S))
+        done += [resolved.get() for _ in range(resolved.qsize())]
+        left -= len(done)
         check_stop()
         yield done

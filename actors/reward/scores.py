@@ -1,0 +1,49 @@
+"""The scores of the images of one job, by scorer, and why some are missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Scores:
+    """What the reward models gave for the M images of one job."""
+
+    by_scorer: dict[str, np.ndarray] = field(default_factory=dict)
+    """(M,) float64 each; NaN is a hole."""
+    busy_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of work, by scorer."""
+    latency_s: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from sending each answered request to its answer, waiting included, by scorer."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Why a scorer left requests without an answer."""
+    not_finite: int = 0
+    """Images that have no score because their latent or their pixels are NaN or infinite."""
+    retries: int = 0
+    """Requests that were sent again."""
+
+    def add(self, name: str, start: int, score_N: np.ndarray, busy_s: float, latency_s: float) -> None:
+        """Take the answer to one request: the scores of the images from number `start`."""
+        self.by_scorer[name][start : start + len(score_N)] = score_N
+        self.busy_s[name] = self.busy_s.get(name, 0) + busy_s
+        self.latency_s.setdefault(name, []).append(latency_s)
+
+    def without(self, finite_M: np.ndarray) -> "Scores":
+        """Make holes of the images that are not finite, whatever their scores; returns these scores."""
+        self.not_finite = int((~finite_M).sum())
+        for score_M in self.by_scorer.values():
+            score_M[~finite_M] = np.nan
+        return self
+
+    def combined(self, weights: dict[str, float]) -> np.ndarray:
+        """Weighted sum of the raw scores, (M,); a hole where any scorer with weight has one."""
+        return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
+
+
+def why_holes(scores: Sequence[Scores]) -> str:
+    """The reasons for the holes in the scores of several tasks."""
+    reasons = {f"scorer `{name}`": reason for score in scores for name, reason in score.errors.items()}
+    if not_finite := sum(score.not_finite for score in scores):
+        reasons = {f"{not_finite} images": "the model's latents or pixels are NaN or infinite"} | reasons
+    return "; ".join(f"{what}: {reason}" for what, reason in reasons.items()) or "the scorers returned NaN"

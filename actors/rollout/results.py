@@ -1,0 +1,46 @@
+"""What rollout workers give to the training loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.rollout.images import Images
+from actors.trajectory import Cost, Task, Tree
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished task."""
+
+    task: Task
+    experience: Any
+    """What the learner trains on, or a reference to it in the object store."""
+    tree: Tree
+    images: Images
+    """One image for each leaf of the tree."""
+    finite_M: np.ndarray
+    """Whether each image is finite; an image that is not is a hole."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Deterministic images, one for each prompt."""
+
+    images: Images
+    finite_M: np.ndarray
+    """Whether each image is finite; an image that is not is a hole."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class RolloutStatus:
+    """The rollout workers as they are now."""
+
+    workers: int
+    """Workers that take jobs."""
+    replaced: int
+    """Workers that died or hung and were replaced, since the run began."""
+    versions: dict[int, int]
+    """The policy version that each worker holds, by slot."""

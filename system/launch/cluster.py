@@ -1,0 +1,85 @@
+"""Attaching to a Ray cluster, or starting one on this machine."""
+
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from services.base.errors import UserError
+from services.scoring.scorer import uses_gpu
+from services.scoring.settings import ScorerSettings
+from system.launch.environment import LOOPBACK, check_start, make_token, running_ray
+from system.loop.stop import Stopped
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A driver's tie to a Ray cluster."""
+
+    dashboard: str | None
+    started_here: bool
+
+
+def connect() -> Connection:
+    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
+
+    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort. The processes of a Ray
+    that starts here ignore SIGHUP, which a closed terminal sends to all of them: the driver stops, and they with it.
+
+    Raises:
+        UserError: no Ray can be started here, or the one that is named does not answer.
+        Stopped: by SIGTERM, while Ray started.
+    """
+    check_start()
+    if running_ray() is None:
+        make_token()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        return _connect()
+    except SystemExit as ended:
+        raise Stopped("SIGTERM") from ended
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _connect() -> Connection:
+    address = running_ray()
+    if address is not None:
+        try:
+            context = ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise UserError(
+                f"cannot attach to the Ray cluster at {address}: check RAY_ADDRESS; if the cluster asks for a token, "
+                "set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from error
+        return Connection(context.dashboard_url, False)
+    context = ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    return Connection(context.dashboard_url, True)
+
+
+def warn_of_idle_gpus(asked: Mapping[str, float], scorers: Sequence[ScorerSettings]) -> None:
+    """Say which of these run on the CPU although the cluster has GPUs: those that ask for none.
+
+    Args:
+        asked: GPUs that each role asks for.
+        scorers: of a pool; only those count that could use a GPU.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    asked = {**asked, **{f"scorer {s.name}": s.num_gpus for s in scorers if uses_gpu(s)}}
+    without = [role for role, share in asked.items() if not share]
+    if gpus and without:
+        said = "on the CPU: %s; the cluster has %g GPUs, and a role gets one by its num_gpus"
+        log.warning(said, ", ".join(without), gpus)

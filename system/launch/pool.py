@@ -1,0 +1,88 @@
+"""The reward pool of a run: an application of its own on Ray Serve, or one that runs already."""
+
+import logging
+import uuid
+from pathlib import Path
+
+from ray import serve
+
+from actors.reward.pool import RewardPool
+from services.base.errors import UserError, first_line
+from services.scoring.remote import wait_for_pool
+from services.serving.app import build_app
+from services.serving.gateway import deployment_name
+from services.serving.settings import GatewaySettings
+from system.launch.pool_start import PoolStart
+from system.recipe.model import RunConfig
+
+log = logging.getLogger(__name__)
+
+APP_FILE = "serve_app"
+"""Names the application of a run, in the folder of its logs."""
+
+
+class ServedPool:
+    """Starts the scorers of a recipe on Serve, or finds those that it shares, and ends what it started.
+
+    Args:
+        logs: the folder for a log file of each scorer.
+    """
+
+    def __init__(self, config: RunConfig, logs: Path) -> None:
+        self.config, self.logs = config, logs
+        self.app = config.reward.app or f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
+
+    def start(self) -> RewardPool:
+        """Start the scorers, wait for them, and return them behind their handles.
+
+        Raises:
+            UserError: a scorer refuses to start, there is no room for one, one is late, or the shared pool lacks one.
+        """
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(proxy_location="Disabled")
+        if self.config.reward.app:
+            self._check_shared()
+        else:
+            self._deploy()
+        handles = {
+            scorer.name: serve.get_deployment_handle(deployment_name(scorer.name), self.app)
+            for scorer in self.config.scorers
+        }
+        return RewardPool(handles, self.config.scorers, self.config.reward.concurrency, self.config.name)
+
+    def delete(self) -> None:
+        """Delete the application, unless it is shared."""
+        if self.config.reward.app:
+            return
+        try:
+            serve.delete(self.app)
+        except TimeoutError as error:
+            log.warning("the reward pool %s has not ended yet: %s", self.app, first_line(error))
+
+    def _deploy(self) -> None:
+        config = self.config
+        self._delete_former()
+        self.logs.mkdir(parents=True, exist_ok=True)
+        (self.logs / APP_FILE).write_text(self.app)
+        for url in {str(scorer.options["url"]) for scorer in config.scorers if scorer.scorer == "remote"}:
+            wait_for_pool(url, config.ray.start_timeout_s)
+        app = build_app(self.app, config.scorers, GatewaySettings(), self.logs, config.name, config.deterministic)
+        target = serve.RunTarget(app, name=self.app, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+        PoolStart(self.app, config.scorers).wait(config.ray.start_timeout_s)
+
+    def _delete_former(self) -> None:
+        """Delete the pool of this run's former driver, if that was killed before it could."""
+        file = self.logs / APP_FILE
+        former = file.read_text() if file.exists() else None
+        if former in serve.status().applications:
+            serve.delete(former)
+
+    def _check_shared(self) -> None:
+        running = serve.status().applications.get(self.app)
+        if running is None:
+            known = ", ".join(serve.status().applications) or "none"
+            raise UserError(f"reward.app: no Serve application `{self.app}` on this cluster; running: {known}")
+        for scorer in self.config.scorers:
+            if deployment_name(scorer.name) not in running.deployments:
+                raise UserError(f"reward.app: the pool `{self.app}` has no scorer `{scorer.name}`")

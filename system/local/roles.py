@@ -1,0 +1,266 @@
+"""The roles in one process, without Ray: for a debugger, a laptop, and a machine without Ray.
+
+Every call does its work before it returns, in the caller's thread: a future that a role returns is resolved already.
+A run gives the same weights bit for bit as on Ray, because each role computes with its own number of CPU threads and
+because nothing depends on how many workers or replicas there are.
+
+Differences from the roles on Ray: there is one generator, whatever `rollout.workers` says, and one replica of each
+scorer. A scorer's failed request is not sent again. If any role asks for a GPU, every role sees it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from actors.learner.learner import Learner
+from actors.learner.stats import UpdateStats
+from actors.policy.policy import Policy
+from actors.policy.weights import Exported, Label, Weights
+from actors.reward.scores import Scores
+from actors.rollout.images import ByteBudget, Images
+from actors.rollout.plans.plan import Plan
+from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
+from services.base.devices import prepare_torch
+from services.base.errors import UserError, first_line
+from services.base.logs import at
+from services.base.storage import Folder
+from services.scoring.scorer import finite_scores, load_scorer
+from services.scoring.settings import ScorerSettings
+from system.capacity.in_flight import bytes_in_flight, image_bytes
+from system.recipe.model import RunConfig
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class LocalRoles:
+    """The live roles of one run in this process (`system.loop.roles.Roles`).
+
+    Args:
+        trainable: the sampling steps that the plan may train.
+        check_stop: called before each job; raises when the run is to end.
+        learns: whether there is a learner; False for evaluation alone.
+
+    Raises:
+        UserError: the recipe has several ranks, whose sums of gradients one process cannot repeat bit for bit.
+    """
+
+    def __init__(
+        self, config: RunConfig, trainable: list[int], check_stop: Callable[[], None], learns: bool = True
+    ) -> None:
+        check_local(config)
+        gpus = [config.rollout.num_gpus, config.learner.num_gpus, *(scorer.num_gpus for scorer in config.scorers)]
+        prepare_torch(config.rollout.threads, max(gpus), config.deterministic)
+        self.rollouts = LocalRollouts(config, check_stop)
+        self.rewards = LocalRewards(config.scorers)
+        self.learners: LocalLearners
+        if learns:
+            self.learners = LocalLearners(config, trainable, self.rollouts)
+        else:
+            self.rollouts.take(Policy(config.policy, config.seed))
+
+
+def check_local(config: RunConfig) -> None:
+    """Refuse a recipe that needs several processes.
+
+    Raises:
+        UserError: it has several ranks.
+    """
+    if config.learner.ranks > 1:
+        raise UserError(
+            f"learner.ranks: {config.learner.ranks} ranks need as many processes, and --local has one; "
+            "set learner.ranks=1 and learner.shard=false, or leave --local out"
+        )
+
+
+class LocalRollouts:
+    """Rollouts (`system.loop.roles.Rollouts`) by one generator."""
+
+    generator: Generator
+
+    def __init__(self, config: RunConfig, check_stop: Callable[[], None]) -> None:
+        self.config, self.check_stop = config, check_stop
+        self.budget = ByteBudget(bytes_in_flight(config))
+        self.image_bytes = image_bytes(config)
+        self.held: Label | None = None
+        """The weights that the generator holds; None for those that the model came with."""
+        self._own: dict[str, torch.Tensor] | None = None
+        """The generator's values of the trained parameters, where the learner has the same model."""
+
+    def take(self, policy: Policy, shared: bool = False) -> None:
+        """Generate with a policy.
+
+        Args:
+            shared: the learner trains the same model. The trained parameters then exist twice, and change places when
+                the roles do.
+        """
+        self.generator = Generator(policy, self.config.kernel, self.config.rollout)
+        self.held = None
+        self._own = {name: p.detach().clone() for name, p in policy.parameters.items()} if shared else None
+
+    def generate(self, task: Task, plan: Plan, weights: Exported) -> Future[Generated]:
+        def run() -> Generated:
+            self._load(weights)
+            with at(step=task.step, task=task.index):
+                experience, images_MHWC, outcome = self.generator.generate(task, plan)
+            images = self._images(images_MHWC)
+            return Generated(task, experience, outcome.tree, images, outcome.finite_M, outcome.cost)
+
+        return self._resolved(run)
+
+    def sample(
+        self,
+        prompts: list[str],
+        addresses: Sequence[tuple[int, ...]],
+        num_steps: int,
+        weights: Exported | None = None,
+        base: bool = False,
+    ) -> Future[Sampled]:
+        def run() -> Sampled:
+            if weights is not None:
+                self._load(weights)
+            images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, num_steps, base)
+            return Sampled(self._images(images_NHWC), finite_N, cost)
+
+        return self._resolved(run)
+
+    def cancel(self) -> None:
+        """Nothing waits."""
+
+    def take_peak_bytes(self) -> int:
+        return self.budget.take_peak()
+
+    def status(self) -> RolloutStatus:
+        return RolloutStatus(1, 0, {} if self.held is None else {0: self.held.version})
+
+    def _resolved(self, run: Callable[[], T]) -> Future[T]:
+        self.check_stop()
+        torch.set_num_threads(self.config.rollout.threads)
+        policy = self.generator.policy
+        place: AbstractContextManager[None] = nullcontext() if self._own is None else policy.holding(self._own)
+        with place:
+            return _resolved(run)
+
+    def _load(self, weights: Exported) -> None:
+        """Take weights, unless they are held.
+
+        Raises:
+            RuntimeError: the live parameters are not those that were exported.
+        """
+        label = weights.label
+        if self.held == label:
+            return
+        arrays = {name: array for bucket in weights.buckets for name, array in bucket.items()}
+        answer = self.generator.load(Weights(label.version, label.checksum, arrays))
+        if answer != (label.version, label.checksum):
+            raise RuntimeError(f"the generator holds weights {answer}, not {label}")
+        self.held = label
+
+    def _images(self, images_NHWC: np.ndarray) -> Images:
+        num_bytes = len(images_NHWC) * self.image_bytes
+        if not self.budget.reserve(num_bytes):
+            raise RuntimeError("images of an earlier job are not released")
+        return Images(images_NHWC, num_bytes, self.budget, np.copy)
+
+
+class LocalRewards:
+    """Rewards (`system.loop.roles.Rewards`) by one replica of each scorer."""
+
+    def __init__(self, scorers: Sequence[ScorerSettings]) -> None:
+        self.settings = {scorer.name: scorer for scorer in scorers}
+        self.scorers = {name: load_scorer(settings) for name, settings in self.settings.items()}
+
+    def score(
+        self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray
+    ) -> Future[Scores]:
+        return _resolved(lambda: self._score(images, prompts, names, finite_M))
+
+    def _score(self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Scores:
+        scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
+        for name in names:
+            size = self.settings[name].request_images
+            torch.set_num_threads(self.settings[name].threads)
+            for start in range(0, len(prompts), size):
+                part = slice(start, start + size)
+                began = time.monotonic()
+                try:
+                    score_N = finite_scores(name, self.scorers[name], images[part], prompts[part])
+                except Exception as error:  # A scorer is anyone's code.
+                    scores.errors[name] = f"{type(error).__name__}: {first_line(error)}"
+                    log.warning("scorer %s, images from number %d: %s", name, start, scores.errors[name])
+                    continue
+                seconds = time.monotonic() - began
+                scores.add(name, start, score_N, seconds, seconds)
+        return scores.without(finite_M)
+
+
+class LocalLearners:
+    """The learner (`system.loop.roles.Learners`) of one rank, in the process of the rollouts."""
+
+    learner: Learner
+
+    def __init__(self, config: RunConfig, trainable: list[int], rollouts: LocalRollouts) -> None:
+        self.config, self.trainable, self.rollouts = config, trainable, rollouts
+        self.restarts = 0
+        self._written: dict[str, str] = {}
+        self._start()
+
+    def _start(self) -> None:
+        """The models as they are before any training: one that both roles use, or one for each."""
+        config, shared = self.config, self.config.placement == "colocated"
+        policy = Policy(config.policy, config.seed, "all" if shared else "transformer")
+        self.learner = Learner(policy, config.kernel, config.objective, config.learner, self.trainable)
+        self.rollouts.take(policy if shared else Policy(config.policy, config.seed), shared)
+
+    def describe(self) -> dict[str, list[float]]:
+        return self.learner.describe()
+
+    def update(self, experience: Sequence[Any], advantages: Sequence[np.ndarray], behaviour: int) -> UpdateStats:
+        torch.set_num_threads(self.config.learner.threads)
+        return self.learner.update(list(zip(experience, advantages, strict=True)), behaviour)
+
+    def export(self, version: int) -> Exported:
+        return _exported(self.learner.export(version))
+
+    def evaluated(self) -> Exported:
+        return _exported(self.learner.evaluated())
+
+    def save(self, folder: Folder) -> None:
+        self._written = {name: folder.write(name, content) for name, content in self.learner.files().items()}
+
+    def saved(self, wait: bool) -> dict[str, str]:
+        return self._written
+
+    def restore(self, folder: Folder, version: int) -> None:
+        self.learner.restore(folder, version)
+
+    def save_model(self, folder: str) -> None:
+        self.learner.save_model(Path(folder))
+
+    def restart(self) -> None:
+        self.restarts += 1
+        self._start()
+
+
+def _exported(weights: Weights) -> Exported:
+    return Exported((weights.arrays,), weights.label)
+
+
+def _resolved(run: Callable[[], T]) -> Future[T]:
+    """The result of a function, or its error, as a future."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(run())
+    except Exception as error:
+        future.set_exception(error)
+    return future

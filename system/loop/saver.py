@@ -1,0 +1,131 @@
+"""The checkpoints of a training loop: begun after a step, written during the next steps, sealed once they are whole."""
+
+import logging
+
+from actors.lost import Lost
+from services.base.errors import UserError, first_line
+from services.base.storage import sync_files
+from system.loop.roles import Learners
+from system.recipe.model import RunConfig
+from system.run.checkpoint import Checkpoint, RunState
+from system.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Begins and seals checkpoints. One that cannot be written leaves the one before it, and the log says so."""
+
+    def __init__(self, config: RunConfig, run: RunFolder, learners: Learners) -> None:
+        self.config, self.run, self.learners = config, run, learners
+        self.checkpoints = run.checkpoints(config.checkpoint)
+        self.sealed_step: int | None = None
+        """The step of the newest checkpoint; None if there is none yet."""
+        self._writing: RunState | None = None
+        """The state whose files are being written; None if no checkpoint is."""
+
+    def claim(self) -> None:
+        """Be the one driver that writes checkpoints.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            self.checkpoints.claim()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def newest(self) -> Checkpoint | None:
+        """The checkpoint that the run continues from; None if the run has recorded nothing yet.
+
+        Raises:
+            UserError: it is missing or is another run's, or another driver has taken over.
+        """
+        self._writing = None
+        found = self.run.newest_checkpoint(self.checkpoints, self.config.steps)
+        if found is not None:
+            self.checkpoints.check_claim()
+            self.sealed_step = found.state.step
+        return found
+
+    def first(self, state: RunState) -> None:
+        """Seal the checkpoint of step 0, unless the run has one. It has no weights: they follow from the recipe.
+
+        It is sealed before anything is recorded, so that a run with records and no checkpoint has lost its checkpoints.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self.sealed_step is not None:
+            return
+        try:
+            self.checkpoints.begin(state.step)
+            self.checkpoints.commit(state, {}, self.run.recipe)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.sealed_step = state.step
+
+    def begin(self, state: RunState) -> None:
+        """Begin to write the state of the last whole step, unless it is written or is being written."""
+        if state.step in (self.sealed_step, self._writing.step if self._writing else None):
+            return
+        self.seal(wait=True)
+        try:
+            self.learners.save(self.checkpoints.begin(state.step))
+            self._writing = state
+        except OSError as error:
+            log.warning("no checkpoint of step %d: %s", state.step, first_line(error))
+        self._save_model()
+
+    def seal(self, wait: bool = False) -> None:
+        """Make the checkpoint that is being written count, once its files are written."""
+        if self._writing is None:
+            return
+        try:
+            digests = self.learners.saved(wait)
+            if digests is None:
+                return
+            self.checkpoints.commit(self._writing, digests, self.run.recipe)
+            self.sealed_step = self._writing.step
+        except OSError as error:
+            log.warning("no checkpoint of step %d: %s", self._writing.step, first_line(error))
+        self._writing = None
+
+    def last(self, state: RunState) -> None:
+        """Write and seal the checkpoint of the end.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.begin(state)
+        self.seal(wait=True)
+        if self.sealed_step != state.step:
+            raise UserError(
+                f"the checkpoint of step {state.step} cannot be written to {self.checkpoints.folder} "
+                f"(logs/driver.log says why); make room there and continue with --resume from step {self.sealed_step}"
+            )
+        if not self.run.trained.exists():
+            self._save_model()
+
+    def stopped(self, state: RunState) -> None:
+        """Write the checkpoint of a stopped run. If the learner is lost as well, the one before it stays. A run that
+        has recorded nothing has nothing to keep.
+        """
+        if not self.run.begun:
+            return
+        try:
+            self.last(state)
+        except Lost as lost:
+            log.warning("no checkpoint of step %d: %s", state.step, lost)
+
+    def _save_model(self) -> None:
+        """Write the evaluated weights in diffusers' layout, before the checkpoint of their step is sealed."""
+        self.learners.save_model(str(self.run.trained))
+        if self.run.trained.is_dir():  # A learner on another node may have a disk of its own.
+            sync_files(self.run.trained)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"no checkpoint can be written to {self.checkpoints.folder} ({first_line(error)}); "
+            "make room or mount it, or set checkpoint.folder to another place"
+        )

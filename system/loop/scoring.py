@@ -1,0 +1,88 @@
+"""Scoring what is generated as soon as it is generated: the path of an image in training and in evaluation."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+from actors.reward.scores import Scores
+from actors.rollout.results import Generated, Sampled
+from services.base.logs import at
+from system.loop.roles import Rewards
+
+Job = TypeVar("Job", Generated, Sampled)
+
+
+def scored(
+    generated: Future[Job],
+    rewards: Rewards,
+    prompts: Sequence[str],
+    names: Sequence[str],
+    before_release: Callable[[Job], None] | None = None,
+    **place: int,
+) -> Future[tuple[Job, Scores]]:
+    """Score a job's images once they exist, and release them once they are scored or can no longer be.
+
+    Args:
+        prompts: one for each image.
+        names: the scorers.
+        before_release: called with the scored job while its images still exist.
+        place: says in the log where the job belongs, such as step and task.
+
+    Returns:
+        The job and its scores. The future has the error of whatever failed first, and is cancelled if either part is.
+    """
+    outcome: Future[tuple[Job, Scores]] = Future()
+    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, place))
+    return outcome
+
+
+def _score(
+    outcome: Future[tuple[Job, Scores]],
+    rewards: Rewards,
+    prompts: Sequence[str],
+    names: Sequence[str],
+    before_release: Callable[[Job], None] | None,
+    place: dict[str, int],
+    generated: Future[Job],
+) -> None:
+    if _failed(generated, outcome):
+        return
+    job = generated.result()
+    try:
+        with at(**place):
+            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M)
+    except Exception as error:
+        job.images.release()
+        outcome.set_exception(error)
+    else:
+        scoring.add_done_callback(partial(_finish, outcome, job, before_release))
+
+
+def _finish(
+    outcome: Future[tuple[Job, Scores]], job: Job, before_release: Callable[[Job], None] | None, scoring: Future[Scores]
+) -> None:
+    error: BaseException | None = None
+    try:
+        if before_release is not None and not scoring.cancelled() and scoring.exception() is None:
+            before_release(job)
+    except Exception as raised:
+        error = raised
+    finally:
+        job.images.release()
+    if error is not None:
+        outcome.set_exception(error)
+    elif not _failed(scoring, outcome):
+        outcome.set_result((job, scoring.result()))
+
+
+def _failed(part: Future[Any], outcome: Future[Any]) -> bool:
+    """Whether a part was cancelled or raised; the outcome then has the same end."""
+    if part.cancelled():
+        if outcome.cancel():
+            outcome.set_running_or_notify_cancel()
+        return True
+    if (error := part.exception()) is not None:
+        outcome.set_exception(error)
+        return True
+    return False
