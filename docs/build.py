@@ -135,11 +135,11 @@ def recipe_page() -> str:
 
 <!-- Written by docs/build.py from the settings' docstrings: change those, then run `make reference`. -->
 
-A [recipe](../glossary.md#recipe) is YAML. [Recipes](../recipes.md) says how one is composed of layers and changed on the command
-line. `tempflow config RECIPE` prints a recipe with every default filled in.
+A [recipe](../glossary.md#recipe) is YAML. [Recipes](../recipes.md) says how one is composed of layers and changed on
+the command line. `tempflow config RECIPE` prints a recipe with every default filled in.
 
-A key is written here as an override on the command line writes it: `learner.lr=1e-4` is the key `lr` of the mapping `learner`.
-Unknown keys are refused, and so is a value of another kind."""
+A key is written here as an override on the command line writes it: `learner.lr=1e-4` sets the key `lr` of the mapping
+`learner`. Unknown keys are refused, and so is a value of another kind."""
     return "\n\n".join([head, *Page(RunConfig).sections()]) + "\n"
 
 
@@ -148,8 +148,8 @@ def infrastructure_page() -> str:
 
 <!-- Written by docs/build.py from the settings' docstrings: change those, then run `make reference`. -->
 
-`tempflow deploy RECIPE --infra FILE` reads this file: it says what a [recipe](../glossary.md#recipe) does not know about a Kubernetes
-cluster. [Run on Kubernetes](../deploy.md) explains it with examples."""
+`tempflow deploy RECIPE --infra FILE` reads this file. It says what a [recipe](../glossary.md#recipe) does not know
+about a Kubernetes cluster. [Run on Kubernetes](../deploy.md) explains it with examples."""
     return "\n\n".join([head, *Page(Infra).sections()]) + "\n"
 
 
@@ -158,8 +158,9 @@ def commands_page() -> str:
 
 <!-- Written by docs/build.py from the commands' own help: change that, then run `make reference`. -->
 
-Each command exits with 0 on success, 2 after a mistake of the user (with one sentence that names the fix), and 130 after a stop by
-Ctrl-C or a signal. `tempflow COMMAND --help` prints the same text as this page. See the [glossary](../glossary.md) for the terms."""
+Each command exits with 0 on success, 2 after a mistake of the user (with one sentence that names the fix), and 130
+after a stop by Ctrl-C or a signal. `tempflow COMMAND --help` prints the same text as this page. The
+[glossary](../glossary.md) has the terms."""
     commands = typer.main.get_group(app).commands
     return "\n\n".join([head, *(_command(name, commands[name]) for name in sorted(commands))]) + "\n"
 

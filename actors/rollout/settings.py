@@ -11,8 +11,8 @@ class RolloutSettings(Settings):
     workers: int = Field(1, ge=1)
     """Workers that the run begins with. Their resources are reserved."""
     max_workers: int | None = Field(None, ge=1)
-    """Further workers join, up to this many in all, while the cluster has room for them, and may leave again. None join if
-    not given."""
+    """Further workers join, up to this many in all, while the cluster has room for them, and may leave again. None join
+    if not given."""
     micro_batch: int = Field(24, ge=1)
     """Rows of one transformer forward; the halves of classifier-free guidance count as rows."""
     decode_batch: int = Field(24, ge=1)
@@ -31,8 +31,8 @@ class RolloutSettings(Settings):
     embedding_bytes: int = Field(2**30, ge=0)
     """Bytes of text embeddings that a worker keeps in memory. A prompt whose embedding is kept is not encoded again."""
     embedding_folder: str | None = None
-    """A folder where text embeddings are kept as Arrow files, for all workers and later runs. If not given, they are not
-    kept on disk."""
+    """A folder where text embeddings are kept as Arrow files, for all workers and later runs. If not given, they are
+    not kept on disk."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU. They are on the GPU only while they encode new prompts."""
     task_timeout_s: float = Field(1800, gt=0)

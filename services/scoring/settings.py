@@ -26,8 +26,8 @@ class Replicas(Settings):
     grow_after_s: float = Field(2, ge=0)
     """Seconds of load above the target after which replicas are added."""
     shrink_after_s: float = Field(600, ge=0)
-    """Seconds of load below the target after which replicas are removed. It should be more than two training steps, since
-    a large model takes minutes to load."""
+    """Seconds of load below the target after which replicas are removed. It should be more than two training steps,
+    since a large model takes minutes to load."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,8 +68,8 @@ class ScorerSettings(Settings):
     attempts: int = Field(3, ge=1)
     """Tries before the images of a request are holes."""
     request_images: int = Field(64, ge=1)
-    """Images of one request. A task's images are split into such requests, which replicas take side by side. It is also the
-    most images that a replica scores at once when requests of several callers meet."""
+    """Images of one request. A task's images are split into such requests, which replicas take side by side. It is also
+    the most images that a replica scores at once when requests of several callers meet."""
     max_ongoing: int = Field(4, ge=1)
     """Requests that a replica holds at once. Those that wait in it are scored together."""
     max_queued: int = Field(256, ge=1)

@@ -140,7 +140,8 @@ class Secrets(Settings):
     pool_token: ObjectName = "tempflow-pool"
     """The Secret whose key `token` is the token that the reward pool asks for."""
     environment: Listed[ObjectName] = ()
-    """Secrets whose keys become environment variables of the job's pods, such as the credentials of a bucket or a logger."""
+    """Secrets whose keys become environment variables of the job's pods, such as the credentials of a bucket or a
+    logger."""
     pool_environment: Listed[ObjectName] = ()
     """The same for the pool's pods. They read what strangers send, so give them as little as their scorers need."""
 
