@@ -43,7 +43,7 @@ format: $(VENV)/installed-dev ## Format the code
 	$(BIN)/ruff check --fix .
 
 reference: $(VENV)/installed ## Write the reference pages of docs/ again, from the settings and the command line
-	PYTHONPATH=. $(BIN)/python docs/build.py
+	$(BIN)/python -m docs.build
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"

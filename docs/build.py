@@ -1,6 +1,6 @@
 """Writes the reference pages that follow from the code: every key of a recipe, and every command.
 
-    python docs/build.py
+    python -m docs.build
 
 reference/recipe-keys.md      from the settings' own docstrings
 reference/infrastructure.md   the same for the file that `tempflow deploy` reads

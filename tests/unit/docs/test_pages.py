@@ -54,3 +54,8 @@ def test_every_link_leads_somewhere(path):
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
 def test_every_page_links_the_glossary(path):
     assert path.name == "glossary.md" or "glossary.md" in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
+def test_every_page_is_in_the_navigation(path):
+    assert re.search(rf": {re.escape(str(path.relative_to(DOCS)))}$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
