@@ -57,6 +57,8 @@ class RewardPool:
         self.scorers = {scorer.name: scorer for scorer in scorers}
         self.run = run
         self.closed = threading.Event()
+        self._door = threading.Lock()
+        """Held to submit a job and to close, so that no job comes to a pool that is closed."""
         self._threads = ThreadPoolExecutor(concurrency, "score")
 
     def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
@@ -72,14 +74,21 @@ class RewardPool:
 
         Returns:
             The scores. The future raises Lost if the images are lost with the node that held them. It is cancelled if
-            the pool closes before its turn.
+            the pool closes before its turn, or is closed.
         """
-        context = contextvars.copy_context()  # what the log says of the place, such as step and task
-        return self._threads.submit(context.run, self._score, images, list(prompts), names, finite_M)
+        context = contextvars.copy_context()  # It holds what the log says of the place, such as step and task.
+        with self._door:
+            if not self.closed.is_set():
+                return self._threads.submit(context.run, self._score, images, list(prompts), names, finite_M)
+        cancelled: Future[Scores] = Future()
+        cancelled.cancel()
+        cancelled.set_running_or_notify_cancel()
+        return cancelled
 
     def close(self) -> None:
         """Let jobs that are being scored end at once, with holes, and cancel those that wait."""
-        self.closed.set()
+        with self._door:
+            self.closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, images: Any, prompts: list[str], names: Sequence[str], finite_M: np.ndarray) -> Scores:

@@ -121,7 +121,8 @@ class Fleet:
         alive: workers of slots that live already and that `adopt` replaces if they die.
         more: further slots, whose workers come and go as the cluster has room.
         start_timeout_s: how long jobs may wait while there is no worker at all.
-        draining: gives the ids of the nodes that are being drained; without it nobody looks.
+        look: looks after the cluster: gives the ids of the nodes that are being drained, and raises what ends the run.
+        end_worker: ends a worker's process.
     """
 
     def __init__(
@@ -135,11 +136,12 @@ class Fleet:
         alive: Mapping[int, ActorHandle] | None = None,
         more: int = 0,
         start_timeout_s: float = 900,
-        draining: Callable[[], Collection[str]] | None = None,
+        look: Callable[[], Collection[str]] = list,
+        end_worker: Callable[[ActorHandle], None] = ray.kill,
     ) -> None:
         self.task_timeout_s, self.start_timeout_s, self.image_bytes = task_timeout_s, start_timeout_s, image_bytes
         self.replaced = 0
-        self._start_worker, self._draining = start_worker, draining
+        self._start_worker, self._end_worker, self._look = start_worker, end_worker, look
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closed = False
         self._door = threading.Lock()
@@ -247,7 +249,7 @@ class Fleet:
         self._inbox.put(self._close)
         self._thread.join(SMALL_RESULT_TIMEOUT_S)
         for slot in self._slots:
-            ray.kill(slot.worker)
+            self._end_worker(slot.worker)
 
     def _joined(self) -> list[_Slot]:
         return [slot for slot in self._slots if self._schedule.state_S[slot.number] != SlotState.STARTING]
@@ -349,8 +351,9 @@ class Fleet:
             RuntimeError: it holds something else.
         """
         assert run.job.weights is not None
+        assert run.confirmation is not None
         label = run.job.weights.label
-        answer = ray.get(run.confirmation, timeout=SMALL_RESULT_TIMEOUT_S)
+        answer = run.confirmation.future().result(SMALL_RESULT_TIMEOUT_S)
         if answer != (label.version, label.checksum):
             raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
         run.slot.held = label
@@ -395,7 +398,7 @@ class Fleet:
 
     def _vacate(self, slot: _Slot) -> None:
         """End a worker and start another in its slot."""
-        ray.kill(slot.worker)
+        self._end_worker(slot.worker)
         self._slots[slot.number] = self._new_slot(slot.number, 1)
 
     def _leave(self, slot: _Slot) -> None:
@@ -463,19 +466,11 @@ class Fleet:
             raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
 
     def _look_after_nodes(self, now: float) -> None:
-        """Workers on nodes that are being drained take no further job, and leave once they have none.
-
-        Raises:
-            SystemExit: by Ray, if the driver's own node is lost: its references will never be answered.
-        """
+        """Workers on nodes that are being drained take no further job, and leave once they have none."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        if self._running:
-            ray.wait([next(iter(self._running)).refs[-1]], timeout=0)
-        if self._draining is None:
-            return
-        self._leaving = self._draining()
+        self._leaving = self._look()
         for slot in [slot for slot in self._joined() if slot.node in self._leaving] if self._leaving else ():
             busy = self._schedule.state_S[slot.number] != SlotState.FREE
             self._schedule.leaves(slot.number)

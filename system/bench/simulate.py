@@ -1,24 +1,33 @@
-"""The orchestration alone: the real loop, fleet, learner group and Serve pool, with roles that only sleep.
+"""The orchestration alone: the real loop and fleet in one process, over roles that only take time. Ray is not started.
 
-No role imports Torch, so that many processes fit on one machine.
+Workers, replicas and the learner are timers. What is measured is the driver: how close a step comes to one that waits
+for nothing, and the CPU time that the driver spends on a task.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
+import heapq
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from itertools import count
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import psutil
-import ray
-from ray.actor import ActorHandle
 from rich.console import Console
 
+from actors.learner.stats import UpdateStats
+from actors.policy.weights import Exported, Label
+from actors.reward.scores import Scores
+from actors.rollout.fleet import Fleet
 from actors.rollout.plans import make_plan
-from services.scoring.settings import Replicas, ScorerSettings
-from system.bench.sleeping import SleepingLearner, SleepingWorker
-from system.launch.cluster import connect
-from system.launch.roles import RayRoles
+from actors.rollout.plans.plan import Plan
+from actors.trajectory import Cost, Outcome, Task, Tree
+from services.base.storage import Folder
+from system.capacity.in_flight import image_bytes, task_image_bytes
 from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
@@ -26,24 +35,28 @@ from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.progress import Progress
 
+START_TIMEOUT_S = 60
+WORKERS = (64, 256, 1024, 4096)
+TASKS_PER_WORKER = 2
+"""Tasks of a training step for each worker."""
+
 
 @dataclass(frozen=True)
 class Scenario:
-    """How many roles there are and how long they sleep."""
+    """How many roles there are and how long they take."""
 
     workers: int = 64
     replicas: int = 16
-    ranks: int = 4
     task_s: float = 4.0
-    """Of a worker, a task."""
+    """Seconds of a worker for a task."""
     score_s: float = 0.8
-    """Of a replica, a task's images."""
+    """Seconds of a replica for the images of a task."""
     update_s: float = 6.0
-    """Of the learner, a training step."""
+    """Seconds of the learner for a training step."""
     tasks: int = 128
-    """A training step."""
+    """Tasks of a training step."""
     slow: int = 0
-    """Workers that take `slowness` times as long."""
+    """How many workers take `slowness` times as long."""
     slowness: float = 5.0
 
     def ideal_s(self) -> float:
@@ -53,84 +66,220 @@ class Scenario:
         return max(generate_s, score_s, self.update_s)
 
 
-class SleepingRoles(RayRoles):
-    """The roles of a scenario: the real pool, fleet and group, over sleeping actors."""
+def scenario_of(workers: int) -> Scenario:
+    """Roles in proportion to 64 workers, so that the driver has the more to do the more of them there are."""
+    return Scenario(
+        workers=workers, replicas=workers // 4, tasks=TASKS_PER_WORKER * workers, task_s=4.0, score_s=0.8, update_s=1.0
+    )
 
-    def __init__(self, config: RunConfig, logs: Path, scenario: Scenario) -> None:
-        super().__init__(config, [], logs)
-        self.scenario = scenario
 
-    def _reserve(self) -> None: ...
+class Timer:
+    """Resolves futures after a while, in one thread. Use as a context manager."""
 
-    def _start_rank(self, rank: int) -> ActorHandle:
-        return ray.remote(SleepingLearner).options(num_cpus=0).remote(self.scenario.update_s)
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Future[Any], Any]] = []
+        self._order = count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="timer", daemon=True)
 
-    def _start_worker(self, slot: int) -> ActorHandle:
-        seconds = self.scenario.task_s * (self.scenario.slowness if slot < self.scenario.slow else 1)
-        shape = (self.config.policy.height, self.config.policy.width, 3)
-        return ray.remote(SleepingWorker).options(num_cpus=0).remote(seconds, shape)
+    def __enter__(self) -> "Timer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def at(self, due: float, result: Any) -> Future[Any]:
+        """A future that has the result from `due` on, by the monotonic clock."""
+        future: Future[Any] = Future()
+        with self._changed:
+            heapq.heappush(self._due, (due, next(self._order), future, result))
+            if self._due[0][2] is future:
+                self._changed.notify()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now = time.monotonic()
+                ready = []
+                while self._due and self._due[0][0] <= now:
+                    ready.append(heapq.heappop(self._due))
+                if not ready:
+                    self._changed.wait(self._due[0][0] - now if self._due else None)
+            for _, _, future, result in ready:
+                future.set_result(result)
+
+
+class Reference:
+    """Stands for a reference in the object store."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def future(self) -> Future[Any]:
+        return self._future
+
+
+class SimulatedWorker:
+    """The handle of a rollout worker that answers after a while with a tree of the right size."""
+
+    def __init__(self, timer: Timer, seconds: float) -> None:
+        self._timer, self._seconds = timer, seconds
+        self.ready, self.load = (SimpleNamespace(remote=call) for call in (self._ready, self._load))
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    def _answer(self, result: Any, seconds: float = 0.0) -> Reference:
+        return Reference(self._timer.at(time.monotonic() + seconds, result))
+
+    def _ready(self) -> Reference:
+        return self._answer("node")
+
+    def _load(self, label: Label, *buckets: Any) -> Reference:
+        return self._answer((label.version, label.checksum))
+
+    def _generate(self, task: Task, plan: Plan) -> list[Any]:
+        decisions, width = plan.decisions, plan.siblings
+        step_N = np.resize(plan.trained_steps, decisions)
+        leaf_NKL = np.arange(decisions * width).reshape(decisions, width, 1)
+        tree = Tree(step_N, np.zeros(decisions, np.int64), leaf_NKL, plan.leaves)
+        cost = Cost(nfe=plan.nfe, decodes=plan.leaves, seconds=self._seconds)
+        return [None, None, self._answer(Outcome(tree, np.ones(plan.leaves, bool), cost), self._seconds)]
+
+
+class SimulatedRewards:
+    """Replicas that score one job after the other (`system.loop.roles.Rewards`)."""
+
+    def __init__(self, timer: Timer, scenario: Scenario) -> None:
+        self._timer, self._seconds = timer, scenario.score_s
+        self._free_at = [0.0] * scenario.replicas
+        self._lock = threading.Lock()
+
+    def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
+        with self._lock:
+            done_at = max(heapq.heappop(self._free_at), time.monotonic()) + self._seconds
+            heapq.heappush(self._free_at, done_at)
+        score_M = np.linspace(0, 1, len(prompts))
+        scores = Scores({name: score_M.copy() for name in names}, dict.fromkeys(names, self._seconds))
+        return self._timer.at(done_at, scores)
+
+
+class SimulatedLearners:
+    """A learner that sleeps (`system.loop.roles.Learners`)."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restarts = 0
+
+    def describe(self) -> dict[str, list[float]]:
+        return {}
+
+    def update(self, experience: Sequence[Any], advantages: Sequence[np.ndarray], behaviour: int) -> UpdateStats:
+        time.sleep(self._seconds)
+        return UpdateStats(0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], 0, self._seconds)
+
+    def export(self, version: int) -> Exported:
+        return Exported((), Label(version, str(version), 0))
+
+    def evaluated(self) -> Exported:
+        raise NotImplementedError("a simulated run has no evaluation")
+
+    def save(self, folder: Folder) -> None: ...
+
+    def saved(self, wait: bool) -> dict[str, str]:
+        return {}
+
+    def restore(self, folder: Folder, version: int) -> None: ...
+
+    def save_model(self, folder: str) -> None: ...
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+class SimulatedRoles:
+    """The roles of a scenario: the real fleet over simulated workers, and simulated rewards and learner."""
+
+    def __init__(self, config: RunConfig, scenario: Scenario, timer: Timer) -> None:
+        def start(slot: int) -> Any:
+            return SimulatedWorker(timer, scenario.task_s * (scenario.slowness if slot < scenario.slow else 1))
+
+        task_bytes = task_image_bytes(config, make_plan(config.plan, config.policy.num_steps))
+        self.rollouts = Fleet(
+            start,
+            scenario.workers,
+            config.rollout.task_timeout_s,
+            image_bytes=image_bytes(config),
+            bytes_in_flight=2 * scenario.workers * task_bytes,
+            end_worker=lambda worker: None,
+        )
+        self.rewards = SimulatedRewards(timer, scenario)
+        self.learners = SimulatedLearners(scenario.update_s)
 
 
 def simulated(config: RunConfig, scenario: Scenario, steps: int, folder: str) -> RunConfig:
-    """The recipe with the scenario's roles in place of its own."""
-    images = make_plan(config.plan, config.policy.num_steps).leaves
-    scorer = ScorerSettings(
-        name="sleeping",
-        scorer="system.bench.sleeping:SleepingScorer",
-        options={"seconds": scenario.score_s, "images": images},
-        replicas=Replicas(min=scenario.replicas, max=scenario.replicas),
-        num_cpus=0,
-        request_images=images,
-        max_ongoing=2,
-    )
+    """The recipe with as many steps and tasks as the scenario has, without evaluation."""
     return config.model_copy(
         update={
             "name": "simulate",
             "output": folder,
             "steps": steps,
-            "scorers": (scorer,),
             "data": config.data.model_copy(update={"heldout": None, "prompts_per_step": scenario.tasks}),
-            "rollout": config.rollout.model_copy(update={"workers": scenario.workers, "max_workers": None}),
-            "learner": config.learner.model_copy(update={"ranks": scenario.ranks}),
-            "reward": config.reward.model_copy(update={"concurrency": 2 * scenario.replicas}),
             "checkpoint": config.checkpoint.model_copy(update={"every": steps, "folder": None}),
         }
     )
 
 
 def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console) -> dict[str, float]:
-    """Run training steps and compare `steps` of them with the ideal. Those that fill the pipeline at the start and
-    those whose experience is there already at the end are left out.
+    """Run training steps and compare `steps` of them with the ideal.
+
+    Steps that fill the pipeline at the start, and those whose experience exists already at the end, are left out.
+
+    Returns:
+        Seconds of a step, of an ideal step, their ratio, and microseconds of the driver's CPU for each task.
     """
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
     ahead = config.learner.max_staleness
     filled = 1 + ahead
-    with TemporaryDirectory(prefix="tempflow-simulate-") as folder:
+    cpu_s: dict[int, float] = {}
+
+    class Watched(Recorder):
+        """Notes the CPU time of the process at each recorded step."""
+
+        def _record(self, state: Any, line: Any) -> None:
+            super()._record(state, line)
+            cpu_s[state.step] = time.process_time()
+
+    with TemporaryDirectory(prefix="tempflow-simulate-") as folder, Timer() as timer:
         config = simulated(config, scenario, filled + steps + ahead, folder)
-        with (
-            RunFolder.open(config, resume=False) as run,
-            SleepingRoles(config, run.logs, scenario) as roles,
-            Progress(config.steps, console) as progress,
-        ):
-            Trainer(config, run, roles, prompts, None, Recorder(config, run, progress), lambda: None).fit()
+        with RunFolder.open(config, resume=False) as run, Progress(config.steps, console) as progress:
+            roles = SimulatedRoles(config, scenario, timer)
+            try:
+                roles.rollouts.wait_ready(START_TIMEOUT_S)
+                Trainer(config, run, roles, prompts, None, Watched(config, run, progress), lambda: None).fit()
+            finally:
+                roles.rollouts.close()
         at_s = {line["step"]: line["time"] for line in run.read_metrics()}
-    step_s = (at_s[filled + steps] - at_s[filled]) / steps
+    last = filled + steps
+    step_s = (at_s[last] - at_s[filled]) / steps
     return {
         "step_s": step_s,
         "ideal_s": scenario.ideal_s(),
         "of_ideal": scenario.ideal_s() / step_s,
+        "driver_us_per_task": 1e6 * (cpu_s[last] - cpu_s[filled]) / (steps * scenario.tasks),
         "driver_mb": psutil.Process().memory_info().rss / 1e6,
     }
 
 
-def bench_simulated(config: RunConfig, steps: int, console: Console) -> dict[str, dict[str, float]]:
-    """64 workers, 16 replicas and 4 ranks that sleep; then with a tenth of the workers five times slower."""
-    slow = Scenario(slow=round(0.1 * Scenario.workers))
-    connect()
-    try:
-        return {
-            "even": simulate(config, Scenario(), steps, console),
-            "stragglers": simulate(config, slow, steps, console),
-        }
-    finally:
-        ray.shutdown()
+def bench_simulated(config: RunConfig, steps: int, console: Console, most: int) -> dict[str, dict[str, float]]:
+    """64 workers, the same with a tenth of them five times slower, and numbers of workers up to `most`."""
+    slow = replace(Scenario(), slow=round(0.1 * Scenario.workers))
+    scenarios = {"even": Scenario(), "stragglers": slow}
+    scenarios |= {f"{workers} workers": scenario_of(workers) for workers in WORKERS if workers <= most}
+    return {name: simulate(config, scenario, steps, console) for name, scenario in scenarios.items()}

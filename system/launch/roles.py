@@ -95,7 +95,7 @@ class RayRoles:
             alive=dict(enumerate(self.learners.workers)) if self.placement.colocated else None,
             more=rollout.most_workers - rollout.workers,
             start_timeout_s=self.config.ray.start_timeout_s,
-            draining=None if self.placement.colocated else draining_nodes,
+            look=no_nodes if self.placement.colocated else draining_nodes,
         )
 
     def _restarted(self, ranks: list[ActorHandle]) -> None:
@@ -168,5 +168,19 @@ def gpus_asked(config: RunConfig, learns: bool) -> Mapping[str, float]:
 
 
 def draining_nodes() -> list[str]:
-    """The ids of the nodes that are being drained. Ray (2.60) says it in no public interface."""
+    """The ids of the nodes that are being drained. Ray (2.60) says it in no public interface.
+
+    Raises:
+        SystemExit: by Ray, if the driver's own node is lost.
+    """
     return list(ray._private.state.state.get_draining_nodes())
+
+
+def no_nodes() -> list[str]:
+    """Nobody leaves a node that is being drained where each worker is a rank of the learner, too.
+
+    Raises:
+        SystemExit: as `draining_nodes`.
+    """
+    draining_nodes()
+    return []

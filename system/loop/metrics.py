@@ -79,12 +79,25 @@ def describe_time(
 
 
 def branch_std(num_steps: int, experience: Experience) -> list[float]:
-    """Mean over decisions of the siblings' reward std, by sampling step; with K = 1, over all seeds."""
-    spread: list[list[float]] = [[] for _ in range(num_steps)]
+    """Mean over decisions of the std of the siblings' rewards, by sampling step; where K = 1, of all seeds of a task."""
+    stds, steps = [np.zeros(0)], [np.zeros(0, np.int64)]
     for task, reward_M in zip(experience.generated, experience.rewards, strict=True):
-        reward_NK = task.tree.reduce(reward_M)
-        for i in np.unique(task.tree.step_N):
-            rows_NK = reward_NK[task.tree.step_N == i]
-            groups = rows_NK if rows_NK.shape[1] > 1 else rows_NK.T
-            spread[i] += np.nanstd(groups[~np.isnan(groups).all(axis=1)], axis=1).tolist()
-    return [float(np.mean(values)) if values else float("nan") for values in spread]
+        reward_NK, step_N = task.tree.reduce(reward_M), task.tree.step_N
+        if reward_NK.shape[1] == 1:
+            step_N = np.unique(step_N)
+            reward_NK = _side_by_side([reward_NK[task.tree.step_N == i, 0] for i in step_N])
+        known_N = ~np.isnan(reward_NK).all(axis=1)
+        stds.append(np.nanstd(reward_NK[known_N], axis=1))
+        steps.append(step_N[known_N])
+    std_N, step_N = np.concatenate(stds), np.concatenate(steps)
+    count_T = np.bincount(step_N, minlength=num_steps)
+    sum_T = np.bincount(step_N, std_N, minlength=num_steps)
+    return np.where(count_T > 0, sum_T / np.maximum(count_T, 1), np.nan).tolist()
+
+
+def _side_by_side(groups: list[np.ndarray]) -> np.ndarray:
+    """Groups of rewards as the rows of one array; NaN where a group has fewer than another."""
+    rows = np.full((len(groups), max(map(len, groups), default=0)), np.nan)
+    for row, group in zip(rows, groups, strict=True):
+        row[: len(group)] = group
+    return rows

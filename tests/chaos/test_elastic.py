@@ -11,9 +11,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.rollout.fleet import Fleet, Generated
+from actors.rollout.fleet import Fleet
+from actors.rollout.results import Generated
 from actors.trajectory import Task
-from tests.integration.test_fleet import EMPTY, PLAN, PacedWorker, exported
+from system.launch.roles import draining_nodes
+from tests.integration.test_fleet import PLAN, PacedWorker, exported, fleet_of
 
 TASK_S = 0.2
 JOIN_S = 120
@@ -32,12 +34,19 @@ def cluster(monkeypatch):
 def submit(fleet: Fleet, version: int, tasks: int) -> list[Future[Generated]]:
     """One training step's tasks, with its weights."""
     weights = exported(version)
-    return [fleet.generate(Task(i, "", (0, 0, i), version), PLAN, weights, EMPTY, 1) for i in range(tasks)]
+    return [fleet.generate(Task(i, "", (0, 0, i), version), PLAN, weights) for i in range(tasks)]
 
 
 def step(fleet: Fleet, version: int, tasks: int = 20) -> Counter[int]:
     """How many of a training step's tasks each process did."""
-    return Counter(future.result(60).tree for future in submit(fleet, version, tasks))
+    return Counter(pid_of(future) for future in submit(fleet, version, tasks))
+
+
+def pid_of(future: Future[Generated]) -> int:
+    """The process that did a task, whose images are released."""
+    done = future.result(60)
+    done.images.release()
+    return done.tree
 
 
 def grow(fleet: Fleet, workers: int) -> None:
@@ -50,8 +59,7 @@ def grow(fleet: Fleet, workers: int) -> None:
 
 @pytest.mark.chaos
 def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(cluster):
-    fleet = Fleet(lambda slot: PacedWorker.options(resources={"spot": 1} if slot else {}).remote(TASK_S), 1, 60, more=2)
-    fleet.wait_ready(60)
+    fleet = fleet_of(lambda slot: PacedWorker.options(resources={"spot": 1} if slot else {}).remote(TASK_S), 1, more=2)
     assert len(step(fleet, 0)) == 1
 
     node = cluster.add_node(num_cpus=1, resources={"spot": 2})
@@ -67,7 +75,7 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
     for future in futures:
         future.result(60)
     assert len(fleet.workers) == 1
-    assert len(fleet.joining) == 2
+    assert fleet.starting == 2
 
     cluster.add_node(num_cpus=1, resources={"spot": 1})
     grow(fleet, 2)
@@ -78,13 +86,12 @@ def test_workers_join_a_new_node_and_a_lost_node_costs_its_tasks_only_time(clust
 @pytest.mark.chaos
 def test_a_worker_on_a_drained_node_finishes_its_task_and_leaves(cluster):
     """What SIGTERM to a spot node's `ray start --block` begins: no task is lost, and none comes there again."""
-    fleet = Fleet(
+    fleet = fleet_of(
         lambda slot: PacedWorker.options(resources={"spot": 1} if slot else {}).remote(TASK_S),
-        *(1, 60),
+        1,
         more=1,
-        draining=ray._private.state.state.get_draining_nodes,
+        look=draining_nodes,
     )
-    fleet.wait_ready(60)
     node = cluster.add_node(num_cpus=1, resources={"spot": 1})
     grow(fleet, 2)
     assert len(step(fleet, 0, 60)) == 2
@@ -95,8 +102,8 @@ def test_a_worker_on_a_drained_node_finishes_its_task_and_leaves(cluster):
     command = [Path(sys.executable).parent / "ray", "drain-node", *where, *why]
     drained = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert drained.returncode == 0, drained.stderr
-    pids = [future.result(60).tree for future in futures]
+    pids = [pid_of(future) for future in futures]
     assert set(pids[-20:]) == {pids[-1]}
     assert len(set(pids)) == 2
-    assert (len(fleet.workers), len(fleet.joining), fleet.replaced) == (1, 1, 0)
+    assert (len(fleet.workers), fleet.starting, fleet.replaced) == (1, 1, 0)
     fleet.close()

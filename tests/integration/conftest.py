@@ -21,7 +21,6 @@ import sys
 from system.launch.environment import listen_on_loopback
 listen_on_loopback()
 import ray
-from tests.helpers.paths import ROOT
 context = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0)
 print(context.address_info["gcs_address"], context.dashboard_url, context.address_info["session_dir"], flush=True)
 sys.stdin.read()

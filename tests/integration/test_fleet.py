@@ -2,23 +2,24 @@
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.actor import ActorHandle
 
 from actors.policy.weights import Arrays, Exported, Label
-from actors.rollout.fleet import Fleet, Generated
-from actors.rollout.in_flight import InFlight
+from actors.rollout.fleet import Fleet
 from actors.rollout.plans import Plan, ode_plan
-from actors.trajectory import Cost, Task
+from actors.rollout.results import Generated
+from actors.trajectory import Cost, Outcome, Task
 
 PLAN = ode_plan(1)
-EMPTY = InFlight(10**9)
 
 
 @ray.remote(num_cpus=0)
@@ -45,7 +46,7 @@ class FakeWorker:
             raise ValueError("no such prompt")
         if task.prompt == "always die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index} of {self.version}", f"images {task.index}", (task.index, None, Cost())
+        return f"decisions {task.index} of {self.version}", f"images {task.index}", Outcome(task.index, None, Cost())
 
 
 @ray.remote(num_cpus=0)
@@ -64,7 +65,7 @@ class PacedWorker:
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
         time.sleep(self.seconds)
-        return self.seconds, None, (os.getpid(), None, Cost())
+        return self.seconds, None, Outcome(os.getpid(), None, Cost())
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -74,22 +75,30 @@ def exported(version: int = 3) -> Exported:
     return Exported((ray.put({}),), Label(version, "abc", 0))
 
 
+def fleet_of(
+    start: Callable[[int], ActorHandle], slots: int, image_bytes: int = 1, bytes_in_flight: int = 10**9, **more: Any
+) -> Fleet:
+    """A fleet whose workers are ready; a task of PLAN has one image."""
+    fleet = Fleet(start, slots, 60, image_bytes=image_bytes, bytes_in_flight=bytes_in_flight, **more)
+    fleet.wait_ready(60)
+    return fleet
+
+
 @pytest.fixture
 def fleet(tmp_path):
-    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 60)
-    fleet.wait_ready(60)
+    fleet = fleet_of(lambda slot: FakeWorker.remote(str(tmp_path)), 2)
     yield fleet
     fleet.close()
 
 
-def submit(fleet: Fleet, prompts: Iterable[str], room: InFlight = EMPTY, num_bytes: int = 1) -> list[Future[Generated]]:
+def submit(fleet: Fleet, prompts: Iterable[str]) -> list[Future[Generated]]:
     weights = exported()
     tasks = [Task(i, prompt, (0, 0, i), 3) for i, prompt in enumerate(prompts)]
-    return [fleet.generate(task, PLAN, weights, room, num_bytes) for task in tasks]
+    return [fleet.generate(task, PLAN, weights) for task in tasks]
 
 
 def run(fleet: Fleet, *prompts: str) -> list[str]:
-    return [ray.get(future.result(60).images, timeout=30) for future in submit(fleet, prompts)]
+    return [future.result(60).images.pixels() for future in submit(fleet, prompts)]
 
 
 def test_every_task_is_done_once(fleet):
@@ -99,16 +108,13 @@ def test_every_task_is_done_once(fleet):
 
 def test_each_task_is_done_with_its_own_weights(fleet):
     older, newer = exported(3), exported(4)
-    futures = [
-        fleet.generate(Task(i, "what", (0, 0, i), 3), PLAN, newer if i % 3 else older, EMPTY, 1) for i in range(9)
-    ]
+    futures = [fleet.generate(Task(i, "what", (0, 0, i), 3), PLAN, newer if i % 3 else older) for i in range(9)]
     held = [ray.get(future.result(60).experience, timeout=30) for future in futures]
     assert held == [f"decisions {i} of {4 if i % 3 else 3}" for i in range(9)]
 
 
 def test_a_slow_worker_gets_no_job_that_the_other_answers_sooner():
-    fleet = Fleet(lambda slot: PacedWorker.remote((0.1, 3.0)[slot]), 2, 60)
-    fleet.wait_ready(60)
+    fleet = fleet_of(lambda slot: PacedWorker.remote((0.1, 3.0)[slot]), 2)
 
     def paces(jobs: int) -> list[float]:
         return [ray.get(future.result(60).experience, timeout=30) for future in submit(fleet, "a" * jobs)]
@@ -135,16 +141,17 @@ def test_a_task_that_kills_every_worker_stops_the_run(fleet):
         run(fleet, "always die")
 
 
-def test_a_task_that_fails_gives_its_room_back(fleet):
-    room = InFlight(10)
-    first, second = submit(fleet, ["fail", "a"], room, 10)
+def test_a_task_that_fails_gives_its_bytes_back(tmp_path):
+    fleet = fleet_of(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 10, 10)
+    first, second = submit(fleet, ["fail", "a"])
     with pytest.raises(ValueError, match="no such prompt"):
         first.result(60)
     second.result(60)
-    assert room.bytes == 10
+    assert fleet.budget.reserved == 10
+    fleet.close()
 
 
-def test_a_task_that_is_cancelled_after_its_worker_died_gives_its_room_back(tmp_path, caplog):
+def test_a_task_that_is_cancelled_after_its_worker_died_gives_its_bytes_back(tmp_path, caplog):
     """The worker that would take it never finds a place."""
     started = []
 
@@ -152,59 +159,76 @@ def test_a_task_that_is_cancelled_after_its_worker_died_gives_its_room_back(tmp_
         started.append(slot)
         return FakeWorker.options(resources={"nowhere": 1} if len(started) > 1 else {}).remote(str(tmp_path))
 
-    fleet, room = Fleet(start, 1, 60), InFlight(10)
-    fleet.wait_ready(60)
-    (task,) = submit(fleet, ["always die"], room, 10)
+    fleet = fleet_of(start, 1)
+    (task,) = submit(fleet, ["always die"])
     deadline = time.monotonic() + 60
     while not fleet.replaced and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert fleet.budget.reserved == 1
     fleet.cancel()
-    assert task.cancelled()
-    assert room.bytes == 0
+    with pytest.raises(CancelledError):
+        task.result(60)
+    assert fleet.budget.reserved == 0
     assert not [record for record in caplog.records if record.name == "concurrent.futures"]
     fleet.close()
 
 
 def test_a_worker_that_confirms_other_weights_stops_the_run(tmp_path):
-    fleet = Fleet(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1, 60)
-    fleet.wait_ready(60)
+    fleet = fleet_of(lambda slot: FakeWorker.remote(str(tmp_path), lies=True), 1)
     with pytest.raises(RuntimeError, match="confirmed weights"):
         run(fleet, "a")
     fleet.close()
 
 
-def test_generation_waits_while_the_bytes_in_flight_are_at_the_bound(fleet):
-    room = InFlight(25)
-    most = 0
-    for future in submit(fleet, "abcdefgh", room, 10):
-        future.result(60)
-        most = max(most, room.bytes)
-        threading.Timer(0.05, room.release, [10]).start()
-    assert most <= 20
-    assert room.take_peak() == 20
+def test_generation_waits_while_the_bytes_in_flight_are_at_the_bound(tmp_path):
+    fleet = fleet_of(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 10, 25)
+    waiting = deque(submit(fleet, "abcdefgh"))
+    first, second, third = (waiting.popleft() for _ in range(3))
+    images = [first.result(60).images, second.result(60).images]
+    with pytest.raises(TimeoutError):
+        third.result(0.5)
+    images[0].release()
+    third.result(60).images.release()
+    images[1].release()
+    for future in waiting:
+        future.result(60).images.release()
+    assert fleet.take_peak_bytes() == 20
+    fleet.close()
 
 
-def test_what_no_worker_has_begun_can_be_cancelled_and_the_fleet_goes_on(fleet):
-    room = InFlight(1)
-    room.reserve(1)
-    waiting = submit(fleet, "ab", room)
+def test_what_no_worker_has_begun_can_be_cancelled_and_the_fleet_continues(tmp_path):
+    fleet = fleet_of(lambda slot: FakeWorker.remote(str(tmp_path)), 2, 10, 10)
+    images = submit(fleet, "a")[0].result(60).images
+    waiting = submit(fleet, "ab")
     fleet.cancel()
-    assert all(future.cancelled() for future in waiting)
+    for future in waiting:
+        with pytest.raises(CancelledError):
+            future.result(60)
+    images.release()
     assert run(fleet, "c") == ["images 0"]
+    fleet.close()
+
+
+def test_every_job_is_resolved_when_the_fleet_closes_and_later_jobs_are_cancelled(fleet, tmp_path):
+    (hanging,) = submit(fleet, ["hang"])
+    while not (tmp_path / "hang-0").exists():
+        time.sleep(0.01)
+    fleet.close()
+    for future in [hanging, *submit(fleet, "ab")]:
+        with pytest.raises(CancelledError):
+            future.result(10)
+    assert fleet.budget.reserved == 0
+
+
+def test_a_callback_of_a_future_may_call_the_fleet(fleet):
+    later: Future[Future[Generated]] = Future()
+    submit(fleet, "a")[0].add_done_callback(lambda _: later.set_result(submit(fleet, "b")[0]))
+    assert later.result(60).result(60).images.pixels() == "images 0"
 
 
 def test_a_run_without_workers_ends_after_its_time(tmp_path):
     slots = iter((FakeWorker, FakeWorker.options(resources={"none": 1})))
-    fleet = Fleet(lambda slot: next(slots).remote(str(tmp_path)), 1, 60, start_timeout_s=2)
-    fleet.wait_ready(60)
+    fleet = fleet_of(lambda slot: next(slots).remote(str(tmp_path)), 1, start_timeout_s=2)
     with pytest.raises(RuntimeError, match="no rollout worker for 2 s"):
         run(fleet, "die")
     fleet.close()
-
-
-def test_one_task_may_exceed_the_bound_when_nothing_else_is_in_flight():
-    room = InFlight(5)
-    assert room.reserve(10)
-    assert not room.reserve(1)
-    room.release(10)
-    assert room.reserve(1)

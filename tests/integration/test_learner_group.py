@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from actors.learner.actor import LearnerWorker
-from actors.learner.group import LearnerGroup, LearnerLost
+from actors.learner.group import LearnerGroup
 from actors.learner.settings import GrpoSettings, LearnerSettings
+from actors.lost import LearnerLost
 from actors.policy.settings import FlowSDESettings
 from services.base.errors import UserError
 from services.base.logs import LogFile
@@ -39,7 +40,7 @@ def group(sd3_folder, local_ray, tmp_path_factory):
     def start(ranks: int, shard: bool = False, **changes) -> LearnerGroup:
         key = str((ranks, shard, changes))
         if key in started:
-            started[key].restart(120)
+            started[key].restart()
             return started[key]
         settings = LearnerSettings(
             ranks=ranks, shard=shard, lr=1e-2, micro_batch=3, max_drift=10, update_timeout_s=60, ema={"every": 1}
@@ -61,6 +62,7 @@ def group(sd3_folder, local_ray, tmp_path_factory):
                 )
             ),
             settings,
+            120,
         )
         started[key].join(120)
         return started[key]

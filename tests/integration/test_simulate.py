@@ -9,10 +9,11 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.learner.group import LearnerLost
+from actors.lost import LearnerLost
 from services.base.errors import UserError
 from system.bench.simulate import Scenario, SleepingRoles, simulate, simulated
 from system.loop.prompts import read_prompts
+from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
@@ -46,7 +47,7 @@ def fit(settings: RunConfig, trainer: type[Trainer]) -> RunFolder:
         SleepingRoles(settings, run.logs, SMALL) as roles,
         Progress(settings.steps, Console(quiet=True)) as progress,
     ):
-        trainer(settings, run, roles, prompts, None, progress, lambda: None).fit()
+        trainer(settings, run, roles, prompts, None, Recorder(settings, run, progress), lambda: None).fit()
     return run
 
 
@@ -125,7 +126,7 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
         SleepingRoles(config, run.logs, SMALL) as roles,
         Progress(config.steps, Console(quiet=True)) as progress,
     ):
-        Watching(config, run, roles, prompts, None, progress, lambda: None).fit()
+        Watching(config, run, roles, prompts, None, Recorder(config, run, progress), lambda: None).fit()
     print(f"resident each 50 steps: {[size // 10**6 for size in seen[49::50]]} MB; blocks: {blocks}")
     assert len(seen) == 1500
     assert blocks[1] - blocks[0] < 10 * 1200

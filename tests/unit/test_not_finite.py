@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +13,18 @@ from actors.learner.monitor import Monitor
 from actors.learner.settings import AwmSettings, GrpoSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
-from actors.reward.pool import Scores, why_holes
+from actors.reward.scores import Scores, why_holes
+from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.results import Sampled
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Cost, Task
 from services.base.errors import UserError
 from system.loop.evaluate import evaluate
 from system.loop.prompts import read_prompts
-from system.loop.trainer import Trainer
 from system.recipe.load import load_config
-from system.recipe.model import EvalSettings
-from system.run.folder import RunFolder
 from tests.helpers.tiny import tiny_settings
 from tests.unit.actors.learner.test_learner import learner_of, tasks_of
 from tests.unit.actors.learner.test_objectives import SAMPLES, exact_learner, generated, gradient
@@ -76,7 +76,7 @@ def test_a_model_of_nan_makes_no_finite_image(generator):
 
 
 def test_the_pool_makes_holes_of_them_whatever_a_scorer_says():
-    scores = pool_of(a=Handle(good(1.0, 2.0))).score(None, ["x", "y"], ["a"], np.array([True, False]))
+    scores = pool_of(a=Handle(good(1.0, 2.0))).score(None, ["x", "y"], ["a"], np.array([True, False])).result(10)
     np.testing.assert_array_equal(scores.by_scorer["a"], [1, np.nan])
     assert scores.not_finite == 1
     failed = Scores({}, errors={"b": "OSError: gone"})
@@ -86,38 +86,42 @@ def test_the_pool_makes_holes_of_them_whatever_a_scorer_says():
     assert why_holes([Scores()]) == "the scorers returned NaN"
 
 
-class Fleet:
+class Rollouts:
     """Makes evaluation images at once; those of the last prompts are not finite."""
 
     def __init__(self, finite: int) -> None:
         self.finite = finite
 
-    def __len__(self) -> int:
-        return 1
-
     def sample(self, prompts, addresses, num_steps, weights, base):
-        future = Future()
-        future.set_result((None, np.array([row < self.finite for _, _, row, _ in addresses]), Cost()))
-        return future
+        budget = ByteBudget(1)
+        budget.reserve(1)
+        finite_M = np.array([row < self.finite for _, _, row, _ in addresses])
+        return resolved(Sampled(Images(None, 1, budget, np.copy), finite_M, Cost()))
 
 
-class Pool:
-    """Gives each image the score 1; `blind` scorers none."""
+class Rewards:
+    """Gives each image the score 1; `blind` scorers give none."""
 
     def __init__(self, *blind: str) -> None:
         self.blind = blind
 
     def score(self, images, prompts, names, finite_M):
         scores = {name: np.where(finite_M & (name not in self.blind), 1.0, np.nan) for name in names}
-        errors = dict.fromkeys(self.blind, "OSError: away")
-        return Scores(scores, errors=errors, not_finite=int((~finite_M).sum()))
+        errors = {name: "OSError: away" for name in self.blind if name in names}
+        return resolved(Scores(scores, errors=errors, not_finite=int((~finite_M).sum())))
+
+
+def resolved(result):
+    future = Future()
+    future.set_result(result)
+    return future
 
 
 def evaluated(finite: int, *blind: str):
-    prompts = read_prompts(load_config("shapes").data.heldout)
-    settings = EvalSettings(prompts=10, batch=4, grid=0)
-    arguments = (prompts, ["reward", "judge"], ["reward"], settings, 0, 5, lambda: None)
-    return evaluate(Fleet(finite), Pool(*blind), *arguments)
+    overrides = ["eval.prompts=10", "eval.batch=4", "eval.grid=0", "scorers.0.name=reward"]
+    config = load_config("shapes", overrides)
+    roles = SimpleNamespace(rollouts=Rollouts(finite), rewards=Rewards(*blind))
+    return evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
 
 
 def test_an_evaluation_leaves_out_what_is_not_finite_and_one_of_holes_alone_stops_the_run(caplog):
@@ -134,12 +138,10 @@ def test_an_evaluation_leaves_out_what_is_not_finite_and_one_of_holes_alone_stop
     assert "7 of 10 held-out images have no score of `reward` (7 images: the model's latents" in caplog.text
 
 
-def test_an_evaluation_of_few_images_is_not_the_best(tmp_path):
-    config = load_config("shapes", ["eval.prompts=10", "reward.max_hole_share=0.2"])
-    trainer = Trainer(config, RunFolder(tmp_path), None, None, range(100), None, lambda: None)
-    assert trainer._heldout_reward({"eval/pickscore": 1.5, "eval_holes/pickscore": 2}) == 1.5
-    assert trainer._heldout_reward({"eval/pickscore": 1.5, "eval_holes/pickscore": 3}) is None
-    assert trainer._heldout_reward({}) is None
+def test_an_evaluation_of_few_images_is_not_the_best():
+    config = load_config("shapes", ["reward.max_hole_share=0.2", "scorers.0.name=reward", "scorers.0.weight=2"])
+    assert evaluated(8).reward(config) == 2
+    assert evaluated(7).reward(config) is None
 
 
 def test_log_probs_of_nan_alone_are_drift_and_no_holes(sd3_folder):

@@ -1,12 +1,17 @@
 """The reward pool against handles that fail in every way."""
 
+import threading
+from concurrent.futures import CancelledError
+
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from actors.lost import Lost
 from actors.reward import pool as pool_module
-from actors.reward.pool import RewardPool, Scores
+from actors.reward.pool import RewardPool
+from actors.reward.scores import Scores
 from services.scoring.settings import ScorerSettings
 
 
@@ -41,7 +46,7 @@ def no_waiting(monkeypatch):
 
 def pool_of(attempts: int = 3, **handles) -> RewardPool:
     settings = [ScorerSettings(name=name, scorer="jpeg_size", attempts=attempts) for name in handles]
-    return RewardPool(handles, settings)
+    return RewardPool(handles, settings, 4)
 
 
 def good(*values: float):
@@ -64,14 +69,14 @@ def test_all_scorers_are_asked_before_any_answer_is_awaited():
     handles = {name: Watching(good(1.0)) for name in ("a", "b")}
     for handle in handles.values():
         handle.remote = lambda images, prompts, start, run, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
-    scores = pool_of(**handles).score(None, ["x"], ["a", "b"], np.ones(1, bool))
+    scores = pool_of(**handles).score(None, ["x"], ["a", "b"], np.ones(1, bool)).result(10)
     assert order == ["asked", "asked", "awaited", "awaited"]
     assert scores.by_scorer["b"].tolist() == [1.0]
 
 
 def test_a_failed_request_goes_out_again_alone():
     a, b = Handle(good(1.0, 2.0)), Handle(TimeoutError("slow"), ActorDiedError(), good(3.0, 4.0))
-    scores = pool_of(a=a, b=b).score(None, ["x", "y"], ["a", "b"], np.ones(2, bool))
+    scores = pool_of(a=a, b=b).score(None, ["x", "y"], ["a", "b"], np.ones(2, bool)).result(10)
     assert (a.calls, b.calls, scores.retries) == (1, 3, 2)
     assert scores.by_scorer["b"].tolist() == [3.0, 4.0]
     assert scores.errors == {}
@@ -81,20 +86,41 @@ def test_a_failed_request_goes_out_again_alone():
 def test_a_scorer_that_fails_every_attempt_leaves_holes_and_says_why():
     cause = OSError("the model file is gone")
     error = RayTaskError("score", "traceback", cause)
-    scores = pool_of(attempts=2, a=Handle(error, error)).score(None, ["x", "y"], ["a"], np.ones(2, bool))
+    scores = pool_of(attempts=2, a=Handle(error, error)).score(None, ["x", "y"], ["a"], np.ones(2, bool)).result(10)
     assert np.isnan(scores.by_scorer["a"]).all()
     assert scores.errors["a"] == "OSError: the model file is gone"
 
 
 def test_our_own_mistakes_are_not_swallowed():
     with pytest.raises(KeyError):
-        pool_of(a=Handle(KeyError("a bug"))).score(None, ["x"], ["a"], np.ones(1, bool))
+        pool_of(a=Handle(KeyError("a bug"))).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
 
 
-def test_a_closed_pool_returns_holes_at_once():
-    pool = pool_of(a=Handle())
+def test_a_pool_that_closes_ends_every_job():
+    """The one that is being scored with holes, the one that waits for its turn and later ones as cancelled."""
+    asked = threading.Event()
+
+    class Fails(Handle):
+        def remote(self, images, prompts, start, run):
+            asked.set()
+            return Response(TimeoutError("slow"))
+
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", attempts=10**9)]
+    pool = RewardPool({"a": Fails()}, settings, 1)
+    scoring, waiting = (pool.score(None, ["x"], ["a"], np.ones(1, bool)) for _ in range(2))
+    assert asked.wait(10)
     pool.close()
-    assert np.isnan(pool.score(None, ["x"], ["a"], np.ones(1, bool)).by_scorer["a"]).all()
+    later = pool.score(None, ["x"], ["a"], np.ones(1, bool))
+    assert np.isnan(scoring.result(10).by_scorer["a"]).all()
+    for future in (waiting, later):
+        with pytest.raises(CancelledError):
+            future.result(10)
+
+
+def test_images_that_are_lost_with_their_node_are_a_loss():
+    lost = RayTaskError("score", "", cause=ObjectLostError("ab", None, ""))
+    with pytest.raises(Lost):
+        pool_of(a=Handle(lost)).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
 
 
 def test_weighted_sum_keeps_holes():
@@ -107,7 +133,9 @@ def test_weighted_sum_keeps_holes():
 def test_images_go_out_in_requests_and_only_the_failed_one_again():
     handle = Handle(good(1.0, 2.0), TimeoutError("slow"), good(5.0), good(3.0, 4.0))
     settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=2)]
-    scores = RewardPool({"a": handle}, settings, "mine").score(None, list("vwxyz"), ["a"], np.ones(5, bool))
+    scores = (
+        RewardPool({"a": handle}, settings, 4, "mine").score(None, list("vwxyz"), ["a"], np.ones(5, bool)).result(10)
+    )
     assert scores.by_scorer["a"].tolist() == [1, 2, 3, 4, 5]
     assert handle.asked == [(0, 2, "mine"), (2, 2, "mine"), (4, 1, "mine"), (2, 2, "mine")]
     assert (scores.retries, scores.errors, scores.busy_s) == (1, {}, {"a": 1.5})
@@ -116,14 +144,18 @@ def test_images_go_out_in_requests_and_only_the_failed_one_again():
 def test_a_request_that_fails_for_good_leaves_its_own_holes():
     handle = Handle(good(1.0), ActorDiedError(), ActorDiedError())
     settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=1, attempts=2)]
-    scores = RewardPool({"a": handle}, settings).score(None, ["x", "y"], ["a"], np.ones(2, bool))
+    scores = RewardPool({"a": handle}, settings, 4).score(None, ["x", "y"], ["a"], np.ones(2, bool)).result(10)
     np.testing.assert_array_equal(scores.by_scorer["a"], [1, np.nan])
     assert "ActorDiedError" in scores.errors["a"]
 
 
 def test_a_full_pool_is_waited_for_and_is_no_failure():
     full = BackPressureError(num_queued_requests=9, max_queued_requests=9)
-    scores = pool_of(attempts=1, a=Handle(full, full, full, good(1.0))).score(None, ["x"], ["a"], np.ones(1, bool))
+    scores = (
+        pool_of(attempts=1, a=Handle(full, full, full, good(1.0)))
+        .score(None, ["x"], ["a"], np.ones(1, bool))
+        .result(10)
+    )
     assert scores.by_scorer["a"].tolist() == [1.0]
     assert scores.retries == 3
 
@@ -131,6 +163,6 @@ def test_a_full_pool_is_waited_for_and_is_no_failure():
 def test_but_not_for_longer_than_its_timeout():
     full = BackPressureError(num_queued_requests=9, max_queued_requests=9)
     settings = [ScorerSettings(name="a", scorer="jpeg_size", timeout_s=1e-6)]
-    scores = RewardPool({"a": Handle(full)}, settings).score(None, ["x"], ["a"], np.ones(1, bool))
+    scores = RewardPool({"a": Handle(full)}, settings, 4).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
     assert np.isnan(scores.by_scorer["a"]).all()
     assert "BackPressureError" in scores.errors["a"]

@@ -7,7 +7,8 @@ from diffusers import SD3Transformer2DModel
 
 from actors.rollout.plans import make_plan
 from services.base.paths import resolve_model
-from system.capacity.estimate import bytes_in_flight, estimate, steps_within, task_image_bytes
+from system.capacity.estimate import estimate, steps_within
+from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 

@@ -4,10 +4,12 @@ import logging
 
 import pytest
 
-from actors.learner.group import LearnerLate, LearnerLost
+from actors.lost import LearnerLate, LearnerLost
 from services.base.errors import UserError
 from system.commands.train import check_devices
-from system.launch.roles import Roles, ray
+from system.launch import cluster
+from system.launch.placement import Placement
+from system.launch.roles import gpus_asked, start_learner
 from system.recipe.load import load_config
 
 
@@ -55,10 +57,11 @@ def test_a_role_that_is_to_use_a_gpu_must_ask_for_one(overrides, learns, refused
         ([], 0, None),
     ],
 )
-def test_roles_on_the_cpu_of_a_cluster_with_gpus_are_named(tmp_path, monkeypatch, caplog, overrides, gpus, said):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": float(gpus)})
+def test_roles_on_the_cpu_of_a_cluster_with_gpus_are_named(monkeypatch, caplog, overrides, gpus, said):
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": float(gpus)})
+    config = load_config("shapes", overrides)
     with caplog.at_level(logging.WARNING):
-        Roles(load_config("shapes", overrides), [], tmp_path)._warn_of_idle_gpus()
+        cluster.warn_of_idle_gpus(gpus_asked(config, learns=True), config.scorers)
     assert (said in caplog.text) if said else not caplog.text
 
 
@@ -68,7 +71,7 @@ class Group:
     def __init__(self, *failures: Exception) -> None:
         self.failures, self.starts = list(failures), 0
 
-    def join(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float = 0) -> None:
         self.starts += 1
         if self.failures:
             raise self.failures.pop(0)
@@ -85,12 +88,26 @@ class Group:
         ([UserError("policy.adapter: no")], 1, "policy.adapter: no"),
     ],
 )
-def test_a_learner_that_dies_as_it_starts_is_started_three_times(tmp_path, failures, starts, said):
-    roles = Roles(load_config("shapes"), [], tmp_path)
-    roles.learner = group = Group(*failures)
+def test_a_learner_that_dies_as_it_starts_is_started_three_times(failures, starts, said):
+    group = Group(*failures)
     if said is None:
-        roles._wait_for_learner()
+        start_learner(group, 900)
     else:
         with pytest.raises(UserError, match=said):
-            roles._wait_for_learner()
+            start_learner(group, 900)
     assert group.starts == starts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learns", "places"),
+    [
+        ([], True, [(0.4, 0), (0.4, 0), (0.6, 1)]),
+        ([], False, [(0.4, 0), (0.4, 0)]),
+        (["placement=colocated"], True, [(0.6, 1), (0.4, 0)]),
+        (["placement=colocated"], False, [(0.4, 0), (0.4, 0)]),
+        (["placement=colocated", "learner.ranks=2"], True, [(0.6, 1), (0.6, 1)]),
+    ],
+)
+def test_each_worker_and_rank_has_a_place_and_a_colocated_one_serves_both(overrides, learns, places):
+    config = load_config("shapes", ["learner.num_cpus=0.6", "learner.num_gpus=1", *overrides])
+    assert [(place.num_cpus, place.num_gpus) for place in Placement(config, learns).places] == places

@@ -1,0 +1,90 @@
+"""Held-out scores: which prompts, which noise, which pictures, and their means."""
+
+import json
+
+import numpy as np
+import pytest
+
+from system.loop.evaluate import EVAL_STREAM, evaluate
+from system.loop.prompts import read_prompts
+from system.loop.stop import Stopped
+from system.recipe.load import load_config
+from tests.helpers.fakes import FakeRoles
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [{"prompt": f"prompt {i}", "category": "even" if i % 2 == 0 else "odd"} for i in range(9)]
+    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_config(
+        "shapes", [f"data.heldout={tmp_path / 'heldout.jsonl'}", "eval.prompts=7", "eval.batch=3", "eval.grid=4"]
+    )
+
+
+def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(config):
+    roles, asked = FakeRoles(), []
+    sample = roles.rollouts.sample
+
+    def watched(prompts, addresses, *more):
+        asked.append((prompts, addresses, *more))
+        return sample(prompts, addresses, *more)
+
+    roles.rollouts.sample = watched
+    progress = []
+    result = evaluate(
+        roles, config, read_prompts(config.data.heldout), lambda: None, progress=lambda *told: progress.append(told)
+    )
+    assert result.table["row"].to_pylist() == list(range(7))
+    assert result.table["prompt"].to_pylist() == [f"prompt {i}" for i in range(7)]
+    assert [address for _, addresses, *_ in asked for address in addresses] == [
+        (0, EVAL_STREAM, i, 0) for i in range(7)
+    ]
+    assert {steps for _, _, steps, *_ in asked} == {config.eval_steps}
+    assert progress[-1] == (3, 3)
+    assert result.grid_NHWC.shape == (4, 4, 4, 3)
+    assert (result.cost.decodes, result.scored) == (7, 7 * 2)
+    assert roles.rollouts.budget.reserved == 0
+
+
+def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
+    roles = FakeRoles()
+
+    def by_row(images, prompts, names, finite_M):
+        scores = [float(prompt.split()[1]) for prompt in prompts]
+        scores = [np.nan if score == 6 else score for score in scores]
+        done = roles_score(images, prompts, names, finite_M)
+        for name in names:
+            done.result().by_scorer[name][:] = scores
+        return done
+
+    roles_score = roles.rewards.score
+    roles.rewards.score = by_row
+    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    summary = result.summary(["judge"])
+    assert summary == {
+        "eval/judge": pytest.approx(15 / 6),
+        "eval_holes/judge": 1,
+        "eval/judge/even": pytest.approx(2),
+        "eval/judge/odd": pytest.approx(3),
+    }
+
+
+def test_a_stop_ends_it(config):
+    def stop() -> None:
+        raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped):
+        evaluate(FakeRoles(), config, read_prompts(config.data.heldout), stop)
+
+
+def test_images_are_bounded_as_in_training(config):
+    """A budget of one byte lets one batch at a time through; the fake asserts that it may reserve."""
+    roles = FakeRoles(bound=1)
+    evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    assert roles.rollouts.take_peak_bytes() == 3 * 4 * 4 * 3
+
+
+def test_nothing_to_show_is_an_empty_picture(config):
+    without = config.model_copy(update={"eval": config.eval.model_copy(update={"grid": 0})})
+    result = evaluate(FakeRoles(), without, read_prompts(config.data.heldout), lambda: None)
+    assert len(result.grid_NHWC) == 0

@@ -1,0 +1,252 @@
+"""The training loop on roles that compute nothing: each event at each place of a run."""
+
+import logging
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from actors.lost import Lost
+from services.base.errors import UserError
+from system.loop.prompts import read_prompts
+from system.loop.recorder import Recorder
+from system.loop.stop import Stopped
+from system.loop.trainer import MAX_LOSSES, Trainer
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
+from system.run.folder import RunFolder
+from system.run.progress import Progress
+from tests.helpers.fakes import FakeRoles, Script, lost
+
+STEPS = 4
+
+
+def recipe(folder: Path, *overrides: str) -> RunConfig:
+    """Four steps of two prompts; evaluations at 0, 2 and 4, checkpoints at the evaluations and at 3."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("".join(f"prompt number {i}\n" for i in range(8)))
+    return load_config(
+        "shapes",
+        [
+            *("name=run", f"output={folder / 'runs'}", f"steps={STEPS}", "plan.seeds=1", "plan.explorations=2"),
+            *(f"data.train={prompts}", f"data.heldout={prompts}", "data.prompts_per_step=2"),
+            *("eval.every=2", "eval.prompts=4", "eval.batch=2", "eval.grid=1", "checkpoint.every=3"),
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """A disk that is not waited for, and models whose files are not read: other tests prove what these do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr("system.run.folder.read_inputs", lambda config: {})
+        yield
+
+
+class Stops:
+    """A stop that comes at a call, and is seen when the loop looks next."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> None:
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise Stopped("SIGTERM")
+
+
+def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume: bool = False) -> RunFolder:
+    """Train to the end, or to what ends the run."""
+    stops = stops or Stops()
+    train = read_prompts(config.data.train)
+    with RunFolder.open(config, resume) as run, Progress(config.steps, Console(quiet=True)) as progress:
+        roles.learners.staleness = config.learner.max_staleness
+        Trainer(config, run, roles, train, train, Recorder(config, run, progress), stops.check).fit()
+    return run
+
+
+def recorded(config: RunConfig) -> dict:
+    """What a run has left, but for times and for how often things were started again."""
+    run = RunFolder(Path(config.output) / config.name)
+    timed = ("time", "elapsed_s", "learner_restarts", "idle/", "seconds/", "bytes/images_peak")
+    lines = [{k: repr(v) for k, v in line.items() if not k.startswith(timed)} for line in run.read_metrics()]
+    tables = {
+        f"{kind}/{file.name}": pq.read_table(file).to_pydict()
+        for kind in ("experience", "eval")
+        for file in sorted((run.path / kind).iterdir())
+    }
+    return {
+        "metrics": lines,
+        "tables": repr(tables),
+        "images": sorted(p.name for p in (run.path / "samples").iterdir()),
+    }
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["in step", "two ahead"])
+def whole(request, tmp_path_factory):
+    """A run that nothing disturbs: its overrides, its calls, its final weights and what it recorded."""
+    staleness = f"learner.max_staleness={request.param}"
+    config, script = recipe(tmp_path_factory.mktemp("whole"), staleness), Script()
+    roles = FakeRoles(script)
+    fit(config, roles)
+    assert roles.learners.current == STEPS
+    return staleness, script.calls, roles.learners.versions[STEPS], recorded(config)
+
+
+def test_a_run_records_every_step_and_saves_what_it_ends_with(whole, tmp_path):
+    staleness, calls, weights, left = whole
+    config = recipe(tmp_path, staleness)
+    roles = FakeRoles()
+    run = fit(config, roles)
+    assert (roles.learners.versions[STEPS], recorded(config)) == (weights, left)
+    assert roles.learners.model == weights
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3, 4]
+    assert [file.name for file in sorted((run.path / "eval").iterdir())] == [
+        "step_000000.parquet",
+        "step_000002.parquet",
+        "step_000004.parquet",
+    ]
+    assert sorted(p.name for p in (run.path / "checkpoints").glob("step_*"))[-1] == "step_000004"
+    assert set(roles.rollouts.generated.values()) == {1}
+    assert roles.rollouts.budget.reserved == 0
+    assert calls.count("update") == STEPS
+
+
+def test_what_is_lost_at_any_place_is_made_again_with_the_same_result(whole, tmp_path):
+    staleness, calls, weights, left = whole
+    for at in range(calls.index("describe") + 1, len(calls)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        config, script = recipe(folder, staleness), Script(at, lost)
+        roles = FakeRoles(script)
+        fit(config, roles)
+        assert roles.learners.restarts == 1, calls[at]
+        assert roles.learners.versions[STEPS] == weights, calls[at]
+        assert recorded(config) == left, calls[at]
+        assert roles.rollouts.budget.reserved == 0, calls[at]
+
+
+def test_a_stop_at_any_place_leaves_a_run_that_resumes_with_the_same_result(whole, tmp_path):
+    staleness, calls, weights, left = whole
+    ended = 0
+    for at in range(len(calls)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        config, stops = recipe(folder, staleness), Stops()
+        roles = FakeRoles(Script(at, stops))
+        try:
+            run = fit(config, roles, stops)
+        except Stopped:
+            ended += 1
+            run = RunFolder(Path(config.output) / config.name)
+            if run.read_metrics():  # The checkpoint is that of the last recorded step.
+                last = run.read_metrics()[-1]["step"]
+                assert (run.path / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists(), calls[at]
+            roles = FakeRoles()
+            fit(config, roles, resume=True)
+        assert roles.learners.versions[STEPS] == weights, calls[at]
+        assert recorded(config) == left, calls[at]
+    assert ended > len(calls) // 2
+
+
+class Killed(BaseException):
+    """The process ends here: nothing is caught, nothing is cleaned up."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def test_a_driver_that_is_killed_at_any_place_resumes_with_the_same_result(whole, tmp_path):
+    staleness, calls, weights, left = whole
+    for at in range(len(calls)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        config = recipe(folder, staleness)
+        with pytest.raises(Killed):
+            fit(config, FakeRoles(Script(at, killed)))
+        roles = FakeRoles()
+        fit(config, roles, resume=True)
+        assert roles.learners.versions[STEPS] == weights, calls[at]
+        assert recorded(config) == left, calls[at]
+
+
+def test_another_error_of_a_role_ends_the_run_and_the_run_resumes(whole, tmp_path):
+    staleness, calls, weights, left = whole
+
+    def fails() -> None:
+        raise ValueError("a bug")
+
+    for name in sorted(set(calls)):
+        folder = tmp_path / name
+        folder.mkdir()
+        config, last = recipe(folder, staleness), len(calls) - 1 - calls[::-1].index(name)
+        with pytest.raises(ValueError, match="a bug"):
+            fit(config, FakeRoles(Script(last, fails)))
+        roles = FakeRoles()
+        fit(config, roles, resume=True)
+        assert (roles.learners.versions[STEPS], recorded(config)) == (weights, left), name
+
+
+def test_a_loss_that_comes_again_and_again_ends_the_run(tmp_path):
+    class AlwaysLost(Script):
+        def __call__(self, name: str) -> None:
+            super().__call__(name)
+            if name == "update":
+                raise Lost("killed")
+
+    script = AlwaysLost()
+    with pytest.raises(Lost, match="killed"):
+        fit(recipe(tmp_path), FakeRoles(script))
+    assert script.calls.count("update") == MAX_LOSSES
+
+
+def test_holes_have_no_advantage_and_too_many_end_the_run(tmp_path):
+    config = recipe(tmp_path, "reward.max_hole_share=0.5", "data.heldout=null")
+    run = fit(config, FakeRoles(holes=1))
+    for file in (run.path / "experience").iterdir():
+        table = pq.read_table(file).to_pydict()
+        without = [a for a, r in zip(table["advantage"], table["reward"], strict=True) if r != r]
+        assert without
+        assert not any(without)
+    assert {line["holes"] for line in run.read_metrics()[1:]} == {2}
+
+    (tmp_path / "refused").mkdir()
+    refused = recipe(tmp_path / "refused", "reward.max_hole_share=0.05", "data.heldout=null")
+    with pytest.raises(UserError, match=r"images have no reward \(scorer `pickscore`: OSError: away\)"):
+        fit(refused, FakeRoles(holes=1))
+
+
+def test_the_images_of_one_job_are_released_before_the_next_where_the_budget_is_small(tmp_path):
+    """The fake asserts that it may reserve; a bound of one byte lets one job at a time through."""
+    config = recipe(tmp_path)
+    roles = FakeRoles(bound=1)
+    fit(config, roles)
+    assert roles.learners.current == STEPS
+
+
+def test_an_evaluation_that_was_cut_off_is_made_on_resume(tmp_path, whole):
+    staleness, _, _, left = whole
+    config = recipe(tmp_path, staleness)
+    run = fit(config, FakeRoles())
+    (run.path / "eval" / "step_000004.parquet").unlink()
+    fit(config, FakeRoles(), resume=True)
+    assert recorded(config) == left
+
+
+def test_checkpoints_that_cannot_be_written_leave_the_one_before_and_the_end_says_so(tmp_path, monkeypatch, caplog):
+    config, roles = recipe(tmp_path), FakeRoles()
+
+    def full(folder) -> None:
+        raise OSError("no space left")
+
+    roles.learners.save = full
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="continue with --resume from step 0"):
+        fit(config, roles)
+    assert "no checkpoint of step 2: no space left" in caplog.text
