@@ -79,7 +79,7 @@ def describe_time(
 
 
 def branch_std(num_steps: int, experience: Experience) -> list[float]:
-    """Mean over decisions of the std of the siblings' rewards, by sampling step; where K = 1, of all seeds of a task."""
+    """The std of the rewards of siblings (of a task's seeds where K = 1), averaged over decisions, by sampling step."""
     stds, steps = [np.zeros(0)], [np.zeros(0, np.int64)]
     for task, reward_M in zip(experience.generated, experience.rewards, strict=True):
         reward_NK, step_N = task.tree.reduce(reward_M), task.tree.step_N

@@ -68,6 +68,29 @@ class PacedWorker:
         return self.seconds, None, Outcome(os.getpid(), None, Cost())
 
 
+class Large:
+    """A rollout worker whose tasks leave 2 × 10 MB in the object store."""
+
+    NUM_BYTES = 10**7
+
+    def ready(self):
+        return ray.get_runtime_context().get_node_id()
+
+    def load(self, label: Label, *buckets: Arrays):
+        return label.version, label.checksum
+
+    @ray.method(num_returns=3)
+    def generate(self, task: Task, plan: Plan):
+        return bytes(self.NUM_BYTES), bytes(self.NUM_BYTES), Outcome(None, None, Cost())
+
+
+LargeWorker = ray.remote(num_cpus=0)(Large)
+
+
+def object_store_bytes() -> float:
+    return ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+
+
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -231,4 +254,16 @@ def test_a_run_without_workers_ends_after_its_time(tmp_path):
     fleet = fleet_of(lambda slot: next(slots).remote(str(tmp_path)), 1, start_timeout_s=2)
     with pytest.raises(RuntimeError, match="no rollout worker for 2 s"):
         run(fleet, "die")
+    fleet.close()
+
+
+def test_nothing_stays_in_the_object_store_of_tasks_that_are_released_and_dropped():
+    fleet = fleet_of(lambda slot: LargeWorker.remote(), 1)
+    for future in submit(fleet, "a" * 20):
+        future.result(60).images.release()
+    del future
+    deadline = time.monotonic() + 30
+    while (used := object_store_bytes()) > Large.NUM_BYTES and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert used <= Large.NUM_BYTES
     fleet.close()

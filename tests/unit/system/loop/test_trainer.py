@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -250,3 +251,50 @@ def test_checkpoints_that_cannot_be_written_leave_the_one_before_and_the_end_say
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="continue with --resume from step 0"):
         fit(config, roles)
     assert "no checkpoint of step 2: no space left" in caplog.text
+
+
+def test_a_learner_that_is_lost_before_a_checkpoint_with_weights_begins_at_that_of_step_0(tmp_path):
+    config, script = recipe(tmp_path), Script()
+    fit(config, FakeRoles(script))
+    second_update = [i for i, name in enumerate(script.calls) if name == "update"][1]
+    (tmp_path / "again").mkdir()
+    config = recipe(tmp_path / "again", "checkpoint.keep=9")
+    run = fit(config, FakeRoles(Script(second_update, lost)))
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3, 4]
+    assert [line.get("learner_restarts") for line in run.read_metrics()] == [None, 1, 1, 1, 1]
+    first = run.path / "checkpoints" / "step_000000"
+    assert sorted(file.name for file in first.iterdir()) == ["manifest.json", "recipe.yaml", "state.json"]
+
+
+def test_a_learner_that_is_lost_with_all_checkpoints_ends_the_run_and_no_record_is_touched(tmp_path):
+    config = recipe(tmp_path)
+    run = RunFolder(Path(config.output) / config.name)
+    kept = []
+
+    class LosesTheCheckpointsToo(Script):
+        def __call__(self, name: str) -> None:
+            super().__call__(name)
+            if name == "update" and self.calls.count("update") == 3:
+                shutil.rmtree(run.path / "checkpoints")
+                kept.append(run.metrics_file.read_bytes())
+                lost()
+
+    with pytest.raises(UserError, match="has recorded step 2, but there is no checkpoint of it in"):
+        fit(config, FakeRoles(LosesTheCheckpointsToo()))
+    assert run.metrics_file.read_bytes() == kept[0]
+    assert len(list((run.path / "experience").iterdir())) == 2
+
+
+def test_a_driver_whose_run_another_one_has_taken_over_ends(tmp_path):
+    config = recipe(tmp_path)
+    run = RunFolder(Path(config.output) / config.name)
+
+    class TakenOver(Script):
+        def __call__(self, name: str) -> None:
+            super().__call__(name)
+            if self.calls.count("update") == 1 and name == "update":
+                run.checkpoints(config.checkpoint).claim()
+
+    with pytest.raises(UserError, match="another driver has taken over the checkpoints"):
+        fit(config, FakeRoles(TakenOver()))
+    assert [path.name for path in (run.path / "checkpoints").glob("step_*")] == ["step_000000"]
