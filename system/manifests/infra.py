@@ -38,10 +38,15 @@ class Toleration(Settings):
     """A taint of nodes that pods tolerate, as Kubernetes writes it."""
 
     key: LabelKey | None = None
+    """Key of the taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
+    """`Equal` compares the value; `Exists` tolerates every value."""
     value: LabelValue | None = None
+    """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; every effect if not given."""
     tolerationSeconds: int | None = None
+    """Seconds that a pod stays after a taint with the effect NoExecute appeared; without end if not given."""
 
     @model_validator(mode="after")
     def _as_the_api_server_checks(self) -> Toleration:
