@@ -1,4 +1,4 @@
-"""The reference pages say what the code says, and no page links to a place that does not exist."""
+"""The reference pages say what the code says, and no page names a page or a file that does not exist."""
 
 import re
 from pathlib import Path
@@ -59,3 +59,9 @@ def test_every_page_links_the_glossary(path):
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
 def test_every_page_is_in_the_navigation(path):
     assert re.search(rf": {re.escape(str(path.relative_to(DOCS)))}$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_of_the_repository_that_a_page_names_exists(path):
+    named = re.findall(r"`((?:actors|configs|deploy|services|system|tests)/[a-z0-9_/.]+\.[a-z]+)`", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
