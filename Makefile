@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # Where pip finds the CPU build of PyTorch; empty takes the registry's default build.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart test test-all test-gpu promtool lint format assets clean
+.PHONY: help quickstart test test-all test-gpu promtool lint format reference docs assets clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,16 @@ lint: $(VENV)/installed-dev ## Style, format and types, without changing anythin
 format: $(VENV)/installed-dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: $(VENV)/installed ## Write the reference pages of docs/ again, from the settings and the command line
+	$(BIN)/python -m docs.build
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/installed-docs reference ## Build the documentation as a site, build/site/index.html, which needs no network to read
+	$(BIN)/zensical build --strict
 
 assets: $(VENV)/installed ## Rebuild the miniature's weights from a seed (about an hour and a half on two cores)
 	$(BIN)/python -m system.miniature.build

@@ -224,12 +224,17 @@ class LearnerSettings(Settings):
     """Each rank holds a part of the transformer (FSDP2), for models that outgrow one GPU and for full fine-tuning; an
     adapter stays whole. Else each rank holds all of it."""
     lr: float = Field(3e-4, gt=0)
+    """Learning rate of AdamW."""
     lr_decay: DecaySettings | None = None
-    """Constant if not given."""
+    """How the learning rate falls; it is constant if not given."""
     betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of AdamW."""
     eps: float = Field(1e-8, gt=0)
+    """AdamW's term against a division by zero."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """A gradient whose norm is larger is scaled down to this norm."""
     micro_batch: int = Field(8, ge=1)
     """Decisions of one forward and backward."""
     max_staleness: int = Field(0, ge=0)
@@ -239,14 +244,18 @@ class LearnerSettings(Settings):
     max_drift: float = Field(0.05, gt=0)
     """A run stops when the mean |Δ log p| between rollout and learner exceeds this at any step."""
     ema: EmaSettings | None = None
+    """The moving average that is evaluated and saved; none if not given."""
     num_cpus: float = Field(1, ge=0)
+    """CPUs that Ray reserves for one rank."""
     num_gpus: Gpus = 0
+    """GPUs that Ray reserves for one rank: a fraction of one, or a whole number."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that ranks may be placed on; any node if empty. Colocated ranks go with the rollout
     workers."""
     threads: int = Field(1, ge=1)
     """CPU threads. Part of the arithmetic: another count gives other last bits."""
     update_timeout_s: float = Field(3600, gt=0)
+    """Seconds after which an update counts as lost."""
 
     def rate(self, version: int) -> float:
         """Learning rate of the update of policy version `version`."""

@@ -28,7 +28,7 @@ from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Outcome, Task, Tree
 from services.base.storage import Folder
 from system.capacity.in_flight import image_bytes, task_image_bytes
-from system.loop.prompts import Prompts, read_prompts
+from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
@@ -244,9 +244,9 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     Returns:
         Seconds of a step, of an ideal step, their ratio, and microseconds of the driver's CPU for each task.
     """
-    texts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
-    enough = [texts[i % len(texts)] for i in range(max(len(texts), scenario.tasks))]
-    prompts = Prompts(enough, None, [], "prompt")
+    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    enough = [prompts[i % len(prompts)] for i in range(max(len(prompts), scenario.tasks))]
+    prompts = replace(prompts, texts=enough, categories=None)
     ahead = config.learner.max_staleness
     filled = 1 + ahead
     cpu_s: dict[int, float] = {}

@@ -36,7 +36,6 @@ def bench(
 
     log = Console(stderr=True) if json else console
     with redirect_stdout(sys.stderr if json else sys.stdout):  # Ray's own messages
-        figures = run_bench(
-            kind, load_config(recipe, overrides or []), family, rounds, workers if simulate else None, log
-        )
+        config, simulated = load_config(recipe, overrides or []), workers if simulate else None
+        figures = run_bench(kind, config, family, rounds, simulated, log)
     console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))

@@ -25,11 +25,15 @@ class DataSettings(Settings):
     """
 
     train: str
+    """The prompts that are trained on."""
     heldout: str | None = None
+    """The prompts that are only evaluated; without them nothing is evaluated."""
     prompt_column: str = "prompt"
+    """The column that holds the prompts."""
     category_column: str = "category"
     """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
     prompts_per_step: int = Field(48, ge=1)
+    """Prompts of one training step."""
 
 
 class EvalSettings(Settings):
@@ -62,6 +66,7 @@ class WandbSettings(Settings):
     """A run on Weights & Biases; the key is WANDB_API_KEY of the environment, never in a recipe."""
 
     project: str = "tempflow"
+    """The project that the run belongs to."""
     entity: str | None = None
     """The user or team; the key's own if not given."""
     mode: Literal["online", "offline"] = "online"
@@ -92,6 +97,7 @@ class RunConfig(Settings):
     output: str = "runs"
     """The folder that holds run folders."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the prompts' order, of all noise and of the adapter's first weights."""
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
     placement: Literal["split", "colocated"] = "split"
@@ -113,7 +119,7 @@ class RunConfig(Settings):
     scorers: Listed[ScorerSettings] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
     serve: GatewaySettings = GatewaySettings()
-    """Of the HTTP side that `tempflow serve` gives the scorers; training itself calls them by handle."""
+    """The HTTP side that `tempflow serve` gives the scorers. Training itself does not use it."""
     data: DataSettings
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -95,15 +95,20 @@ class WindowSettings(_PlanSettings):
     shared_noise: bool = False
     """All trajectories of a prompt start from one noise."""
     size: int = Field(4, ge=1)
+    """Steps of the window."""
     strategy: Literal["progressive", "decay", "random"] = "progressive"
     """`progressive`: the window slides by `shift` after every `every` training steps, and starts over at the end;
     `decay`: ever sooner beyond step `decay_from`; `random`: drawn anew for each training step."""
     within: int | None = Field(None, ge=1)
     """The window lies within the first so many steps; within all but the last if not given."""
     every: int = Field(25, ge=1)
+    """Training steps after which the window slides."""
     shift: int = Field(1, ge=1)
+    """Steps by which the window slides."""
     decay_from: int = Field(13, ge=0)
+    """The step from which the window of `decay` slides sooner."""
     decay_rate: float = Field(0.1, ge=0)
+    """How fast the training steps between two slides of `decay` become fewer."""
     stride: float = Field(1.0, ge=1)
     """After the window, in steps of so many grid steps."""
     solver: Solver = "euler"
