@@ -19,10 +19,11 @@ from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.sharding import is_sharded, local, placed, shard
-from actors.policy.trained import WEIGHTS_FILE, read_trained
+from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, read_trained
 from actors.policy.weights import Arrays, Weights, checksum
 from services.base.devices import device_of
 from services.base.errors import UserError
+from services.base.headers import sort_metadata
 from services.base.paths import resolve_model
 
 
@@ -168,7 +169,7 @@ class Policy:
         An adapter is read by the pipeline's `load_lora_weights`, a whole transformer by its class's `from_pretrained`.
         The scale alpha / rank is multiplied into B, and the file's alpha is its rank: every reader then has the same
         scale, those included that know no metadata (ComfyUI). `.alpha` tensors would not do: diffusers refuses them for
-        SD3.
+        SD3. The same weights give the same bytes in every process.
 
         Args:
             folder: made if it does not exist.
@@ -197,8 +198,10 @@ class Policy:
                 for name, a in values.items()
             },
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
-            | {"lora_alpha": self.settings.lora.rank},
+            # PEFT keeps the targets in a set, whose order differs from process to process.
+            | {"lora_alpha": self.settings.lora.rank, "target_modules": sorted(self.settings.lora.targets)},
         )
+        sort_metadata(folder / LORA_FILE)
 
 
 def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Family:

@@ -1,4 +1,4 @@
-"""What safetensors files hold, read from their headers alone."""
+"""The headers of safetensors files: what a file holds, without reading its tensors."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from services.base.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
+
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian; the header is padded to a multiple of it."""
 
 
 @contextmanager
@@ -52,3 +55,17 @@ def is_whole(folder: Path) -> bool:
         files = set(json.loads(index.read_text())["weight_map"].values())
         return all((folder / file).is_file() for file in files)
     return any(folder.glob("*.safetensors"))
+
+
+def sort_metadata(path: Path) -> None:
+    """Write the metadata of a safetensors file in the order of its keys.
+
+    The library (0.6) writes them in an order that differs from call to call, so equal contents are not equal bytes.
+    """
+    content = path.read_bytes()
+    start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
+    header = json.loads(content[LENGTH_BYTES:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    path.write_bytes(len(text).to_bytes(LENGTH_BYTES, "little") + text + content[start:])

@@ -1,6 +1,9 @@
 """The adapter: exact exchange of weights, and files that can be read back."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from actors.policy.settings import LoraSettings
 from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, read_trained
 from actors.policy.weights import checksum
 from services.base.errors import UserError
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny import stir, tiny_settings
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -87,3 +91,16 @@ def test_weights_that_are_not_finite_are_neither_loaded_nor_exported(sd3_folder,
     next(iter(arrays.values())).flat[3] = value
     with pytest.raises(UserError, match="NaN or infinity"):
         policy.load(arrays)
+
+
+def test_the_same_weights_are_saved_as_the_same_bytes_in_every_process(sd3_folder, tmp_path):
+    code = (
+        "import sys, pathlib\nfrom tests.helpers.tiny import tiny_settings\nfrom actors.policy.policy import Policy\n"
+        "Policy(tiny_settings(pathlib.Path(sys.argv[1])), seed=0).save(pathlib.Path(sys.argv[2]))"
+    )
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", code, str(sd3_folder), str(tmp_path / seed)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=120)
+    file = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
