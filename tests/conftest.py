@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def _token_of_ray(tmp_path_factory) -> Iterator[None]:
             patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path_factory.mktemp("token") / "token"))
             make_token()
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch):
+    """The folders of a test's recipes are importable in that test alone."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture(scope="session")

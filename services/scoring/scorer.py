@@ -21,6 +21,7 @@ import numpy as np
 
 from services.base.devices import DEVICE
 from services.base.errors import UserError
+from services.base.text import is_unicode
 from services.scoring.settings import ScorerSettings
 
 BUILT_IN = {
@@ -90,9 +91,13 @@ def make_importable(*folders: Path | str) -> None:
 
 
 def own_folders() -> list[str]:
-    """The folders that this process imports from, but for Python's own and those of installed packages."""
+    """The folders that this process imports from, but for Python's own and those of installed packages.
+
+    A folder whose name is no Unicode is left out: a recipe cannot say it.
+    """
     folders = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path if Path(entry).is_dir())
-    return [folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix))]
+    own = [folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix))]
+    return [folder for folder in own if is_unicode(folder)]
 
 
 def check_scorer(settings: ScorerSettings) -> None:

@@ -157,3 +157,11 @@ def test_a_users_scorer_by_import_path():
 def test_mistakes_are_named_before_anything_is_built(scorer, options, message):
     with pytest.raises(UserError, match=message):
         check_scorer(ScorerSettings(name="x", scorer=scorer, options=options))
+
+
+def test_a_folder_whose_name_is_no_unicode_is_not_recorded(tmp_path, monkeypatch):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(odd)
+    monkeypatch.setattr(sys, "path", [*sys.path, odd, str(tmp_path)])
+    assert str(tmp_path) in own_folders()
+    assert not [folder for folder in own_folders() if "caf" in folder]
