@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # Where pip finds the CPU build of PyTorch; empty takes the registry's default build.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart test test-all test-gpu lint format assets clean
+.PHONY: help quickstart test test-all test-gpu promtool lint format reference docs assets clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,11 +24,17 @@ $(VENV)/installed-dev: $(VENV)/installed
 quickstart: $(VENV)/installed ## Install into .venv and train the embedded miniature with TempFlow-GRPO on Ray
 	$(BIN)/tempflow train shapes name=quickstart-$$(date +%Y%m%d-%H%M%S)
 
-test: $(VENV)/installed-dev lint ## Lint, types and the test suite
-	$(BIN)/pytest
+# Tests that start no Ray run in two processes. The others start processes of their own and use both cores already.
+test: $(VENV)/installed-dev lint promtool ## Lint, types and the test suite
+	$(BIN)/pytest -n 2 --durations=20 tests/unit tests/parity
+	$(BIN)/pytest --durations=20 tests/integration tests/chaos
 
-test-all: $(VENV)/installed-dev lint ## Also the slow and the chaos tests
-	$(BIN)/pytest -m "not gpu"
+test-all: $(VENV)/installed-dev lint promtool ## Also the slow and the chaos tests
+	$(BIN)/pytest -n 2 --durations=20 -m "not gpu" tests/unit tests/parity
+	$(BIN)/pytest --durations=20 -m "not gpu" tests/integration tests/chaos
+
+promtool:
+	@command -v promtool > /dev/null || echo "promtool is missing, so a test is skipped; apt install prometheus brings it"
 
 test-gpu: $(VENV)/installed-dev ## Tests that need a CUDA device
 	$(BIN)/pytest -m gpu tests/gpu
@@ -41,6 +47,16 @@ lint: $(VENV)/installed-dev ## Style, format and types, without changing anythin
 format: $(VENV)/installed-dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: $(VENV)/installed ## Write the reference pages of docs/ again, from the settings and the command line
+	$(BIN)/python -m docs.build
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/installed-docs reference ## Build the documentation as a site, build/site/index.html, which needs no network to read
+	$(BIN)/zensical build --strict
 
 assets: $(VENV)/installed ## Rebuild the miniature's weights from a seed (about an hour and a half on two cores)
 	$(BIN)/python -m system.miniature.build

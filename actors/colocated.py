@@ -13,7 +13,7 @@ from actors.policy.weights import Arrays, Label
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
+from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task
 from services.base.logs import LogFile
 
 
@@ -53,7 +53,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
             return super().load(label, *buckets)
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
         self._turn("rollout")
         with self.policy.holding(self.sampled):
             return super().generate(task, plan)
@@ -67,7 +67,7 @@ class ColocatedWorker(RolloutWorker, LearnerWorker):
             return super().sample(prompts, addresses, num_steps, base)
 
     def update(
-        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Samples | None
+        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Leaves | None
     ) -> UpdateStats:
         self._turn("learner")
         return super().update(advantages, behaviour, *experience)

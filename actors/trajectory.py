@@ -37,11 +37,12 @@ class Tree:
     seed_N: np.ndarray
     """Index of the initial noise (trunk) of each decision."""
     leaf_NKL: np.ndarray
-    """Leaves below each action, −1 where an action owns fewer than L."""
+    """Leaves that each action owns: those below it, after its baseline where the fork has one; −1 where an action owns
+    fewer than L."""
     num_leaves: int
 
     @classmethod
-    def of_samples(cls, count: int, num_steps: int) -> "Tree":
+    def of_leaves(cls, count: int, num_steps: int) -> "Tree":
         """Every image a decision of its own, with one action that is the image."""
         every_M = np.arange(count)
         return cls(np.full(count, num_steps - 1), every_M, every_M.reshape(-1, 1, 1), count)
@@ -77,11 +78,11 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Leaves:
     """What objectives on finished images train on, in place of decisions."""
 
     address: tuple[int, int, int]
-    """Of the task: the learner's own noise is drawn from it."""
+    """The task's address, from which the learner draws its own noise."""
     latent_MZ: np.ndarray
     """x₀ of each image, fp32."""
     conditioning: dict[str, np.ndarray]

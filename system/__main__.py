@@ -1,5 +1,5 @@
 """`python -m system …` is `tempflow …`, for a checkout that is not installed."""
 
-from system.commands.main import main
+from tempflow_entry import main
 
 main()

@@ -1,1 +1,1 @@
-"""Learning: advantage rules, objectives, the optimizer, and the actor that runs them."""
+"""Learning: objectives, the weight sets, the optimizer, and the actor that runs them."""

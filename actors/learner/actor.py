@@ -15,7 +15,7 @@ from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
-from actors.trajectory import Decisions, Samples
+from actors.trajectory import Decisions, Leaves
 from services.base.devices import prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, log_to
@@ -88,7 +88,7 @@ class LearnerWorker:
         return self.learner.describe()
 
     def update(
-        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Samples | None
+        self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Leaves | None
     ) -> UpdateStats:
         """One training step on all tasks, in index order, of policy version `behaviour`; None where another rank has
         the task."""

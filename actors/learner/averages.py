@@ -1,32 +1,31 @@
-"""Moving averages of the trained parameters."""
+"""The weight sets as tensors: moving averages of the trained parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from actors.learner.settings import EmaSettings
+from actors.learner.weight_sets import WeightSet
 
 
 class Average:
-    """shadow ← d·shadow + (1 − d)·parameters at every `every`-th update.
+    """shadow ← d·shadow + (1 − d)·parameters, as its weight set says.
 
     Args:
         parameters: what is averaged, by name.
-        decay: d of update n, counted from 1.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: Callable[[int], float], every: int = 1) -> None:
-        self.parameters, self.decay, self.every = parameters, decay, every
+    def __init__(self, weight_set: WeightSet, parameters: Mapping[str, Tensor]) -> None:
+        self.weight_set, self.parameters = weight_set, parameters
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.steps = 0
 
     @torch.no_grad()
     def update(self) -> None:
         self.steps += 1
-        if self.steps % self.every:
+        if self.steps % self.weight_set.every:
             return
-        rate = 1 - self.decay(self.steps)
+        rate = 1 - self.weight_set.decay(self.steps)
         for name, shadow in self.shadow.items():
             shadow.lerp_(self.parameters[name], rate)
 
@@ -40,8 +39,3 @@ class Average:
         self.steps = int(state["steps"])
         for name, shadow in self.shadow.items():
             shadow.copy_(state[name])
-
-
-def ema(settings: EmaSettings, parameters: Mapping[str, Tensor]) -> Average:
-    """EMA with warm-up, as in Flow-GRPO: decay min((1 + n) / (10 + n), decay). Update it at each optimizer step."""
-    return Average(parameters, lambda n: min((1 + n) / (10 + n), settings.decay), settings.every)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.learner.averages import Average
 from actors.learner.masters import Masters
 from actors.learner.monitor import Monitor
-from actors.learner.objectives import make_averages, make_objective
+from actors.learner.objectives import make_objective
 from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
+from actors.learner.weight_sets import Step, Use, used_for
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings
 from actors.policy.sharding import full, is_sharded
 from actors.policy.weights import Weights, checksum
-from actors.trajectory import Decisions, Samples
+from actors.trajectory import Decisions, Leaves
 from services.base.errors import UserError
 from services.base.storage import Folder
 
-Taught = tuple[Decisions | Samples, np.ndarray]
+Scored = tuple[Decisions | Leaves, np.ndarray]
+"""A task's experience, and the advantages (N, K) of its actions."""
+Old = list[Tensor | None]
+"""The values of the old policy on each micro-batch of a minibatch, in order."""
 
 MASTERS, OPTIMIZER, PAST = "trained", "optimizer", "version_"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -66,8 +71,11 @@ class Learner:
             eps=settings.eps,
         )
         self.optimizer_steps = objective.optimizer_steps
-        self.averages = make_averages(objective, settings.ema, self.masters.tensors)
-        self.objective = make_objective(objective, policy, self.averages, self.kernel, settings.micro_batch, trainable)
+        weight_sets = objective.weight_sets(settings.ema)
+        self.averages = {one.name: Average(one, self.masters.tensors) for one in weight_sets}
+        self.objective = make_objective(
+            objective, policy, list(self.averages.values()), self.kernel, settings.micro_batch, trainable
+        )
         self.version = 0
         self.past: dict[int, dict[str, Tensor]] = {}
         """What was sampled from in the last `max_staleness` versions before this one."""
@@ -80,7 +88,7 @@ class Learner:
         return described
 
     def update(
-        self, batch: Sequence[tuple[Decisions | Samples | None, np.ndarray]], behaviour: int | None = None
+        self, batch: Sequence[tuple[Decisions | Leaves | None, np.ndarray]], behaviour: int | None = None
     ) -> UpdateStats:
         """One training step: policy version n to n + 1.
 
@@ -110,32 +118,31 @@ class Learner:
             next(self.objective.idle(item) for item, _ in batch if item is not None) if self.policy.sharded else None
         )
         with self._as_of(self.version if behaviour is None else behaviour) as stale:
-            before = [
-                self._before(minibatch, spare, monitor) if m or stale else [] for m, minibatch in enumerate(minibatches)
+            old = [
+                self._old(minibatch, spare, monitor) if m or stale else None for m, minibatch in enumerate(minibatches)
             ]
         if self.settings.max_staleness:
             self.past[self.version] = {name: value.detach().clone() for name, value in self._sampled().items()}
             self.past.pop(self.version - self.settings.max_staleness, None)
         norms = []
         for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
-            for micro, kept in zip_longest(self._micro_batches(minibatch, spare), before[m]):
-                self._accumulate(micro, kept, planned, monitor)
+            for micro, old_values in self._with_old(minibatch, spare, old[m]):
+                self._accumulate(micro, old_values, planned, monitor)
             if m == 0:
                 first = monitor.shared(self.ranks)
                 first.check_drift(self.settings.max_drift)
             norms.append(self._step())
-        if "old" in self.averages:
-            self.averages["old"].update()
+        self._follow("training_step")
         self.version += 1
         return monitor.shared(self.ranks).stats(
-            len(minibatches), float(first.max_deviation), float(np.mean(norms)), time.perf_counter() - started
+            len(minibatches), float(first.maxima.deviation), float(np.mean(norms)), time.perf_counter() - started
         )
 
-    def _micro_batches(self, minibatch: list[Taught], spare: Any) -> Iterator[Any]:
-        """Those of this rank; where the base is sharded, `spare` ones until no rank has any left, since each takes part
-        in every forward and backward.
+    def _micro_batches(self, minibatch: list[Scored], spare: Any) -> Iterator[Any]:
+        """The micro-batches of this rank. Where the base is sharded, `spare` ones follow until no rank has any left,
+        since each rank takes part in every forward and backward.
         """
-        mine = chain.from_iterable(self.objective.micro_batches(*taught) for taught in minibatch)
+        mine = chain.from_iterable(self.objective.micro_batches(*scored) for scored in minibatch)
         if not self.policy.sharded:
             yield from mine
             return
@@ -151,10 +158,10 @@ class Learner:
         if version == self.version:
             yield False
             return
-        with self.policy.holding(self._kept(version)):
+        with self.policy.holding(self._past(version)):
             yield True
 
-    def _kept(self, version: int) -> dict[str, Tensor]:
+    def _past(self, version: int) -> dict[str, Tensor]:
         """What was sampled from in a version before this one.
 
         Raises:
@@ -164,21 +171,34 @@ class Learner:
             raise RuntimeError(f"asked for policy version {version}, holding {sorted([*self.past, self.version])}")
         return self.past[version]
 
-    def _before(self, minibatch: list[Taught], spare: Any, monitor: Monitor) -> list[Tensor | None]:
-        kept = []
+    def _old(self, minibatch: list[Scored], spare: Any, monitor: Monitor) -> Old:
+        """The values of the old policy, which the model holds now."""
+        old: Old = []
         for micro in self._micro_batches(minibatch, spare):
-            kept.append(self.objective.before(micro))
-            if kept[-1] is not None:
-                monitor.nfe += micro.real * self.policy.family.forwards_per_row
-        return kept
+            old.append(self.objective.old(micro))
+            if old[-1] is not None:
+                monitor.add_nfe(micro.real * self.policy.family.forwards_per_row)
+        return old
 
-    def _accumulate(self, micro: Any, before: Tensor | None, planned: float, monitor: Monitor) -> None:
+    def _with_old(self, minibatch: list[Scored], spare: Any, old: Old | None) -> Iterator[tuple[Any, Tensor | None]]:
+        """Each micro-batch with the old policy's values; `old` is None where the weights still are the old ones.
+
+        Raises:
+            ValueError: there is not one value for each micro-batch.
+        """
+        micros = self._micro_batches(minibatch, spare)
+        if old is None:
+            yield from ((micro, None) for micro in micros)
+        else:
+            yield from zip(micros, old, strict=True)
+
+    def _accumulate(self, micro: Any, old: Tensor | None, planned: float, monitor: Monitor) -> None:
         """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number."""
-        loss = self.objective.loss(micro, before)
+        loss = self.objective.loss(micro, old)
         (loss.total / planned).backward()
         if not micro.real:
             return
-        monitor.nfe += self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row
+        monitor.add_nfe(self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row)
         monitor.add_loss(loss.policy / planned, loss.kl / planned)
         monitor.add_ratio(loss.ratio_NK, loss.clipped_NK)
         if loss.drift:
@@ -194,26 +214,32 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.publish()
-        if "ema" in self.averages:
-            self.averages["ema"].update()
+        self._follow("optimizer_step")
         return norm
+
+    def _follow(self, step: Step) -> None:
+        """Update the weight sets that follow this kind of step."""
+        for average in self.averages.values():
+            if average.weight_set.follows == step:
+                average.update()
 
     def export(self, version: int | None = None) -> Weights:
         """The weights to sample from: the current ones, or those of a version before that are kept."""
         if version is None or version == self.version:
             return self._weights(self.version, self._sampled())
-        return self._weights(version, self._kept(version))
+        return self._weights(version, self._past(version))
 
     def evaluated(self) -> Weights:
-        """The weights that evaluation and the saved model use: the EMA where there is one, else the current ones."""
-        return self._weights(self.version, self._average("ema"))
+        """The weights that evaluation and the saved model use."""
+        return self._weights(self.version, self._used_for("evaluation"))
 
     def _sampled(self) -> Mapping[str, Tensor]:
-        """The current weights, or the slow copy that the objective asks for."""
-        return self._average("old")
+        return self._used_for("sampling")
 
-    def _average(self, name: str) -> Mapping[str, Tensor]:
-        return self.averages[name].shadow if name in self.averages else self.policy.parameters
+    def _used_for(self, use: Use) -> Mapping[str, Tensor]:
+        """The weight set that the objective declares for this use, or the current weights."""
+        weight_set = used_for(use, (average.weight_set for average in self.averages.values()))
+        return self.averages[weight_set.name].shadow if weight_set else self.policy.parameters
 
     def _weights(self, version: int, values: Mapping[str, Tensor]) -> Weights:
         """Their arrays, which the first rank has.

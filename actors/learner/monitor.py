@@ -1,11 +1,14 @@
-"""An update's statistics: sums kept on the device, read once at its end.
+"""An update's statistics: kept on the device, read once at its end.
 
 Shape legend: N decisions, K actions, T sampling steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,46 +18,86 @@ from actors.learner.stats import UpdateStats
 from services.base.errors import UserError
 
 
+@dataclass
+class Sums:
+    """Statistics that add up over micro-batches and ranks."""
+
+    loss: Tensor
+    kl: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    count: Tensor
+    """Actions that `ratio` and `clipped` are sums over."""
+    nfe: Tensor
+    drift_T: Tensor
+    """Sum of |Δ log p|."""
+    drift_count_T: Tensor
+    """Actions that `drift_T` is a sum over."""
+
+
+@dataclass
+class Maxima:
+    """Statistics whose largest value counts, over micro-batches and ranks."""
+
+    deviation: Tensor
+    """|ρ − 1|."""
+    drift_T: Tensor
+    """|Δ log p|."""
+
+
+Statistics = TypeVar("Statistics", Sums, Maxima)
+
+
 class Monitor:
     """Collects an update's statistics without a host-device sync in the loop."""
 
     def __init__(self, num_steps: int, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
+        def zero(dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros((), dtype=dtype, device=device)
 
-        self.loss, self.kl, self.ratio, self.clipped, self.max_deviation = (zeros() for _ in range(5))
-        self.drift_sum_T, self.drift_count_T = zeros(num_steps), zeros(num_steps)
-        self.drift_max_T = zeros(num_steps)
-        self.count = self.nfe = 0
+        def zeros_T() -> Tensor:
+            return torch.zeros(num_steps, device=device)
+
+        self.sums = Sums(
+            loss=zero(),
+            kl=zero(),
+            ratio=zero(),
+            clipped=zero(),
+            count=zero(torch.int64),
+            nfe=zero(torch.int64),
+            drift_T=zeros_T(),
+            drift_count_T=zeros_T(),
+        )
+        self.maxima = Maxima(deviation=zero(), drift_T=zeros_T())
+
+    def add_nfe(self, nfe: int) -> None:
+        self.sums.nfe += nfe
 
     def add_loss(self, loss: Tensor, kl: Tensor) -> None:
-        self.loss += loss
-        self.kl += kl
+        self.sums.loss += loss
+        self.sums.kl += kl
 
     def add_ratio(self, ratio_NK: Tensor, clipped_NK: Tensor) -> None:
-        self.ratio += ratio_NK.sum()
-        self.clipped += clipped_NK.sum()
-        self.max_deviation = self.max_deviation.maximum((ratio_NK - 1).abs().max())
-        self.count += ratio_NK.numel()
+        self.sums.ratio += ratio_NK.sum()
+        self.sums.clipped += clipped_NK.sum()
+        self.sums.count += ratio_NK.numel()
+        self.maxima.deviation = self.maxima.deviation.maximum((ratio_NK - 1).abs().max())
 
     def add_drift(self, step_N: Tensor, delta_NK: Tensor) -> None:
         step_A, delta_A = step_N.repeat_interleave(delta_NK.shape[1]), delta_NK.abs().flatten().float()
-        self.drift_sum_T.index_add_(0, step_A, delta_A)
-        self.drift_count_T += step_A.bincount(minlength=len(self.drift_count_T))
-        self.drift_max_T.scatter_reduce_(0, step_A, delta_A, "amax")
+        self.sums.drift_T.index_add_(0, step_A, delta_A)
+        self.sums.drift_count_T += step_A.bincount(minlength=len(self.sums.drift_count_T))
+        self.maxima.drift_T.scatter_reduce_(0, step_A, delta_A, "amax")
 
     def shared(self, ranks: Ranks) -> Monitor:
-        """What all ranks have collected."""
+        """What all ranks have collected: one collective for the sums, one for the maxima."""
         whole = copy(self)
-        for name, value in vars(self).items():
-            total = value.clone() if isinstance(value, Tensor) else torch.tensor(value, device=self.loss.device)
-            (ranks.max if "max" in name else ranks.sum)(total)
-            setattr(whole, name, total)
+        whole.sums, whole.maxima = _reduced(self.sums, ranks.sum), _reduced(self.maxima, ranks.max)
         return whole
 
     def drift_mean_T(self) -> Tensor:
         """NaN where a step had no decision."""
-        return self.drift_sum_T / self.drift_count_T
+        return self.sums.drift_T / self.sums.drift_count_T
 
     def check_drift(self, bound: float) -> None:
         """Refuse to train on what another arithmetic sampled.
@@ -62,7 +105,7 @@ class Monitor:
         Raises:
             UserError: the mean |Δ log p| of a step exceeds `bound`, or is not a number.
         """
-        drawn_T = self.drift_count_T > 0
+        drawn_T = self.sums.drift_count_T > 0
         worst = float(torch.where(drawn_T, self.drift_mean_T(), 0.0).max())
         if not worst <= bound:
             raise UserError(
@@ -71,17 +114,27 @@ class Monitor:
             )
 
     def stats(self, optimizer_steps: int, first_deviation: float, grad_norm: float, seconds: float) -> UpdateStats:
-        drawn_T, count = self.drift_count_T > 0, int(self.count)
+        sums, maxima = self.sums, self.maxima
+        drawn_T, count = sums.drift_count_T > 0, int(sums.count)
         return UpdateStats(
-            loss=float(self.loss) / optimizer_steps,
-            kl=float(self.kl) / optimizer_steps,
+            loss=float(sums.loss) / optimizer_steps,
+            kl=float(sums.kl) / optimizer_steps,
             grad_norm=grad_norm,
-            ratio_mean=float(self.ratio) / count if count else float("nan"),
-            ratio_max_deviation=float(self.max_deviation),
+            ratio_mean=float(sums.ratio) / count if count else float("nan"),
+            ratio_max_deviation=float(maxima.deviation),
             first_ratio_deviation=first_deviation,
-            clip_fraction=float(self.clipped) / count if count else float("nan"),
+            clip_fraction=float(sums.clipped) / count if count else float("nan"),
             drift_mean=self.drift_mean_T().tolist(),
-            drift_max=self.drift_max_T.where(drawn_T, float("nan")).tolist(),
-            nfe=int(self.nfe),
+            drift_max=maxima.drift_T.where(drawn_T, float("nan")).tolist(),
+            nfe=int(sums.nfe),
             seconds=seconds,
         )
+
+
+def _reduced(statistics: Statistics, reduce: Callable[[Tensor], None]) -> Statistics:
+    """A copy whose values are reduced over the ranks together, in float64, which holds counts exactly."""
+    values: list[Tensor] = [getattr(statistics, field.name) for field in fields(statistics)]
+    flat = torch.cat([value.flatten().double() for value in values])
+    reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return type(statistics)(*(part.view_as(value).to(value.dtype) for part, value in zip(parts, values, strict=True)))

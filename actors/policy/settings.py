@@ -11,7 +11,9 @@ class LoraSettings(Settings):
     """The trained adapter. Defaults are those of Flow-GRPO for SD3.5-Medium."""
 
     rank: int = Field(32, ge=1)
+    """Rank of the two matrices that are trained beside each weight."""
     alpha: int = Field(64, ge=1)
+    """The adapter is scaled by alpha / rank."""
     targets: Listed[str] = (
         "attn.to_q",
         "attn.to_k",
@@ -30,7 +32,7 @@ class FlowSDESettings(Settings):
 
     name: Literal["flow_sde"] = "flow_sde"
     noise_level: float = Field(0.7, gt=0)
-    """a: SD3.5-M 0.7, FLUX.1-dev 0.9, Qwen-Image 1.2."""
+    """a, the scale of the injected noise. Published values: SD3.5-M 0.7, FLUX.1-dev 0.9, Qwen-Image 1.2."""
 
 
 class CPSSettings(Settings):
@@ -38,7 +40,7 @@ class CPSSettings(Settings):
 
     name: Literal["cps"] = "cps"
     noise_level: float = Field(0.8, gt=0, lt=1)
-    """a; the share of noise that is drawn anew is sin(aπ/2)."""
+    """a. The share of the noise that is drawn anew in a step is sin(aπ/2)."""
 
 
 class DanceSettings(Settings):
@@ -46,7 +48,7 @@ class DanceSettings(Settings):
 
     name: Literal["dance"] = "dance"
     noise_level: float = Field(0.3, gt=0)
-    """η."""
+    """η, the constant scale of the injected noise."""
 
 
 KernelSettings = Annotated[
@@ -63,23 +65,27 @@ class PolicySettings(Settings):
     model: str
     """A folder in diffusers' layout, a hub id, or `package:NAME/PATH` for a folder inside a package."""
     height: int = Field(512, gt=0)
+    """Height of the images in pixels."""
     width: int = Field(512, gt=0)
+    """Width of the images in pixels."""
     num_steps: int = Field(10, ge=2)
     """T, the sampling steps of training."""
     guidance: float = Field(4.5, ge=0)
-    """In sampling and training: classifier-free for SD3 and Qwen-Image, where at most 1 means off; an input of the
-    model for FLUX.1-dev."""
+    """Guidance in sampling and training. For SD3 and Qwen-Image it is classifier-free, and 1 or less switches it off.
+    For FLUX.1-dev it is an input of the model."""
     max_sequence_length: int = Field(256, ge=1)
-    """Text tokens of the T5 (or its zero block where the folder has no T5)."""
+    """Text tokens that the T5 gives; the length of the block of zeros in its place if the folder has no T5."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """Compute type of the base. The adapter (or, in full fine-tuning, the learner's master copy of every weight), the
-    optimizer's state and the sampler's arithmetic are fp32."""
+    """The number type in which the base computes. The adapter (or, in full fine-tuning, the learner's master copy of
+    every weight), the optimizer's state and the sampler's arithmetic are fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes a GPU if the role has one."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward instead of keeping them: less memory, more time."""
     compile: bool = False
-    """`torch.compile` the transformer; rollout and learner compile one shape each."""
+    """Compile the transformer with `torch.compile`. Rollout and learner compile one shape each."""
     lora: LoraSettings | None = LoraSettings()
-    """The trained adapter; null trains every weight of the transformer."""
+    """The trained adapter; `null` trains every weight of the transformer instead."""
     adapter: str | None = None
-    """Where training starts: the `lora/` (or `transformer/`) folder of an earlier run; fresh if not given. The KL term
-    still compares with the base."""
+    """The `lora/` (or `transformer/`) folder of an earlier run, from which training starts. If not given, training
+    starts from the base. The KL term compares with the base in both cases."""

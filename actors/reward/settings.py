@@ -11,8 +11,8 @@ class RewardSettings(Settings):
     """Where scores come from and what the loop does with them."""
 
     app: str | None = None
-    """Serve application of a pool that runs on this cluster (`tempflow serve`) and has scorers of the recipe's names; a
-    run starts one of its own if not given."""
+    """The Serve application of a pool that already runs on this cluster (`tempflow serve`) and has scorers with the
+    recipe's names. If not given, the run starts a pool of its own."""
     combine: Literal["raw", "group_norm"] = "raw"
     """How several scorers make one advantage: `raw` adds the weighted scores and normalises the sum; `group_norm`
     normalises each scorer within its groups and adds the weighted advantages, so that scales do not matter."""

@@ -12,7 +12,7 @@ from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Outcome, Samples, Task
+from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task
 from services.base.devices import prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, at, log_to
@@ -53,7 +53,7 @@ class RolloutWorker:
         return self.generator.load(Weights(label.version, label.checksum, arrays))
 
     @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
         """What the learner trains on, images for the reward pool, and what the driver reads."""
         with at(step=task.step, task=task.index):
             return self.generator.generate(task, plan)

@@ -5,7 +5,7 @@ neighbours. Shape legend: B trunks, R live rows, N decisions, K actions, Z laten
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -110,17 +110,20 @@ class Sampler:
             padding += padded
             for branch, v_RZ in zip(due, v_due, strict=True):
                 branch.advance(v_RZ)
+            actions = self._actions(trunks, v_trunk_BZ, i, fork, record) if fork.width else trunks.none()
+            if fork.baseline:
+                branches.append(self._baselines(trunks, actions, v_trunk_BZ, plan, i))
             match plan.fate(i):
                 case Fate.CONTINUES:
                     trunks = self._continued(trunks, v_trunk_BZ, i)
                 case Fate.BRANCHES:
-                    branches += self._branches(self._actions(trunks, v_trunk_BZ, i, fork, record), plan, i)
+                    branches += self._branches(actions, plan, i)
                     trunks = self._continued(trunks, v_trunk_BZ, i)
                 case Fate.ENDS:
-                    branches += self._branches(self._actions(trunks, v_trunk_BZ, i, fork, record), plan, i)
+                    branches += self._branches(actions, plan, i)
                     trunks = trunks.none()
                 case Fate.SPLITS:
-                    trunks = self._actions(trunks, v_trunk_BZ, i, fork, record)
+                    trunks = actions
         leaves = [trunks, *(branch.rows for branch in branches)]
         owners = [above for rows in leaves for above in rows.owners]
         decisions = record.decisions(self.family.latent_shape)
@@ -175,6 +178,16 @@ class Sampler:
             pairs = record.add(i, trunks, action_BKZ, log_prob_BK, 1 / fork.chance)
             owners = [(*above, pair) for above, pair in zip(owners, pairs, strict=True)]
         return trunks.children(action_BKZ, addresses, owners)
+
+    def _baselines(self, trunks: Rows, actions: Rows, v_BZ: Tensor, plan: Plan, i: int) -> Branches:
+        """The trunks of step i after a deterministic step, to be completed: a leaf of each of their actions."""
+        width = len(actions) // len(trunks)
+        owners = [
+            (*above, *(pairs[-1] for pairs in actions.owners[b * width : (b + 1) * width]))
+            for b, above in enumerate(trunks.owners)
+        ]
+        rows = replace(self._continued(trunks, v_BZ, i), owners=owners)
+        return Branches(rows, visits(i + 1, len(plan.forks), 1.0), SOLVERS[plan.solver](self.sigmas))
 
     def _branches(self, actions: Rows, plan: Plan, i: int) -> list[Branches]:
         """Branches of the actions of step i, a group a stride."""

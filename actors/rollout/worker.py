@@ -17,7 +17,7 @@ from actors.policy.weights import Weights
 from actors.rollout.plans import Plan, ode_plan
 from actors.rollout.sampler import Sampler
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Outcome, Samples, Task, Tree
+from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task, Tree
 
 
 class Generator:
@@ -42,8 +42,8 @@ class Generator:
         self.version = weights.version
         return weights.version, checksum
 
-    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Samples, np.ndarray, Outcome]:
-        """One task: decisions (samples where the plan has none), images (M, H, W, 3) uint8, and what the driver reads.
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
+        """One task: decisions (leaves where the plan has none), images (M, H, W, 3) uint8, and what the driver reads.
 
         Raises:
             RuntimeError: the task asks for a policy version that this worker does not hold.
@@ -56,11 +56,11 @@ class Generator:
         front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC, finite_M = self._decode(front.leaf_MZ)
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
-        trained: Decisions | Samples = replace(front.decisions, conditioning=arrays)
+        trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
         tree = front.tree
         if not plan.trained_steps:
-            trained = Samples(task.address, front.leaf_MZ.cpu().numpy(), arrays)
-            tree = Tree.of_samples(tree.num_leaves, len(plan.forks))
+            trained = Leaves(task.address, front.leaf_MZ.cpu().numpy(), arrays)
+            tree = Tree.of_leaves(tree.num_leaves, len(plan.forks))
         seconds = time.perf_counter() - started
         cost = front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
         return trained, images_MHWC, Outcome(tree, finite_M, cost)

@@ -74,9 +74,17 @@ def scorer_class(settings: ScorerSettings) -> type:
     return found
 
 
+OUR_FOLDER = Path(__file__).resolve().parents[2]
+"""The folder of our packages."""
+
+
 def make_importable(*folders: Path | str) -> None:
-    """Let scorers be imported from folders, such as that of their recipe, after all that is found elsewhere."""
-    for folder in folders:
+    """Let scorers be imported from folders, such as that of their recipe, after all that is found elsewhere.
+
+    Our own packages come before them. Python looks for those of an editable install after the whole path, where a
+    folder of the user's by the same name would hide them.
+    """
+    for folder in (OUR_FOLDER, *folders):
         if (path := str(Path(folder).resolve())) not in sys.path:
             sys.path.append(path)
 

@@ -18,14 +18,16 @@ class Replicas(Settings):
     """
 
     min: int = Field(1, ge=1)
+    """The smallest number of processes."""
     max: int = Field(1, ge=1)
+    """The largest number of processes."""
     target: float = Field(2, gt=0)
-    """Requests a replica works on or has waiting; more of them add replicas."""
+    """Requests that a replica works on or has waiting. More of them add replicas."""
     grow_after_s: float = Field(2, ge=0)
-    """Load above the target for this long adds replicas."""
+    """Seconds of load above the target after which replicas are added."""
     shrink_after_s: float = Field(600, ge=0)
-    """Load below the target for this long removes them: more than two training steps, since a large model takes
-    minutes to load."""
+    """Seconds of load below the target after which replicas are removed. It should be more than two training steps,
+    since a large model takes minutes to load."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,30 +47,33 @@ class ScorerSettings(Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """Its name in metrics, the experience log and the report."""
     scorer: str
-    """A built-in scorer (see `BUILT_IN` in scorer.py) or the import path `package.module:Class` of your own."""
+    """A built-in scorer (pickscore, clipscore, hpsv3, ocr, geneval, remote, jpeg_size), or the import path
+    `package.module:Class` of your own."""
     weight: float = 1.0
     """Its share of the training reward; 0 scores held-out images only."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the scorer."""
+    """Keyword arguments of the scorer's constructor."""
     replicas: Replicas = Replicas()
-    """A number, or bounds: `4`, or `{min: 1, max: 8}`."""
+    """How many processes run the scorer: a number such as `4`, or bounds such as `{min: 1, max: 8}`."""
     num_cpus: float = Field(1, ge=0)
+    """CPUs that Ray reserves for one replica."""
     num_gpus: Gpus = 0
+    """GPUs that Ray reserves for one replica: a fraction of one, or a whole number."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the Ray nodes that replicas may be placed on; any node if empty."""
     threads: int = Field(1, ge=1)
-    """CPU threads of one replica. Part of the arithmetic: another count gives other last bits."""
+    """CPU threads of one replica. They are part of the arithmetic: another number gives other last bits."""
     timeout_s: float = Field(600, gt=0)
-    """One request."""
+    """Seconds that a request may take before it counts as failed."""
     attempts: int = Field(3, ge=1)
     """Tries before the images of a request are holes."""
     request_images: int = Field(64, ge=1)
-    """A task's images are split into requests of this many, which replicas take side by side; also the most images
-    that a replica scores at once when requests of several callers meet."""
+    """Images of one request. A task's images are split into such requests, which replicas take side by side. It is also
+    the most images that a replica scores at once when requests of several callers meet."""
     max_ongoing: int = Field(4, ge=1)
-    """Requests that a replica holds at once; those that wait in it are scored together."""
+    """Requests that a replica holds at once. Those that wait in it are scored together."""
     max_queued: int = Field(256, ge=1)
-    """Requests that wait in one caller for a replica; more are refused and come again later."""
+    """Requests of one caller that may wait for a replica. More are refused, and sent again later."""
 
     @field_validator("name")
     @classmethod

@@ -13,32 +13,34 @@ class GatewaySettings(Settings):
     """What the HTTP gateway listens on and accepts."""
 
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
+    """The port to listen on."""
     gateways: int = Field(1, ge=1)
     """Processes that check requests; the numbers below are those of each."""
     token_file: str | None = None
     """Holds the bearer token that callers must send, and is read again for each request; the environment's
     TEMPFLOW_TOKEN if not given."""
     max_images: int = Field(512, ge=1)
-    """Images of one request."""
+    """The most images of one request."""
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """Body of one request."""
+    """The most bytes of one request's body."""
     max_pixels: int = Field(4096 * 4096, ge=1)
-    """Of one image, read from its header before it is decoded."""
+    """The most pixels of one image, read from its header before it is decoded."""
     decoders: int = Field(2, ge=1)
     """Processes that decode images."""
     decode_s: float = Field(2, gt=0)
     """Processor seconds that decoding one image may take."""
     max_request_pixels: int = Field(2**28, ge=1)
-    """Of all images of one request; decoded, a pixel takes 3 bytes."""
+    """The most pixels of all images of one request. Decoded, a pixel takes 3 bytes."""
     max_prompt_chars: int = Field(4096, ge=1)
-    """Of one prompt: a scorer's work may grow with its square."""
+    """The most characters of one prompt. A scorer's work may grow with their square."""
     max_waiting: int = Field(4096, ge=1)
-    """Images in the gateway at once; more are answered 429."""
+    """The most images in the gateway at once; more are answered 429."""
     max_waiting_pixels: int = Field(2**30, ge=1)
-    """Pixels of the images in the gateway at once; more are answered 429 too."""
+    """The most pixels of the images in the gateway at once; more are answered 429."""
     max_waiting_per_run: int = Field(2048, ge=1)
-    """Of them, those of one run (or of all callers that name none)."""
+    """The most images of one run in the gateway at once; callers that name no run count together."""
 
     @property
     def url(self) -> str:

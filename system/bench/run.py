@@ -20,9 +20,12 @@ KINDS = (*OF_A_MODEL, "weights", "pipeline", "pool", "completions")
 
 
 def run_bench(
-    kind: str, config: RunConfig, full_size: str | None, rounds: int, simulate: bool, console: Console
+    kind: str, config: RunConfig, full_size: str | None, rounds: int, simulated: int | None, console: Console
 ) -> dict[str, Any]:
     """Figures of one benchmark.
+
+    Args:
+        simulated: simulate roles, with numbers of workers up to this one; None computes for real.
 
     Raises:
         UserError: no such benchmark or model, or one that needs the recipe's own model.
@@ -33,7 +36,7 @@ def run_bench(
         raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
     if full_size and kind not in OF_A_MODEL:
         raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
-    if simulate and kind != "pipeline":
+    if simulated and kind != "pipeline":
         raise UserError(f"--simulate: `bench {kind}` measures computing; only `bench pipeline` can do without")
     whole_trunk = isinstance(config.plan, TrunkSettings) and not config.plan.strata and config.plan.strides == (1.0,)
     if kind in (*OF_A_MODEL, "completions") and not whole_trunk:
@@ -51,10 +54,10 @@ def run_bench(
             from system.bench.pipeline import bench_weights
 
             return bench_weights(config, rounds)
-        case "pipeline" if simulate:
+        case "pipeline" if simulated:
             from system.bench.simulate import bench_simulated
 
-            return bench_simulated(config, rounds, console)
+            return bench_simulated(config, rounds, console, simulated)
         case "pipeline":
             from system.bench.pipeline import bench_pipeline
 

@@ -245,6 +245,8 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
         Seconds of a step, of an ideal step, their ratio, and microseconds of the driver's CPU for each task.
     """
     prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    enough = [prompts[i % len(prompts)] for i in range(max(len(prompts), scenario.tasks))]
+    prompts = replace(prompts, texts=enough, categories=None)
     ahead = config.learner.max_staleness
     filled = 1 + ahead
     cpu_s: dict[int, float] = {}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from actors.learner.settings import AwmSettings, NftSettings
 from actors.policy.families import family_class, vae_scale
 from actors.rollout.plans import Plan, make_plan
 from services.base.headers import shapes_below
@@ -96,16 +95,11 @@ def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
     counts 2.
     """
     objective = config.objective
-    rows = plan.decisions if plan.trained_steps else plan.leaves
+    items = plan.decisions if plan.trained_steps else plan.leaves
     if config.advantage.keep and config.advantage.group == "prompt_step" and not objective.kl:
         kept = 2 * config.advantage.keep
-        rows = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
-    if isinstance(objective, AwmSettings | NftSettings):
-        rows *= len(objective.levels(config.policy.num_steps))
-    read_back = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
-    if isinstance(objective, NftSettings):
-        read_back = 0.0
-    return rows * (objective.passes + read_back)
+        items = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
+    return objective.task_passes(objective.rows(items, config.policy.num_steps), stale)
 
 
 def _mb(count: float) -> str:

@@ -1,51 +1,88 @@
-"""`tempflow eval`: a prompt file, every scorer, the base model and an adapter beside it."""
+"""`tempflow eval`: score a prompt file with every scorer of a recipe, for the base model and for an adapter."""
+
+from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from actors.policy.weights import Exported, Weights, checksum
 from services.base.errors import UserError
+from system.commands.arguments import Overrides, Recipe, console
 from system.commands.plain import plain
-from system.commands.train import check
-from system.loop.evaluate import Evaluation, evaluate
-from system.loop.prompts import read_prompts
 from system.loop.stop import StopFlag
-from system.recipe.model import RunConfig
-from system.report.data import paired_score
-from system.run.outputs import check_output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from system.loop.evaluate import Evaluation
+    from system.recipe.model import RunConfig
+
+app = typer.Typer()
 
 
-def run_eval(
-    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, console: Console
+@app.command("eval")
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="A prompt file; without it, the recipe's held-out prompts.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run, to compare with the base model.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write one row per image to this Parquet file.")] = None,
 ) -> None:
-    """Evaluate, show the table, and write the rows to `output` if that is given.
+    """Score a prompt file with every scorer of a recipe: the base model, and an adapter beside it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from system.recipe.load import load_config
+
+    config = load_config(recipe, overrides or [])
+    results = evaluations(config, prompts, adapter, output)
+    console.print(comparison(results, [scorer.name for scorer in config.scorers]))
+    if output:
+        named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
+        pq.write_table(pa.concat_tables(named), output)
+
+
+def evaluations(
+    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None
+) -> dict[str, Evaluation]:
+    """The evaluation of the base model as `base`, and that of the adapter as `adapter`.
+
+    Args:
+        output: a file that will be written; it is checked before anything starts.
 
     Raises:
-        UserError: no prompts, the adapter does not fit the model, or the output cannot be written.
+        UserError: there are no prompts, the adapter does not fit the model, or the output cannot be written.
     """
+    import ray
+
     from actors.policy.trained import check_trained, read_trained
+    from actors.policy.weights import Exported, Weights, checksum
+    from system.checks.checks import By, refuse
     from system.launch.cluster import connect
     from system.launch.roles import RayRoles
+    from system.loop.evaluate import evaluate
+    from system.loop.prompts import read_prompts
+    from system.run.outputs import check_output
 
-    _, heldout = check(config, learns=False)
+    refuse(config, By.EVAL)
     if output:
         check_output(output, "--output")
     arrays = None
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
         arrays = read_trained(adapter, config.policy.lora, "--adapter")
-    if prompts:
-        heldout = read_prompts(prompts, config.data.prompt_column, config.data.category_column)
-    if heldout is None:
+    file = prompts or config.data.heldout
+    if file is None:
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
+    heldout = read_prompts(file, config.data.prompt_column, config.data.category_column)
     results: dict[str, Evaluation] = {}
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
         stack.callback(ray.shutdown)
@@ -56,35 +93,40 @@ def run_eval(
         if arrays is not None:
             exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
             results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported)
-    console.print(comparison(results, [scorer.name for scorer in config.scorers]))
-    if output:
-        named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
-        pq.write_table(pa.concat_tables(named), output)
+    return results
 
 
 def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
     """Mean score by scorer and category, and with an adapter the paired difference with its 95% interval."""
+    import numpy as np
+    from rich.table import Table
+
     table = Table(title=f"{len(results['base'].table)} prompts, one image each; images without a score are left out")
     for column in ("score", "images", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
         table.add_column(column, justify="left" if column == "score" else "right")
     summaries = {name: result.summary(scorers) for name, result in results.items()}
     for key in [key for key in summaries["base"] if key.startswith("eval/")]:
-        known = ~np.any([np.isnan(_column(result, key)) for result in results.values()], axis=0)
+        columns = [_column(result, key) for result in results.values()]
+        known = ~np.any(np.isnan(columns), axis=0)
         cells = [str(known.sum()), *(f"{summary[key]:.4f}" for summary in summaries.values())]
-        if len(results) == 2:
-            cells += _difference(*(_column(result, key) for result in results.values()))
+        if len(columns) == 2:
+            cells += _difference(*columns)
         table.add_row(plain(key.removeprefix("eval/")), *cells)
     return table
 
 
 def _column(result: Evaluation, key: str) -> np.ndarray:
     _, name, *category = key.split("/", 2)
-    scores = result.table[name].to_numpy()
-    return scores[np.array(result.table["category"].to_pylist()) == category[0]] if category else scores
+    table = result.table
+    if category:
+        table = table.take([i for i, found in enumerate(table["category"].to_pylist()) if found == category[0]])
+    return table[name].to_numpy()
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
     """Mean of the paired differences and its 95% interval, as text."""
+    from system.report.data import paired_score
+
     pair = paired_score("", None, before, after)
     if pair.pairs < 2:
         return "", ""

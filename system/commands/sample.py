@@ -1,31 +1,62 @@
 """`tempflow sample`: images from a recipe's model, in this process."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from PIL import Image
+import typer
 
-from actors.policy.weights import Weights, checksum
 from services.base.errors import UserError
-from system.loop.evaluate import EVAL_STREAM
-from system.recipe.model import RunConfig
-from system.run.outputs import make_output_folder
+from system.commands.arguments import Overrides, Recipe, console
+from system.commands.plain import plain
+
+if TYPE_CHECKING:
+    from system.recipe.model import RunConfig
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    recipe: Recipe,
+    prompt: Annotated[list[str], typer.Option(help="A prompt; repeat the option for more.")],
+    overrides: Overrides = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run; without it, the base model.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="The seed of the noise; without it, the recipe's.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
+) -> None:
+    """Generate images in this process, without Ray."""
+    from system.recipe.load import load_config
+
+    given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+    for path in run_sample(load_config(recipe, given), prompt, adapter, count, output):
+        console.print(plain(path), soft_wrap=True)
 
 
 def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
-    """Write `count` images a prompt as PNG; equal arguments give equal images.
+    """Write `count` images per prompt as PNG; equal arguments give equal images.
 
-    A file's name says what made it: the prompt, the base or the run of the adapter, the seed, and six digits that
-    follow from all settings. So images of the base and of adapters lie side by side.
+    The name of a file says what made it: the prompt, the base model or the run of the adapter, the seed, and six digits
+    that depend on all settings. So images of the base model and of adapters can share a folder.
 
     Raises:
-        UserError: the model or the adapter is missing, or gives images that are not finite.
+        UserError: the model or the adapter is missing, or it gives images that are not finite.
     """
+    from PIL import Image
+
     from actors.policy.families import check_size
     from actors.policy.policy import Policy
     from actors.policy.trained import check_trained, read_trained
+    from actors.policy.weights import Weights, checksum
     from actors.rollout.worker import Generator
+    from system.loop.evaluate import EVAL_STREAM
+    from system.run.outputs import make_output_folder
 
     check_size(config.policy)
     make_output_folder(output, "--output")
@@ -54,5 +85,5 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
 
 
 def _word(text: str) -> str:
-    """A text as a part of a file's name."""
+    """A text in characters that suit a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")

@@ -1,88 +1,88 @@
-"""`tempflow train`: check what can be checked, start the roles, train, leave a readable run folder."""
+"""`tempflow train`: check the recipe, start the roles, train, and leave a run folder that people can read."""
+
+from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import ray
+import typer
 from rich.console import Console
 
-from actors.policy.families import check_size
-from actors.policy.trained import check_trained, read_trained
-from actors.rollout.plans import make_plan, trainable_steps
 from services.base.errors import UserError, cause_of
-from services.base.logs import LogFile, logging_to
-from services.scoring.scorer import check_device, check_scorer
+from system.commands.arguments import Overrides, Recipe, console
 from system.commands.plain import plain
-from system.launch.environment import check_start, token_hint
-from system.loop.prompts import Prompts, read_prompts, rows_of_step
-from system.loop.roles import Roles
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
-from system.recipe.model import RunConfig
-from system.run.folder import RunFolder
-from system.run.loggers import check_loggers, open_loggers
-from system.run.progress import Progress
+
+if TYPE_CHECKING:
+    from system.loop.prompts import Prompts
+    from system.loop.roles import Roles
+    from system.recipe.model import RunConfig
+    from system.recipe.provenance import Sources
+    from system.run.folder import RunFolder
+
+app = typer.Typer()
 
 
-def check(config: RunConfig, learns: bool = True) -> tuple[Prompts, Prompts | None]:
-    """Everything that can be known to fail before an actor starts; returns train and held-out prompts.
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run of this name from its latest checkpoint.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option(help="Resume even if the prompts or a model have changed since the run began.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray: same weights, one worker at a time.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check the recipe and print what a training step costs; start nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe. The run folder gets checkpoints, metrics, an adapter and a report."""
+    from system.recipe.load import load_with_sources
+
+    config, sources = load_with_sources(recipe, overrides or [])
+    if dry_run:
+        show_cost(config, sources)
+        return
+    raise typer.Exit(train_run(config, resume, console, accept_changes, local))
+
+
+def show_cost(config: RunConfig, sources: Sources) -> None:
+    """Check a recipe, and print it with what a training step costs.
+
+    Raises:
+        UserError: the first problem that a check finds.
+    """
+    from system.capacity.estimate import estimate_table
+    from system.checks.checks import By, refuse
+    from system.recipe.dump import dump_with_sources
+
+    refuse(config, By.DRY_RUN)
+    typer.echo(dump_with_sources(config, sources))
+    console.print(estimate_table(config))
+
+
+def train_run(
+    config: RunConfig, resume: bool, console: Console, accept_changes: bool = False, local: bool = False
+) -> int:
+    """Run a recipe to its end, or until it is stopped; returns the exit code.
 
     Args:
-        learns: whether there will be a learner.
+        accept_changes: resume even if the prompts or a model have changed.
+        local: run all roles in this process instead of on Ray.
 
     Raises:
         UserError: one sentence that names the thing and the fix.
     """
-    check_loggers(config.log)
-    check_devices(config, learns)
-    make_plan(config.plan, config.policy.num_steps)
-    check_size(config.policy)
-    if config.policy.adapter:
-        check_trained(config.policy, Path(config.policy.adapter), "policy.adapter")
-        if config.policy.lora:  # a whole transformer is too large to be read twice
-            read_trained(Path(config.policy.adapter), config.policy.lora, "policy.adapter")
-    for scorer in config.scorers:
-        check_scorer(scorer)
-    data = config.data
-    train = read_prompts(data.train, data.prompt_column, data.category_column)
-    rows_of_step(len(train), data.prompts_per_step, 0, config.seed)
-    heldout = read_prompts(data.heldout, data.prompt_column, data.category_column) if data.heldout else None
-    return train, heldout
+    from services.base.logs import LogFile, logging_to
+    from system.checks.checks import By, refuse
+    from system.run.folder import RunFolder
+    from system.run.loggers import open_loggers
 
-
-def check_devices(config: RunConfig, learns: bool) -> None:
-    """Refuse roles that are to use a GPU and ask Ray for none.
-
-    Raises:
-        UserError: names the role's setting.
-    """
-    rollout, learner = config.rollout.num_gpus, config.learner.num_gpus
-    asked = {"rollout.num_gpus": rollout}
-    if learns and config.placement == "split":
-        asked["learner.num_gpus"] = learner
-    elif learns and config.rollout.most_workers == config.learner.ranks:
-        asked = {"rollout.num_gpus and learner.num_gpus": max(rollout, learner)}
-    elif learns and not rollout:
-        asked = {"rollout.num_gpus, which the workers beyond learner.ranks have,": rollout}
-    without = [key for key, gpus in asked.items() if not gpus]
-    if config.policy.device == "cuda" and without:
-        raise UserError(
-            f"policy.device is cuda but {' and '.join(without)} = 0; set num_gpus to 1 or a fraction, or policy.device "
-            "to auto"
-        )
-    for scorer in config.scorers:
-        check_device(scorer)
-
-
-def train_run(config: RunConfig, resume: bool, console: Console, accept_changes: bool = False) -> int:
-    """Run a recipe to its end or to a stop; returns the exit code.
-
-    Raises:
-        UserError: one sentence that names the thing and the mend.
-    """
-    train, heldout = check(config)
-    check_start()
+    refuse(config, By.LOCAL if local else By.TRAIN)
     with (
         _naming_a_full_disk(config),
         RunFolder.open(config, resume, accept_changes) as run,
@@ -91,7 +91,7 @@ def train_run(config: RunConfig, resume: bool, console: Console, accept_changes:
         StopFlag() as stop,
     ):
         try:
-            _train(config, run, train, heldout, console, stop)
+            (_train_locally if local else _train_on_ray)(config, run, console, stop)
         except Stopped as stopped:
             _report(run, console)
             console.print(f"stopped by {stopped}; continue with --resume", highlight=False)
@@ -102,7 +102,7 @@ def train_run(config: RunConfig, resume: bool, console: Console, accept_changes:
 
 @contextmanager
 def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
-    """Make one sentence of what the run folder has no room for.
+    """Turn the error of a full disk into one sentence.
 
     Raises:
         UserError: the sentence.
@@ -117,15 +117,33 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
         raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
 
 
-def _train(
-    config: RunConfig, run: RunFolder, train: Prompts, heldout: Prompts | None, console: Console, stop: StopFlag
-) -> None:
+def _train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
+    from actors.rollout.plans import trainable_steps
+    from system.local.roles import LocalRoles
+    from system.loop.recorder import Recorder
+    from system.loop.trainer import Trainer
+    from system.run.progress import Progress
+
+    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
+    train, heldout = _prompts(config)
+    with Progress(config.steps, console) as progress:
+        roles = LocalRoles(config, trainable_steps(config.plan, config.policy.num_steps), stop.check)
+        Trainer(config, run, roles, train, heldout, Recorder(config, run, progress), stop.check).fit()
+
+
+def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
+    import ray
+
+    from actors.rollout.plans import trainable_steps
     from system.launch.cluster import connect
+    from system.launch.environment import token_hint
     from system.launch.roles import RayRoles
     from system.loop.recorder import Recorder
     from system.loop.trainer import Trainer
+    from system.run.progress import Progress
     from system.run.telemetry import Telemetry
 
+    train, heldout = _prompts(config)
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     try:
         with ExitStack() as stack:
@@ -142,8 +160,19 @@ def _train(
             telemetry = stack.enter_context(Telemetry(config.name, lambda: live(config, roles)))
             recorder = Recorder(config, run, progress, telemetry)
             Trainer(config, run, roles, train, heldout, recorder, stop.check).fit()
-    except SystemExit as gone:  # Ray raises it, with code 0, in a driver whose node is gone
-        raise RuntimeError("the connection to Ray is lost, its node or its head died; continue with --resume") from gone
+    except SystemExit as ended:  # Ray raises it, with code 0, in a driver whose node has died
+        raise RuntimeError(
+            "the connection to Ray is lost, its node or its head died; continue with --resume"
+        ) from ended
+
+
+def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:
+    """The training prompts and the held-out ones."""
+    from system.loop.prompts import read_prompts
+
+    data = config.data
+    train = read_prompts(data.train, data.prompt_column, data.category_column)
+    return train, read_prompts(data.heldout, data.prompt_column, data.category_column) if data.heldout else None
 
 
 def live(config: RunConfig, roles: Roles) -> dict[str, int]:

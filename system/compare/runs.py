@@ -12,8 +12,9 @@ from rich.console import Console
 
 from services.base.errors import UserError
 from system.capacity.estimate import steps_within
+from system.checks.checks import By, refuse
 from system.commands.plain import plain
-from system.commands.train import check, train_run
+from system.commands.train import train_run
 from system.compare.result import Result, condense, key_of
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
@@ -162,7 +163,7 @@ def _check_comparable(configs: Sequence[RunConfig]) -> None:
     """
     names = [scorer.name for scorer in configs[0].scorers]
     for config in configs:
-        check(config)
+        refuse(config, By.TRAIN)
         if config.data.heldout is None:
             raise UserError(f"{config.name}: a comparison needs held-out prompts; set data.heldout")
         if sorted(scorer.name for scorer in config.scorers) != sorted(names):

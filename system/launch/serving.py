@@ -1,4 +1,4 @@
-"""`tempflow serve`: a recipe's scorers as a service of their own."""
+"""A recipe's scorers as a Serve application with an HTTP side: its configuration, and the running pool."""
 
 from __future__ import annotations
 
@@ -15,38 +15,16 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from rich.console import Console
 
 from services.base.errors import UserError, first_line
 from services.base.yaml_text import dump_yaml
-from services.http.session import read_token
-from services.scoring.scorer import check_device, check_scorer
 from services.serving.app import PoolSettings, build
 from services.serving.settings import GatewaySettings
-from system.launch.environment import LOOPBACK, running_ray, token_hint
+from system.launch.environment import running_ray
 from system.launch.pool_start import PoolStart
-from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
     from system.launch.cluster import Connection
-
-POLL_S = 0.2
-
-
-def check_pool(pool: PoolSettings) -> None:
-    """Refuse what can be known to fail before anything starts.
-
-    Raises:
-        UserError: a scorer's model is missing, or the pool would be open to other machines without a token.
-    """
-    for scorer in pool.scorers:
-        check_scorer(scorer)
-        check_device(scorer)
-    if read_token(pool.serve.token_file) is None and pool.serve.host not in {LOOPBACK, "localhost"}:
-        raise UserError(
-            f"serve.host {pool.serve.host} can be reached from other machines: "
-            "set serve.token_file, or TEMPFLOW_TOKEN in the environment"
-        )
 
 
 def serve_config(pool: PoolSettings) -> str:
@@ -167,19 +145,3 @@ def running_pool(
             serve.delete(pool.name)
     finally:
         ray.shutdown()
-
-
-def run_pool(pool: PoolSettings, console: Console) -> None:
-    """Serve until Ctrl-C or SIGTERM.
-
-    Raises:
-        Stopped: by the signal.
-    """
-    check_pool(pool)
-    with StopFlag() as stop, running_pool(pool, stop.starting) as (connection, ready_s):
-        console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
-        if connection.dashboard:
-            console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)
-        while True:
-            stop.check()
-            time.sleep(POLL_S)

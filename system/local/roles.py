@@ -30,7 +30,7 @@ from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.base.devices import prepare_torch
-from services.base.errors import UserError, first_line
+from services.base.errors import first_line
 from services.base.logs import at
 from services.base.storage import Folder
 from services.scoring.scorer import finite_scores, load_scorer
@@ -44,21 +44,17 @@ T = TypeVar("T")
 
 
 class LocalRoles:
-    """The live roles of one run in this process (`system.loop.roles.Roles`).
+    """The live roles of one run in this process (`system.loop.roles.Roles`). The recipe has one rank.
 
     Args:
         trainable: the sampling steps that the plan may train.
         check_stop: called before each job; raises when the run is to end.
         learns: whether there is a learner; False for evaluation alone.
-
-    Raises:
-        UserError: the recipe has several ranks, whose sums of gradients one process cannot repeat bit for bit.
     """
 
     def __init__(
         self, config: RunConfig, trainable: list[int], check_stop: Callable[[], None], learns: bool = True
     ) -> None:
-        check_local(config)
         gpus = [config.rollout.num_gpus, config.learner.num_gpus, *(scorer.num_gpus for scorer in config.scorers)]
         prepare_torch(config.rollout.threads, max(gpus), config.deterministic)
         self.rollouts = LocalRollouts(config, check_stop)
@@ -68,19 +64,6 @@ class LocalRoles:
             self.learners = LocalLearners(config, trainable, self.rollouts)
         else:
             self.rollouts.take(Policy(config.policy, config.seed))
-
-
-def check_local(config: RunConfig) -> None:
-    """Refuse a recipe that needs several processes.
-
-    Raises:
-        UserError: it has several ranks.
-    """
-    if config.learner.ranks > 1:
-        raise UserError(
-            f"learner.ranks: {config.learner.ranks} ranks need as many processes, and --local has one; "
-            "set learner.ranks=1 and learner.shard=false, or leave --local out"
-        )
 
 
 class LocalRollouts:

@@ -5,10 +5,11 @@ Shape legend: A all actions of a training step, task after task in index order.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from actors.learner.settings import AdvantageSettings
+from actors.learner.settings import AdvantageSettings, RewardFunction
 from actors.trajectory import Tree
 
 
@@ -97,18 +98,25 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
         reward_by_task: (M,) combined reward of each leaf, NaN for holes.
     """
     group_A = group_keys(rule, trees)
-    places = range(max(tree.leaf_NKL.shape[2] for tree in trees)) if rule.leaves == "each" else [None]
-    by_place = [
-        np.concatenate([tree.reduce(reward, place).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
-        for place in places
+    rewards = [
+        np.concatenate([reward_of(tree, reward).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
+        for reward_of in _reward_functions(rule, trees)
     ]
-    normalised = [normalise(reward_A, group_A, rule) for reward_A in by_place]
-    hole_A: np.ndarray = np.isnan(np.stack(by_place)).any(axis=0)
+    normalised = [normalise(reward_A, group_A, rule) for reward_A in rewards]
+    hole_A: np.ndarray = np.isnan(np.stack(rewards)).any(axis=0)
     advantage_A = np.where(hole_A, 0.0, np.sum([advantage_A for advantage_A, _ in normalised], axis=0))
     flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
     return Advantages(
         _by_task(_bounded(advantage_A, group_A, rule), trees), _by_task(hole_A, trees), float(np.mean(flat))
     )
+
+
+def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:
+    """What gives the rewards that are compared with each other; more than one where leaves are compared apart."""
+    if rule.leaves == "each":
+        places = range(max(tree.leaf_NKL.shape[2] for tree in trees))
+        return [partial(Tree.reduce, place=place) for place in places]
+    return [rule.reward_function or Tree.reduce]
 
 
 def _bounded(advantage_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -37,10 +38,15 @@ class Toleration(Settings):
     """A taint of nodes that pods tolerate, as Kubernetes writes it."""
 
     key: LabelKey | None = None
+    """Key of the taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
+    """`Equal` compares the value; `Exists` tolerates every value."""
     value: LabelValue | None = None
+    """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; every effect if not given."""
     tolerationSeconds: int | None = None
+    """Seconds that a pod stays after a taint with the effect NoExecute appeared; without end if not given."""
 
     @model_validator(mode="after")
     def _as_the_api_server_checks(self) -> Toleration:
@@ -57,19 +63,25 @@ class Nodes(Settings):
     """The pods of a role, all alike; each is a Ray node."""
 
     cpus: int = Field(4, ge=1)
+    """CPUs of one pod."""
     memory: Quantity = "16Gi"
+    """Memory of one pod, as Kubernetes writes it."""
     gpus: int = Field(0, ge=0)
+    """GPUs of one pod."""
     gpu_resource: ExtendedResource = "nvidia.com/gpu"
-    """Or a slice of one, such as `nvidia.com/mig-3g.40gb`."""
+    """The resource that counts GPUs, or slices of them, such as `nvidia.com/mig-3g.40gb`."""
     resources: dict[Resource, Quantity] = Field(default_factory=dict)
-    """Further ones, such as `rdma/hca: "1"`."""
+    """Further resources of a pod, such as `rdma/hca: "1"`."""
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    """Labels that a Kubernetes node must have for these pods."""
     tolerations: list[Toleration] = Field(default_factory=list)
+    """Taints of Kubernetes nodes that these pods tolerate."""
     runtime_class: ObjectName | None = None
+    """The RuntimeClass of these pods; the cluster's default if not given."""
     environment: dict[Variable, str] = Field(default_factory=dict)
-    """Variables that anybody may read, such as `NCCL_SOCKET_IFNAME`; Secrets are named under `secrets`."""
+    """Environment variables that anybody may read, such as `NCCL_SOCKET_IFNAME`. Secrets are named under `secrets`."""
     grace_s: int = Field(120, ge=1)
-    """From SIGTERM to SIGKILL: time to drain, and for the checkpoint of a stopped run."""
+    """Seconds from SIGTERM to SIGKILL: time to drain, and to write the checkpoint of a stopped run."""
 
     @model_validator(mode="after")
     def _resources_fit(self) -> Nodes:
@@ -87,16 +99,18 @@ class PoolNodes(Nodes):
     """The pods of the reward pool."""
 
     service: ServiceName | None = None
-    """Name of the RayService; that of the recipe with `-pool` if not given. Jobs with the same name share it."""
+    """Name of the RayService; the recipe's name with `-pool` if not given. Jobs with the same name here share it."""
 
 
 class Volume(Settings):
     """A PersistentVolumeClaim."""
 
     claim: ObjectName
+    """Name of the claim."""
     size: Quantity | None = None
-    """Makes the claim; it is there already if not given."""
+    """Size of the claim, which `--part volume` then prints. If not given, the claim must exist."""
     storage_class: ObjectName | None = None
+    """Storage class of the claim; the cluster's default if not given."""
     access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
     """`ReadWriteOnce` is for a Kubernetes of one node: all pods of a job mount the volume."""
 
@@ -114,10 +128,11 @@ class _Either(Settings):
 
 
 class Models(_Either):
-    """Where model weights lie, as a cache in the hub's layout or as plain folders: read-only, at /models."""
+    """Where model weights are: a cache in the hub's layout, or plain folders. Pods see them read-only, at /models."""
 
     either = ("claim", "image")
     claim: ObjectName | None = None
+    """Name of a PersistentVolumeClaim that holds them."""
     image: Image | None = None
     """An OCI image that is mounted as a volume."""
 
@@ -126,13 +141,14 @@ class Secrets(Settings):
     """Names of Secrets; their contents never appear in a manifest."""
 
     ray_token: ObjectName = "tempflow-ray"
-    """Key `auth_token`: what Ray's dashboard, jobs and actors ask for."""
+    """The Secret whose key `auth_token` is the token that Ray's dashboard, jobs and actors ask for."""
     pool_token: ObjectName = "tempflow-pool"
-    """Key `token`: what the reward pool asks for."""
+    """The Secret whose key `token` is the token that the reward pool asks for."""
     environment: Listed[ObjectName] = ()
-    """Each key is an environment variable of the job's pods: credentials of a bucket, of a logger."""
+    """Secrets whose keys become environment variables of the job's pods, such as the credentials of a bucket or a
+    logger."""
     pool_environment: Listed[ObjectName] = ()
-    """The same for the pool's pods, which read what strangers send: as little as its scorers need."""
+    """The same for the pool's pods. They read what strangers send, so give them as little as their scorers need."""
 
 
 class Egress(_Either):
@@ -140,8 +156,11 @@ class Egress(_Either):
 
     either = ("cidr", "namespace")
     cidr: Cidr | None = None
+    """Addresses outside the cluster."""
     namespace: Namespace | None = None
+    """A namespace of the cluster."""
     ports: Listed[Port] = Field(min_length=1)
+    """TCP ports; those of the pods, not of a service."""
 
 
 class Queue(_Either):
@@ -149,42 +168,47 @@ class Queue(_Either):
 
     either = ("kueue", "volcano")
     kueue: QueueName | None = None
-    """A LocalQueue."""
+    """Name of a LocalQueue of Kueue."""
     volcano: QueueName | None = None
-    """A queue."""
+    """Name of a queue of Volcano."""
 
 
 class Infra(Settings):
     """An infrastructure file with every default filled in."""
 
     namespace: Namespace = "tempflow"
+    """The namespace of everything that is printed."""
     image: Image
-    """Has tempflow installed, and whatever modules the recipe names (see deploy/Dockerfile)."""
+    """A container image with tempflow and the modules that the recipe names (see deploy/Dockerfile)."""
     pull_secrets: Listed[ObjectName] = ()
-    ray_version: RayVersion = version("ray")
-    """Of the image."""
+    """Secrets with which nodes pull the image."""
+    ray_version: RayVersion = Field(default_factory=partial(version, "ray"))
+    """Ray's version in the image; the version that is installed here if not given."""
     runs: Volume
-    """Run folders, at /runs: what a retry resumes from, and what outlives the cluster."""
+    """The volume of the run folders, at /runs. A retry resumes from it, and it outlives the cluster."""
     models: Models | None = None
-    """Nothing is downloaded where it is given."""
+    """Model weights. If given, nothing is downloaded."""
     secrets: Secrets = Secrets()
     head: Nodes = Nodes(cpus=4, memory="16Gi")
+    """The node of the head, which runs no role."""
     workers: Nodes
-    """Of the rollout workers, and of each role below that has none of its own."""
+    """Nodes of the rollout workers, and of each role below that has no nodes of its own."""
     learner: Nodes | None = None
+    """Nodes of the learner's ranks."""
     reward: PoolNodes | None = None
-    """The pool becomes a RayService, a cluster of its own."""
+    """Nodes of the reward pool, which then is a RayService, a cluster of its own."""
     egress: Listed[Egress] = ()
-    """A bucket that is not at port 443, a detector, a pool of somebody else."""
+    """What else pods may connect to: a bucket that is not at port 443, a detector, another pool."""
     queue: Queue | None = None
+    """The queue that admits all pods of a job at once."""
     retries: Int32 = 2
-    """New clusters that go on with a run whose cluster failed; a recipe that cannot run fails on each of them."""
+    """New clusters that continue a run whose cluster failed. A broken recipe uses up all of them."""
     keep_s: Int32 = 600
-    """Until the cluster of a finished job is deleted."""
+    """Seconds until the cluster of a finished job is deleted."""
     operator_namespace: Namespace = "kuberay-operator"
-    """Where KubeRay's operator runs: it must reach the heads."""
+    """The namespace of KubeRay's operator, which must reach the heads."""
     monitoring_namespace: Namespace = "monitoring"
-    """Where Prometheus runs."""
+    """The namespace of Prometheus."""
 
     @model_validator(mode="after")
     def _head_is_the_operators(self) -> Infra:

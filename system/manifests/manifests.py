@@ -14,7 +14,7 @@ from system.manifests.network import network_policy
 from system.manifests.pods import RECIPE, RESTRICTED, TMP, Instance, Manifest, ray_pod, submitter_pod
 from system.manifests.recipe import ROLE, job_recipe, pool_recipe, pool_service, resource_name
 from system.manifests.sizing import Group, job_groups, pods, replicas
-from system.recipe.load import dump_config
+from system.recipe.dump import dump_config
 from system.recipe.model import RunConfig
 
 Part = Literal["all", "job", "pool", "volume"]

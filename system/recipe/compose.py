@@ -1,16 +1,65 @@
-"""Laying mappings over each other: a recipe over the one that it extends, and `key=value` overrides over both."""
+"""Composing a recipe: layers, the recipes over them, and `key=value` overrides over both."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from actors.methods import DEFAULT_METHOD, find_method
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
-from system.recipe.model import RunConfig
+from system.recipe.provenance import Key, Source, Sources, leaves, nested, reached
 
-NAMELESS = {key: RunConfig.model_fields[key].default.name for key in ("plan", "kernel", "objective")}
+LAYERS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "method": ("plan", "kernel", "advantage", "objective"),
+    "rewards": ("scorers", "reward"),
+    "hardware": (),
+}
+"""The kinds of layers, the lowest first, each with the keys that recipes change for one layer of the kind only: where
+another layer is chosen, what the recipes below say of these keys no longer holds."""
+DEFAULTS = find_method(DEFAULT_METHOD).defaults
+NAMELESS = {key: DEFAULTS[key]["name"] for key in ("plan", "kernel", "objective")}
 """What a mapping without a name is."""
 NAMES = {f"{key}.name" for key in NAMELESS}
 """Keys that choose a plan, a kernel or an objective: another one shares no keys with the one before."""
+SCORERS = "scorers"
+"""The list whose items are changed by name."""
+
+
+class Composition:
+    """A recipe while it is composed: its values so far, and where each of them came from."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: Sources = {}
+
+    def lay(self, above: dict[str, Any], source: Source) -> None:
+        """Lay the mapping of a file over the values. Scorers may be a list, or a mapping of changes by name."""
+        laid = set(leaves(above))
+        if isinstance(changes := above.get(SCORERS), dict):
+            above = above | {SCORERS: change_scorers(self.values.get(SCORERS), changes, f"{source}: ")}
+        self.values = lay_over(self.values, above)
+        self._trace(laid, source)
+
+    def set_key(self, override: str) -> None:
+        """Set one dotted key. A scorer is named by its name or by its place in the list.
+
+        Raises:
+            UserError: the override has another form, or names nothing that can be set.
+        """
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"`{override}`: an override has the form key=value, such as learner.lr=1e-4")
+        value, parts = load_yaml(text, f"`{override}`: the value"), key.split(".")
+        changes = value if key == SCORERS else {parts[-1]: value}
+        if parts[0] == SCORERS and len(parts) <= 2 and isinstance(changes, dict) and not parts[-1].isdigit():
+            self.lay({SCORERS: changes}, override)
+        else:
+            _set(self.values, parts, value, override)
+            self._trace(set(leaves(nested(reached(self.values, parts), value))), override)
+
+    def _trace(self, laid: set[Key], source: Source) -> None:
+        """Note the source of the values that a file or an override has laid; the others keep theirs."""
+        self.sources = {key: source if key in laid else self.sources.get(key, source) for key in leaves(self.values)}
 
 
 def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -28,21 +77,40 @@ def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def set_key(raw: dict[str, Any], override: str) -> str:
-    """Set one dotted key; returns the key."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"`{override}`: an override has the form key=value, such as learner.lr=1e-4")
-    node: Any = raw
-    *parents, last = key.split(".")
-    for place, part in enumerate(parents):
-        slot = _slot(node, part, override, parents[:place])
+def change_scorers(scorers: Any, changes: dict[str, Any], where: str) -> list[Any]:
+    """The list of scorers after changes by name.
+
+    A mapping is laid over the scorer of that name, or adds it if it has the key `scorer`. Null removes the scorer.
+
+    Raises:
+        UserError: there is no scorer of that name, or the change is no mapping; begins with `where`.
+    """
+    changed = list(scorers) if isinstance(scorers, list) else []
+    for name, change in changes.items():
+        place = _place(changed, name)
+        if not isinstance(change, dict | None):
+            raise UserError(f"{where}`scorers.{name}` is a mapping of keys to values, or null to remove the scorer")
+        if place is None and change and "scorer" in change:
+            changed.append({"name": name} | change)
+        elif place is None:
+            raise UserError(f"{where}{_no_scorer(changed, name)}; one is added with its key `scorer`")
+        elif change is None:
+            del changed[place]
+        else:
+            changed[place] = lay_over(changed[place], change)
+    return changed
+
+
+def _set(values: dict[str, Any], parts: Sequence[str], value: Any, override: str) -> None:
+    node: Any = values
+    *parents, last = parts
+    for i, part in enumerate(parents):
+        slot = _slot(node, part, override, parents[:i])
         node = node.setdefault(slot, {}) if isinstance(node, dict) else node[slot]
-    slot, value = _slot(node, last, override, parents), load_yaml(text, f"`{override}`: the value")
-    if key in NAMES and value != node.get("name", NAMELESS[parents[0]]):
+    slot = _slot(node, last, override, parents)
+    if ".".join(parts) in NAMES and value != node.get("name", NAMELESS[parents[0]]):
         node.clear()
     node[slot] = value
-    return key
 
 
 def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | int:
@@ -51,4 +119,19 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
         return part
     if isinstance(node, list) and part.isascii() and part.isdigit() and int(part) < len(node):
         return int(part)
+    if isinstance(node, list) and list(above) == [SCORERS] and not part.isdigit():
+        if (place := _place(node, part)) is not None:
+            return place
+        raise UserError(f"`{override}`: {_no_scorer(node, part)}")
     raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
+
+
+def _place(scorers: Sequence[Any], name: str) -> int | None:
+    """The index of the scorer of a name."""
+    names = [scorer.get("name") if isinstance(scorer, dict) else None for scorer in scorers]
+    return names.index(name) if name in names else None
+
+
+def _no_scorer(scorers: Sequence[Any], name: str) -> str:
+    names = ", ".join(str(scorer["name"]) for scorer in scorers if isinstance(scorer, dict) and "name" in scorer)
+    return f"there is no scorer `{name}`; the scorers are {names or 'none'}"

@@ -1,4 +1,4 @@
-"""Recipes from YAML files, run folders and overrides."""
+"""Reading recipes: from YAML files, their layers, run folders and overrides."""
 
 import logging
 from collections.abc import Sequence
@@ -7,26 +7,32 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from actors.methods import find_method
 from services.base.errors import UserError, first_line
 from services.base.settings import Settings
 from services.base.storage import Folder
 from services.base.text import read_text
-from services.base.yaml_text import dump_yaml, load_yaml
+from services.base.yaml_text import load_yaml
 from services.scoring.scorer import make_importable
 from services.serving.settings import PoolSettings
-from system.recipe.compose import NAMES, lay_over, set_key
+from system.recipe.compose import LAYERS, NAMES, Composition
 from system.recipe.explain import explain
-from system.recipe.find import RUN_RECIPE, find_recipe, shipped_recipes
+from system.recipe.find import RUN_RECIPE, SHIPPED, find_layer, find_recipe
 from system.recipe.model import RunConfig
+from system.recipe.provenance import Sources
 
 log = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=Settings)
+File = tuple[Path, dict[str, Any]]
+"""A file and the mapping in it."""
+COMMAND_LINE = Path("the command line")
+"""This stands for a file where the command line chooses layers. Their paths are relative to the working directory."""
 
 RUN_PARTS = ("metrics.jsonl", "checkpoints", "driver.lock")
 """A folder with one of these is that of a run."""
 OF_RUN = "tempflow"
-"""The key of that file which is no setting: what began the run."""
+"""The key of a run's recipe that is no setting: it says what began the run."""
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -35,33 +41,86 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: names the file or override, the key, the value and the nearest valid key.
     """
-    raw, source, overridden = _resolve(recipe, overrides)
-    return parse_config(RunConfig, raw, source, overridden)
+    return load_with_sources(recipe, overrides)[0]
+
+
+def load_with_sources(recipe: str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Sources]:
+    """As `load_config`, with the source of each value that is no default."""
+    composed, source = _compose(recipe, overrides)
+    return parse_config(RunConfig, composed.values, source, composed.sources), composed.sources
 
 
 def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
-    """What of a recipe makes its reward pool: `scorers` and `serve`; it need not hold more.
+    """The settings of a recipe that make its reward pool: `scorers` and `serve`; it need not hold more.
 
     Raises:
         UserError: as `load_config`.
     """
-    raw, source, overridden = _resolve(recipe, overrides)
-    of_pool = {key: value for key, value in raw.items() if key in PoolSettings.model_fields}
-    return parse_config(PoolSettings, of_pool, source, overridden)
+    composed, source = _compose(recipe, overrides)
+    of_pool = {key: value for key, value in composed.values.items() if key in PoolSettings.model_fields}
+    return parse_config(PoolSettings, of_pool, source, composed.sources)
 
 
-def _resolve(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, dict[str, str]]:
-    """The mapping of a recipe with overrides applied, where it was read, and each override by the key it set."""
+def _compose(recipe: str, overrides: Sequence[str]) -> tuple[Composition, str]:
+    """A recipe with its layers below it and overrides over it, and where it was read."""
     folder = Path(recipe).parent if Path(recipe).name == RUN_RECIPE else Path(recipe)
     if any((folder / name).exists() for name in RUN_PARTS):
-        path, raw = folder / RUN_RECIPE, _of_run(folder)
+        path = folder / RUN_RECIPE
+        files = [(path, _of_run(folder))]
     else:
         path = find_recipe(recipe)
-        raw = _read(path, ())
+        files = _read(path)
     make_importable(Path.cwd())
-    raw.setdefault("name", path.stem)
-    by_name = sorted(overrides, key=lambda text: text.partition("=")[0] not in NAMES)
-    return raw, str(path), {set_key(raw, text): text for text in by_name}
+    on_top, values = _split(overrides)
+    layers, own = _choose([*files, (COMMAND_LINE, on_top)])
+    composed = Composition()
+    for source, mapping in [*layers, *own]:
+        composed.lay(mapping, source)
+    if "name" not in composed.values:
+        composed.lay({"name": path.stem}, path)
+    for override in values:
+        composed.set_key(override)
+    return composed, str(path)
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Overrides that choose layers, as a mapping; and the others, where those that choose a plan, a kernel or an
+    objective come first.
+    """
+    layers, values = {}, []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in LAYERS:
+            layers[key] = load_yaml(value, f"`{text}`: the value")
+        else:
+            values.append(text)
+    return layers, sorted(values, key=lambda text: text.partition("=")[0] not in NAMES)
+
+
+def _choose(files: list[File]) -> tuple[list[File], list[File]]:
+    """The files of the layers that recipes choose, and the recipes without these keys, the lowest first.
+
+    A recipe's choice of a layer takes the place of that of the recipe below, whose keys for the layer end there.
+    """
+    chosen: dict[str, Path] = {}
+    own: list[File] = []
+    for source, mapping in files:
+        for kind in [kind for kind in LAYERS if kind in mapping]:
+            if not isinstance(name := mapping[kind], str):
+                raise UserError(f"{source}: `{kind}` = {name!r}: it is the name of a layer, or a path to a file")
+            layer = find_layer(kind, name, source.parent)
+            if layer != chosen.get(kind):
+                own = [(file, {k: v for k, v in below.items() if k not in LAYERS[kind]}) for file, below in own]
+            chosen[kind] = layer
+        own.append((source, {key: value for key, value in mapping.items() if key not in LAYERS}))
+    return [file for kind in LAYERS if kind in chosen for file in _layer(chosen[kind], kind)], own
+
+
+def _layer(path: Path, kind: str) -> list[File]:
+    """The files of a layer. That of a method which comes with tempflow is its Python file, whose defaults are laid."""
+    if path.suffix == ".py":
+        return [(path, {"method": path.stem, **find_method(path.stem).defaults})]
+    return _read(path, kind)
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
@@ -93,23 +152,26 @@ def _of_run(folder: Path) -> dict[str, Any]:
     return raw | {"name": folder.absolute().name, "output": str(folder.absolute().parent)}
 
 
-def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a recipe laid over that of the recipe which it `extends`. Scorers beside either are found.
+def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) -> list[File]:
+    """A recipe, or a layer of a kind, after the files that it `extends`. Scorers beside each of them are found.
 
     A run that is extended gives its settings, but neither its name nor its place.
     """
-    if path.parent != shipped_recipes():
+    if path.resolve() in children:
+        raise UserError(f"{path}: `extends` leads back to this file")
+    if not path.is_relative_to(SHIPPED):
         make_importable(path.parent)
-    raw = read_mapping(path, "a recipe")
+    raw = read_mapping(path, f"a {kind} layer" if kind else "a recipe")
     if raw.pop(OF_RUN, None):
         raw.pop("name", None)
         raw.pop("output", None)
+    if kind and (inside := [key for key in LAYERS if key in raw]):
+        raise UserError(f"{path}: a {kind} layer names no layer, and this one has the key `{inside[0]}`; remove it")
     parent = raw.pop("extends", None)
     if parent is None:
-        return raw
-    if path in children:
-        raise UserError(f"{path}: `extends` leads back to this recipe")
-    return lay_over(_read(find_recipe(str(parent)), (*children, path)), raw)
+        return [(path, raw)]
+    found = find_layer(kind, str(parent), path.parent) if kind else find_recipe(str(parent), path.parent)
+    return [*_read(found, kind, (*children, path.resolve())), (path, raw)]
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -124,16 +186,9 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     return raw
 
 
-def parse_config(
-    model: type[Config], raw: dict[str, Any], source: str, overrides: dict[str, str] | None = None
-) -> Config:
-    """Validate a resolved mapping; errors name `source`, or the override that set the key."""
+def parse_config(model: type[Config], raw: dict[str, Any], source: str, sources: Sources | None = None) -> Config:
+    """Validate a resolved mapping; errors name the source of the value, or `source` if it has none of its own."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(explain(error, model, source, overrides or {})) from error
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved recipe as YAML."""
-    return dump_yaml(config.model_dump(mode="json"))
+        raise UserError(explain(error, model, raw, source, sources or {})) from error

@@ -1,25 +1,22 @@
 """The model of a recipe: every setting of a run, its default and the combinations that are refused."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from actors.learner.settings import (
-    AdvantageSettings,
-    AwmSettings,
-    GrpoSettings,
-    GuardSettings,
-    LearnerSettings,
-    NftSettings,
-    ObjectiveSettings,
-)
-from actors.policy.settings import CPSSettings, FlowSDESettings, KernelSettings, PolicySettings
+from actors.learner.settings import AdvantageSettings, LearnerSettings
+from actors.learner.weight_sets import used_for
+from actors.methods import DEFAULT_METHOD, AnyObjective, find_method
+from actors.policy.settings import KernelSettings, PolicySettings
 from actors.reward.settings import RewardSettings
-from actors.rollout.plans.settings import PlanSettings, SamplesSettings, TreeSettings, TrunkSettings
+from actors.rollout.plans.settings import PlanSettings
 from actors.rollout.settings import RolloutSettings
 from services.base.settings import Listed, Settings
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings
+from system.recipe.compose import lay_over
+
+DEFAULTS = find_method(DEFAULT_METHOD)
 
 
 class DataSettings(Settings):
@@ -28,11 +25,15 @@ class DataSettings(Settings):
     """
 
     train: str
+    """The prompts that are trained on."""
     heldout: str | None = None
+    """The prompts that are only evaluated; without them nothing is evaluated."""
     prompt_column: str = "prompt"
+    """The column that holds the prompts."""
     category_column: str = "category"
     """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
     prompts_per_step: int = Field(48, ge=1)
+    """Prompts of one training step."""
 
 
 class EvalSettings(Settings):
@@ -65,6 +66,7 @@ class WandbSettings(Settings):
     """A run on Weights & Biases; the key is WANDB_API_KEY of the environment, never in a recipe."""
 
     project: str = "tempflow"
+    """The project that the run belongs to."""
     entity: str | None = None
     """The user or team; the key's own if not given."""
     mode: Literal["online", "offline"] = "online"
@@ -95,6 +97,7 @@ class RunConfig(Settings):
     output: str = "runs"
     """The folder that holds run folders."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the prompts' order, of all noise and of the adapter's first weights."""
     steps: int = Field(ge=1)
     """Training steps: generate, score, update, broadcast."""
     placement: Literal["split", "colocated"] = "split"
@@ -103,28 +106,48 @@ class RunConfig(Settings):
     deterministic: bool = False
     """Only use algorithms that give the same bits each time, in every role. A CPU does so anyway; on a GPU it makes a
     run repeatable bit for bit, and slower."""
+    method: str = DEFAULT_METHOD
+    """A file of actors/methods. It says what `plan`, `kernel`, `advantage` and `objective` are; the recipe's own values
+    of these keys take precedence."""
     policy: PolicySettings
-    kernel: KernelSettings = FlowSDESettings()
-    plan: PlanSettings = TrunkSettings()
-    advantage: AdvantageSettings = AdvantageSettings()
-    objective: ObjectiveSettings = GrpoSettings()
+    kernel: KernelSettings = DEFAULTS.kernel
+    plan: PlanSettings = DEFAULTS.plan
+    advantage: AdvantageSettings = DEFAULTS.advantage
+    objective: AnyObjective = DEFAULTS.objective
     learner: LearnerSettings = LearnerSettings()
     rollout: RolloutSettings = RolloutSettings()
     scorers: Listed[ScorerSettings] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
     serve: GatewaySettings = GatewaySettings()
-    """Of the HTTP side that `tempflow serve` gives the scorers; training itself calls them by handle."""
+    """The HTTP side that `tempflow serve` gives the scorers. Training itself does not use it."""
     data: DataSettings
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     ray: RaySettings = RaySettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_its_method(cls, raw: Any) -> Any:
+        """A recipe's own keys over those of its method.
+
+        Raises:
+            UserError: there is no such method.
+        """
+        if not isinstance(raw, dict) or not isinstance(method := raw.get("method", DEFAULT_METHOD), str):
+            return raw
+        return lay_over(find_method(method).defaults, raw)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        self._groups_fit()
-        self._methods_fit()
-        self._roles_fit()
+        """Refuse combinations that make no sense; each room knows those that it speaks of."""
+        prompts = self.data.prompts_per_step
+        self.plan.check_group(self.advantage.group)
+        self.objective.check_plan(self.plan.name, self.plan.gives)
+        self.objective.check(self.kernel, self.learner, prompts)
+        self.advantage.check(self.plan.leaves_per_action, self.plan.has_baselines)
+        self.learner.check(prompts, self.policy, self.placement == "colocated", self.rollout.workers)
+        self.rollout.check()
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
@@ -132,98 +155,11 @@ class RunConfig(Settings):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
         return self
 
-    def _groups_fit(self) -> None:
-        """Refuse groups in which nothing is compared, or what cannot be."""
-        plan, group = self.plan, self.advantage.group
-        if group == "seed" and not isinstance(plan, TrunkSettings):
-            instead = "prompt_step" if isinstance(plan, TreeSettings) else "prompt"
-            raise ValueError(
-                f"advantage.group = seed compares the branches of one state, and plan.name = {plan.name} has none; "
-                f"set advantage.group to {instead}"
-            )
-        if isinstance(plan, TrunkSettings):
-            compared = plan.explorations * (1 if group == "seed" else plan.seeds)
-            if group != "prompt" and compared < 2:
-                raise ValueError(
-                    f"advantage.group = {group} compares {compared} branch with itself; "
-                    "set plan.explorations to at least 2"
-                )
-        if isinstance(plan, TreeSettings) and group == "prompt":
-            raise ValueError(
-                "advantage.group = prompt compares nodes of all depths of a tree; set advantage.group to prompt_step"
-            )
-
-    def _methods_fit(self) -> None:
-        """Refuse mixtures of plan, kernel, advantage and objective that make no sense."""
-        objective, kernel = self.objective, self.kernel
-        if isinstance(kernel, CPSSettings) and isinstance(objective, GrpoSettings) and objective.noise_weights:
-            raise ValueError(
-                "objective.noise_weights: the gradient of the CPS kernel's log p scales with the injected noise "
-                "already; set objective.noise_weights to false, or kernel.name to flow_sde"
-            )
-        if isinstance(kernel, CPSSettings) and isinstance(objective, GuardSettings):
-            raise ValueError(
-                "objective.name: grpo_guard normalises a Normal log-density, and the CPS kernel has none; "
-                "set kernel.name to flow_sde or dance"
-            )
-        of_images = isinstance(objective, AwmSettings | NftSettings)
-        if of_images != isinstance(self.plan, SamplesSettings):
-            trains, needs = ("images", "samples") if of_images else ("decisions", "another than samples")
-            raise ValueError(f"objective.name: {objective.name} trains on {trains}; its plan.name is {needs}")
-        if isinstance(objective, AwmSettings) and objective.ema_weight and not self.learner.ema:
-            raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")
-        if objective.optimizer_steps > self.data.prompts_per_step:
-            raise ValueError(
-                f"objective.optimizer_steps: {self.data.prompts_per_step} prompts a step cannot be split into "
-                f"{objective.optimizer_steps}; raise data.prompts_per_step or lower it"
-            )
-        if self.advantage.leaves == "each" and len(getattr(self.plan, "strides", ())) < 2:
-            raise ValueError("advantage.leaves: each needs several leaves an action; set plan.strides to two or more")
-
-    def _roles_fit(self) -> None:
-        """Refuse roles that cannot be placed or kept busy."""
-        ranks = self.learner.ranks
-        if self.data.prompts_per_step < ranks:
-            raise ValueError(
-                f"learner.ranks: {self.data.prompts_per_step} prompts a step cannot be shared by {ranks} ranks; "
-                "raise data.prompts_per_step or lower learner.ranks"
-            )
-        if self.rollout.max_workers is not None and self.rollout.max_workers < self.rollout.workers:
-            raise ValueError(
-                f"rollout.max_workers: {self.rollout.max_workers} is less than rollout.workers = {self.rollout.workers}"
-            )
-        if self.placement == "colocated" and ranks > self.rollout.workers:
-            raise ValueError(
-                f"learner.ranks: {ranks} colocated ranks need as many rollout.workers, and there are "
-                f"{self.rollout.workers}"
-            )
-        if self.learner.shard and (ranks == 1 or self.placement == "colocated"):
-            raise ValueError(
-                "learner.shard: a sharded learner has at least 2 ranks, in processes of their own; "
-                "set learner.ranks and placement: split"
-            )
-        if self.learner.max_staleness and self.placement == "colocated":
-            raise ValueError(
-                "learner.max_staleness: colocated roles take turns, so no experience is made ahead; "
-                "set placement: split, or max_staleness to 0"
-            )
-        if self.learner.max_staleness and self.policy.lora is None:
-            raise ValueError(
-                "learner.max_staleness: the learner keeps the trained weights of each version, which is meant for "
-                "adapters; set policy.lora, or max_staleness to 0"
-            )
-        if self.learner.max_staleness and isinstance(self.objective, NftSettings):
-            raise ValueError(
-                "learner.max_staleness: DiffusionNFT compares with the policy that its images came from as it is now; "
-                "set max_staleness to 0"
-            )
-        if self.learner.shard and self.policy.compile:
-            raise ValueError("learner.shard: a sharded transformer is not compiled; set policy.compile to false")
-
     @property
     def evaluates_an_average(self) -> bool:
         """Whether the weights that are evaluated and saved differ from those that are sampled from."""
-        return self.learner.ema is not None or isinstance(self.objective, NftSettings)
+        weight_sets = self.objective.weight_sets(self.learner.ema)
+        return used_for("evaluation", weight_sets) is not used_for("sampling", weight_sets)
 
     @property
     def eval_steps(self) -> int:

@@ -2,10 +2,12 @@
 
 import pytest
 
-from tests.chaos.runs import Run
-from tests.integration.conftest import ray_head, recipe, tempflow, tiny_recipe
+from tests.helpers.command_line import tempflow
+from tests.helpers.disturbed_runs import Run
+from tests.helpers.ray_head import ray_head
+from tests.helpers.recipes import tiny_recipe
 
-__all__ = ["ray_head", "recipe", "tempflow"]
+__all__ = ["ray_head", "tempflow"]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from actors.rollout.fleet import Fleet
 from actors.rollout.results import Generated
 from actors.trajectory import Task
 from system.launch.roles import draining_nodes
-from tests.integration.test_fleet import PLAN, PacedWorker, exported, fleet_of
+from tests.helpers.fake_workers import PLAN, PacedWorker, exported, fleet_of
 
 TASK_S = 0.2
 JOIN_S = 120

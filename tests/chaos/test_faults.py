@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
-from tests.chaos.runs import Run, family, one_quick
-from tests.integration.conftest import RUN_TIMEOUT_S
-from tests.integration.test_training import metrics
+from tests.helpers.command_line import RUN_TIMEOUT_S
+from tests.helpers.disturbed_runs import Run, family, one_quick
+from tests.helpers.run_folders import metrics
 
 WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeController"
 GONE_S = 20

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tests.chaos.runs import Run, family
-from tests.integration.test_training import metrics
+from tests.helpers.disturbed_runs import Run, family
+from tests.helpers.run_folders import metrics
 
 SPLIT: list[str] = []
 RANKS, COLOCATED = ["learner.ranks=2"], ["learner.ranks=2", "placement=colocated"]

@@ -6,9 +6,9 @@ import sys
 import pytest
 import yaml
 
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
-from tests.integration.test_serving import free_port, serving, wait_until
-from tests.integration.test_training import adapter, wait_for_steps
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
+from tests.helpers.http_pool import free_port, serving, wait_until
+from tests.helpers.run_folders import adapter, wait_for_steps
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 SCORERS = [{"name": "size", "scorer": "jpeg_size", "num_cpus": 0.1}]

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests.chaos.runs import Run, family
-from tests.integration.conftest import environment
-from tests.integration.test_training import metrics
+from tests.helpers.command_line import environment
+from tests.helpers.disturbed_runs import Run, family
+from tests.helpers.run_folders import metrics
 
 STEPS, EVAL_EVERY = 2000, 200
 MOST_S = 3600

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.runs import STEPS, Run
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
+from tests.helpers.disturbed_runs import STEPS, Run
 from tests.helpers.paths import ROOT
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
-from tests.integration.test_training import adapter, metrics
+from tests.helpers.run_folders import adapter, metrics
 
 DISK_BYTES = 16 * 2**20
 LEFT_BYTES = 2**15

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from actors.policy.settings import PolicySettings
 from services.base.devices import prepare_torch
-from tests.gpu.work import family_settings, miniature_settings, policy_of, task_of, update_of
 from tests.helpers.families import FAMILIES
+from tests.helpers.gpu_work import family_settings, miniature_settings, policy_of, task_of, update_of
 
 LONG = {"height": 128, "width": 128}
 """1,024 image tokens of a tiny model: attention kernels share the work on a row among blocks only beyond some hundred

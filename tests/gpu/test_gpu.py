@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from actors.learner.ranks import Ranks, Rendezvous, join
 from actors.policy.settings import PolicySettings
-from tests.gpu.work import change_of, family_settings, miniature_settings, policy_of, task_of, update_of
 from tests.helpers.families import FAMILIES, Case
+from tests.helpers.gpu_work import change_of, family_settings, miniature_settings, policy_of, task_of, update_of
 from tests.helpers.paths import ROOT
 
 JOIN_TIMEOUT_S = 60

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from services.base.storage import Folder
+from tests.helpers.run_folders import adapter, metrics
 from tests.helpers.s3 import bucket
-from tests.integration.test_training import adapter, metrics
 
 __all__ = ["bucket"]
 

@@ -35,8 +35,8 @@ def test_contenders_get_their_budget_and_finished_runs_are_not_run_again(recipe,
     assert "123.000" in (tmp_path / "out" / "compare.html").read_text()
 
 
-def test_a_wrong_contender_stops_the_comparison_before_anything_runs(recipe, tempflow, tmp_path):
-    done = tempflow("compare", str(recipe), f"{recipe} learner.lrr=1 name=other", "--output", "out")
+def test_a_wrong_contender_stops_the_comparison_before_anything_runs(recipe, in_process, tmp_path):
+    done = in_process("compare", str(recipe), f"{recipe} learner.lrr=1 name=other", "--output", "out")
     assert done.returncode == 2
     assert "did you mean `lr`" in done.stderr
     assert not (tmp_path / "out" / "runs").exists()

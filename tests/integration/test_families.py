@@ -14,7 +14,7 @@ def lines(run):
 
 
 @pytest.mark.parametrize("case", FAMILIES[1:], ids=str)
-def test_a_family_trains_from_its_folder_alone(case, recipe, tempflow, ray_head, tiny_folder, tmp_path):
+def test_a_family_trains_from_its_folder_alone(case, recipe, tempflow, in_process, ray_head, tiny_folder, tmp_path):
     arguments = [f"policy.model={tiny_folder(case)}", f"policy.guidance={case.guidances[-1]}", "steps=2"]
     arguments += [f"policy.{key}={value}" for key, value in case.settings.items()]
     done = tempflow("train", recipe, *arguments, address=ray_head.address)
@@ -24,7 +24,7 @@ def test_a_family_trains_from_its_folder_alone(case, recipe, tempflow, ray_head,
     assert last["ratio/first_deviation"] == 0
     assert last["drift/max"] < 1e-4
     assert (tmp_path / "runs" / "tiny" / "lora" / "pytorch_lora_weights.safetensors").exists()
-    dry = tempflow("train", recipe, "--dry-run", *arguments)
+    dry = in_process("train", recipe, "--dry-run", *arguments)
     assert dry.returncode == 0, dry.stderr
     doubled = 1 if case.pipeline is FluxPipeline else 2
     assert last["nfe/generate"] == 3 * 2 * (3 + 3 * 6) * doubled

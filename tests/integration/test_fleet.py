@@ -1,71 +1,19 @@
 """The fleet on real Ray actors that hold no Torch: deaths, hangs, confirmations, and the bound on bytes in flight."""
 
-import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
-from ray.actor import ActorHandle
 
-from actors.policy.weights import Arrays, Exported, Label
+from actors.policy.weights import Arrays, Label
 from actors.rollout.fleet import Fleet
-from actors.rollout.plans import Plan, ode_plan
+from actors.rollout.plans import Plan
 from actors.rollout.results import Generated
 from actors.trajectory import Cost, Outcome, Task
-
-PLAN = ode_plan(1)
-
-
-@ray.remote(num_cpus=0)
-class FakeWorker:
-    """Answers with its task; dies or hangs once on tasks that say so."""
-
-    def __init__(self, notes: str, lies: bool = False) -> None:
-        self.notes, self.lies = notes, lies
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        self.version = label.version
-        return label.version, "something else" if self.lies else label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        marker = Path(self.notes) / f"{task.prompt}-{task.index}"
-        if task.prompt in {"die", "hang"} and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL if task.prompt == "die" else signal.SIGSTOP)
-        if task.prompt == "fail":
-            raise ValueError("no such prompt")
-        if task.prompt == "always die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return f"decisions {task.index} of {self.version}", f"images {task.index}", Outcome(task.index, None, Cost())
-
-
-@ray.remote(num_cpus=0)
-class PacedWorker:
-    """Takes so many seconds for a task, and says how many and which process did it."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        time.sleep(self.seconds)
-        return self.seconds, None, Outcome(os.getpid(), None, Cost())
+from tests.helpers.fake_workers import PLAN, FakeWorker, PacedWorker, exported, fleet_of
 
 
 class Large:
@@ -92,19 +40,6 @@ def object_store_bytes() -> float:
 
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def exported(version: int = 3) -> Exported:
-    return Exported((ray.put({}),), Label(version, "abc", 0))
-
-
-def fleet_of(
-    start: Callable[[int], ActorHandle], slots: int, image_bytes: int = 1, bytes_in_flight: int = 10**9, **more: Any
-) -> Fleet:
-    """A fleet whose workers are ready; a task of PLAN has one image."""
-    fleet = Fleet(start, slots, 60, image_bytes=image_bytes, bytes_in_flight=bytes_in_flight, **more)
-    fleet.wait_ready(60)
-    return fleet
 
 
 @pytest.fixture

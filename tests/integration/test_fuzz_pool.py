@@ -30,8 +30,8 @@ from schemathesis.specs.openapi.checks import (
 from services.http.client import ScoreClient
 from services.http.images import encode_image
 from services.http.wire import ARROW, JSON, write_request
+from tests.helpers.http_pool import TOKEN, as_json, grey, post, serving
 from tests.helpers.images import chunk, encoded
-from tests.integration.test_serving import TOKEN, as_json, grey, post, serving
 
 ANSWER_TIMEOUT_S = 30
 GROWTH_BYTES = 60e6

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.paths import ROOT
-from tests.integration.conftest import RUN_TIMEOUT_S, Head, environment
-from tests.integration.test_training import metrics
+from tests.helpers.ray_head import Head
+from tests.helpers.run_folders import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,7 @@ def test_a_job_trains_and_leaves_its_run_folder(recipe, ray_head, tmp_path, entr
         for room in ("system", "actors", "services", "configs"):
             ignore = shutil.ignore_patterns("assets", "__pycache__")
             shutil.copytree(ROOT / room, working / room, ignore=ignore)
+        shutil.copy(ROOT / "tempflow_entry.py", working)
         (working / "system" / "__init__.py").write_text('__version__ = "the checkout"\n')
     train = [*entrypoint, "train", "tiny.yaml", "steps=1", "name=job"]
     done = submit(ray_head, "--working-dir", working, "--", *train)

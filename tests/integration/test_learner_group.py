@@ -17,8 +17,8 @@ from actors.policy.settings import FlowSDESettings
 from services.base.errors import UserError
 from services.base.logs import LogFile
 from services.base.storage import Folder
+from tests.helpers.learners import PLAN, tasks_of
 from tests.helpers.tiny import tiny_settings
-from tests.unit.actors.learner.test_learner import PLAN, tasks_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

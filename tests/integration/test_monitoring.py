@@ -17,8 +17,8 @@ import pytest
 import requests
 import yaml
 
+from tests.helpers.command_line import environment
 from tests.helpers.monitoring import FOLDER, RULES, documented, may_be_missing, metrics_of, panels
-from tests.integration.conftest import environment
 
 pytestmark = pytest.mark.slow
 SCRAPE_S = 1

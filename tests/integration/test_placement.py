@@ -8,7 +8,7 @@ import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 
 pytestmark = pytest.mark.slow
 ROLES = {"RolloutWorker": "rollout", "LearnerWorker": "learner", "scorer-size": "reward"}

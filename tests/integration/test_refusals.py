@@ -2,23 +2,19 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 import ray
-from safetensors.torch import load_file, save_file
 
 from actors.learner.group import LearnerGroup
 from actors.learner.settings import LearnerSettings
-from actors.policy.policy import Policy
-from actors.policy.trained import LORA_FILE
 from actors.rollout.fleet import Fleet
 from services.base.errors import UserError, refusal
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
+from tests.helpers.http_pool import free_port
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import stir, tiny_settings
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
 
 SAYS = "policy.adapter: `x` has rank 2; set policy.lora.rank=2"
 
@@ -43,7 +39,7 @@ class Dies(Refuses.__ray_metadata__.modified_class):
 
 def test_a_worker_that_refuses_to_start_is_not_started_again(local_ray):
     started = []
-    fleet = Fleet(lambda slot: started.append(slot) or Refuses.remote(), 2, 60)
+    fleet = Fleet(lambda slot: started.append(slot) or Refuses.remote(), 2, 60, image_bytes=1, bytes_in_flight=1)
     with pytest.raises(UserError) as refused:
         fleet.wait_ready(60)
     assert str(refused.value) == SAYS
@@ -53,7 +49,7 @@ def test_a_worker_that_refuses_to_start_is_not_started_again(local_ray):
 
 def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
     started = []
-    fleet = Fleet(lambda slot: started.append(slot) or Dies.remote(), 1, 60)
+    fleet = Fleet(lambda slot: started.append(slot) or Dies.remote(), 1, 60, image_bytes=1, bytes_in_flight=1)
     with pytest.raises(UserError, match=r"rollout worker 0 died 3 times as it started: .*worker process has died"):
         fleet.wait_ready(60)
     assert started == [0, 0, 0]
@@ -61,7 +57,7 @@ def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
 
 
 def test_a_rank_that_refuses_to_start_is_no_lost_learner(local_ray):
-    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings())
+    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings(), 60)
     with pytest.raises(UserError) as refused:
         group.join(60)
     assert str(refused.value) == SAYS
@@ -108,36 +104,3 @@ def test_a_scorer_that_refuses_to_start_is_a_sentence(recipe, ray_head, tmp_path
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == f"tempflow: scorer mine: {SAYS}"
     assert "Traceback" not in done.stderr
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def test_an_adapter_of_nan_is_refused_by_the_role_and_a_torn_one_before_any_starts(
-    recipe, sd3_folder, tempflow, ray_head, tmp_path
-):
-    policy = Policy(tiny_settings(sd3_folder), seed=0)
-    stir(policy)
-    policy.save(tmp_path / "lora")
-    file = tmp_path / "lora" / LORA_FILE
-    tensors = load_file(file)
-    next(iter(tensors.values()))[0, 0] = float("nan")
-    save_file(tensors, file, {"format": "pt"})
-    given = {
-        "train": [f"policy.adapter={tmp_path}/lora", "name=nan"],
-        "eval": ["--adapter", "lora"],
-        "sample": ["--prompt", "x", "--adapter", "lora"],
-    }
-    for command, arguments in given.items():
-        done = tempflow(command, recipe, *arguments, address=ray_head.address)
-        assert done.returncode == 2, done.stderr
-        assert "holds NaN or infinity in transformer." in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
-    file.write_bytes(file.read_bytes()[:-50])
-    for command, arguments in given.items():
-        done = tempflow(command, recipe, *arguments, address="127.0.0.1:1")  # no Ray is there to be asked
-        assert done.returncode == 2, done.stderr
-        assert "is torn or no safetensors file" in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr

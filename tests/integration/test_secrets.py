@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 
 CANARIES = {
     "TEMPFLOW_TOKEN": "canary-of-the-pool",
@@ -37,7 +37,16 @@ def command(tmp_path, recipe):
     return run
 
 
-def test_what_is_printed_holds_no_secret(command, recipe, tmp_path):
+def test_what_is_printed_holds_no_secret(in_process, recipe, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text(CANARIES["TEMPFLOW_TOKEN"])
+    for name, secret in CANARIES.items():
+        monkeypatch.setenv(name, secret)
+
+    def command(*arguments: str) -> bytes:
+        done = in_process(*arguments)
+        assert done.returncode == 0, done.stderr
+        return (done.stdout + done.stderr).encode()
+
     token_file = f"serve.token_file={tmp_path / 'token'}"
     for arguments in (["config", str(recipe)], ["serve", str(recipe), "--print"], ["doctor", str(recipe)]):
         printed = command(*arguments, token_file)

@@ -1,16 +1,10 @@
 """`tempflow serve` on a Ray of its own: both formats, limits, tokens, overload, growth, a killed replica."""
 
-import base64
 import io
-import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -22,35 +16,8 @@ from PIL import Image
 from services.http.client import PoolError, ScoreClient
 from services.http.image_structure import MAX_SCANS
 from services.http.images import encode_image
-from tests.integration.conftest import environment
-
-START_TIMEOUT_S = 120
-TOKEN = "a token of the pool"
-SCORERS = '''
-import os, time
-import numpy as np
-
-class Slow:
-    """Mean brightness, in its own time; ends its process when the prompt says so, raises when it says so."""
-
-    def __init__(self, seconds=0.0):
-        self.seconds = seconds
-
-    def __call__(self, images, prompts):
-        time.sleep(self.seconds)
-        for prompt in prompts:
-            if prompt.startswith("die") and not os.path.exists(prompt[4:]):
-                open(prompt[4:], "w").close()
-                os._exit(1)
-            if prompt == "raise":
-                raise ValueError("no")
-        score = images.mean(axis=(1, 2, 3)) / 255
-        return np.where([prompt == "nan" for prompt in prompts], np.nan, score)
-'''
-
-
-def grey(value: int, size: int = 8) -> np.ndarray:
-    return np.full((size, size, 3), value, np.uint8)
+from tests.helpers.command_line import environment
+from tests.helpers.http_pool import TOKEN, as_json, free_port, grey, post, serving, wait_until
 
 
 def slow_image() -> bytes:
@@ -76,46 +43,6 @@ def decoding_s() -> float:
     return total() - before
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-@contextmanager
-def serving(folder, scorers: list[dict], **settings):
-    """A running `tempflow serve`: its address."""
-    (folder / "slow.py").write_text(SCORERS)
-    settings = {"port": free_port(), **settings}
-    recipe = folder / "pool.yaml"
-    recipe.write_text(yaml.safe_dump({"scorers": scorers, "serve": settings}))
-    command = [sys.executable, "-m", "system", "serve", str(recipe)]
-    log = (folder / "serve.log").open("w")
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{settings['port']}"
-    try:
-        wait_until(lambda: process.poll() is not None or answers(url), START_TIMEOUT_S)
-        assert process.poll() is None, (folder / "serve.log").read_text()
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130, (folder / "serve.log").read_text()
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/readyz", timeout=5).ok
-    except (requests.ConnectionError, requests.Timeout):
-        return False
-
-
-def wait_until(true, timeout_s: float, every_s: float = 0.2) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(every_s)
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pool")
@@ -128,18 +55,6 @@ def pool(tmp_path_factory):
     limits["gateways"] = 2
     with serving(folder, scorers, **limits) as url:
         yield url
-
-
-def post(
-    url: str, body: bytes, token: str = TOKEN, kind: str = "application/json", query: str = ""
-) -> requests.Response:
-    headers = {"Content-Type": kind, "Authorization": f"Bearer {token}"}
-    return requests.post(f"{url}/v1/score{query}", data=body, headers=headers, timeout=60)
-
-
-def as_json(*pairs) -> bytes:
-    items = [{"prompt": prompt, "image": base64.b64encode(data).decode()} for prompt, data in pairs]
-    return json.dumps({"items": items}).encode()
 
 
 def test_both_formats_give_the_scorers_own_numbers(pool):
@@ -246,11 +161,11 @@ def test_slow_images_keep_nobody_waiting_and_a_caller_who_leaves_stops_them(tmp_
         wait_until(lambda: decoding_s() == 0, 20)
 
 
-def test_a_port_has_one_pool(pool, tempflow, tmp_path):
+def test_a_port_has_one_pool(pool, in_process, tmp_path):
     recipe = tmp_path / "second.yaml"
     port = int(pool.rpartition(":")[2])
     recipe.write_text(yaml.safe_dump({"scorers": [{"name": "a", "scorer": "jpeg_size"}], "serve": {"port": port}}))
-    done = tempflow("serve", recipe)
+    done = in_process("serve", recipe)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"tempflow: another program listens on port {port} of 127.0.0.1; ")
     assert done.stderr.count("\n") == 1

@@ -1,14 +1,10 @@
 """Training on a real local Ray: bits, resume, the run folder, Ctrl-C, and what the user sees when it goes wrong."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -16,32 +12,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.paths import ROOT
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
-
-
-def adapter(run: Path, step: int = 4) -> bytes:
-    return (run / "checkpoints" / f"step_{step:06d}" / "trained.safetensors").read_bytes()
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for_steps(process: subprocess.Popen[Any], run: Path, steps: int, said: Callable[[], str]) -> None:
-    """Until a run that goes on in a process has done so many; `said` is asked for what it printed if it ends before."""
-    deadline = time.monotonic() + RUN_TIMEOUT_S
-    while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 1 + steps:
-        assert process.poll() is None, said()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-TIMES = ("time", "elapsed_s", "seconds/", "idle/", "bytes/images_peak")
-
-
-def figures(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in metrics(run)]
+from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
 
 
 @pytest.mark.parametrize("staleness", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -259,7 +232,7 @@ def test_failed_scores_are_holes_and_too_many_stop_the_run(recipe, tempflow, ray
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2_before_anything_starts(
-    recipe, tempflow, tmp_path, overrides, message
+    recipe, in_process, tmp_path, overrides, message
 ):
     import pyarrow as pa
 
@@ -269,7 +242,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2_before_anything_starts(
     overrides = [
         text.format(parquet=good, broken=broken) if "{p" in text or "{b" in text else text for text in overrides
     ]
-    done = tempflow("train", recipe, *overrides, "name=never")
+    done = in_process("train", recipe, *overrides, "name=never")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

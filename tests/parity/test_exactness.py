@@ -10,8 +10,8 @@ from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from tests.helpers.families import FAMILIES
+from tests.helpers.learners import PLAN, learner_of, tasks_of
 from tests.helpers.tiny import tiny_settings
-from tests.unit.actors.learner.test_learner import PLAN, learner_of, tasks_of
 
 CASES = pytest.mark.parametrize(
     ("case", "guidance"), [(case, guidance) for case in FAMILIES for guidance in case.guidances], ids=str

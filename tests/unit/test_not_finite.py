@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from actors.learner.monitor import Monitor
-from actors.learner.settings import AwmSettings, GrpoSettings
+from actors.learner.settings import GrpoSettings
+from actors.methods.awm import AwmSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.reward.scores import Scores, why_holes
@@ -25,10 +26,10 @@ from services.base.errors import UserError
 from system.loop.evaluate import evaluate
 from system.loop.prompts import read_prompts
 from system.recipe.load import load_config
+from tests.helpers.exact_learners import SAMPLES, exact_learner, generated, gradient
+from tests.helpers.learners import learner_of, tasks_of
+from tests.helpers.scripted_pool import Handle, good, pool_of
 from tests.helpers.tiny import tiny_settings
-from tests.unit.actors.learner.test_learner import learner_of, tasks_of
-from tests.unit.actors.learner.test_objectives import SAMPLES, exact_learner, generated, gradient
-from tests.unit.actors.reward.test_pool import Handle, good, pool_of
 
 KERNEL = FlowSDESettings()
 PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)

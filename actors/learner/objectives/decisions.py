@@ -5,18 +5,15 @@ One forward and one backward serve all K siblings of a decision: they share the 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actors.learner.averages import Average
 from actors.learner.objectives.objective import Loss, Objective, clipped_surrogate, padded_rows
-from actors.learner.settings import OnDecisions as Settings
-from actors.policy.kernels import Kernel
-from actors.policy.policy import Policy
+from actors.learner.settings import DecisionObjectiveSettings
 from actors.trajectory import Decisions
 
 
@@ -43,12 +40,12 @@ class Terms:
     ratio_NK: Tensor
     """ρ, which the clipped surrogate multiplies with the advantage."""
     weight_N1: Tensor
-    """Of each decision in the loss."""
-    old_NK: Tensor
-    """log p before the update."""
+    """The weight of each decision in the loss."""
+    old_log_prob_NK: Tensor
+    """log p of the actions under the old policy."""
 
 
-class OnDecisions(Objective[Decisions, DecisionRows]):
+class DecisionObjective(Objective[Decisions, DecisionRows]):
     """An objective of the log-probs of actions.
 
     A decision whose siblings all have advantage 0 has no gradient but that of the KL term; without one it is left out.
@@ -57,23 +54,17 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
     them, so that the update does not depend on how many there are.
     """
 
-    settings: Settings
-
-    def __init__(
-        self, settings: Settings, policy: Policy, averages: Mapping[str, Average], kernel: Kernel, micro_batch: int
-    ) -> None:
-        super().__init__(settings, policy, averages, micro_batch)
-        self.kernel = kernel
+    settings: DecisionObjectiveSettings
 
     def planned(self, item: Decisions) -> float:
         return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
-        taught_N = _finite(item.state_NZ) & _finite(item.action_NKZ)
+        trained_N = _finite(item.state_NZ) & _finite(item.action_NKZ)
         if not self.settings.kl:
-            taught_N &= advantage_NK.any(axis=1)
+            trained_N &= advantage_NK.any(axis=1)
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        for rows, real in padded_rows(np.flatnonzero(taught_N), self.micro_batch):
+        for rows, real in padded_rows(np.flatnonzero(trained_N), self.micro_batch):
             yield self._rows(item, advantage_NK, conditioning, rows, real)
 
     def idle(self, item: Decisions) -> DecisionRows:
@@ -107,21 +98,21 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
             micro.state_NZ, self.velocity(micro.state_NZ, sigma_N, micro.conditioning), micro.step_N
         )
 
-    def before(self, micro: DecisionRows) -> Tensor:
-        """What is kept of the policy, by the same graph that the update itself will run."""
-        return self.kept(micro, self.mean(micro)).detach()
+    def old(self, micro: DecisionRows) -> Tensor:
+        """What the loss compares with, by the same graph that the update itself will run."""
+        return self.old_from(micro, self.mean(micro)).detach()
 
-    def kept(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
-        """What the loss compares with: log p of the actions, (N, K)."""
+    def old_from(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
+        """The part of the old policy's μ that the loss compares with: log p of the actions, (N, K)."""
         return self.log_prob(micro, mean_NZ)
 
     def log_prob(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
         """log p of the actions around μ, (N, K)."""
         return self.kernel.log_prob(micro.action_NKZ, mean_NZ, micro.step_N)
 
-    def loss(self, micro: DecisionRows, before: Tensor | None) -> Loss:
+    def loss(self, micro: DecisionRows, old: Tensor | None) -> Loss:
         mean_NZ = self.mean(micro)
-        terms = self.terms(micro, mean_NZ, self.kept(micro, mean_NZ).detach() if before is None else before)
+        terms = self.terms(micro, mean_NZ, self.old_from(micro, mean_NZ).detach() if old is None else old)
         surrogate_NK, clipped_NK = clipped_surrogate(terms.ratio_NK, micro.advantage_NK, self.settings.clip_range)
         policy = (micro.weight_N.unsqueeze(1) * terms.weight_N1 * surrogate_NK).sum()
         kl = torch.zeros_like(policy)
@@ -137,16 +128,16 @@ class OnDecisions(Objective[Decisions, DecisionRows]):
             kl.detach(),
             terms.ratio_NK.detach()[real],
             clipped_NK[real],
-            (micro.step_N[real], (terms.old_NK - micro.behaviour_NK)[real]),
+            (micro.step_N[real], (terms.old_log_prob_NK - micro.behaviour_NK)[real]),
         )
 
     @abstractmethod
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, kept: Tensor) -> Terms:
+    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
         """Ratios and weights.
 
         Args:
             mean_NZ: μ now.
-            kept: of the policy before the update, without gradient.
+            old: what `old_from` gives under the old policy, without gradient.
         """
 
 

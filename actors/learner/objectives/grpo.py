@@ -1,18 +1,18 @@
 """The clipped GRPO objective. Shape legend: N decisions, K actions, Z latent dimensions, T steps."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from actors.learner.averages import Average
-from actors.learner.objectives.decisions import DecisionRows, OnDecisions, Terms
+from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Terms
 from actors.learner.settings import GrpoSettings
 from actors.policy.kernels import Kernel, noise_weights
 from actors.policy.policy import Policy
 
 
-class Grpo(OnDecisions):
+class Grpo(DecisionObjective):
     """w_i · max(−A·ρ, −A·clip(ρ, 1 ± c)) with ρ = exp(log p − log p_old), + β·KL.
 
     PPO's clipped surrogate as used by Flow-GRPO (arXiv 2505.05470) and, with w_i = s_i / mean(s), TempFlow-GRPO
@@ -25,15 +25,15 @@ class Grpo(OnDecisions):
         self,
         settings: GrpoSettings,
         policy: Policy,
-        averages: Mapping[str, Average],
+        averages: Sequence[Average],
         kernel: Kernel,
         micro_batch: int,
         trainable: list[int],
     ) -> None:
-        super().__init__(settings, policy, averages, kernel, micro_batch)
+        super().__init__(settings, policy, averages, kernel, micro_batch, trainable)
         std_T = kernel.std_T if settings.noise_weights else torch.ones_like(kernel.std_T)
         self.weight_T = noise_weights(std_T, trainable)
 
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, kept: Tensor) -> Terms:
-        ratio_NK = (self.log_prob(micro, mean_NZ) - kept).exp()
-        return Terms(ratio_NK, self.weight_T[micro.step_N].unsqueeze(1), kept)
+    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
+        ratio_NK = (self.log_prob(micro, mean_NZ) - old).exp()
+        return Terms(ratio_NK, self.weight_T[micro.step_N].unsqueeze(1), old)

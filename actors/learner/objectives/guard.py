@@ -2,24 +2,24 @@
 
 from torch import Tensor
 
-from actors.learner.objectives.decisions import DecisionRows, OnDecisions, Terms
+from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Terms
 
 
-class GrpoGuard(OnDecisions):
+class GrpoGuard(DecisionObjective):
     """max(−A·ρ, −A·clip(ρ, 1 ± c)) / |dt| with ρ = exp{(log p − log p_old + mean (μ − μ_old)² / (2s²)) · s}.
 
-    GRPO-Guard (arXiv 2510.22319). log p − log p_old has the mean −(μ − μ_old)²/(2s²) over actions drawn around μ_old
-    and a spread of ‖μ − μ_old‖/s: the added term takes out the first, the factor s the second, so that a clip range
-    means the same at each step. Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
+    log p − log p_old has the mean −(μ − μ_old)²/(2s²) over actions drawn around μ_old and a spread of ‖μ − μ_old‖/s.
+    The added term takes out the first, the factor s the second, so that a clip range means the same at each step.
+    Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
     """
 
-    def kept(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
+    def old_from(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
         """μ, (N, Z)."""
         return mean_NZ
 
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, kept: Tensor) -> Terms:
-        old_NK = self.log_prob(micro, kept)
-        shift_N1 = self.kernel.divergence(mean_NZ, kept, micro.step_N).unsqueeze(1)
+    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
+        old_NK = self.log_prob(micro, old)
+        shift_N1 = self.kernel.divergence(mean_NZ, old, micro.step_N).unsqueeze(1)
         std_N1, dt_N1 = (values_T[micro.step_N].unsqueeze(1) for values_T in (self.kernel.std_T, self.kernel.dt_T))
         ratio_NK = ((self.log_prob(micro, mean_NZ) - old_NK + shift_N1) * std_N1).exp()
         return Terms(ratio_NK, 1 / dt_N1.abs(), old_NK)

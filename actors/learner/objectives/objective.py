@@ -4,26 +4,28 @@ Shape legend: N rows of a micro-batch, K actions of a row, Z latent dimensions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from actors.learner.averages import Average
+from actors.learner.settings import ObjectiveSettings
+from actors.policy.kernels import Kernel
 from actors.policy.policy import Policy
-from actors.trajectory import Decisions, Samples
+from actors.trajectory import Decisions, Leaves
 
-Item = TypeVar("Item", Decisions, Samples)
+Item = TypeVar("Item", Decisions, Leaves)
 Micro = TypeVar("Micro")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one micro-batch: sums over its actions, padding left out."""
+    """The loss of one micro-batch: sums over its actions, padding left out."""
 
     total: Tensor
     """What is differentiated."""
@@ -35,23 +37,34 @@ class Loss:
     clipped_NK: Tensor
     """Whether the clip cuts the gradient."""
     drift: tuple[Tensor, Tensor] | None = None
-    """Sampling step (N,) and log p(learner before the update) − log p(rollout) (N, K)."""
+    """Sampling step (N,) and log p(old policy) − log p(rollout) (N, K)."""
 
 
 class Objective(ABC, Generic[Item, Micro]):
     """The loss of one kind of experience.
 
+    The old policy is the one before the update's first optimizer step. Its values on a micro-batch are called `old`.
+
     Args:
-        settings: whose `passes` say what a row of it costs.
-        averages: moving averages of the trained parameters: `ema` where the recipe has one, and `old`, which is sampled
-            from, where the objective is DiffusionNFT's.
+        averages: the weight sets that `settings` declares, as tensors.
+        micro_batch: rows of one forward and backward.
+        trainable: the sampling steps that the plan may train.
     """
 
     weight_T: Tensor | None = None
     """The weight w_i of each sampling step, where the objective has such."""
 
-    def __init__(self, settings: Any, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
-        self.settings, self.policy, self.averages, self.micro_batch = settings, policy, averages, micro_batch
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        policy: Policy,
+        averages: Sequence[Average],
+        kernel: Kernel,
+        micro_batch: int,
+        trainable: list[int],
+    ) -> None:
+        self.settings, self.policy, self.averages = settings, policy, averages
+        self.kernel, self.micro_batch, self.trainable = kernel, micro_batch, trainable
 
     @abstractmethod
     def planned(self, item: Item) -> float:
@@ -65,21 +78,25 @@ class Objective(ABC, Generic[Item, Micro]):
     def idle(self, item: Item) -> Micro:
         """A micro-batch of padding alone: its loss is 0."""
 
-    def before(self, micro: Micro) -> Tensor | None:
-        """What the loss needs to know of the policy as it was before the update's first optimizer step, if anything."""
+    def old(self, micro: Micro) -> Tensor | None:
+        """What the loss needs to know of the old policy, while the weights are still the old ones; None if nothing."""
         return None
 
     @abstractmethod
-    def loss(self, micro: Micro, before: Tensor | None) -> Loss:
-        """The loss of one micro-batch; `before` is not given in the first minibatch, whose policy that still is."""
+    def loss(self, micro: Micro, old: Tensor | None) -> Loss:
+        """The loss of one micro-batch.
+
+        Args:
+            old: the values that `old` gave; None where the weights still are those of the old policy.
+        """
 
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         return self.policy.family.velocity(x_NZ, sigma_N, conditioning)
 
     @contextmanager
-    def frozen(self, name: str) -> Iterator[None]:
-        """The policy holds the average `name`, without gradient."""
-        shadow = self.averages[name].shadow
+    def compared(self) -> Iterator[None]:
+        """The policy holds the weight set that the loss compares with, without gradient."""
+        shadow = next(average.shadow for average in self.averages if "loss" in average.weight_set.uses)
         live = self.policy.parameters
         with torch.no_grad(), self.policy.holding({key: value.to(live[key].dtype) for key, value in shadow.items()}):
             yield

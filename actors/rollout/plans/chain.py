@@ -1,4 +1,4 @@
-"""Flow-GRPO's plan, and DanceGRPO's."""
+"""The plan of stochastic chains."""
 
 import math
 
@@ -9,14 +9,9 @@ from actors.rollout.plans.settings import ChainSettings
 
 
 def chain_plan(settings: ChainSettings, num_steps: int, rng: np.random.Generator) -> Plan:
-    """Flow-GRPO (arXiv 2505.05470): all steps stochastic; the last is sampled but not trained.
-
-    DanceGRPO (arXiv 2505.07818) is the same with one noise shared by a prompt's trajectories, a random share of the
-    steps trained, and its own kernel.
+    """All steps are stochastic; a share of them is trained, but never the last, whose likelihood overflows.
 
     A shared noise is one trunk that splits at the first step: the same distribution, and the first forward is shared.
-
-    Deviation: DanceGRPO may train the last step too, here it is never trained.
     """
     steps = np.arange(num_steps - 1)
     trained = set(rng.permutation(steps)[: math.ceil(settings.trained_share * len(steps))].tolist())

@@ -21,6 +21,9 @@ class Fork:
     """Whether the actions enter the loss."""
     strides: tuple[float, ...] = (1.0,)
     """How branches are completed: one leaf a stride, in steps of so many grid steps."""
+    baseline: bool = False
+    """Whether the trunk's state is completed by ODE too, at unit stride: a leaf that shows what the image would have
+    been without the actions. Each of them owns it, and its ancestors do."""
     chance: float = 1.0
     """Its actions count 1 / chance in the loss: the probability that a draw has this fork, where the loss stands for
     all steps that could have been drawn; 1 where it stands for itself."""
@@ -93,7 +96,12 @@ class Plan:
             if fork.keep_trunk and fork.width
             for stride in fork.strides
         )
-        return sum(self.trunks()) + sum(completions)
+        baselines = (
+            trunks * (len(self.forks) - 1 - i)
+            for i, (trunks, fork) in enumerate(zip(self.trunks(), self.forks, strict=True))
+            if fork.baseline
+        )
+        return sum(self.trunks()) + sum(completions) + sum(baselines)
 
     @property
     def decisions(self) -> int:
@@ -111,6 +119,7 @@ class Plan:
         """Final images of one task."""
         trunks, forks = self.trunks(), self.forks
         branches = sum(t * f.width * len(f.strides) for t, f in zip(trunks, forks, strict=True) if f.keep_trunk)
+        branches += sum(t for t, f in zip(trunks, forks, strict=True) if f.baseline)
         if not forks[-1].keep_trunk:
             return branches + trunks[-1] * forks[-1].width
         return branches + (0 if self.last_fork == len(forks) - 1 else trunks[-1])

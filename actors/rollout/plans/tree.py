@@ -1,4 +1,4 @@
-"""BranchGRPO's plan."""
+"""The plan of a tree."""
 
 from actors.rollout.plans.plan import Fork, Plan
 from actors.rollout.plans.settings import TreeSettings
@@ -6,14 +6,11 @@ from services.base.errors import UserError
 
 
 def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
-    """BranchGRPO (arXiv 2509.06040): one noise, all edges stochastic, splits at a few steps.
+    """One noise, all edges stochastic, splits at a few steps.
 
     A node's reward is the mean of its leaves' and is compared within its depth (advantage.group = prompt_step). Depth
-    pruning leaves a sliding run of steps out of the loss; width pruning is the advantage rule's (advantage.keep).
-
-    Deviations: the last step is never trained. The reference code scales the noise at splits by 4 and computes the
-    log-prob with the unscaled std; here both have the kernel's. Its pruned depths slide every 30 training steps and
-    stop at the last split; here they slide after each step, through all trained steps, and start over.
+    pruning leaves a sliding run of steps out of the loss; width pruning is the advantage rule's (advantage.keep). The
+    last step is never trained.
 
     Raises:
         UserError: a split outside the trained steps or named twice, or every step pruned.

@@ -1,4 +1,4 @@
-"""The plans with a window of stochastic steps: Flow-GRPO-Fast and MixGRPO."""
+"""The plan with a window of stochastic steps."""
 
 import math
 from dataclasses import replace
@@ -13,15 +13,7 @@ from services.base.errors import UserError
 def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> Plan:
     """ODE, then a few SDE steps that are trained, then ODE to the end.
 
-    Flow-GRPO-Fast: a random window of 3 in the first half of the steps, a group branching from one trajectory as its
-    text says (its code starts each image from a noise of its own: shared_noise = false). MixGRPO (arXiv 2507.21802):
-    one noise, and a window of 4 that slides; its Flash variant goes on after the window with a stride of 1/0.4 and
-    DPM-Solver++ of second order.
-
     The last window step keeps no trunk: its action is a branch, completed with `stride` and `solver`.
-
-    Deviations: Flash's compressed steps are points of the full grid, where its code makes a new grid from the window's
-    end; its first step after the window is of first order, where the code uses the x̂₀ of the last stochastic step.
 
     Raises:
         UserError: the window is longer than the steps it lies in.
@@ -32,7 +24,7 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
     last = first + settings.size - 1
     forks = [Fork() for _ in range(num_steps)]
     for i in range(first, last + 1):
-        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,))
+        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,), baseline=settings.baselines)
     seeds = settings.seeds
     if settings.shared_noise:
         seeds = 1

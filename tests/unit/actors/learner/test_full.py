@@ -10,8 +10,8 @@ from actors.policy.policy import Policy
 from actors.policy.trained import read_trained
 from services.base.errors import UserError
 from services.base.storage import Folder
+from tests.helpers.learners import keep, learner_of, tasks_of
 from tests.helpers.tiny import stir, tiny_settings
-from tests.unit.actors.learner.test_learner import keep, learner_of, tasks_of
 
 FULL = {"lora": None, "dtype": "bf16"}
 SMALL_LR = LearnerSettings(lr=1e-6, weight_decay=0, micro_batch=3, max_drift=10)

@@ -4,46 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from actors.learner.learner import Learner
 from actors.learner.objectives.objective import clipped_surrogate
 from actors.learner.settings import DecaySettings, EmaSettings, GrpoSettings, LearnerSettings
+from actors.learner.weight_sets import WeightSet
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
-from actors.policy.settings import FlowSDESettings
-from actors.rollout.plans import make_plan
-from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
+from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
 from tests.helpers.tiny import tiny_settings
-
-KERNEL = FlowSDESettings()
-PLAN = make_plan(TrunkSettings(seeds=2, explorations=3), 5)
-
-
-def tasks_of(folder, count=2, version=0, **changes):
-    """Real decisions of a tiny policy with made-up advantages."""
-    generator = Generator(Policy(tiny_settings(folder, **changes), 0), KERNEL, RolloutSettings(micro_batch=8))
-    generator.load(generator.policy.export(version))
-    rng = np.random.default_rng(0)
-    batch = []
-    for i in range(count):
-        decisions, *_ = generator.generate(Task(i, f"prompt {i}", (0, 0, i), version), PLAN)
-        batch.append((decisions, rng.normal(size=decisions.log_prob_NK.shape)))
-    return batch
-
-
-def learner_of(folder, objective=None, settings=None, **changes) -> Learner:
-    policy = Policy(tiny_settings(folder, **changes), seed=0, parts="transformer")
-    settings = settings or LearnerSettings(lr=1e-2, micro_batch=3)
-    return Learner(policy, KERNEL, objective or GrpoSettings(), settings, PLAN.trained_steps)
-
-
-def keep(learner, folder):
-    for name, content in learner.files().items():
-        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -72,18 +44,36 @@ def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_fol
     batch = tasks_of(sd3_folder)
     learner = learner_of(sd3_folder, GrpoSettings(optimizer_steps=2))
     objective = learner.objective
-    untouched = [objective.before(micro) for micro in objective.micro_batches(*batch[1])]
+    untouched = [objective.old(micro) for micro in objective.micro_batches(*batch[1])]
     seen = []
     terms = objective.terms
 
-    def spy(micro, mean_NZ, kept):
-        seen.append(kept.clone())
-        return terms(micro, mean_NZ, kept)
+    def spy(micro, mean_NZ, old):
+        seen.append(old.clone())
+        return terms(micro, mean_NZ, old)
 
     objective.terms = spy
     learner.update(batch)
     half = len(seen) // 2
     assert all(torch.equal(a, b) for a, b in zip(seen[half:], untouched, strict=True))
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_old_values_that_do_not_match_the_micro_batches_are_refused(sd3_folder, more):
+    """They would be taken for "the weights still are the old ones", or for those of another micro-batch."""
+    batch = tasks_of(sd3_folder)
+    learner = learner_of(sd3_folder, GrpoSettings(optimizer_steps=2))
+    micro_batches, asked = learner.objective.micro_batches, []
+
+    def changing(item, advantage_NK):
+        asked.append(item)
+        micros = list(micro_batches(item, advantage_NK))
+        second_time = sum(one is item for one in asked) == 2
+        return iter([*micros, micros[0]] if second_time and more > 0 else micros[:more] if second_time else micros)
+
+    learner.objective.micro_batches = changing
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer) than argument 1"):
+        learner.update(batch)
 
 
 def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folder):
@@ -194,6 +184,39 @@ def test_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
     assert (again.evaluated().checksum == again.export().checksum) == (ema is None)
 
 
+class SlowSettings(GrpoSettings):
+    """Samples from one weight set and evaluates another, under names that nothing else knows."""
+
+    def weight_sets(self, ema):
+        sampled = WeightSet("sampled_one", "training_step", lambda n: 0.5, frozenset({"sampling"}))
+        every_other = WeightSet("evaluated_one", "optimizer_step", lambda n: 0.25, frozenset({"evaluation"}), every=2)
+        return sampled, every_other
+
+
+def test_weight_sets_are_kept_as_the_objective_declares_them(sd3_folder, tmp_path):
+    learner = learner_of(sd3_folder, SlowSettings(optimizer_steps=3), LearnerSettings(lr=1e-2, max_drift=10))
+    start, batch = learner.policy.arrays(), tasks_of(sd3_folder, count=3)
+    learner.update(batch)
+    first = learner.policy.arrays()
+    sampled, evaluated = learner.export().arrays, learner.evaluated().arrays
+    learner.update(batch, behaviour=1)
+    second = learner.policy.arrays()
+    assert any((first[name] != start[name]).any() for name in start)
+    for name in start:
+        np.testing.assert_allclose(sampled[name], 0.5 * start[name] + 0.5 * first[name], atol=1e-7)
+        again = 0.5 * sampled[name] + 0.5 * second[name]
+        np.testing.assert_allclose(learner.export().arrays[name], again, atol=1e-7)
+    assert learner.averages["sampled_one"].steps == 2, "once for each training step"
+    assert learner.averages["evaluated_one"].steps == 6, "once for each optimizer step"
+    assert any((evaluated[name] != start[name]).any() for name in start), "the second optimizer step moved it"
+    assert {"sampled_one.safetensors", "evaluated_one.safetensors"} <= set(learner.files())
+    keep(learner, tmp_path)
+    restored = learner_of(sd3_folder, SlowSettings(optimizer_steps=3), LearnerSettings(lr=1e-2, max_drift=10))
+    restored.restore(Folder.at(str(tmp_path)), 2)
+    assert restored.export().checksum == learner.export().checksum
+    assert restored.evaluated().checksum == learner.evaluated().checksum != learner.export().checksum
+
+
 def test_the_learning_rate_falls_with_the_version_and_a_restored_learner_knows_where_it_was(sd3_folder, tmp_path):
     falling = LearnerSettings(lr=1e-2, max_drift=10, lr_decay=DecaySettings(steps=4, to=0.5))
     assert [falling.rate(version) for version in (0, 1, 2, 4, 9)] == pytest.approx([1e-2, 8.75e-3, 7.5e-3, 5e-3, 5e-3])
@@ -231,7 +254,7 @@ def test_a_stale_update_compares_with_the_version_that_generated(sd3_folder):
         learner.update(of_version(sd3_folder, learner, version))
     ((decisions, advantage),) = batch = of_version(sd3_folder, learner, 0)
     micro = next(learner.objective.micro_batches(decisions, advantage))
-    now_NK = learner.objective.before(micro)[: micro.real].numpy()
+    now_NK = learner.objective.old(micro)[: micro.real].numpy()
     ratio_NK = np.exp(now_NK - decisions.log_prob_NK)
     stats = learner.update(batch, behaviour=0)
     assert max(stats.drift_mean[:4]) < 1e-5

@@ -7,30 +7,20 @@ import pytest
 import torch
 
 from actors.learner.learner import Learner
-from actors.learner.objectives.samples import LEARNER_STREAM
-from actors.learner.settings import (
-    AwmSettings,
-    EmaSettings,
-    GrpoSettings,
-    GuardSettings,
-    LearnerSettings,
-    NftSettings,
-)
-from actors.policy.kernels import make_kernel, noise_weights
+from actors.learner.objectives.leaves import LEARNER_STREAM
+from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
+from actors.methods.awm import AwmSettings
+from actors.methods.grpo_guard import GuardSettings
+from actors.methods.nft import NftSettings
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
-from actors.rollout.plans import make_plan, trainable_steps
-from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
-from actors.rollout.settings import RolloutSettings
-from actors.rollout.worker import Generator
-from actors.trajectory import Task
+from actors.rollout.plans.settings import TrunkSettings
 from services.base.storage import Folder
+from tests.helpers.exact_learners import SAMPLES, STEPS, TRUNK, exact_learner, forward, generated, gradient, move
+from tests.helpers.learners import keep
 from tests.helpers.tiny import tiny_settings
-from tests.unit.actors.learner.test_learner import keep
 
-TRUNK, SAMPLES = TrunkSettings(seeds=2, explorations=3), SamplesSettings(seeds=3)
-STEPS = 5
 KERNELS = {"flow_sde": FlowSDESettings(), "dance": DanceSettings(), "cps": CPSSettings()}
 GRPO_CASES = [
     (GrpoSettings(clip_range=0.05, kl=0.03), "flow_sde"),
@@ -40,73 +30,6 @@ GRPO_CASES = [
     (GuardSettings(clip_range=0.05, kl=0.03), "flow_sde"),
     (GuardSettings(clip_range=0.05, kl=0.03), "dance"),
 ]
-
-
-def generated(folder, plan_settings, kernel, row=0):
-    """A task's experience and made-up advantages, beyond ±5 too, whose fifths and tenths are exact in fp32.
-
-    `row` is the row that the plan is drawn for.
-    """
-    generator = Generator(Policy(tiny_settings(folder), 0), kernel, RolloutSettings(micro_batch=8))
-    generator.load(generator.policy.export(0))
-    plan = make_plan(plan_settings, STEPS, (0, 0, row))
-    experience, _, (tree, *_) = generator.generate(Task(0, "a cat", (0, 0, 0), 0), plan)
-    return experience, np.random.default_rng(0).integers(-12, 13, tree.leaf_NKL.shape[:2]) * 0.625
-
-
-def exact_learner(folder, objective, kernel, plan_settings, settings=None) -> Learner:
-    """A learner in float64 whose policy has left the base, and whose averages lie elsewhere again."""
-    policy = Policy(tiny_settings(folder), seed=0, parts="transformer")
-    settings = settings or LearnerSettings(lr=1e-2, micro_batch=4, max_drift=100, ema=EmaSettings())
-    learner = Learner(policy, kernel, objective, settings, trainable_steps(plan_settings, STEPS))
-    policy.transformer.double()
-    policy.family.dtype = torch.float64
-    policy.sigmas = policy.sigmas.double()
-    learner.kernel = make_kernel(kernel, policy.sigmas)
-    if hasattr(learner.objective, "kernel"):
-        learner.objective.kernel = learner.kernel
-    if isinstance(objective, GrpoSettings):
-        std_T = learner.kernel.std_T if objective.noise_weights else torch.ones_like(learner.kernel.std_T)
-        learner.objective.weight_T = noise_weights(std_T, trainable_steps(plan_settings, STEPS))
-    policy.family.velocity = lambda x, sigma, cond: forward(policy, x, sigma, cond)
-    move(policy.parameters, 0)
-    for number, average in enumerate(learner.averages.values()):
-        average.shadow = {name: value.double() for name, value in average.shadow.items()}
-        move(average.shadow, 1 + number)
-    return learner
-
-
-def move(parameters, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-
-
-def forward(policy, x, sigma, cond):
-    """velocity() returns fp32 for the sampler; the oracle wants every bit."""
-    return policy.transformer(
-        hidden_states=x.double(),
-        timestep=sigma.double() * 1000,
-        encoder_hidden_states=cond["prompt"].double(),
-        pooled_projections=cond["pooled"].double(),
-        return_dict=False,
-    )[0]
-
-
-def gradient(learner, batch):
-    """∂L of one update, unclipped, before any step."""
-    found = {}
-
-    def capture():
-        found.update({name: p.grad.clone() for name, p in learner.policy.parameters.items()})
-        for parameter in learner.policy.parameters.values():
-            parameter.grad = None
-        return 0.0
-
-    learner._step = capture
-    learner.update(batch)
-    return found
 
 
 def tensor(array):
@@ -175,10 +98,10 @@ def test_gradient_after_an_optimizer_step_compares_with_the_policy_before_it(sd3
         return learner.kernel.mean(x, forward(policy, x, torch.tensor([grid[i]]), conditioning), torch.tensor([i]))[0]
 
     with torch.no_grad():
-        before = [learner.objective.before(micro) for micro in micros]
+        old_values = [learner.objective.old(micro) for micro in micros]
         old = [mean(n) for n in range(len(decisions.step_N))]
     move(policy.parameters, 7)
-    sum(learner.objective.loss(micro, kept).total for micro, kept in zip(micros, before, strict=True)).backward()
+    sum(learner.objective.loss(*pair).total for pair in zip(micros, old_values, strict=True)).backward()
     found = {name: parameter.grad.clone() for name, parameter in policy.parameters.items()}
     policy.transformer.zero_grad()
 

@@ -13,44 +13,12 @@ from actors.reward import pool as pool_module
 from actors.reward.pool import RewardPool
 from actors.reward.scores import Scores
 from services.scoring.settings import ScorerSettings
-
-
-class Handle:
-    """A Serve handle that answers from a script: an exception is raised, anything else returned."""
-
-    def __init__(self, *answers) -> None:
-        self.answers = list(answers)
-        self.calls = 0
-        self.score = self
-
-    def remote(self, images, prompts, start, run):
-        self.calls += 1
-        self.asked = [*getattr(self, "asked", []), (start, len(prompts), run)]
-        return Response(self.answers.pop(0))
-
-
-class Response:
-    def __init__(self, answer) -> None:
-        self.answer = answer
-
-    def result(self, timeout_s):
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+from tests.helpers.scripted_pool import Handle, Response, good, pool_of
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(pool_module, "BACKOFF_S", 0.0)
-
-
-def pool_of(attempts: int = 3, **handles) -> RewardPool:
-    settings = [ScorerSettings(name=name, scorer="jpeg_size", attempts=attempts) for name in handles]
-    return RewardPool(handles, settings, 4)
-
-
-def good(*values: float):
-    return np.array(values), 0.5
 
 
 def test_all_scorers_are_asked_before_any_answer_is_awaited():

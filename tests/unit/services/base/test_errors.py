@@ -67,7 +67,7 @@ def test_a_refusal_is_found_wherever_it_was_raised(error, sentence):
 
 def test_the_last_quoted_refusal_counts():
     assert quoted_refusal("no traceback at all") is None
-    assert str(quoted_refusal(TRACEBACK + "\n\nservices.errors.UserError: another\n")) == "another"
+    assert str(quoted_refusal(TRACEBACK + "\n\nservices.base.errors.UserError: another\n")) == "another"
 
 
 def test_a_death_is_what_ray_reports_without_its_guesses():

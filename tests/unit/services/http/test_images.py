@@ -12,10 +12,9 @@ from PIL import Image
 
 from services.http.image_structure import MAX_CHUNKS, MAX_PARTS, MAX_SCANS, BadImage, read_size
 from services.http.images import decode_image, encode_image, image_pixels
-from tests.helpers.images import chunk, encoded
+from tests.helpers.images import NOISE, chunk, encoded, repeated_scans
 
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
 
 
 def png(*parts: bytes, width: int = 8, height: int = 8, kind: int = 2, pixels: bytes = bytes(8 * 25)) -> bytes:
@@ -23,13 +22,6 @@ def png(*parts: bytes, width: int = 8, height: int = 8, kind: int = 2, pixels: b
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
     end = chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(parts) + end
-
-
-def repeated_scans(times: int) -> bytes:
-    """A progressive JPEG whose last scan comes `times` more often."""
-    whole = encoded(NOISE, "JPEG", progressive=True)
-    scan = whole[whole.rindex(b"\xff\xda") : -2]
-    return whole[:-2] + scan * times + whole[-2:]
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])

@@ -13,7 +13,7 @@ import pytest
 from services.http.image_structure import MAX_SCANS
 from services.http.images import decode_image, encode_image
 from services.serving.decoders import Decoder, Decoders
-from tests.unit.services.http.test_images import NOISE, encoded, repeated_scans
+from tests.helpers.images import NOISE, encoded, repeated_scans
 
 PNG = encode_image(np.asarray(NOISE))
 SLOW = encoded(NOISE.resize((4096, 4096)), "JPEG", progressive=True, quality=5)

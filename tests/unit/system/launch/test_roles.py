@@ -6,41 +6,10 @@ import pytest
 
 from actors.lost import LearnerLate, LearnerLost
 from services.base.errors import UserError
-from system.commands.train import check_devices
 from system.launch import cluster
 from system.launch.placement import Placement
 from system.launch.roles import gpus_asked, start_learner
 from system.recipe.load import load_config
-
-
-@pytest.mark.parametrize(
-    ("overrides", "learns", "refused"),
-    [
-        (["policy.device=cuda"], True, r"rollout\.num_gpus and learner\.num_gpus = 0"),
-        (["policy.device=cuda", "rollout.num_gpus=1"], True, r"but learner\.num_gpus = 0"),
-        (["policy.device=cuda", "rollout.num_gpus=1"], False, None),
-        (["policy.device=cuda", "rollout.num_gpus=1", "placement=colocated"], True, None),
-        (["policy.device=cuda", "learner.num_gpus=1", "placement=colocated", "rollout.workers=1"], True, None),
-        (
-            ["policy.device=cuda", "learner.num_gpus=1", "placement=colocated"],
-            True,
-            r"the workers beyond learner\.ranks",
-        ),
-        (["scorers.0.options.device=gpu"], True, r"options\.device `gpu`: it is auto, cpu, cuda or cuda:N"),
-        (["policy.device=cuda", "placement=colocated"], True, r"the workers beyond learner\.ranks"),
-        (["policy.device=cuda", "placement=colocated", "rollout.workers=1"], True, r"and learner\.num_gpus = 0"),
-        (["policy.device=auto"], True, None),
-        (["scorers.0.options.device=cuda"], True, r"scorer `pickscore`: options\.device is cuda and num_gpus is 0"),
-        (["scorers.0.options.device=cuda", "scorers.0.num_gpus=0.1"], True, None),
-    ],
-)
-def test_a_role_that_is_to_use_a_gpu_must_ask_for_one(overrides, learns, refused):
-    config = load_config("shapes", overrides)
-    if refused is None:
-        check_devices(config, learns)
-    else:
-        with pytest.raises(UserError, match=refused):
-            check_devices(config, learns)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The recipes that come with tempflow: each fits on the hardware that it names, and pads next to nothing."""
 
 import re
-from importlib import resources
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +13,10 @@ from actors.rollout.plans.plan import visits
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
 from system.recipe.find import recipe_names
-from system.recipe.load import load_config
+from system.recipe.load import load_config, load_with_sources
 from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 
-CONFIGS = Path(str(resources.files("configs")))
 NODE = load_infra(ROOT / "deploy" / "kuberay" / "eight_gpus.infra.yaml").workers
 HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs of 80 GB|(\d) CPU cores)\.", re.MULTILINE)
 FAMILIES: dict[str, type[Family]] = {
@@ -32,8 +29,8 @@ REAL = [name for name in recipe_names() if name not in MINIATURES]
 
 
 def hardware(name: str) -> tuple[int, Nodes]:
-    """The nodes that a recipe names, and how many. Recipes of the miniature need what `shapes` names."""
-    text = (CONFIGS / f"{'shapes' if name in MINIATURES else name}.yaml").read_text()
+    """The nodes that the hardware layer of a recipe names, and how many."""
+    text = load_with_sources(name)[1]["rollout", "workers"].read_text()
     ((count, gpus, cores),) = HARDWARE.findall(text)
     return (1, Nodes(cpus=int(cores))) if cores else (int(count), NODE.model_copy(update={"gpus": int(gpus)}))
 

@@ -16,7 +16,7 @@ from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoints, RunState
 from system.run.folder import RunFolder
 from system.run.recorded import check_same, differences, read_recorded
-from tests.unit.system.recipe.test_config import MINIMAL
+from tests.helpers.recipes import MINIMAL
 
 
 def config(tmp_path, **more) -> RunConfig:

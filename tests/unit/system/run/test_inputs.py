@@ -9,7 +9,7 @@ from services.base.errors import UserError
 from system.recipe.load import parse_config
 from system.recipe.model import RunConfig
 from system.run.inputs import changed_inputs, read_inputs
-from tests.unit.system.recipe.test_config import MINIMAL
+from tests.helpers.recipes import MINIMAL
 
 
 def config(folder: Path) -> RunConfig:

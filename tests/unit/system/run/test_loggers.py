@@ -20,7 +20,7 @@ from system.recipe.model import LogSettings, RunConfig, WandbSettings
 from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.loggers import WANDB_KEY, check_loggers, numbers, open_loggers, tiled
-from tests.unit.system.recipe.test_config import MINIMAL
+from tests.helpers.recipes import MINIMAL
 
 IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
 KEY = "a key that nobody may read"

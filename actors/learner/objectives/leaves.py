@@ -3,7 +3,7 @@
 Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from actors.learner.averages import Average
 from actors.learner.objectives.objective import Objective, padded_rows
-from actors.learner.settings import OnSamples as Settings
-from actors.policy.kernels import mean_square, per_row
+from actors.learner.settings import LeafObjectiveSettings
+from actors.policy.kernels import Kernel, mean_square, per_row
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
-from actors.trajectory import Samples
+from actors.trajectory import Leaves
 
 LEARNER_STREAM = 12
 """Sets the learner's noise apart from the rollout's of the same address."""
 
 
 @dataclass(frozen=True)
-class SampleRows:
+class LeafRows:
     """Noised images of one task on the device, padded to the fixed size."""
 
     x_NZ: Tensor
@@ -41,7 +41,7 @@ class SampleRows:
     """Rows that are not padding."""
 
 
-class OnSamples(Objective[Samples, SampleRows]):
+class LeafObjective(Objective[Leaves, LeafRows]):
     """An objective of the velocity at noised images; one forward and backward a row.
 
     Noise levels lie on the sampling schedule, one from each of J runs of neighbouring steps; they and the noise follow
@@ -49,14 +49,22 @@ class OnSamples(Objective[Samples, SampleRows]):
     place in the denominator.
     """
 
-    def __init__(self, settings: Settings, policy: Policy, averages: Mapping[str, Average], micro_batch: int) -> None:
-        super().__init__(settings, policy, averages, micro_batch)
+    def __init__(
+        self,
+        settings: LeafObjectiveSettings,
+        policy: Policy,
+        averages: Sequence[Average],
+        kernel: Kernel,
+        micro_batch: int,
+        trainable: list[int],
+    ) -> None:
+        super().__init__(settings, policy, averages, kernel, micro_batch, trainable)
         self.levels = settings.levels(len(policy.sigmas) - 1)
 
-    def planned(self, item: Samples) -> float:
+    def planned(self, item: Leaves) -> float:
         return float(len(item.latent_MZ) * len(self.levels))
 
-    def micro_batches(self, item: Samples, advantage_NK: np.ndarray) -> Iterator[SampleRows]:
+    def micro_batches(self, item: Leaves, advantage_NK: np.ndarray) -> Iterator[LeafRows]:
         images = len(item.latent_MZ)
         finite_M = np.isfinite(item.latent_MZ).reshape(images, -1).all(axis=1)
         step_MJ = np.stack([self._steps(item.address, m) for m in range(images)])
@@ -68,7 +76,7 @@ class OnSamples(Objective[Samples, SampleRows]):
             noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
             time_N = self.policy.sigmas[torch.from_numpy(step_MJ.reshape(-1)[rows]).to(self.policy.device)]
             t_N1 = per_row(time_N, x0_NZ)
-            yield SampleRows(
+            yield LeafRows(
                 (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,
                 x0_NZ,
                 noise_NZ - x0_NZ,
@@ -78,7 +86,7 @@ class OnSamples(Objective[Samples, SampleRows]):
                 real,
             )
 
-    def idle(self, item: Samples) -> SampleRows:
+    def idle(self, item: Leaves) -> LeafRows:
         blank = replace(item, latent_MZ=np.zeros_like(item.latent_MZ))  # the task's own images may be of NaN
         return replace(next(self.micro_batches(blank, np.zeros((len(item.latent_MZ), 1)))), real=0)
 
@@ -86,11 +94,11 @@ class OnSamples(Objective[Samples, SampleRows]):
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])
         return np.array([rng.choice(steps) for steps in self.levels])
 
-    def predicted(self, micro: SampleRows) -> Tensor:
+    def predicted(self, micro: LeafRows) -> Tensor:
         """v at the noised images, (N, Z)."""
         return self.velocity(micro.x_NZ, micro.time_N, micro.conditioning)
 
-    def distance(self, micro: SampleRows, v_NZ: Tensor, other: AbstractContextManager[None]) -> Tensor:
+    def distance(self, micro: LeafRows, v_NZ: Tensor, other: AbstractContextManager[None]) -> Tensor:
         """Sum over rows of mean‖v − v_other‖², v_other being that of the policy within the context `other`."""
         with other:
             other_NZ = self.predicted(micro)

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.conftest import RUN_TIMEOUT_S, environment
-from tests.integration.test_training import adapter, figures, metrics, wait_for_steps
+from tests.helpers.command_line import RUN_TIMEOUT_S, environment
+from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
 
 STEPS = 8
 TOLD = ("learner_restarts", "workers_replaced", "retries/scores", "workers")

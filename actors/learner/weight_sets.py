@@ -1,0 +1,33 @@
+"""The weight sets that a learner keeps beside the trained weights: how each follows them, and what it is used for.
+
+An objective declares its sets (`ObjectiveSettings.weight_sets`). No Torch, so that a recipe can be checked without it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Use = Literal["sampling", "evaluation", "loss"]
+"""`sampling`: rollout workers generate from it. `evaluation`: held-out images and the saved model come from it. `loss`:
+the objective compares the trained weights with it."""
+Step = Literal["optimizer_step", "training_step"]
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """A moving average of the trained weights: set ← d·set + (1 − d)·trained."""
+
+    name: str
+    """The name of its file in a checkpoint."""
+    follows: Step
+    """The kind of step after which it is updated."""
+    decay: Callable[[int], float]
+    """d of update n, counted from 1."""
+    uses: frozenset[Use]
+    every: int = 1
+    """Only every so many updates change it."""
+
+
+def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:
+    """The set with this use; None where the trained weights themselves have it."""
+    return next((weight_set for weight_set in weight_sets if use in weight_set.uses), None)

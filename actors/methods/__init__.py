@@ -1,0 +1,90 @@
+"""Methods, one file each: what a recipe with `method: NAME` gets where it says nothing itself.
+
+Each file holds `METHOD`: the plan, kernel, advantage rule and objective that make the method, with the published
+settings. Its docstring names the paper, the weight sets, the cost, the refusals and the deviations. Nothing else names
+a method: the files are found by listing this folder. They import no Torch, so that a recipe can be checked without it.
+"""
+
+import difflib
+import pkgutil
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import Discriminator, Tag
+
+from actors.learner.settings import AdvantageSettings, EmaSettings, GrpoSettings, ObjectiveSettings
+from actors.policy.settings import KernelSettings
+from actors.rollout.plans.settings import PlanSettings
+from services.base.errors import UserError
+from services.base.settings import Settings, name_or
+
+DEFAULT_METHOD = "tempflow"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A choice of plan, kernel, advantage rule and objective."""
+
+    plan: PlanSettings
+    kernel: KernelSettings
+    """Not used where the plan has no stochastic step."""
+    advantage: AdvantageSettings
+    objective: ObjectiveSettings
+    ema: EmaSettings | None = None
+    """The moving average of the weights that the method needs; None if it needs none."""
+
+    @property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """The keys of a recipe that the method sets; the recipe's own lie over them."""
+        given = {key: _given(getattr(self, key)) for key in ("plan", "kernel", "advantage", "objective")}
+        return given if self.ema is None else given | {"learner": {"ema": self.ema.model_dump(mode="json")}}
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    """The values that a method gives, and the name, which says whose values they are."""
+    return settings.model_dump(mode="json", include={*settings.model_fields_set, "name"})
+
+
+def method_names() -> list[str]:
+    """All methods, in alphabetical order."""
+    return list(METHODS)
+
+
+def find_method(name: str) -> Method:
+    """A method by the name of its file.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        raise UserError(f"no method `{name}`; {f'did you mean `{near[0]}`?' if near else f'there are {list(METHODS)}'}")
+    return METHODS[name]
+
+
+def method_file(name: str) -> Path:
+    """The file of a method.
+
+    Raises:
+        UserError: there is no such method; names the nearest.
+    """
+    find_method(name)
+    return Path(__file__).with_name(f"{name}.py")
+
+
+METHODS: dict[str, Method] = {
+    file.name: import_module(f"{__name__}.{file.name}").METHOD
+    for file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name)
+}
+
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveSettings
+else:
+    _OBJECTIVES = dict.fromkeys([GrpoSettings, *(type(method.objective) for method in METHODS.values())])
+    AnyObjective = Annotated[
+        Union[tuple(Annotated[kind, Tag(kind.model_fields["name"].default)] for kind in _OBJECTIVES)],  # noqa: UP007
+        Discriminator(name_or("grpo")),
+    ]
+    """The objectives of all methods, told apart by `name`."""

@@ -1,0 +1,22 @@
+"""DanceGRPO (arXiv 2505.07818): stochastic trajectories from one noise, a random part of whose steps is trained.
+
+12 chains of a prompt share their initial noise. 60% of the steps, drawn anew for each training step, enter the loss.
+The kernel has a constant diffusion of .3.
+
+Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Cost of a prompt at T = 16: 181 sampling forwards (192 with noises of their own), 12 images, 108 rows of training.
+
+Deviations: the code may train the last step too; here it is never trained.
+"""
+
+from actors.learner.settings import AdvantageSettings, GrpoSettings
+from actors.methods import Method
+from actors.policy.settings import DanceSettings
+from actors.rollout.plans.settings import ChainSettings
+
+METHOD = Method(
+    plan=ChainSettings(seeds=12, shared_noise=True, trained_share=0.6),
+    kernel=DanceSettings(noise_level=0.3),
+    advantage=AdvantageSettings(group="prompt", std="group", epsilon=1e-8),
+    objective=GrpoSettings(noise_weights=False, clip_range=1e-4),
+)

@@ -1,0 +1,25 @@
+"""Flow-GRPO-Fast: Flow-GRPO (arXiv 2505.05470) with three stochastic steps in the first half, drawn anew each step.
+
+The kernel is CPS (arXiv 2509.05952). The published option to sample and train without guidance is policy.guidance = 1.
+
+Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Cost of a prompt at T = 10: from 171 sampling forwards (the window begins at step 2) to 217 (at step 0), 24 images, 72
+rows of training.
+
+Refuses noise weights: the gradient of CPS's surrogate scales with the noise by itself.
+
+Deviations: all trajectories of a prompt branch from one, as the text says; the code starts each from a noise of its own
+(plan.shared_noise = false).
+"""
+
+from actors.learner.settings import AdvantageSettings, GrpoSettings
+from actors.methods import Method
+from actors.policy.settings import CPSSettings
+from actors.rollout.plans.settings import WindowSettings
+
+METHOD = Method(
+    plan=WindowSettings(seeds=24, shared_noise=True, size=3, strategy="random", within=5),
+    kernel=CPSSettings(noise_level=0.8),
+    advantage=AdvantageSettings(group="prompt", std="batch", epsilon=1e-4),
+    objective=GrpoSettings(noise_weights=False, clip_range=1e-5, kl=0.01, kl_dt=False),
+)

@@ -1,0 +1,228 @@
+"""Checks of this machine, against what a recipe asks for where one is given."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.base.storage import is_local
+from system.checks.finding import Finding
+from system.launch.environment import LOOPBACK, check_start, needs_token, running_ray, token_file
+from system.recipe.model import RunConfig
+
+if TYPE_CHECKING:
+    from system.manifests.sizing import Ask
+
+LEAST_FREE_BYTES = 2**30
+"""The least room that a run folder needs, for metrics, experience, pictures and logs."""
+ADAM_COPIES = 4
+"""A checkpoint holds four fp32 arrays per trained weight: the weight, two moments, a moving average."""
+SHM = Path("/dev/shm")
+EXTRAS = {"ocr": "rapidocr", "tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+def python(config: RunConfig | None) -> Iterator[Finding]:
+    """The version of Python."""
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}")
+
+
+def torch(config: RunConfig | None) -> Iterator[Finding]:
+    """PyTorch, the GPUs of this machine, and whether they compute the policy's data type."""
+    import torch
+
+    yield Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}")
+    if not torch.cuda.is_available():
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"gpu {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if config and config.policy.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield Finding("problem", "bf16", "policy.dtype is bf16, which this GPU does not compute; set it to fp32")
+
+
+def gpus(config: RunConfig | None) -> Iterator[Finding]:
+    """There are as many GPUs as all roles ask for together when the run begins."""
+    wanted = gpus_wanted(config) if config else 0.0
+    if not wanted:
+        yield Finding("ok", "gpu", "the recipe's roles ask for none" if config else "no recipe asks for one")
+        return
+    import torch
+
+    have = torch.cuda.device_count()
+    says = f"the recipe's roles ask for {wanted:g} GPUs, and this machine has {have}"
+    fix = (
+        "lower num_gpus of the roles, rollout.workers, learner.ranks or replicas, or set RAY_ADDRESS to a cluster with "
+        "more GPUs"
+    )
+    yield _room("gpu", says, wanted <= have, fix)
+
+
+def gpus_wanted(config: RunConfig) -> float:
+    """GPUs that all roles ask for together when the run begins."""
+    return sum(ask.gpus for ask in _asked(config))
+
+
+def cpus(config: RunConfig | None) -> Iterator[Finding]:
+    """There are as many CPUs as all roles ask for together when the run begins."""
+    have = os.cpu_count() or 1
+    if config is None:
+        yield Finding("ok", "cpu", f"{have} CPUs")
+        return
+    wanted = sum(ask.cpus for ask in _asked(config))
+    says = f"the recipe's roles ask for {wanted:g} CPUs, and this machine has {have}"
+    fix = (
+        "lower num_cpus of rollout, learner or scorers, rollout.workers or replicas, or set RAY_ADDRESS to a cluster "
+        "with more CPUs"
+    )
+    yield _room("cpu", says, wanted <= have, fix)
+
+
+def _room(what: str, says: str, enough: bool, fix: str) -> Finding:
+    """Whether a device suffices; the nodes of a cluster to attach to may have more than this machine."""
+    if enough:
+        return Finding("ok", what, says)
+    address = running_ray()
+    if address is None:
+        return Finding("problem", what, f"{says}; {fix}")
+    return Finding("warning", what, f"{says}; the cluster at {address} must have the rest")
+
+
+def _asked(config: RunConfig) -> list[Ask]:
+    """What each actor of a run asks for; the replicas of a shared pool are not the run's."""
+    from system.manifests.sizing import ranks, replicas, workers
+
+    own = () if config.reward.app else config.scorers
+    return workers(config, most=False) + ranks(config) + replicas(own, most=False)
+
+
+def cluster(config: RunConfig | None) -> Iterator[Finding]:
+    """Ray can start here, or the cluster to attach to answers and its token is at hand.
+
+    Raises:
+        UserError: as `check_start`.
+    """
+    yield Finding("ok", "ray", version("ray"))
+    check_start()
+    address = running_ray()
+    if address is None:
+        yield Finding("ok", "cluster", f"none to attach to; a run starts its own on {LOOPBACK}")
+        return
+    yield Finding("ok", "cluster", f"a run attaches to the one at {address}")
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        fix = "set it if the cluster asks for a token, as a cluster of Ray 2.59 or later does that was started locally"
+        yield Finding("warning", "cluster token", f"RAY_AUTH_MODE is not `token`; {fix}")
+    elif not (os.environ.get("RAY_AUTH_TOKEN") or token_file().is_file()):
+        says = f"RAY_AUTH_MODE is token, but neither RAY_AUTH_TOKEN nor {token_file()} has one"
+        yield Finding("problem", "cluster token", f"{says}; write the cluster's token there")
+    else:
+        yield Finding("ok", "cluster token", "found")
+
+
+def shared_memory(config: RunConfig | None) -> Iterator[Finding]:
+    """Ray's object store has room for what the steps in flight put there."""
+    if not SHM.is_dir():
+        yield Finding("warning", "shared memory", f"there is no {SHM}; Ray's object store is a file, which is slow")
+        return
+    free = shutil.disk_usage(SHM).free
+    needed = store_bytes(config) if config else 0.0
+    says = f"{_gb(free)} free in {SHM}" + (f", {_gb(needed)} in flight" if needed else "")
+    fix = "enlarge it (docker run --shm-size, an emptyDir of medium Memory), or lower rollout.max_bytes_in_flight"
+    yield _room("shared memory", says, needed <= free, fix)
+
+
+def store_bytes(config: RunConfig) -> float:
+    """Bytes in the object store at once: images that wait for scores, and the experience of all steps in flight.
+
+    The experience is left out if the model's files are not on this machine.
+    """
+    from actors.rollout.plans import make_plan
+    from system.capacity.estimate import step_bytes
+    from system.capacity.in_flight import bytes_in_flight
+
+    steps = config.learner.max_staleness + 1
+    images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
+    known = 0.0 if math.isnan(experience) else experience
+    return min(steps * images, bytes_in_flight(config)) + steps * known
+
+
+def disks(config: RunConfig | None) -> Iterator[Finding]:
+    """There is room for the run folder and its checkpoints: those that are kept, the best, and one being written."""
+    output = Path(config.output if config else ".")
+    if config is None:
+        yield _disk("disk", output, LEAST_FREE_BYTES)
+        return
+    size = checkpoint_bytes(config)
+    kept = size * (config.checkpoint.keep + 2)
+    unknown = "" if size else ", without the checkpoints, whose size depends on the model's files"
+    if config.checkpoint.folder is None:
+        yield _disk("disk", output, LEAST_FREE_BYTES + kept, unknown)
+        return
+    yield _disk("disk", output, LEAST_FREE_BYTES)
+    if is_local(config.checkpoint.folder):
+        yield _disk("disk of checkpoints", Path(config.checkpoint.folder), kept, unknown)
+    else:
+        says = f"{config.checkpoint.folder} is not checked; it will hold {_gb(kept)}"
+        yield Finding("ok", "disk of checkpoints", says)
+
+
+def _disk(what: str, folder: Path, needed: float, unknown: str = "") -> Finding:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        return Finding("problem", what, f"{there} cannot be written to; set output (or checkpoint.folder) elsewhere")
+    free = shutil.disk_usage(there).free
+    says = f"{_gb(free)} free at {there}, {_gb(needed)} needed{unknown}"
+    if free < needed:
+        return Finding("problem", what, f"{says}; make room, lower checkpoint.keep, or set output elsewhere")
+    if free < 2 * needed:
+        return Finding("warning", what, f"{says}; make room if the run is long")
+    return Finding("ok", what, says)
+
+
+def checkpoint_bytes(config: RunConfig) -> float:
+    """Bytes of one checkpoint, from the shapes in the model's files; 0 if they are not on this machine."""
+    from services.base.headers import shapes_below
+    from services.base.paths import resolve_model
+    from system.capacity.estimate import FP32_BYTES
+
+    lora, weights = config.policy.lora, 0
+    for name, shape in shapes_below(Path(resolve_model(config.policy.model), "transformer")):
+        if lora is None:
+            weights += math.prod(shape)
+        elif name.removesuffix(".weight").endswith(lora.targets):
+            weights += lora.rank * sum(shape)
+    return float(ADAM_COPIES * FP32_BYTES * weights)
+
+
+def extras(config: RunConfig | None) -> Iterator[Finding]:
+    """The optional packages that are installed; what a recipe needs of them is a check of the recipe."""
+    for extra, package in EXTRAS.items():
+        says = f"{package} {version(package)}" if importlib.util.find_spec(package) else "not installed"
+        yield Finding("ok", f"extra {extra}", says)
+
+
+def token_files(config: RunConfig | None) -> Iterator[Finding]:
+    """Each file with a token exists, and only its owner can open it."""
+    files = [str(token_file())] if needs_token() and token_file().is_file() else []
+    if config:
+        named = [config.serve.token_file, *(scorer.options.get("token_file") for scorer in config.scorers)]
+        files += [str(name) for name in named if name]
+    for name in files:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            yield Finding("problem", "token file", f"there is no {name}; write the token there")
+        elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            yield Finding("warning", "token file", f"others can open {name}; chmod 600 {name}")
+        else:
+            yield Finding("ok", "token file", f"only you can open {name}")
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,143 @@
+"""Checks of a recipe: they give the same answer on every machine that has its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from services.base.errors import UserError
+from services.scoring.settings import ScorerSettings
+from system.checks.finding import Finding, tried
+from system.recipe.model import RunConfig
+
+
+def loggers(config: RunConfig) -> Iterator[Finding]:
+    """TensorBoard and Weights & Biases: the package is installed, and the key is set."""
+    from system.run.loggers import check_loggers
+
+    check_loggers(config.log)
+    if config.log.tensorboard or config.log.wandb:
+        yield Finding("ok", "log", "ready")
+
+
+def training_devices(config: RunConfig) -> Iterator[Finding]:
+    """Rollout workers and learner ranks that use a GPU ask Ray for one."""
+    rollout, learner = config.rollout.num_gpus, config.learner.num_gpus
+    asked = {"rollout.num_gpus": rollout}
+    if config.placement == "split":
+        asked["learner.num_gpus"] = learner
+    elif config.rollout.most_workers == config.learner.ranks:
+        asked = {"rollout.num_gpus and learner.num_gpus": max(rollout, learner)}
+    elif not rollout:
+        asked = {"rollout.num_gpus, which the workers beyond learner.ranks have,": rollout}
+    yield _devices(config, asked)
+
+
+def evaluation_devices(config: RunConfig) -> Iterator[Finding]:
+    """Rollout workers that use a GPU ask Ray for one; there is no learner."""
+    yield _devices(config, {"rollout.num_gpus": config.rollout.num_gpus})
+
+
+def _devices(config: RunConfig, asked: dict[str, float]) -> Finding:
+    """A problem if the policy is on a GPU and a role asks for none.
+
+    Args:
+        asked: the GPUs of each role, by the setting that says it.
+    """
+    without = [key for key, gpus in asked.items() if not gpus]
+    if config.policy.device == "cuda" and without:
+        raise UserError(
+            f"policy.device is cuda but {' and '.join(without)} = 0; set num_gpus to 1 or a fraction, or policy.device "
+            "to auto"
+        )
+    return Finding("ok", "device", config.policy.device)
+
+
+def one_process(config: RunConfig) -> Iterator[Finding]:
+    """The learner has one rank: one process cannot repeat the sums of several ranks bit for bit."""
+    if config.learner.ranks > 1:
+        raise UserError(
+            f"learner.ranks: {config.learner.ranks} ranks need as many processes, and --local has one; set "
+            "learner.ranks=1 and learner.shard=false, or leave --local out"
+        )
+    yield Finding("ok", "one process", "one rank")
+
+
+def plan(config: RunConfig) -> Iterator[Finding]:
+    """The plan can be made for the policy's number of steps."""
+    from actors.rollout.plans import make_plan
+
+    steps = config.policy.num_steps
+    leaves = make_plan(config.plan, steps).leaves
+    yield Finding("ok", "plan", f"{config.plan.name}, {leaves} images per prompt in {steps} steps")
+
+
+def policy(config: RunConfig) -> Iterator[Finding]:
+    """The model is of a known family, and makes images of this size."""
+    from actors.policy.families import check_size, pipeline_name
+
+    check_size(config.policy)
+    yield Finding("ok", "policy", f"{pipeline_name(config.policy.model)} in {config.policy.model}")
+
+
+def weights(config: RunConfig) -> Iterator[Finding]:
+    """The files of the model hold every weight that it needs, in the right size."""
+    from actors.policy.loading import check_loads
+
+    check_loads(config.policy)
+    yield Finding("ok", "weights", "complete, as far as they are on this machine")
+
+
+def adapter(config: RunConfig) -> Iterator[Finding]:
+    """The adapter that the recipe begins with fits the model, and is whole."""
+    from actors.policy.trained import check_trained, read_trained
+
+    if config.policy.adapter is None:
+        return
+    folder = Path(config.policy.adapter)
+    check_trained(config.policy, folder, "policy.adapter")
+    if config.policy.lora:  # a whole transformer is too large to be read twice
+        read_trained(folder, config.policy.lora, "policy.adapter")
+    yield Finding("ok", "adapter", str(folder))
+
+
+def scorers(config: RunConfig) -> Iterator[Finding]:
+    """Each scorer can be imported, takes its options, and asks Ray for the GPU that it uses."""
+    for scorer in config.scorers:
+        yield tried(f"scorer {scorer.name}", partial(_scorer, scorer))
+
+
+def _scorer(scorer: ScorerSettings) -> str:
+    from services.scoring.scorer import check_device, check_scorer
+
+    check_scorer(scorer)
+    check_device(scorer)
+    return scorer.scorer
+
+
+def scores(config: RunConfig) -> Iterator[Finding]:
+    """Each scorer works: its service answers, or it scores an image in this process."""
+    from services.scoring.probe import probe
+
+    for scorer in config.scorers:
+        look = partial(probe, scorer, config.policy.height, config.policy.width)
+        yield tried(f"score of {scorer.name}", look)
+
+
+def prompts(config: RunConfig) -> Iterator[Finding]:
+    """The prompt files can be read, and there are enough prompts for a step."""
+    from system.loop.prompts import read_prompts, rows_of_step
+
+    data = config.data
+
+    def count(file: str) -> int:
+        return len(read_prompts(file, data.prompt_column, data.category_column))
+
+    def train() -> str:
+        rows_of_step(found := count(data.train), data.prompts_per_step, 0, config.seed)
+        return f"{found} in {data.train}"
+
+    yield tried("prompts", train)
+    if heldout := data.heldout:
+        yield tried("held-out prompts", lambda: f"{count(heldout)} in {heldout}")

@@ -1,0 +1,72 @@
+"""The command line, run in a process of its own or, for what starts no Ray, in the process of the tests."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from system.commands.main import main
+from tests.helpers.paths import ROOT
+
+RUN_TIMEOUT_S = 600
+
+
+def environment(address: str | None = None) -> dict[str, str]:
+    """The environment of a process that attaches to the Ray at `address`, or starts its own.
+
+    A Ray of ours asks for its token.
+    """
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    attach = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"} if address else {}
+    return env | attach | {"PYTHONPATH": str(ROOT)}
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def tempflow(tmp_path) -> Cli:
+    """Run the command line in a process of its own and an empty folder; with `address`, on that Ray."""
+
+    def run(*arguments: str | Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "system", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(address), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
+        )
+
+    return run
+
+
+@pytest.fixture
+def in_process(tmp_path) -> Cli:
+    """As `tempflow`, for what ends before a Ray starts: in this process, which has imported PyTorch already."""
+
+    def run(*arguments: str | Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
+        command, handlers = ["tempflow", *map(str, arguments)], list(logging.getLogger().handlers)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+            for key, value in environment(address).items():
+                patch.setenv(key, value)
+            if address is None:
+                patch.delenv("RAY_ADDRESS", raising=False)
+            patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `main` sets it for the rest of the process
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "path", list(sys.path))
+            patch.chdir(tmp_path)
+            patch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+            with redirect_stderr(io.StringIO()) as err:
+                try:
+                    main()
+                    code = 0
+                except SystemExit as ended:
+                    code = ended.code or 0
+                finally:
+                    logging.getLogger().handlers[:] = handlers
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    return run

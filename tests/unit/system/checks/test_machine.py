@@ -1,0 +1,145 @@
+"""Checks of the machine: each on good and on bad input, without Ray."""
+
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from services.base.errors import UserError
+from system.checks import machine
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
+from tests.helpers.grpc_like import grpc_server
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def shapes(*overrides: str) -> RunConfig:
+    return load_config("shapes", overrides)
+
+
+def levels(findings) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def free(monkeypatch, count: float) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**15, 0, int(count)))
+
+
+def test_cpus_that_all_roles_ask_for_together(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert levels(machine.cpus(None)) == ["ok"]
+    (enough,) = machine.cpus(shapes())
+    assert (enough.level, "ask for 1.4 CPUs, and this machine has 2" in enough.says) == ("ok", True)
+    many = shapes("scorers.0.num_cpus=0.5", "scorers.0.replicas=2")
+    (few,) = machine.cpus(many)
+    assert (few.level, "ask for 2.3 CPUs" in few.says) == ("problem", True)
+    assert "lower num_cpus of rollout, learner or scorers" in few.says
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert levels(machine.cpus(many)) == ["warning"]
+
+
+def test_gpus_that_the_roles_ask_for(monkeypatch):
+    recipe = shapes("rollout.num_gpus=1", "learner.num_gpus=0.5", "scorers.0.num_gpus=0.25", "scorers.0.replicas=2")
+    assert machine.gpus_wanted(recipe) == 2 * 1 + 0.5 + 2 * 0.25
+    together = recipe.model_copy(update={"placement": "colocated"})
+    assert machine.gpus_wanted(together) == 2 * 1 + 2 * 0.25
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for enough in (None, shapes(), shapes("rollout.num_gpus=1")):
+        assert levels(machine.gpus(enough)) == ["ok"]
+    (missing,) = machine.gpus(recipe)
+    assert missing.level == "problem"
+    assert "3 GPUs, and this machine has 2" in missing.says
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert levels(machine.gpus(recipe)) == ["warning"]
+
+
+def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtype(monkeypatch):
+    properties = namedtuple("Properties", "name total_memory")("Some GPU", 24 * 2**30)
+    for name, value in (("is_available", True), ("device_count", 1), ("get_device_properties", properties)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert [finding.says for finding in machine.torch(shapes())][1:] == ["Some GPU, 24 GiB"]
+    assert levels(machine.torch(shapes("policy.dtype=bf16"))) == ["ok", "ok", "problem"]
+
+
+def test_a_cluster_that_is_not_there_and_one_whose_token_is_missing(monkeypatch, tmp_path):
+    assert levels(machine.cluster(None)) == ["ok", "ok"]
+    with grpc_server() as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert levels(machine.cluster(None)) == ["ok", "ok", "warning"]
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        assert levels(machine.cluster(None)) == ["ok", "ok", "problem"]
+        (tmp_path / "ray_token").write_text("x")
+        assert levels(machine.cluster(None)) == ["ok", "ok", "ok"]
+    with pytest.raises(UserError, match=f"no Ray answers at {address}"):
+        list(machine.cluster(None))
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(UserError, match="no Ray answers at nonsense"):
+        list(machine.cluster(None))
+
+
+def test_a_disk_that_is_full_small_or_read_only(monkeypatch, tmp_path):
+    recipe = shapes(f"output={tmp_path}/deep/down")
+    needed = machine.LEAST_FREE_BYTES + 5 * machine.checkpoint_bytes(recipe)
+    for count, level in ((needed - 1, "problem"), (needed, "warning"), (2 * needed, "ok")):
+        free(monkeypatch, count)
+        assert levels(machine.disks(recipe)) == [level]
+    free(monkeypatch, 10**12)
+    away = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"folder": "s3://bucket/x"})})
+    assert levels(machine.disks(away)) == ["ok", "ok"]
+    assert levels(machine.disks(None)) == ["ok"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert levels(machine.disks(recipe)) == ["problem"]
+
+
+def test_the_size_of_a_checkpoint_is_that_of_the_adapter_the_moments_and_the_average(sd3_folder):
+    from actors.policy.policy import Policy
+    from tests.helpers.tiny import tiny_settings
+
+    arrays = Policy(tiny_settings(sd3_folder, num_steps=4), seed=0).arrays().values()
+    lora = tiny_settings(sd3_folder, num_steps=4).lora
+    recipe = shapes(f"policy.model={sd3_folder}", f"policy.lora={{rank: {lora.rank}, alpha: {lora.alpha}}}")
+    assert machine.checkpoint_bytes(recipe) == 4 * sum(array.nbytes for array in arrays)
+    whole = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"lora": None})})
+    (file,) = (Path(sd3_folder) / "transformer").glob("*.safetensors")
+    assert machine.checkpoint_bytes(whole) == 4 * 4 * sum(array.size for array in load_file(file).values())
+    assert machine.checkpoint_bytes(shapes("policy.model=org/elsewhere")) == 0
+
+
+def test_shared_memory_holds_what_is_in_flight(monkeypatch, tmp_path):
+    recipe = shapes()
+    needed = machine.store_bytes(recipe)
+    experience = needed - 4 * 4 * 6 * 4 * 64 * 64 * 3
+    assert experience > 0
+    stale = shapes("learner.max_staleness=2")
+    assert machine.store_bytes(stale) == pytest.approx(needed + 2 * experience)  # two tasks of images a worker
+    free(monkeypatch, needed - 1)
+    assert levels(machine.shared_memory(recipe)) == ["problem"]
+    free(monkeypatch, needed)
+    assert levels(machine.shared_memory(recipe)) == ["ok"]
+    monkeypatch.setattr(machine, "SHM", tmp_path / "none")
+    assert levels(machine.shared_memory(recipe)) == ["warning"]
+
+
+def test_token_files_that_others_can_read(tmp_path):
+    file = tmp_path / "token"
+    recipe = shapes(f"serve.token_file={file}")
+    assert levels(machine.token_files(recipe)) == ["problem"]
+    file.write_text("x")
+    file.chmod(0o640)
+    (finding,) = machine.token_files(recipe)
+    assert (finding.level, f"chmod 600 {file}" in finding.says) == ("warning", True)
+    file.chmod(0o600)
+    assert levels(machine.token_files(recipe)) == ["ok"]
+    assert levels(machine.token_files(None)) == []
+
+
+def test_extras_that_are_installed(monkeypatch):
+    installed = [finding.says for finding in machine.extras(None)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [finding.says for finding in machine.extras(None)] == ["not installed"] * 3
+    assert "not installed" not in installed

@@ -1,0 +1,61 @@
+"""The command line: which commands it has, what help costs, and what it says about a mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from system.commands import main
+from tests.helpers.paths import ROOT
+
+SHARED = {"__init__", "main", "arguments", "plain"}
+
+
+def test_each_file_is_a_command_and_has_help():
+    files = {file.stem for file in Path(main.__file__).parent.glob("*.py")}
+    assert files - SHARED == set(main.COMMANDS)
+    names = list(get_command(main.app).commands)
+    assert names[:3] == ["train", "eval", "sample"]
+    for name in names:
+        done = CliRunner().invoke(main.app, [name, "-h"])
+        assert (done.exit_code, f"{name} [OPTIONS]" in done.output) == (0, True)
+
+
+def test_help_imports_nothing_heavy():
+    """The commands import what they need when they run."""
+    code = "import sys; import system.commands.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "system.commands.config" in done.stdout.split()
+    assert not {"torch", "ray", "numpy", "pyarrow", "pydantic", "PIL"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["report", "nowhere"], "tempflow: "),
+        (["train", "nowhere"], "no recipe `nowhere`"),
+        (["score", "gone\x1b[31m.png", "--prompt", "x", "--scorer", "jpeg_size"], r"`gone\x1b[31m.png`"),
+    ],
+)
+def test_a_mistake_is_one_sentence_without_escapes_and_exit_code_2(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["tempflow", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+
+
+def test_an_error_of_ours_has_a_traceback(monkeypatch):
+    def bug():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "app", bug)
+    with pytest.raises(ZeroDivisionError):
+        main.main()
