@@ -20,6 +20,8 @@ from services.serving.docs_page import docs_page
 from services.serving.gateway import MAX_NAMED_RUNS, OTHER_RUNS, REQUESTS_AT_ONCE, Gateway, api
 from services.serving.settings import GatewaySettings
 
+TIMEOUT_S = 60
+"""A test whose request never ends fails after this time."""
 SIZE = ScorerSettings(name="size", scorer="jpeg_size")
 
 
@@ -76,7 +78,8 @@ def serving(monkeypatch):
         stand_in = StandIn()
         gateway = Gateway("app", GatewaySettings(**{"decoders": 1, **settings}), [scorer], {"size": stand_in})
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=gateway))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://pool") as client:
+        transport = httpx.ASGITransport(api)
+        async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(transport=transport, base_url="http://pool") as client:
             yield Pool(gateway, client, stand_in)
 
     return serving
