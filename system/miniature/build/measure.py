@@ -96,7 +96,9 @@ def auc(high: np.ndarray, low: np.ndarray) -> float:
     return float((high[:, None] > low[None, :]).mean())
 
 
-def measure_speeds(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewards: dict[str, Score]) -> dict[str, str]:
+def measure_speeds(
+    vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewards: dict[str, Score]
+) -> dict[str, str]:
     """Rates on one thread at batches of 64."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

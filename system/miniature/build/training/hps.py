@@ -25,7 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from services.scoring.hpsv3 import CHAT, CHECKPOINT_FILE, IMAGE_TOKEN, REWARD_TOKEN, HPSv3, reward_head
 from system.miniature.build.training.optimizer import Optimizer
-from system.miniature.build.training.reward import Preferences, JudgedImages
+from system.miniature.build.training.reward import JudgedImages, Preferences
 from system.miniature.world import all_scenes, caption
 
 INSTRUCTION = "How well does this show {prompt} ? <|Reward|>"

@@ -21,10 +21,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from system.miniature.build.training.corruptions import spoil
 from system.miniature.build.training.data import draw_scenes, render_scenes
-from system.miniature.judge import ATTRIBUTES
 from system.miniature.build.training.optimizer import Optimizer
 from system.miniature.build.training.policy import token_ids
 from system.miniature.build.training.vae import decode, encode
+from system.miniature.judge import ATTRIBUTES
 from system.miniature.world import Scene, alterations, caption, is_held_out, render
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])

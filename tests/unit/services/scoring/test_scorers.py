@@ -1,5 +1,8 @@
 """Scorers against plain transformers, and how a scorer is found."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from services.scoring.clipscore import ClipScore
 from services.scoring.jpeg_size import JpegSize
 from services.scoring.ocr import Ocr, quoted, text_reward
 from services.scoring.pickscore import PickScore
-from services.scoring.scorer import check_scorer, load_scorer
+from services.scoring.scorer import check_scorer, load_scorer, own_folders
 from services.scoring.settings import ScorerSettings
 from tests.helpers.tiny import clip_tokenizer
 
