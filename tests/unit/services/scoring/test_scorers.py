@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,8 +164,8 @@ def test_mistakes_are_named_before_anything_is_built(scorer, options, message):
 
 
 def test_a_folder_whose_name_is_no_unicode_is_not_recorded(tmp_path, monkeypatch):
-    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    os.mkdir(odd)
-    monkeypatch.setattr(sys, "path", [*sys.path, odd, str(tmp_path)])
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    odd.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(odd), str(tmp_path)])
     assert str(tmp_path) in own_folders()
     assert not [folder for folder in own_folders() if "caf" in folder]
