@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from actors.lost import Lost
 from actors.reward.scores import Scores
 from services.base.errors import cause_of, first_line
+from services.base.futures import cancelled
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,7 @@ class RewardPool:
         with self._door:
             if not self.closed.is_set():
                 return self._threads.submit(context.run, self._score, images, list(prompts), names, finite_M)
-        cancelled: Future[Scores] = Future()
-        cancelled.cancel()
-        cancelled.set_running_or_notify_cancel()
-        return cancelled
+        return cancelled()
 
     def close(self) -> None:
         """Let jobs that are being scored end at once, with holes, and cancel those that wait."""

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -19,13 +17,15 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.lost import Lost
-from actors.policy.weights import Exported, Label
+from actors.policy.weights import Exported
 from actors.rollout.images import ByteBudget, Images
+from actors.rollout.jobs import Job, JobState, Run, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
+from services.base.futures import cancel
 
 log = logging.getLogger(__name__)
 
@@ -39,65 +39,6 @@ SMALL_RESULT_TIMEOUT_S = 120
 IMAGES_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
 MAX_DEATHS_AT_START = 3
-
-
-class JobState(Enum):
-    """Where a job is."""
-
-    WAITING = auto()
-    """It waits for a worker and for room in the byte budget."""
-    RUNNING = auto()
-    """A worker has it. It holds its bytes of the budget from now on."""
-    WAITING_AGAIN = auto()
-    """Its worker was lost. It waits for another one and keeps its bytes."""
-    DONE = auto()
-    """Its future has a result or an error, or was cancelled. Its bytes belong to the images that it gave, if any."""
-
-
-@dataclass(eq=False)
-class _Job:
-    start: Callable[[ActorHandle], list[ObjectRef]]
-    """Starts it on a worker; the last reference is what the driver reads."""
-    answer: Callable[[list[ObjectRef], Any], Any]
-    """Makes the future's result from the references and from what the driver read."""
-    weights: Exported | None
-    """The weights that the worker must hold; None if any will do."""
-    num_bytes: int
-    """Bytes of its images."""
-    typical: bool
-    """Whether it takes as long as other jobs of its kind, so that it says how fast its worker is."""
-    future: Future[Any] = field(default_factory=Future)
-    state: JobState = JobState.WAITING
-    deaths: int = 0
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A place for one worker, with the worker that is in it."""
-
-    number: int
-    worker: ActorHandle
-    starts: int = 1
-    """How often in a row a worker of this place was started."""
-    adopted: bool = False
-    """Whether the worker was given to the fleet, and another one will be if it dies as it starts."""
-    node: str = ""
-    """The node that the worker is on, once it has loaded its model."""
-    held: Label | None = None
-    """The weights that the worker has confirmed."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """A job on a worker."""
-
-    job: _Job
-    slot: _Slot
-    refs: list[ObjectRef]
-    confirmation: ObjectRef | None
-    """Confirms the weights that were sent with the job; None if the worker held them."""
-    began: float
-    """When it was sent, by the monotonic clock."""
 
 
 class Fleet:
@@ -148,8 +89,8 @@ class Fleet:
         """Held to put a job into the inbox and to close, so that no job is left in the inbox of a closed fleet."""
         self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
         self._schedule = Schedule(slots + more)
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[_Run, None] = {}
+        self._waiting: deque[Job] = deque()
+        self._running: dict[Run, None] = {}
         """In the order in which they began."""
         self._needed = set(range(slots))
         """Slots without which the run does not begin and whose workers have not come yet."""
@@ -195,7 +136,7 @@ class Fleet:
         def answer(refs: list[ObjectRef], read: Any) -> Generated:
             return Generated(task, refs[0], read.tree, self._images(refs[1], num_bytes), read.finite_M, read.cost)
 
-        return self._submit(_Job(lambda worker: worker.generate.remote(task, plan), answer, weights, num_bytes, True))
+        return self._submit(Job(lambda worker: worker.generate.remote(task, plan), answer, weights, num_bytes, True))
 
     def sample(
         self,
@@ -219,7 +160,7 @@ class Fleet:
         def answer(refs: list[ObjectRef], read: Any) -> Sampled:
             return Sampled(self._images(refs[0], num_bytes), *read)
 
-        return self._submit(_Job(start, answer, weights, num_bytes, False))
+        return self._submit(Job(start, answer, weights, num_bytes, False))
 
     def cancel(self) -> None:
         """Cancel the jobs that no worker has yet."""
@@ -251,16 +192,16 @@ class Fleet:
         for slot in self._slots:
             self._end_worker(slot.worker)
 
-    def _joined(self) -> list[_Slot]:
+    def _joined(self) -> list[Slot]:
         return [slot for slot in self._slots if self._schedule.state_S[slot.number] != SlotState.STARTING]
 
-    def _submit(self, job: _Job) -> Future[Any]:
+    def _submit(self, job: Job) -> Future[Any]:
         with self._door:
             is_open = not self._closed
             if is_open:
                 self._inbox.put(partial(self._accept, job))
         if not is_open:
-            _cancel(job.future)
+            cancel(job.future)
         return job.future
 
     def _images(self, ref: ObjectRef, num_bytes: int) -> Images:
@@ -270,10 +211,9 @@ class Fleet:
 
     def _serve(self) -> None:
         """Handle the inbox and give out jobs until closed. An error that no retry can fix ends every unfinished job."""
-        while not self._closed:
+        while not (self._closed and self._inbox.empty()):
             try:
-                for handle in self._requests():
-                    handle()
+                self._handle_requests()
                 now = time.monotonic()
                 self._give_out(now)
                 self._look_after_time(now)
@@ -286,19 +226,21 @@ class Fleet:
         if not self._ready.done():
             self._ready.set_exception(RuntimeError("the fleet is closed"))
 
-    def _requests(self) -> list[Callable[[], None]]:
-        """What is in the inbox, after a wait if it is empty."""
+    def _handle_requests(self) -> None:
+        """Handle what is in the inbox, after a wait if it is empty. A request that raises leaves the others there."""
         review = self._waiting and self._schedule.free()
         try:
-            first = self._inbox.get(timeout=REVIEW_S if review else POLL_S)
+            request = self._inbox.get(timeout=REVIEW_S if review else POLL_S)
         except Empty:
-            return []
-        return [first, *self._left_in_inbox()]
+            return
+        request()
+        for _ in range(self._inbox.qsize()):
+            self._inbox.get_nowait()()
 
-    def _left_in_inbox(self) -> list[Callable[[], None]]:
-        return [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
-
-    def _accept(self, job: _Job) -> None:
+    def _accept(self, job: Job) -> None:
+        if self._closed:
+            self._finish_cancelled(job)
+            return
         if not self._waiting and not self._running:
             self._last_seen = time.monotonic()
         self._waiting.append(job)
@@ -313,18 +255,18 @@ class Fleet:
             self._start(job, slot, now)
             self._waiting.popleft()
 
-    def _start(self, job: _Job, slot: _Slot, now: float) -> None:
+    def _start(self, job: Job, slot: Slot, now: float) -> None:
         confirmation = None
         if job.weights is not None and slot.held != job.weights.label:
             confirmation = slot.worker.load.remote(job.weights.label, *job.weights.buckets)
         refs = job.start(slot.worker)
-        run = _Run(job, slot, refs, confirmation, now)
+        run = Run(job, slot, refs, confirmation, now)
         self._running[run] = None
         job.state = JobState.RUNNING
         self._schedule.begins(slot.number, now)
         refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, run, read)))
 
-    def _answered(self, run: _Run, read: Future[Any]) -> None:
+    def _answered(self, run: Run, read: Future[Any]) -> None:
         if run not in self._running:  # The fleet has given up on the job.
             self._free(run, typical=False)
             return
@@ -336,15 +278,17 @@ class Fleet:
         except RayActorError as error:
             self._lost(run, error)
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._free(run, typical=False)
             lost = isinstance(error, ObjectLostError)
             self._finish(run.job, error=Lost(first_line(error)) if lost else error)
+            if isinstance(error, SystemExit):
+                raise
             return
         self._free(run, run.job.typical)
         self._finish(run.job, result)
 
-    def _confirm(self, run: _Run) -> None:
+    def _confirm(self, run: Run) -> None:
         """Note that the worker holds the weights that it was sent.
 
         Raises:
@@ -358,14 +302,14 @@ class Fleet:
             raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
         run.slot.held = label
 
-    def _free(self, run: _Run, typical: bool) -> None:
+    def _free(self, run: Run, typical: bool) -> None:
         """The worker of a run has no job; unless another worker is in its slot by now."""
         if self._slots[run.slot.number] is run.slot:
             self._schedule.ends(run.slot.number, time.monotonic(), typical)
             if run.slot.node in self._leaving:
                 self._leave(run.slot)
 
-    def _finish(self, job: _Job, result: Any = None, error: BaseException | None = None) -> None:
+    def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Resolve a job's future; give its bytes back unless it has images that own them."""
         holds = job.state is not JobState.WAITING
         job.state = JobState.DONE
@@ -380,7 +324,7 @@ class Fleet:
             if error is None:
                 result.images.release()
 
-    def _lost(self, run: _Run, why: Exception) -> None:
+    def _lost(self, run: Run, why: Exception) -> None:
         """The job waits for another worker; the slot gets a new one, unless it has one by now."""
         job = run.job
         job.deaths += 1
@@ -396,25 +340,25 @@ class Fleet:
             self.replaced += 1
             self._vacate(run.slot)
 
-    def _vacate(self, slot: _Slot) -> None:
+    def _vacate(self, slot: Slot) -> None:
         """End a worker and start another in its slot."""
         self._end_worker(slot.worker)
         self._slots[slot.number] = self._new_slot(slot.number, 1)
 
-    def _leave(self, slot: _Slot) -> None:
+    def _leave(self, slot: Slot) -> None:
         log.info("rollout worker %d leaves a node that is drained", slot.number)
         self._vacate(slot)
 
-    def _new_slot(self, number: int, starts: int) -> _Slot:
+    def _new_slot(self, number: int, starts: int) -> Slot:
         """A slot with a worker that loads its model."""
         given = self._given.pop(number, None)
-        slot = _Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
+        slot = Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
         self._schedule.starts(number)
         ready = slot.worker.ready.remote().future()
         ready.add_done_callback(lambda node: self._inbox.put(partial(self._welcome, slot, node)))
         return slot
 
-    def _welcome(self, slot: _Slot, node: Future[str]) -> None:
+    def _welcome(self, slot: Slot, node: Future[str]) -> None:
         """Let a worker take jobs that has loaded its model, or start it again if it died on the way."""
         if self._slots[slot.number] is not slot:
             return  # Another worker was adopted into the slot.
@@ -435,7 +379,7 @@ class Fleet:
             log.warning("rollout worker %d died as it started: %s", slot.number, death(error))
             self._slots[slot.number] = self._new_slot(slot.number, slot.starts + 1)
 
-    def _join(self, slot: _Slot) -> None:
+    def _join(self, slot: Slot) -> None:
         self._schedule.joins(slot.number)
         self._needed.discard(slot.number)
         if not self._needed and not self._ready.done():
@@ -447,7 +391,7 @@ class Fleet:
             self._ready.set_exception(said)
 
     def _adopt(self, number: int, worker: ActorHandle, node: str) -> None:
-        slot = _Slot(number, worker, adopted=True, node=node)
+        slot = Slot(number, worker, adopted=True, node=node)
         self._slots[number] = slot
         self._join(slot)
 
@@ -482,11 +426,11 @@ class Fleet:
             job = self._waiting.popleft()
             self._finish_cancelled(job)
 
-    def _finish_cancelled(self, job: _Job) -> None:
+    def _finish_cancelled(self, job: Job) -> None:
         if job.state is not JobState.WAITING:
             self.budget.release(job.num_bytes)
         job.state = JobState.DONE
-        _cancel(job.future)
+        cancel(job.future)
 
     def _fail_all(self, error: BaseException) -> None:
         unfinished = [*self._waiting, *(run.job for run in self._running)]
@@ -499,18 +443,10 @@ class Fleet:
     def _close(self) -> None:
         with self._door:
             self._closed = True
-        for handle in self._left_in_inbox():
-            handle()
         self._cancel()
         for run in self._running:
             self._finish_cancelled(run.job)
         self._running.clear()
-
-
-def _cancel(future: Future[Any]) -> None:
-    """Resolve a future as cancelled, also for those who wait for it already."""
-    if future.cancel():
-        future.set_running_or_notify_cancel()
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from actors.reward.scores import Scores
 from actors.rollout.results import Generated, Sampled
+from services.base.futures import cancel
 from services.base.logs import at
 from system.loop.roles import Rewards
 
@@ -79,8 +80,7 @@ def _finish(
 def _failed(part: Future[Any], outcome: Future[Any]) -> bool:
     """Whether a part was cancelled or raised; the outcome then has the same end."""
     if part.cancelled():
-        if outcome.cancel():
-            outcome.set_running_or_notify_cancel()
+        cancel(outcome)
         return True
     if (error := part.exception()) is not None:
         outcome.set_exception(error)

@@ -1,0 +1,144 @@
+"""The fleet over workers that are futures in the test's hands: what becomes of jobs when something raises. No Ray."""
+
+import time
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from actors.lost import LearnerLost
+from actors.policy.weights import Exported, Label
+from actors.rollout.fleet import Fleet
+from actors.rollout.plans import ode_plan
+from actors.trajectory import Cost, Outcome, Task
+
+PLAN = ode_plan(1)
+WEIGHTS = Exported((), Label(0, "abc", 0))
+OUTCOME = Outcome(None, np.ones(1, bool), Cost())
+WAIT_S = 10
+
+
+class Reference:
+    def __init__(self) -> None:
+        self.promise: Future = Future()
+
+    def future(self) -> Future:
+        return self.promise
+
+
+class Worker:
+    """A handle whose answers the test gives: `asked` has a promise for each task that it was asked for."""
+
+    def __init__(self) -> None:
+        self.node = Reference()
+        self.asked: SimpleQueue[Future] = SimpleQueue()
+        self.ready = SimpleNamespace(remote=lambda: self.node)
+        self.load = SimpleNamespace(remote=self._load)
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    def _load(self, label, *buckets):
+        confirmation = Reference()
+        confirmation.promise.set_result((label.version, label.checksum))
+        return confirmation
+
+    def _generate(self, task, plan):
+        answer = Reference()
+        self.asked.put(answer.promise)
+        return [None, None, answer]
+
+
+@pytest.fixture
+def workers():
+    return []
+
+
+@pytest.fixture
+def fleet(workers):
+    """Two slots; a worker that dies is not replaced, as where it is a rank of the learner too."""
+
+    def start(slot: int) -> Worker:
+        if len(workers) == 2:
+            raise LearnerLost("its process died")
+        workers.append(Worker())
+        workers[-1].node.promise.set_result("node")
+        return workers[-1]
+
+    fleet = Fleet(start, 2, 60, image_bytes=1, bytes_in_flight=100, end_worker=lambda worker: None)
+    fleet.wait_ready(WAIT_S)
+    yield fleet
+    fleet.close()
+
+
+def submit(fleet: Fleet, count: int) -> list[Future]:
+    return [fleet.generate(Task(i, "a cat", (0, 0, i), 0), PLAN, WEIGHTS) for i in range(count)]
+
+
+def promises(workers: list[Worker]) -> list[Future]:
+    """The answers that each worker owes."""
+    return [worker.asked.get(timeout=WAIT_S) for worker in workers]
+
+
+def test_an_error_that_no_retry_fixes_ends_every_job(fleet, workers):
+    jobs = submit(fleet, 3)
+    dies, _ = promises(workers)
+    dies.set_exception(ActorDiedError())
+    for job in jobs:
+        with pytest.raises(LearnerLost):
+            job.result(WAIT_S)
+    assert fleet.budget.reserved == 0
+
+
+def test_requests_behind_one_that_raises_are_handled(fleet, workers):
+    """While a callback holds up the fleet's thread, a death, a job and an answer come into its inbox in this order."""
+    first, second = submit(fleet, 2)
+    dies, answers = promises(workers)
+    held, hold = Future(), Future()
+
+    def wait(_: Future) -> None:
+        held.set_result(None)
+        hold.result(WAIT_S)
+
+    third = submit(fleet, 1)[0]
+    second.add_done_callback(wait)
+    answers.set_result(OUTCOME)
+    held.result(WAIT_S)
+    dies.set_exception(ActorDiedError())
+    later = submit(fleet, 1)[0]
+    hold.set_result(None)
+    for job in (first, third):
+        with pytest.raises(LearnerLost):
+            job.result(WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while not later.done() and time.monotonic() < deadline:
+        with suppress(Empty):  # The worker may have been given the third job before.
+            workers[1].asked.get(timeout=0.05).set_result(OUTCOME)
+    later.result(0).images.release()
+    second.result(WAIT_S).images.release()
+    assert fleet.budget.reserved == 0
+
+
+def test_the_end_of_the_drivers_node_ends_every_job_and_the_fleet(fleet, workers):
+    jobs = submit(fleet, 3)
+    dies, _ = promises(workers)
+    dies.set_exception(SystemExit(0))
+    for job in jobs:
+        with pytest.raises(SystemExit):
+            job.result(WAIT_S)
+    assert fleet.budget.reserved == 0
+    fleet.close()
+    with pytest.raises(CancelledError):
+        submit(fleet, 1)[0].result(WAIT_S)
+
+
+def test_every_job_is_cancelled_when_the_fleet_closes(fleet, workers):
+    jobs = submit(fleet, 3)
+    promises(workers)
+    fleet.close()
+    for job in [*jobs, *submit(fleet, 1)]:
+        with pytest.raises(CancelledError):
+            job.result(WAIT_S)
+    assert fleet.budget.reserved == 0
