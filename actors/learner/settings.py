@@ -17,7 +17,7 @@ from services.base.settings import Gpus, Settings
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 RewardFunction = Callable[[Tree, np.ndarray], np.ndarray]
-"""From a task's tree and the reward of each leaf (M,) to the reward of each action (N, K); NaN marks a hole."""
+"""Gives the reward of each action (N, K) from a task's tree and the reward of each leaf (M,); NaN marks a hole."""
 
 
 def _mean_each_or_path(text: str) -> str:
@@ -239,7 +239,7 @@ class LearnerSettings(Settings):
     """Decisions of one forward and backward."""
     max_staleness: int = Field(0, ge=0)
     """How many policy versions experience is older than the policy that learns from it (fewer at a run's start), so
-    that generation goes on while the learner learns; 0 is on-policy. Old log-probs come from the version that
+    that workers generate while the learner learns; 0 is on-policy. Old log-probs come from the version that
     generated."""
     max_drift: float = Field(0.05, gt=0)
     """A run stops when the mean |Δ log p| between rollout and learner exceeds this at any step."""

@@ -34,7 +34,7 @@ class Chunk:
     """The place of its first image among those of the job."""
     prompts: list[str]
     deadline: float
-    """Until when it may wait for its turn, by the monotonic clock."""
+    """The time until which it may wait for its turn, by the monotonic clock."""
     sent: float = 0.0
     failures: int = 0
     reason: str = ""

@@ -91,7 +91,7 @@ class Fleet:
         self._schedule = Schedule(slots + more)
         self._waiting: deque[Job] = deque()
         self._running: dict[Run, None] = {}
-        """In the order in which they began."""
+        """The jobs on workers, in the order in which they began."""
         self._needed = set(range(slots))
         """Slots without which the run does not begin and whose workers have not come yet."""
         self._ready: Future[None] = Future()

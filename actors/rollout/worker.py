@@ -104,3 +104,32 @@ class Generator:
             images.append(to_uint8(pixels_NCHW))
             finite.append(finite_rows(chunk) & finite_rows(pixels_NCHW))
         return torch.cat(images).numpy(), torch.cat(finite).cpu().numpy()
+
+
+class SharedGenerator(Generator):
+    """A generator over the model that a learner trains in the same process.
+
+    The trained parameters exist twice: the learner's, and those that were broadcast and are sampled from (a moving
+    average during evaluation). They change places in the one model when the roles do, at no cost. So do the numbers of
+    CPU threads, which are part of a role's arithmetic.
+    """
+
+    def __init__(self, policy: Policy, kernel: KernelSettings, settings: RolloutSettings) -> None:
+        super().__init__(policy, kernel, settings)
+        self.sampled = {name: parameter.detach().clone() for name, parameter in policy.parameters.items()}
+
+    def load(self, weights: Weights) -> tuple[int, str]:
+        with self.policy.holding(self.sampled):
+            return super().load(weights)
+
+    def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
+        torch.set_num_threads(self.settings.threads)
+        with self.policy.holding(self.sampled):
+            return super().generate(task, plan)
+
+    def sample(
+        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
+    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
+        torch.set_num_threads(self.settings.threads)
+        with self.policy.holding(self.sampled):
+            return super().sample(prompts, addresses, num_steps, base)

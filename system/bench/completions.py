@@ -21,7 +21,7 @@ from actors.rollout.worker import Generator
 from actors.trajectory import Decisions
 from services.scoring.scorer import load_scorer
 from system.loop.advantage import advantages
-from system.loop.prompts import read_prompts, tasks_of_step
+from system.loop.prompts import prompts_of, tasks_of_step
 from system.recipe.model import RunConfig
 
 STRIDES = (1.0, 2.0, 3.0, 100.0)
@@ -42,7 +42,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     learner = Learner(policy, config.kernel, config.objective, config.learner, trainable)
     scorers = {scorer.name: load_scorer(scorer) for scorer in config.scorers if scorer.weight}
-    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    prompts = prompts_of(config.data, config.data.train)
     tasks = [
         task
         for step in range(rounds)

@@ -22,7 +22,7 @@ from system.commands.train import train_run
 from system.launch.cluster import connect
 from system.launch.roles import RayRoles
 from system.loop.experience import advantages_of
-from system.loop.prompts import read_prompts, tasks_of_step
+from system.loop.prompts import prompts_of, tasks_of_step
 from system.recipe.model import RunConfig
 
 SKIPPED_STEPS = 1
@@ -85,7 +85,7 @@ def one_process(config: RunConfig, steps: int) -> float:
         policy, config.kernel, config.objective, config.learner, trainable_steps(config.plan, config.policy.num_steps)
     )
     scorers = {s.name: load_scorer(s) for s in config.scorers if s.weight}
-    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    prompts = prompts_of(config.data, config.data.train)
     images, started = 0, 0.0
     for step in range(steps):
         if step == SKIPPED_STEPS:

@@ -27,7 +27,7 @@ from services.serving.settings import PoolSettings
 from system.bench.measure import alternate
 from system.launch.environment import LOOPBACK
 from system.launch.serving import running_pool
-from system.loop.prompts import read_prompts
+from system.loop.prompts import prompts_of
 from system.recipe.model import RunConfig
 
 APP = "tempflow-bench-pool"
@@ -63,7 +63,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     one = tuple(scorer.model_copy(update={"replicas": Replicas(), "num_cpus": 0.1}) for scorer in config.scorers)
     gateway = config.serve.model_copy(update={"host": LOOPBACK, "port": _free_port()})
     pool = PoolSettings(name=APP, scorers=one, serve=gateway)
-    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    prompts = prompts_of(config.data, config.data.train)
     rng = np.random.default_rng(0)
     shape = (TASK_IMAGES, config.policy.height, config.policy.width, 3)
     images_MHWC = rng.integers(0, 256, shape, np.uint8)

@@ -28,7 +28,7 @@ from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Outcome, Task, Tree
 from services.base.storage import Folder
 from system.capacity.in_flight import image_bytes, task_image_bytes
-from system.loop.prompts import read_prompts
+from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
@@ -188,7 +188,7 @@ class SimulatedLearners:
         return Exported((), Label(version, str(version), 0))
 
     def evaluated(self) -> Exported:
-        raise NotImplementedError("a simulated run has no evaluation")
+        return self.export(0)
 
     def save(self, folder: Folder) -> None: ...
 
@@ -244,7 +244,7 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     Returns:
         Seconds of a step, of an ideal step, their ratio, and microseconds of the driver's CPU for each task.
     """
-    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    prompts = prompts_of(config.data, config.data.train)
     enough = [prompts[i % len(prompts)] for i in range(max(len(prompts), scenario.tasks))]
     prompts = replace(prompts, texts=enough, categories=None)
     ahead = config.learner.max_staleness

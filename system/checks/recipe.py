@@ -127,12 +127,12 @@ def scores(config: RunConfig) -> Iterator[Finding]:
 
 def prompts(config: RunConfig) -> Iterator[Finding]:
     """The prompt files can be read, and there are enough prompts for a step."""
-    from system.loop.prompts import read_prompts, rows_of_step
+    from system.loop.prompts import prompts_of, rows_of_step
 
     data = config.data
 
     def count(file: str) -> int:
-        return len(read_prompts(file, data.prompt_column, data.category_column))
+        return len(prompts_of(data, file))
 
     def train() -> str:
         rows_of_step(found := count(data.train), data.prompts_per_step, 0, config.seed)

@@ -69,7 +69,7 @@ def evaluations(
     from system.launch.cluster import connect
     from system.launch.roles import RayRoles
     from system.loop.evaluate import evaluate
-    from system.loop.prompts import read_prompts
+    from system.loop.prompts import prompts_of
     from system.run.outputs import check_output
 
     refuse(config, By.EVAL)
@@ -82,7 +82,7 @@ def evaluations(
     file = prompts or config.data.heldout
     if file is None:
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
-    heldout = read_prompts(file, config.data.prompt_column, config.data.category_column)
+    heldout = prompts_of(config.data, file)
     results: dict[str, Evaluation] = {}
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
         stack.callback(ray.shutdown)

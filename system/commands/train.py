@@ -91,7 +91,7 @@ def train_run(
         StopFlag() as stop,
     ):
         try:
-            (_train_locally if local else _train_on_ray)(config, run, console, stop)
+            (train_locally if local else _train_on_ray)(config, run, console, stop)
         except Stopped as stopped:
             _report(run, console)
             console.print(f"stopped by {stopped}; continue with --resume", highlight=False)
@@ -117,7 +117,8 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
         raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
 
 
-def _train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
+def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
+    """Run the steps of a recipe in this process, without Ray."""
     from actors.rollout.plans import trainable_steps
     from system.local.roles import LocalRoles
     from system.loop.recorder import Recorder
@@ -168,11 +169,10 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
 
 def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:
     """The training prompts and the held-out ones."""
-    from system.loop.prompts import read_prompts
+    from system.loop.prompts import prompts_of
 
     data = config.data
-    train = read_prompts(data.train, data.prompt_column, data.category_column)
-    return train, read_prompts(data.heldout, data.prompt_column, data.category_column) if data.heldout else None
+    return prompts_of(data, data.train), prompts_of(data, data.heldout) if data.heldout else None
 
 
 def live(config: RunConfig, roles: Roles) -> dict[str, int]:

@@ -25,7 +25,7 @@ class Connection:
 
 
 def connect() -> Connection:
-    """Attach to the Ray cluster that is there for us (`running_ray`), or start one that listens on loopback only.
+    """Attach to the Ray cluster that `running_ray` finds, or start one that listens on loopback only.
 
     Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort. The processes of a Ray
     that starts here ignore SIGHUP, which a closed terminal sends to all of them: the driver stops, and they with it.

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +26,11 @@ from actors.reward.scores import Scores
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
-from actors.rollout.worker import Generator
+from actors.rollout.worker import Generator, SharedGenerator
 from actors.trajectory import Task
 from services.base.devices import prepare_torch
 from services.base.errors import first_line
+from services.base.futures import resolved
 from services.base.logs import at
 from services.base.storage import Folder
 from services.scoring.scorer import finite_scores, load_scorer
@@ -77,19 +77,16 @@ class LocalRollouts:
         self.image_bytes = image_bytes(config)
         self.held: Label | None = None
         """The weights that the generator holds; None for those that the model came with."""
-        self._own: dict[str, torch.Tensor] | None = None
-        """The generator's values of the trained parameters, where the learner has the same model."""
 
     def take(self, policy: Policy, shared: bool = False) -> None:
         """Generate with a policy.
 
         Args:
-            shared: the learner trains the same model. The trained parameters then exist twice, and change places when
-                the roles do.
+            shared: whether the learner trains the same model.
         """
-        self.generator = Generator(policy, self.config.kernel, self.config.rollout)
+        kind = SharedGenerator if shared else Generator
+        self.generator = kind(policy, self.config.kernel, self.config.rollout)
         self.held = None
-        self._own = {name: p.detach().clone() for name, p in policy.parameters.items()} if shared else None
 
     def generate(self, task: Task, plan: Plan, weights: Exported) -> Future[Generated]:
         def run() -> Generated:
@@ -99,7 +96,7 @@ class LocalRollouts:
             images = self._images(images_MHWC)
             return Generated(task, experience, outcome.tree, images, outcome.finite_M, outcome.cost)
 
-        return self._resolved(run)
+        return self._done(run)
 
     def sample(
         self,
@@ -115,7 +112,7 @@ class LocalRollouts:
             images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, num_steps, base)
             return Sampled(self._images(images_NHWC), finite_N, cost)
 
-        return self._resolved(run)
+        return self._done(run)
 
     def cancel(self) -> None:
         """Nothing waits."""
@@ -126,13 +123,11 @@ class LocalRollouts:
     def status(self) -> RolloutStatus:
         return RolloutStatus(1, 0, {} if self.held is None else {0: self.held.version})
 
-    def _resolved(self, run: Callable[[], T]) -> Future[T]:
+    def _done(self, run: Callable[[], T]) -> Future[T]:
+        """A job, done now."""
         self.check_stop()
         torch.set_num_threads(self.config.rollout.threads)
-        policy = self.generator.policy
-        place: AbstractContextManager[None] = nullcontext() if self._own is None else policy.holding(self._own)
-        with place:
-            return _resolved(run)
+        return resolved(run)
 
     def _load(self, weights: Exported) -> None:
         """Take weights, unless they are held.
@@ -166,7 +161,7 @@ class LocalRewards:
     def score(
         self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray
     ) -> Future[Scores]:
-        return _resolved(lambda: self._score(images, prompts, names, finite_M))
+        return resolved(lambda: self._score(images, prompts, names, finite_M))
 
     def _score(self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Scores:
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
@@ -237,13 +232,3 @@ class LocalLearners:
 
 def _exported(weights: Weights) -> Exported:
     return Exported((weights.arrays,), weights.label)
-
-
-def _resolved(run: Callable[[], T]) -> Future[T]:
-    """The result of a function, or its error, as a future."""
-    future: Future[T] = Future()
-    try:
-        future.set_result(run())
-    except Exception as error:
-        future.set_exception(error)
-    return future

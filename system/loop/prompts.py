@@ -10,6 +10,7 @@ import numpy as np
 from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.rows import Rows, read_rows
+from system.recipe.model import DataSettings
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
         raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {rows.columns}")
     categories = rows.labels(category_column) if category_column in rows.columns else None
     return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
+
+
+def prompts_of(data: DataSettings, file: str) -> Prompts:
+    """Read a file of prompts by the columns that a recipe names.
+
+    Raises:
+        UserError: as `read_prompts`.
+    """
+    return read_prompts(file, data.prompt_column, data.category_column)
 
 
 def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:

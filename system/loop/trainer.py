@@ -104,7 +104,7 @@ class Trainer:
         self.roles.learners.restart()
 
     def _train(self) -> None:
-        """From the latest checkpoint, or from the beginning of a run that has recorded nothing, to the last step."""
+        """Make the steps from the latest checkpoint, or from the beginning if nothing is recorded, to the last one."""
         self._restore()
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
             self._begin(collector)

@@ -86,7 +86,7 @@ class RaySettings(Settings):
     """The Ray cluster that runs the roles."""
 
     start_timeout_s: float = Field(900, gt=0)
-    """Until the cluster can place every role and the models are loaded."""
+    """Seconds until the cluster must have placed every role and the models must be loaded."""
 
 
 class RunConfig(Settings):

@@ -37,7 +37,7 @@ class Run:
 
     @property
     def output(self) -> Path:
-        """What the driver prints. A file: nobody reads a pipe while the run goes on, and a full one would stop it."""
+        """What the driver prints. A file: nobody reads a pipe during the run, and a full one would stop it."""
         return self.recipe.parent / f"{self.name}.out"
 
     def start(self, *arguments: str) -> None:

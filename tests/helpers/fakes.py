@@ -21,6 +21,7 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.trajectory import Cost, Task, Tree
+from services.base.futures import resolved
 from services.base.storage import Folder
 
 IMAGE = (4, 4, 3)
@@ -64,15 +65,6 @@ class FakeRoles:
 
 def digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def resolved(run: Callable[[], Any]) -> Future[Any]:
-    future: Future[Any] = Future()
-    try:
-        future.set_result(run())
-    except Exception as error:
-        future.set_exception(error)
-    return future
 
 
 class FakeRollouts:

@@ -19,7 +19,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def wait_for_steps(process: subprocess.Popen[Any], run: Path, steps: int, said: Callable[[], str]) -> None:
-    """Until a run that goes on in a process has done so many; `said` is asked for what it printed if it ends before."""
+    """Wait until the run of a process has done so many steps; if it ends before, fail with what `said` returns."""
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 1 + steps:
         assert process.poll() is None, said()

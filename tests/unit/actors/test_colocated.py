@@ -83,5 +83,5 @@ def test_the_base_exists_once_in_the_process(sd3_folder, tmp_path):
         if isinstance(other, torch.Tensor) and other.shape == largest.shape and torch.equal(other, largest)
     }
     assert copies == {largest.data_ptr()}
-    twice = sum(tensor.numel() for tensor in one.sampled.values())
+    twice = sum(tensor.numel() for tensor in one.generator.sampled.values())
     assert twice < 0.5 * sum(p.numel() for p in frozen)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from system.bench.simulate import Scenario, SimulatedRoles, Timer, simulate, simulated
-from system.loop.prompts import read_prompts
+from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.load import load_config
@@ -52,7 +52,7 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
     would be sixty; resident memory over the last 500, since it takes some 800 to settle.
     """
     config = simulated(load_config("shapes", ["learner.max_staleness=1"]), SMALL, 1500, str(tmp_path))
-    prompts = read_prompts(config.data.train, config.data.prompt_column, config.data.category_column)
+    prompts = prompts_of(config.data, config.data.train)
     seen, blocks = [], []
 
     class Watching(Trainer):

@@ -16,7 +16,7 @@ from system.recipe.load import load_config
 from tests.helpers.families import FAMILIES
 from tests.helpers.paths import ROOT
 from tests.helpers.recipes import tiny_recipe
-from tests.helpers.training import checkpoint_files, train_locally
+from tests.helpers.training import checkpoint_files, trained_locally
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
@@ -26,7 +26,7 @@ def test_a_family_trains_with_the_same_bits_in_both_placements_and_after_a_resum
 
     def run(name: str, *overrides: str, resume: bool = False):
         guidance = f"policy.guidance={case.guidances[-1]}"
-        return train_locally(
+        return trained_locally(
             load_config(str(recipe), [f"name={name}", "steps=2", guidance, *settings, *overrides]), resume
         )
 
@@ -47,9 +47,9 @@ def test_a_family_trains_with_the_same_bits_in_both_placements_and_after_a_resum
 def test_every_weight_trains_with_the_same_bits_after_a_resume(sd3_folder, tmp_path):
     recipe = tiny_recipe(sd3_folder, tmp_path)
     full = ["policy.lora=null", "learner.lr=1e-4", "policy.dtype=bf16", "learner.max_drift=1", "objective.kl=0.01"]
-    whole = train_locally(load_config(str(recipe), ["name=whole", *full]))
-    train_locally(load_config(str(recipe), ["name=halves", "steps=2", *full]))
-    halves = train_locally(load_config(str(recipe), ["name=halves", *full]), resume=True)
+    whole = trained_locally(load_config(str(recipe), ["name=whole", *full]))
+    trained_locally(load_config(str(recipe), ["name=halves", "steps=2", *full]))
+    halves = trained_locally(load_config(str(recipe), ["name=halves", *full]), resume=True)
     assert checkpoint_files(whole, 4) == checkpoint_files(halves, 4)
     assert (whole / "transformer" / "config.json").exists()
 
@@ -58,11 +58,11 @@ def test_every_weight_trains_with_the_same_bits_after_a_resume(sd3_folder, tmp_p
 def test_a_run_ahead_of_its_learner_continues_with_the_same_bits(sd3_folder, tmp_path, staleness):
     recipe = tiny_recipe(sd3_folder, tmp_path)
     ahead = f"learner.max_staleness={staleness}"
-    whole = train_locally(load_config(str(recipe), ["name=whole", ahead]))
-    train_locally(load_config(str(recipe), ["name=halves", "steps=2", ahead]))
-    halves = train_locally(load_config(str(recipe), ["name=halves", ahead]), resume=True)
+    whole = trained_locally(load_config(str(recipe), ["name=whole", ahead]))
+    trained_locally(load_config(str(recipe), ["name=halves", "steps=2", ahead]))
+    halves = trained_locally(load_config(str(recipe), ["name=halves", ahead]), resume=True)
     assert checkpoint_files(whole, 4) == checkpoint_files(halves, 4)
-    in_step = train_locally(load_config(str(recipe), ["name=in-step"]))
+    in_step = trained_locally(load_config(str(recipe), ["name=in-step"]))
     assert checkpoint_files(whole, 4)["trained.safetensors"] != checkpoint_files(in_step, 4)["trained.safetensors"]
 
 
@@ -97,8 +97,8 @@ def test_it_runs_where_ray_is_not_installed(sd3_folder, tmp_path):
     code = (
         "import sys; sys.modules['ray'] = None\n"
         "from system.recipe.load import load_config\n"
-        "from tests.helpers.training import train_locally\n"
-        f"train_locally(load_config({str(recipe)!r}, ['name=bare', 'steps=1']))"
+        "from tests.helpers.training import trained_locally\n"
+        f"trained_locally(load_config({str(recipe)!r}, ['name=bare', 'steps=1']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
