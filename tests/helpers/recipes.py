@@ -1,6 +1,7 @@
 """Recipes that are small: the least that a recipe says, and one of four tiny steps."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +12,13 @@ MINIMAL = {
     "scorers": [{"name": "size", "scorer": "jpeg_size"}],
     "data": {"train": "prompts.txt"},
 }
+
+
+def write_minimal(folder: Path, **changes: Any) -> str:
+    """Write the least that a recipe says, with changes to its keys; returns its path."""
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | changes))
+    return str(path)
 
 
 @pytest.fixture

@@ -88,16 +88,20 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
     policy.sigmas = policy.sigmas.double()
     learner.kernel = learner.objective.kernel = FlowSDE(KERNEL, policy.sigmas)
     learner.objective.weight_T = learner.objective.weight_T.double()
-    velocity = policy.family.velocity
-    # velocity() returns fp32 for the sampler; the oracle wants every bit
-    policy.family.velocity = lambda x, sigma, cond: policy.transformer(
-        hidden_states=x.double(),
-        timestep=sigma * 1000,
-        encoder_hidden_states=cond["prompt"],
-        pooled_projections=cond["pooled"],
-        return_dict=False,
-    )[0]
-    assert velocity is not policy.family.velocity
+    forwards = []
+
+    def velocity(x, sigma, cond):
+        """As the family's own, which returns fp32 for the sampler; the oracle wants every bit."""
+        forwards.append(len(x))
+        return policy.transformer(
+            hidden_states=x.double(),
+            timestep=sigma * 1000,
+            encoder_hidden_states=cond["prompt"],
+            pooled_projections=cond["pooled"],
+            return_dict=False,
+        )[0]
+
+    policy.family.velocity = velocity
     with torch.no_grad():
         for parameter in policy.parameters.values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -113,6 +117,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
     for parameter in policy.parameters.values():
         parameter.grad = None
     n, k = decisions.log_prob_NK.shape
+    assert n <= sum(forwards) < n * k, "the update makes one forward for each decision, and one of the base"
     cond = {name: torch.from_numpy(rows).double() for name, rows in decisions.conditioning.items()}
     total = 0.0
     for row in range(n):

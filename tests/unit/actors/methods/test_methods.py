@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from actors.learner.settings import EmaSettings
 from actors.methods import METHODS, find_method, method_names
@@ -13,25 +12,15 @@ from services.base.errors import UserError
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
+from tests.helpers.recipes import write_minimal
 
-MINIMAL = {
-    "steps": 2,
-    "policy": {"model": "somewhere"},
-    "scorers": [{"name": "size", "scorer": "jpeg_size"}],
-    "data": {"train": "prompts.txt"},
-    "learner": {"ema": {}},
-}
 PARTS = ("plan", "kernel", "advantage", "objective")
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    def write(**changes):
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(MINIMAL | changes))
-        return str(path)
-
-    return write
+    """Write a recipe that has a moving average, with changes to its keys; returns its path."""
+    return lambda **changes: write_minimal(tmp_path, **{"learner": {"ema": {}}} | changes)
 
 
 def parts(config: RunConfig) -> dict:

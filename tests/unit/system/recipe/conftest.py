@@ -1,23 +1,13 @@
 """A recipe with nothing but what is required."""
 
-import pytest
-import yaml
+from functools import partial
 
-MINIMAL = {
-    "steps": 2,
-    "policy": {"model": "somewhere"},
-    "scorers": [{"name": "size", "scorer": "jpeg_size"}],
-    "data": {"train": "prompts.txt"},
-}
+import pytest
+
+from tests.helpers.recipes import write_minimal
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """Write the recipe with changes to its keys; returns its path."""
-
-    def write(**changes):
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(MINIMAL | changes))
-        return str(path)
-
-    return write
+    return partial(write_minimal, tmp_path)
