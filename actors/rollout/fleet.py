@@ -246,14 +246,15 @@ class Fleet:
         self._waiting.append(job)
 
     def _give_out(self, now: float) -> None:
-        for number in self._schedule.takers(len(self._waiting), now):
-            job, slot = self._waiting[0], self._slots[number]
+        takers = self._schedule.takers(len(self._waiting), now)
+        jobs = [self._waiting[index] for index in takers.values()]
+        for number, job in zip(takers, jobs, strict=True):
             if job.state is JobState.WAITING:
                 if not self.budget.reserve(job.num_bytes):
                     return
                 job.state = JobState.WAITING_AGAIN  # It holds its bytes, whatever becomes of its start.
-            self._start(job, slot, now)
-            self._waiting.popleft()
+            self._start(job, self._slots[number], now)
+            self._waiting.remove(job)
 
     def _start(self, job: Job, slot: Slot, now: float) -> None:
         confirmation = None

@@ -81,10 +81,13 @@ class Schedule:
         if self.state_S[slot] == SlotState.BUSY:
             self._set(slot, SlotState.FREE)
 
-    def takers(self, waiting: int, now: float) -> list[int]:
-        """The free slots that take the next jobs, one job each, in the order of the jobs."""
+    def takers(self, waiting: int, now: float) -> dict[int, int]:
+        """The free slots that take a job now, each with the index of its job among those that wait.
+
+        A slow worker takes a job that the others would come to late, not the first one, for which others wait.
+        """
         if not waiting or not self._free:
-            return []
+            return {}
         free = np.fromiter(self._free, np.int64, len(self._free))
         known_S = ~np.isnan(self._seconds_S)
         first_S, then_S = np.zeros(len(known_S)), np.full(len(known_S), math.inf)
@@ -108,7 +111,16 @@ class Schedule:
         order = free[np.lexsort((free, first_S[free]))][:waiting].tolist()
         if answered_before(order[-1]) >= waiting:
             order = order[: bisect(order, waiting - 0.5, key=answered_before)]
-        return order
+        if not order or first_S[order[-1]] == 0 or answered_before(order[-1]) == len(order) - 1:
+            return {slot: index for index, slot in enumerate(order)}  # No other worker comes to a job before them.
+        takers: dict[int, int] = {}
+        index = -1
+        for slot in order:
+            index = max(int(answered_before(slot)), index + 1)
+            if index >= waiting:
+                break
+            takers[slot] = index
+        return takers
 
     def _set(self, slot: int, state: SlotState) -> None:
         self.state_S[slot] = state

@@ -33,50 +33,51 @@ def last_answer(jobs: int, seconds: list[float]) -> float:
     return now
 
 
-def list_scheduling(waiting: int, first: dict[int, float], then: dict[int, float], free: set[int]) -> set[int]:
-    """The free workers that get one of the waiting jobs: each goes to the worker that would answer it first."""
+def list_scheduling(waiting: int, first: dict[int, float], then: dict[int, float], free: set[int]) -> dict[int, int]:
+    """The first job of each free worker: a job goes to the worker that would answer it first."""
     answers = [(answer, slot) for slot, answer in first.items()]
     heapq.heapify(answers)
-    taken = set()
-    for _ in range(waiting):
+    taken: dict[int, int] = {}
+    for job in range(waiting):
         answer, slot = heapq.heappop(answers)
-        taken |= {slot} & free
+        if slot in free:
+            taken.setdefault(slot, job)
         heapq.heappush(answers, (answer + then[slot], slot))
     return taken
 
 
 def test_equal_workers_take_the_first_jobs():
-    assert measured([4] * 4).takers(3, 0) == [0, 1, 2]
-    assert measured([4] * 4).takers(0, 0) == []
+    assert measured([4] * 4).takers(3, 0) == {0: 0, 1: 1, 2: 2}
+    assert measured([4] * 4).takers(0, 0) == {}
 
 
 def test_a_worker_of_unknown_pace_takes_the_next_job_and_no_other():
     unknown = math.nan
-    assert measured([4, unknown]).takers(5, 0) == [1, 0]
-    assert measured([unknown, unknown, 7]).takers(5, 0) == [0, 1, 2]
-    assert measured([4, unknown]).takers(1, 0) == [1]
+    assert measured([4, unknown]).takers(5, 0) == {1: 0, 0: 1}
+    assert measured([unknown, unknown, 7]).takers(5, 0) == {0: 0, 1: 1, 2: 2}
+    assert measured([4, unknown]).takers(1, 0) == {1: 0}
 
 
 def test_a_slow_worker_takes_the_job_that_the_others_come_to_last_or_none():
     """The busy worker answers after 5, 9, 13, 17 and 21 seconds, the free one after 20."""
     schedule = measured([20, 4])
     schedule.begins(1, 0)
-    assert schedule.takers(4, 3.0) == []
-    assert schedule.takers(5, 3.0) == [0]
+    assert schedule.takers(4, 3.0) == {}
+    assert schedule.takers(5, 3.0) == {0: 4}
 
 
 def test_a_worker_that_takes_longer_than_before_is_believed_to_be_slow():
     schedule = measured([4, 1])
     schedule.begins(1, 0)
-    assert schedule.takers(3, 0.5) == []  # the busy one would answer after 1.5, 2.5 and 3.5 seconds
-    assert schedule.takers(3, 3.0) == [0]  # it hangs: it would answer after 3, 6 and 9 seconds
+    assert schedule.takers(3, 0.5) == {}  # the busy one would answer after 1.5, 2.5 and 3.5 seconds
+    assert schedule.takers(3, 3.0) == {0: 1}  # it hangs: it would answer after 3, 6 and 9 seconds
 
 
 def test_a_slow_worker_is_measured_again_after_a_long_time_without_work():
     schedule = measured([4, 1])
     schedule.begins(1, TRY_AGAIN_AFTER * 4)
-    assert schedule.takers(1, TRY_AGAIN_AFTER * 4) == []
-    assert schedule.takers(1, TRY_AGAIN_AFTER * 4 + 0.1) == [0]
+    assert schedule.takers(1, TRY_AGAIN_AFTER * 4) == {}
+    assert schedule.takers(1, TRY_AGAIN_AFTER * 4 + 0.1) == {0: 0}
 
 
 def test_a_worker_that_leaves_takes_no_job_and_counts_for_nothing():
@@ -86,9 +87,9 @@ def test_a_worker_that_leaves_takes_no_job_and_counts_for_nothing():
     schedule.leaves(2)
     schedule.ends(2, 1, typical=True)
     assert schedule.state_S.tolist() == [SlotState.FREE, SlotState.LEAVING, SlotState.LEAVING]
-    assert schedule.takers(1, 1) == [0]
+    assert schedule.takers(1, 1) == {0: 0}
     schedule.joins(1)
-    assert schedule.takers(1, 1) == [1]
+    assert schedule.takers(1, 1) == {1: 0}
 
 
 def test_the_takers_are_those_of_list_scheduling():
@@ -108,7 +109,7 @@ def test_the_takers_are_those_of_list_scheduling():
                 first[slot], then[slot] = (0.0 if now > TRY_AGAIN_AFTER * took else took), took
         waiting, free = int(rng.integers(0, 20)), set(schedule.free())
         takers = schedule.takers(waiting, now)
-        assert set(takers) == list_scheduling(waiting, first, then, free)
+        assert takers == list_scheduling(waiting, first, then, free)
         fewer += len(takers) < min(waiting, len(free))
     assert fewer > 50  # many of the cases leave a slow worker without a job
 
