@@ -30,9 +30,7 @@ from services.base.futures import cancel
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-"""The longest time between two looks at timeouts and nodes."""
-REVIEW_S = 0.02
-"""How soon it is reviewed whether a free worker that is slow should take a waiting job after all."""
+"""The longest time between two looks at timeouts, at nodes, and at whether a slow worker should take a job."""
 LOOK_S = 1.0
 """Seconds between two looks at the nodes."""
 SMALL_RESULT_TIMEOUT_S = 120
@@ -228,9 +226,8 @@ class Fleet:
 
     def _handle_requests(self) -> None:
         """Handle what is in the inbox, after a wait if it is empty. A request that raises leaves the others there."""
-        review = self._waiting and self._schedule.free()
         try:
-            request = self._inbox.get(timeout=REVIEW_S if review else POLL_S)
+            request = self._inbox.get(timeout=POLL_S)
         except Empty:
             return
         request()

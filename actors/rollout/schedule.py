@@ -47,10 +47,6 @@ class Schedule:
         self._began_S = np.zeros(slots)
         self._ended_S = np.zeros(slots)
 
-    def free(self) -> set[int]:
-        """Slots that may take a job now."""
-        return self._free
-
     def joins(self, slot: int) -> None:
         """A worker that nothing is known of is free."""
         self._seconds_S[slot] = math.nan

@@ -107,7 +107,7 @@ def test_the_takers_are_those_of_list_scheduling():
                 first[slot] = 2 * then[slot] - elapsed
             else:
                 first[slot], then[slot] = (0.0 if now > TRY_AGAIN_AFTER * took else took), took
-        waiting, free = int(rng.integers(0, 20)), set(schedule.free())
+        waiting, free = int(rng.integers(0, 20)), set(np.flatnonzero(schedule.state_S == SlotState.FREE).tolist())
         takers = schedule.takers(waiting, now)
         assert takers == list_scheduling(waiting, first, then, free)
         fewer += len(takers) < min(waiting, len(free))
