@@ -18,12 +18,12 @@ from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from services.scoring.scorer import load_scorer
-from system.commands.train import train_run
 from system.launch.cluster import connect
 from system.launch.roles import RayRoles
 from system.loop.experience import advantages_of
 from system.loop.prompts import prompts_of, tasks_of_step
 from system.recipe.model import RunConfig
+from system.training import train_run
 
 SKIPPED_STEPS = 1
 """The first step pays for what is made once; it is not counted."""

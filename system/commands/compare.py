@@ -33,6 +33,7 @@ def compare(
     target: Annotated[
         list[float] | None, typer.Option(help="Show the cost of reaching this accuracy; repeat the option for more.")
     ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
     output: Annotated[Path, typer.Option(help="The folder for results, page and pictures.")] = Path("compare"),
 ) -> None:
     """Train several recipes at an equal budget and show them on one page; continues where it stopped."""
@@ -44,7 +45,7 @@ def compare(
         _show(results, output, f"{labels} contenders", f"tempflow compare --output {output}", target or ())
         return
     parsed = parse_contenders(contenders)
-    results, code = run_all(parsed, range(seeds), budget, evals, output, console)
+    results, code = run_all(parsed, range(seeds), budget, evals, output, console, local)
     if results:
         quoted = " ".join(f'"{text}"' if " " in text else text for text in contenders)
         command = f"tempflow compare {quoted} --seeds {seeds} --budget {budget} --evals {evals} --output {output}"

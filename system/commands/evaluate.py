@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
+    from actors.policy.weights import Arrays, Exported
     from system.loop.evaluate import Evaluation
+    from system.loop.roles import Roles
     from system.recipe.model import RunConfig
+
+    Started = tuple[Roles, Callable[[Arrays], Exported]]
+    """The roles, and how weights are handed to them."""
 
 app = typer.Typer()
 
@@ -34,6 +40,7 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run, to compare with the base model.")
     ] = None,
+    local: Annotated[bool, typer.Option("--local", help="Evaluate in this process, without Ray.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write one row per image to this Parquet file.")] = None,
 ) -> None:
     """Score a prompt file with every scorer of a recipe: the base model, and an adapter beside it."""
@@ -43,7 +50,7 @@ def evaluate(
     from system.recipe.load import load_config
 
     config = load_config(recipe, overrides or [])
-    results = evaluations(config, prompts, adapter, output)
+    results = evaluations(config, prompts, adapter, output, local)
     console.print(comparison(results, [scorer.name for scorer in config.scorers]))
     if output:
         named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
@@ -51,23 +58,19 @@ def evaluate(
 
 
 def evaluations(
-    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None
+    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, local: bool = False
 ) -> dict[str, Evaluation]:
     """The evaluation of the base model as `base`, and that of the adapter as `adapter`.
 
     Args:
         output: a file that will be written; it is checked before anything starts.
+        local: evaluate in this process instead of on Ray.
 
     Raises:
         UserError: there are no prompts, the adapter does not fit the model, or the output cannot be written.
     """
-    import ray
-
     from actors.policy.trained import check_trained, read_trained
-    from actors.policy.weights import Exported, Weights, checksum
     from system.checks.checks import By, refuse
-    from system.launch.cluster import connect
-    from system.launch.roles import RayRoles
     from system.loop.evaluate import evaluate
     from system.loop.prompts import prompts_of
     from system.run.outputs import check_output
@@ -84,16 +87,41 @@ def evaluations(
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
     heldout = prompts_of(config.data, file)
     results: dict[str, Evaluation] = {}
-    with TemporaryDirectory(prefix="tempflow-eval-") as logs, StopFlag() as stop, ExitStack() as stack:
+    with StopFlag() as stop, (_local_roles if local else _ray_roles)(config, stop) as (roles, exported):
+        results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
+        if arrays is not None:
+            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported(arrays))
+    return results
+
+
+@contextmanager
+def _ray_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
+    import ray
+
+    from actors.policy.weights import Exported, Weights, checksum
+    from system.launch.cluster import connect
+    from system.launch.roles import RayRoles
+
+    def exported(arrays: Arrays) -> Exported:
+        return Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
+
+    with TemporaryDirectory(prefix="tempflow-eval-") as logs, ExitStack() as stack:
         stack.callback(ray.shutdown)
         connect()
         with stop.starting():
             roles = stack.enter_context(RayRoles(config, [], Path(logs), learns=False))
-        results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
-        if arrays is not None:
-            exported = Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
-            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported)
-    return results
+        yield roles, exported
+
+
+@contextmanager
+def _local_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
+    from actors.policy.weights import Exported, Weights, checksum
+    from system.local.roles import LocalRoles
+
+    def exported(arrays: Arrays) -> Exported:
+        return Exported((arrays,), Weights(0, checksum(arrays), arrays).label)
+
+    yield LocalRoles(config, [], stop.check, learns=False), exported
 
 
 def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:

@@ -1,26 +1,16 @@
-"""`tempflow train`: check the recipe, start the roles, train, and leave a run folder that people can read."""
+"""`tempflow train`: a run of a recipe, or with `--dry-run` what it would cost."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from services.base.errors import UserError, cause_of
 from system.commands.arguments import Overrides, Recipe, console
-from system.commands.plain import plain
-from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 if TYPE_CHECKING:
-    from system.loop.prompts import Prompts
-    from system.loop.roles import Roles
     from system.recipe.model import RunConfig
     from system.recipe.provenance import Sources
-    from system.run.folder import RunFolder
 
 app = typer.Typer()
 
@@ -42,6 +32,7 @@ def train(
 ) -> None:
     """Train a recipe. The run folder gets checkpoints, metrics, an adapter and a report."""
     from system.recipe.load import load_with_sources
+    from system.training import train_run
 
     config, sources = load_with_sources(recipe, overrides or [])
     if dry_run:
@@ -63,128 +54,3 @@ def show_cost(config: RunConfig, sources: Sources) -> None:
     refuse(config, By.DRY_RUN)
     typer.echo(dump_with_sources(config, sources))
     console.print(estimate_table(config))
-
-
-def train_run(
-    config: RunConfig, resume: bool, console: Console, accept_changes: bool = False, local: bool = False
-) -> int:
-    """Run a recipe to its end, or until it is stopped; returns the exit code.
-
-    Args:
-        accept_changes: resume even if the prompts or a model have changed.
-        local: run all roles in this process instead of on Ray.
-
-    Raises:
-        UserError: one sentence that names the thing and the fix.
-    """
-    from services.base.logs import LogFile, logging_to
-    from system.checks.checks import By, refuse
-    from system.run.folder import RunFolder
-    from system.run.loggers import open_loggers
-
-    refuse(config, By.LOCAL if local else By.TRAIN)
-    with (
-        _naming_a_full_disk(config),
-        RunFolder.open(config, resume, accept_changes) as run,
-        logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
-        open_loggers(config, run.path) as run.loggers,
-        StopFlag() as stop,
-    ):
-        try:
-            (train_locally if local else _train_on_ray)(config, run, console, stop)
-        except Stopped as stopped:
-            _report(run, console)
-            console.print(f"stopped by {stopped}; continue with --resume", highlight=False)
-            return STOPPED_EXIT_CODE
-        _report(run, console)
-        return 0
-
-
-@contextmanager
-def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
-    """Turn the error of a full disk into one sentence.
-
-    Raises:
-        UserError: the sentence.
-    """
-    try:
-        yield
-    except OSError as error:
-        cause = cause_of(error)
-        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f"{config.output}/{config.name}"
-        raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
-
-
-def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
-    """Run the steps of a recipe in this process, without Ray."""
-    from actors.rollout.plans import trainable_steps
-    from system.local.roles import LocalRoles
-    from system.loop.recorder import Recorder
-    from system.loop.trainer import Trainer
-    from system.run.progress import Progress
-
-    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
-    train, heldout = _prompts(config)
-    with Progress(config.steps, console) as progress:
-        roles = LocalRoles(config, trainable_steps(config.plan, config.policy.num_steps), stop.check)
-        Trainer(config, run, roles, train, heldout, Recorder(config, run, progress), stop.check).fit()
-
-
-def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
-    import ray
-
-    from actors.rollout.plans import trainable_steps
-    from system.launch.cluster import connect
-    from system.launch.environment import token_hint
-    from system.launch.roles import RayRoles
-    from system.loop.recorder import Recorder
-    from system.loop.trainer import Trainer
-    from system.run.progress import Progress
-    from system.run.telemetry import Telemetry
-
-    train, heldout = _prompts(config)
-    trainable = trainable_steps(config.plan, config.policy.num_steps)
-    try:
-        with ExitStack() as stack:
-            stack.callback(ray.shutdown)
-            connection = connect()  # not interrupted: half of a Ray ends with a crash
-            with stop.starting():
-                console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
-                console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
-                if connection.dashboard:
-                    url = f"http://{connection.dashboard.removeprefix('http://')}"
-                    console.print(f"dashboard    {url}{token_hint()}", highlight=False)
-                progress = stack.enter_context(Progress(config.steps, console))
-                roles = stack.enter_context(RayRoles(config, trainable, run.logs))
-            telemetry = stack.enter_context(Telemetry(config.name, lambda: live(config, roles)))
-            recorder = Recorder(config, run, progress, telemetry)
-            Trainer(config, run, roles, train, heldout, recorder, stop.check).fit()
-    except SystemExit as ended:  # Ray raises it, with code 0, in a driver whose node has died
-        raise RuntimeError(
-            "the connection to Ray is lost, its node or its head died; continue with --resume"
-        ) from ended
-
-
-def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:
-    """The training prompts and the held-out ones."""
-    from system.loop.prompts import prompts_of
-
-    data = config.data
-    return prompts_of(data, data.train), prompts_of(data, data.heldout) if data.heldout else None
-
-
-def live(config: RunConfig, roles: Roles) -> dict[str, int]:
-    """Metrics that may change within a step."""
-    status = roles.rollouts.status()
-    held = {f"workers/{slot}/version": version for slot, version in status.versions.items()}
-    return {"steps": config.steps, "workers": status.workers, **held}
-
-
-def _report(run: RunFolder, console: Console) -> None:
-    from system.report.build import build_report
-
-    if run.read_metrics():
-        console.print(plain(f"trained      {run.trained}"), soft_wrap=True)
-        console.print(plain(f"report       {build_report(run.path)}"), soft_wrap=True)

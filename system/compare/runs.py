@@ -14,12 +14,12 @@ from services.base.errors import UserError
 from system.capacity.estimate import steps_within
 from system.checks.checks import By, refuse
 from system.commands.plain import plain
-from system.commands.train import train_run
 from system.compare.result import Result, condense, key_of
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
 from system.run.outputs import make_output_folder
+from system.training import train_run
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,18 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def run_all(
-    contenders: Sequence[Contender], seeds: Sequence[int], budget: int, evals: int, output: Path, console: Console
+    contenders: Sequence[Contender],
+    seeds: Sequence[int],
+    budget: int,
+    evals: int,
+    output: Path,
+    console: Console,
+    local: bool = False,
 ) -> tuple[list[Result], int]:
     """Every contender with every seed, seed by seed; finished ones are read, not run.
+
+    Args:
+        local: run each in this process instead of on Ray.
 
     Returns:
         results so far, and the exit code of the last run: other than 0 where one was stopped.
@@ -121,7 +130,7 @@ def run_all(
         for seed in seeds
         for contender in contenders
     }
-    _check_comparable([configs[seeds[0], contender.label] for contender in contenders])
+    _check_comparable([configs[seeds[0], contender.label] for contender in contenders], local)
     for config in configs.values():
         _check_own(config, output)
     results: list[Result] = []
@@ -129,7 +138,7 @@ def run_all(
         path = output / f"{config.name}.json"
         if not path.exists():
             console.print(plain(f"{config.name}, {number} of {len(configs)}: {config.steps} steps"), style="bold")
-            code = train_run(config, resume=True, console=console)
+            code = train_run(config, resume=True, console=console, local=local)
             if code:
                 return results, code
             condense(Path(config.output) / config.name, label, key_of(config)).save(path)
@@ -155,7 +164,7 @@ def _check_own(config: RunConfig, output: Path) -> None:
         raise UserError(f"{found} is of another recipe or budget; delete it, or give another name=… or --output")
 
 
-def _check_comparable(configs: Sequence[RunConfig]) -> None:
+def _check_comparable(configs: Sequence[RunConfig], local: bool) -> None:
     """All that can be known to fail before anything starts.
 
     Raises:
@@ -163,7 +172,7 @@ def _check_comparable(configs: Sequence[RunConfig]) -> None:
     """
     names = [scorer.name for scorer in configs[0].scorers]
     for config in configs:
-        refuse(config, By.TRAIN)
+        refuse(config, By.LOCAL if local else By.TRAIN)
         if config.data.heldout is None:
             raise UserError(f"{config.name}: a comparison needs held-out prompts; set data.heldout")
         if sorted(scorer.name for scorer in config.scorers) != sorted(names):

@@ -88,7 +88,7 @@ def raylet(node: Node) -> int:
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_whose_rollout_node_dies_has_the_same_bits(recipe, undisturbed, cluster, request, seed):
-    whole, undisturbed_s = undisturbed(*LARGE)
+    whole = undisturbed(*LARGE)
     overrides = [*LARGE, "rollout.labels={role: rollout}"]
     robbed = Run(recipe, "robbed", overrides, cluster.address, {"RAY_AUTH_MODE": "disabled"})
     robbed.start()
@@ -96,5 +96,5 @@ def test_a_run_whose_rollout_node_dies_has_the_same_bits(recipe, undisturbed, cl
     robbed.wait_for_a_moment(random.Random(seed))
     node = next(node for node in cluster.worker_nodes if family(raylet(node), "ray::RolloutWorker"))
     cluster.remove_node(node, allow_graceful=False)
-    print(f"took {robbed.finish() - undisturbed_s:.0f} s longer")
+    print(f"took {robbed.finish():.0f} s")
     robbed.assert_equals(whole)

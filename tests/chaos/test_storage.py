@@ -63,7 +63,7 @@ def crowded_ray():
 @pytest.mark.chaos
 def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recipe, ray_head, undisturbed, small_disk):
     """The run reaches its end without them, and says what it lacks; with room it continues."""
-    whole, _ = undisturbed()
+    whole = undisturbed()
     full = Run(recipe, "full", [f"checkpoint.folder={small_disk / 'runs'}"], ray_head.address)
     full.start()
     full.process.wait(RUN_TIMEOUT_S)
@@ -78,7 +78,7 @@ def test_a_full_disk_costs_checkpoints_and_a_resumed_run_has_the_same_bits(recip
     full.start("--resume")
     full.finish()
     newest = small_disk / "runs" / "full" / f"step_{STEPS:06d}"
-    assert (newest / "trained.safetensors").read_bytes() == adapter(whole.path, STEPS)
+    assert (newest / "trained.safetensors").read_bytes() == adapter(whole, STEPS)
 
 
 @pytest.mark.chaos
@@ -105,7 +105,7 @@ def test_a_run_whose_checkpoints_have_no_room_at_all_ends_before_anything_is_rec
 def test_a_full_run_folder_is_said_in_a_sentence_and_the_resumed_run_has_the_same_bits(
     recipe, ray_head, undisturbed, small_disk
 ):
-    whole, _ = undisturbed()
+    whole = undisturbed()
     with (small_disk / "other data").open("r+b") as file:  # Room to begin, but not for all that a run records.
         file.truncate(DISK_BYTES - 3 * LEFT_BYTES)
     (recipe.parent / "runs").symlink_to(small_disk)
@@ -126,7 +126,7 @@ def test_a_full_run_folder_is_said_in_a_sentence_and_the_resumed_run_has_the_sam
 @pytest.mark.chaos
 def test_a_full_object_store_spills_and_the_run_has_the_same_bits(recipe, undisturbed, crowded_ray):
     address, session = crowded_ray
-    whole, _ = undisturbed()
+    whole = undisturbed()
     crowded = Run(recipe, "crowded", [], address)
     crowded.start()
     crowded.finish()

@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 from system.commands.main import main
 from tests.helpers.paths import ROOT
@@ -45,10 +46,14 @@ def tempflow(tmp_path) -> Cli:
 
 @pytest.fixture
 def in_process(tmp_path) -> Cli:
-    """As `tempflow`, for what ends before a Ray starts: in this process, which has imported PyTorch already."""
+    """As `tempflow`, for what starts no Ray: in this process, which has imported PyTorch already.
+
+    The number of CPU threads stays as it was.
+    """
 
     def run(*arguments: str | Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
         command, handlers = ["tempflow", *map(str, arguments)], list(logging.getLogger().handlers)
+        threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
             for key, value in environment(address).items():
                 patch.setenv(key, value)
@@ -67,6 +72,7 @@ def in_process(tmp_path) -> Cli:
                     code = ended.code or 0
                 finally:
                     logging.getLogger().handlers[:] = handlers
+                    torch.set_num_threads(threads)
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run

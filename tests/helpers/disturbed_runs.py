@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from system.recipe.load import load_config
+from system.recipe.model import RunConfig
 from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
 
@@ -40,12 +42,19 @@ class Run:
         """What the driver prints. A file: nobody reads a pipe during the run, and a full one would stop it."""
         return self.recipe.parent / f"{self.name}.out"
 
+    @property
+    def settings(self) -> list[str]:
+        """All overrides of the recipe."""
+        return [f"name={self.name}", f"steps={STEPS}", f"eval.every={STEPS}", *self.overrides]
+
+    def config(self) -> RunConfig:
+        return load_config(str(self.recipe), self.settings)
+
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "system", "train", str(self.recipe), f"name={self.name}", f"steps={STEPS}"]
         self.started = time.monotonic()
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*command, f"eval.every={STEPS}", *self.overrides, *arguments],
+                [sys.executable, "-m", "system", "train", str(self.recipe), *self.settings, *arguments],
                 cwd=self.recipe.parent,
                 env=environment(self.address) | self.env,
                 stdout=output,
@@ -70,11 +79,11 @@ class Run:
         assert self.process.wait(RUN_TIMEOUT_S) == 0, self.output.read_text()
         return time.monotonic() - self.started
 
-    def assert_equals(self, other: "Run") -> None:
-        """The same bits, and the same figures a step, each step once."""
-        assert adapter(self.path, STEPS) == adapter(other.path, STEPS)
+    def assert_equals(self, other: Path) -> None:
+        """The same bits and the same figures for each step as in another run folder, and each step once."""
+        assert adapter(self.path, STEPS) == adapter(other, STEPS)
         assert [line["step"] for line in metrics(self.path)] == list(range(STEPS + 1))
-        for ours, theirs in zip(figures(self.path), figures(other.path), strict=True):
+        for ours, theirs in zip(figures(self.path), figures(other), strict=True):
             assert {k: v for k, v in ours.items() if k not in TOLD} == {
                 k: v for k, v in theirs.items() if k not in TOLD
             }

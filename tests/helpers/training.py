@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from system.commands.train import train_locally
 from system.loop.stop import StopFlag
 from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
+from system.training import train_locally
 
 
 def trained_locally(config: RunConfig, resume: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""`tempflow compare` on a real Ray: equal budgets, a page, and going on where it stopped."""
+"""`tempflow compare`: equal budgets, a page, and finished runs that are not run again."""
 
 import json
 
@@ -7,14 +7,26 @@ import yaml
 BUDGET = 1500
 
 
-def test_contenders_get_their_budget_and_finished_runs_are_not_run_again(recipe, tempflow, ray_head, tmp_path):
+def test_contenders_get_their_budget_and_finished_runs_are_not_run_again(recipe, in_process, tmp_path):
     text = yaml.safe_load(recipe.read_text())
     text["scorers"].append({"name": "watched", "scorer": "jpeg_size", "weight": 0, "num_cpus": 0.1})
     recipe.write_text(yaml.safe_dump(text))
     images = "'plan={name: samples, seeds: 6}' advantage.group=prompt 'objective={name: nft}' name=nft"
     contenders = [str(recipe), f"{recipe} {images}"]
-    command = ["compare", *contenders, "--seeds", "1", "--budget", str(BUDGET), "--evals", "2", "--output", "out"]
-    done = tempflow(*command, address=ray_head.address)
+    command = [
+        "compare",
+        *contenders,
+        "--seeds",
+        "1",
+        "--budget",
+        str(BUDGET),
+        "--evals",
+        "2",
+        "--output",
+        "out",
+        "--local",
+    ]
+    done = in_process(*command)
     assert done.returncode == 0, done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert set(results) == {"tiny-seed0", "nft-seed0"}
@@ -29,7 +41,7 @@ def test_contenders_get_their_budget_and_finished_runs_are_not_run_again(recipe,
     changed = results["nft-seed0"]
     changed["points"][-1]["held_out"]["watched"] = 123.0
     (tmp_path / "out" / "nft-seed0.json").write_text(json.dumps(changed))
-    again = tempflow(*command, address=ray_head.address)
+    again = in_process(*command)
     assert again.returncode == 0, again.stderr
     assert "1 of 2" not in again.stdout
     assert "123.000" in (tmp_path / "out" / "compare.html").read_text()
