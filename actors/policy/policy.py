@@ -28,7 +28,7 @@ from services.base.paths import resolve_model
 
 
 class Policy:
-    """A base model and what is trained of it: a LoRA adapter in fp32, or every weight in the compute dtype.
+    """A base model and what is trained of it, a LoRA adapter or every weight, all in the compute dtype.
 
     Attributes:
         family: text encoding, velocity and decoding of the model.
@@ -87,9 +87,10 @@ class Policy:
                 self.transformer.add_adapter(config)
             except ValueError as error:
                 raise UserError(f"policy.lora.targets: {error}") from error
+        # PEFT adds the matrices in fp32 and would convert each layer's input to fp32 and its output back.
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(self.family.dtype)
 
     def _start_from(self, folder: Path) -> None:
         self.load(read_trained(folder, self.settings.lora, "policy.adapter"))
@@ -132,8 +133,8 @@ class Policy:
                 parameter.data, values[name] = values[name], parameter.data
 
     @property
-    def export_dtype(self) -> torch.dtype:
-        """Of weights on their way to the workers."""
+    def saved_dtype(self) -> torch.dtype:
+        """Of weights in a saved model. An adapter is small enough to keep what the learner has in fp32."""
         return torch.float32 if self.settings.lora else self.family.dtype
 
     def arrays(self) -> Arrays:
@@ -184,18 +185,19 @@ class Policy:
             raise _storage_error(error) from error
 
     def _save(self, folder: Path, values: Arrays) -> None:
+        tensors = {name: to_tensor(array).to(self.saved_dtype) for name, array in values.items()}
         if self.settings.lora is None:
             # Not save_pretrained: `values` need not be the live ones.
             folder.mkdir(parents=True, exist_ok=True)
             self.transformer.save_config(folder)
-            save_file({name: to_tensor(a).to(self.family.dtype) for name, a in values.items()}, folder / WEIGHTS_FILE)
+            save_file(tensors, folder / WEIGHTS_FILE)
             return
         scale = self.settings.lora.alpha / self.settings.lora.rank
         self.family.pipeline_class.save_lora_weights(
             folder,
             transformer_lora_layers={
-                name.replace(".default.", "."): to_tensor(a * scale if ".lora_B." in name else a)
-                for name, a in values.items()
+                name.replace(".default.", "."): tensor * scale if ".lora_B." in name else tensor
+                for name, tensor in tensors.items()
             },
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
             # PEFT keeps the targets in a set, whose order differs from process to process.
