@@ -15,7 +15,6 @@ from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
 from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
-from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
