@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from actors.policy.arrays import to_array, to_tensor
+from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
@@ -55,10 +56,12 @@ class Policy:
         self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
         if settings.adapter:
             self._start_from(Path(settings.adapter))
+        if settings.attention:
+            _choose_attention(self.transformer, settings.attention)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if settings.compile:
-            self.transformer.compile()
+            compile_blocks(self.transformer)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -221,6 +224,21 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Fam
             f"policy.model: `{settings.model}` cannot be loaded ({type(error).__name__}: {said}); "
             "`tempflow doctor RECIPE` compares its files"
         ) from error
+
+
+def _choose_attention(transformer: nn.Module, name: str) -> None:
+    """Let each attention layer use the back end of this name.
+
+    Raises:
+        UserError: the model has no choice, or the back end is not installed.
+    """
+    processors = transformer.attn_processors.values()  # type: ignore[operator]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise UserError(f"policy.attention: {type(transformer).__name__} has one back end only; remove the setting")
+    try:
+        transformer.set_attention_backend(name)  # type: ignore[operator]
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UserError(f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())})") from error
 
 
 def _storage_error(error: SafetensorError) -> Exception:
