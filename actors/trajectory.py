@@ -74,7 +74,7 @@ class Decisions:
     weight_N: np.ndarray
     """1 / (marginal probability that the plan has the decision's step): how often each counts in the loss."""
     conditioning: dict[str, np.ndarray] = field(default_factory=dict)
-    """Text embeddings of the one prompt, each (1, …) fp32."""
+    """Text embeddings of the one prompt, each (1, …), in the compute dtype as `actors.policy.arrays` keeps it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Leaves:
     latent_MZ: np.ndarray
     """x₀ of each image, fp32."""
     conditioning: dict[str, np.ndarray]
-    """Text embeddings of the one prompt, each (1, …) fp32."""
+    """Text embeddings of the one prompt, each (1, …), in the compute dtype as `actors.policy.arrays` keeps it."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from system.loop.roles import Roles
     from system.recipe.model import RunConfig
     from system.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def train_run(
@@ -47,6 +50,9 @@ def train_run(
     ):
         try:
             (train_locally if local else _train_on_ray)(config, run, console, stop)
+        except UserError as error:
+            log.error("%s", error)
+            raise
         except Stopped as stopped:
             _report(run, console)
             console.print(f"stopped by {stopped}; continue with --resume", highlight=False)

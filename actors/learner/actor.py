@@ -61,7 +61,7 @@ class LearnerWorker:
 
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
-        self.policy = Policy(policy, seed, self.parts)
+        self.policy = Policy(policy, seed, self.parts, keeps_base=bool(objective.kl))
         LastingGauges(gpu_memory(log_file.role, log_file.run))
         self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
         if settings.ranks == 1:

@@ -27,6 +27,7 @@ from actors.policy.settings import KernelSettings
 from actors.policy.sharding import full, is_sharded
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Leaves
+from services.base.devices import naming_full_memory
 from services.base.errors import UserError
 from services.base.storage import Folder
 
@@ -87,6 +88,9 @@ class Learner:
             described["weight"] = self.objective.weight_T.tolist()
         return described
 
+    @naming_full_memory(
+        "lower learner.micro_batch or set policy.gradient_checkpointing=true, and continue with --resume"
+    )
     def update(
         self, batch: Sequence[tuple[Decisions | Leaves | None, np.ndarray]], behaviour: int | None = None
     ) -> UpdateStats:

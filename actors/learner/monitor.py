@@ -86,7 +86,7 @@ class Monitor:
     def add_drift(self, step_N: Tensor, delta_NK: Tensor) -> None:
         step_A, delta_A = step_N.repeat_interleave(delta_NK.shape[1]), delta_NK.abs().flatten().float()
         self.sums.drift_T.index_add_(0, step_A, delta_A)
-        self.sums.drift_count_T += step_A.bincount(minlength=len(self.sums.drift_count_T))
+        self.sums.drift_count_T.index_add_(0, step_A, torch.ones_like(delta_A))
         self.maxima.drift_T.scatter_reduce_(0, step_A, delta_A, "amax")
 
     def shared(self, ranks: Ranks) -> Monitor:

@@ -1,5 +1,7 @@
 """FLUX.1: CLIP and T5 text, packed latents, guidance embedded in the model."""
 
+from functools import cached_property
+
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor
@@ -21,6 +23,11 @@ class Flux(PackedFamily):
         )
         return {"prompt": prompt_PLD, "pooled": pooled_PD}
 
+    @cached_property
+    def image_ids(self) -> Tensor:
+        """The position of each latent token, (L, 3). The pipeline makes it on the CPU, and a copy waits for the GPU."""
+        return self.pipe._prepare_latent_image_ids(1, *self.token_grid, self.device, self.dtype)
+
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         prompt_NLD = conditioning["prompt"]
         embedded = self.transformer.config.guidance_embeds
@@ -31,7 +38,7 @@ class Flux(PackedFamily):
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=prompt_NLD,
             txt_ids=prompt_NLD.new_zeros(prompt_NLD.shape[1], 3),
-            img_ids=self.pipe._prepare_latent_image_ids(len(x_NZ), *self.token_grid, self.device, self.dtype),
+            img_ids=self.image_ids,
             return_dict=False,
         )[0].float()
 

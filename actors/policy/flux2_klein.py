@@ -1,5 +1,6 @@
 """FLUX.2 klein: text of a language model, packed and batch-normalised latents, guidance for the undistilled model."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ class Flux2Klein(PackedFamily):
     pipeline_class = Flux2KleinPipeline
 
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
+        self._text_ids: dict[int, Tensor] = {}
         if self.pipe.config.is_distilled and self.guided:
             raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
         return super().shape_of_latents(vae)
@@ -34,6 +36,17 @@ class Flux2Klein(PackedFamily):
             rows["negative_prompt"] = self.pipe.encode_prompt(empty, self.device, max_sequence_length=length)[0]
         return rows
 
+    @cached_property
+    def image_ids(self) -> Tensor:
+        """The position of each latent token, (1, L, 4). The pipeline makes it on the CPU; a copy waits for the GPU."""
+        return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self.token_grid)).to(self.device)
+
+    def text_ids(self, length: int) -> Tensor:
+        """The position of each text token, (1, length, 4)."""
+        if length not in self._text_ids:
+            self._text_ids[length] = self.pipe._prepare_text_ids(torch.empty(1, length, 1)).to(self.device)
+        return self._text_ids[length]
+
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         if not self.guided:
             return self._forward(x_NZ, sigma_N, conditioning)
@@ -41,14 +54,14 @@ class Flux2Klein(PackedFamily):
         return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
 
     def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        prompt_NLD, grid_1CHW = conditioning["prompt"], torch.empty(1, 1, *self.token_grid)
+        prompt_NLD = conditioning["prompt"]
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
             timestep=sigma_N,
             guidance=None,
             encoder_hidden_states=prompt_NLD,
-            txt_ids=self.pipe._prepare_text_ids(prompt_NLD[:1]).to(self.device).expand(len(x_NZ), -1, -1),
-            img_ids=self.pipe._prepare_latent_ids(grid_1CHW).to(self.device).expand(len(x_NZ), -1, -1),
+            txt_ids=self.text_ids(prompt_NLD.shape[1]).expand(len(x_NZ), -1, -1),
+            img_ids=self.image_ids.expand(len(x_NZ), -1, -1),
             return_dict=False,
         )[0].float()
 

@@ -38,8 +38,19 @@ class Policy:
         sharded: whether the transformer lies in parts on several processes.
     """
 
-    def __init__(self, settings: PolicySettings, seed: int, parts: Parts = "all", family: Family | None = None) -> None:
-        """Load `settings.model`, or take a family that is made already."""
+    def __init__(
+        self,
+        settings: PolicySettings,
+        seed: int,
+        parts: Parts = "all",
+        family: Family | None = None,
+        keeps_base: bool = True,
+    ) -> None:
+        """Load `settings.model`, or take a family that is made already.
+
+        Args:
+            keeps_base: whether `reference` will be asked for. Where every weight is trained, it needs a copy of them.
+        """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         self.settings = settings
@@ -53,7 +64,9 @@ class Policy:
             self.transformer.requires_grad_(True)
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = self._trained()
-        self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._base: dict[str, Tensor] = {}
+        if keeps_base and not settings.lora:
+            self._base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         if settings.adapter:
             self._start_from(Path(settings.adapter))
         if settings.attention:
@@ -77,8 +90,7 @@ class Policy:
         shard(self.transformer, ranks, self.family.dtype, whole)
         self.sharded = True
         self.parameters = self._trained()
-        if self._base is not None:
-            self._base = {name: placed(base.float(), self.parameters[name]) for name, base in self._base.items()}
+        self._base = {name: placed(base.float(), self.parameters[name]) for name, base in self._base.items()}
 
     def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -100,8 +112,14 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The base as it was before any training, for the KL term and for evaluation of the base."""
-        if self._base is not None:
+        """The base as it was before any training, for the KL term and for evaluation of the base.
+
+        Raises:
+            RuntimeError: every weight is trained and no copy of the base is kept.
+        """
+        if not self.settings.lora:
+            if not self._base:
+                raise RuntimeError("this policy was made with keeps_base=False")
             with self.holding(self._base):
                 yield
             return

@@ -34,13 +34,14 @@ class RolloutWorker:
         seed: int,
         log_file: LogFile,
         deterministic: bool = False,
+        keeps_base: bool = False,
     ) -> None:
         log_to(log_file)
         prepare_torch(settings.threads, settings.num_gpus, deterministic)
         from actors.policy.policy import Policy
         from actors.rollout.worker import Generator
 
-        self.generator = Generator(Policy(policy, seed), kernel, settings)
+        self.generator = Generator(Policy(policy, seed, keeps_base=keeps_base), kernel, settings)
         LastingGauges(gpu_memory(log_file.role, log_file.run))
 
     def ready(self) -> str:

@@ -141,14 +141,15 @@ class Sampler:
         )
 
     def _noise(self, addresses: Sequence[Address]) -> Tensor:
-        return noise(addresses, self.family.latent_shape).to(self.sigmas.device)
+        return noise(addresses, self.family.latent_shape).to(self.sigmas.device, non_blocking=True)
 
     def _velocity(self, groups: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
         """(R, Z) velocities of each group at step i, and the rows of padding they took together."""
         x_RZ = torch.cat([rows.x_RZ for rows in groups])
         if not len(x_RZ):
             return [x_RZ] * len(groups), 0
-        prompt_R = torch.tensor([prompt for rows in groups for prompt in rows.prompt], device=x_RZ.device)
+        prompt_R = torch.tensor([prompt for rows in groups for prompt in rows.prompt])
+        prompt_R = prompt_R.to(x_RZ.device, non_blocking=True)
         padding = -len(x_RZ) % self.rows
         x_RZ = torch.cat([x_RZ, x_RZ[:1].expand(padding, *x_RZ.shape[1:])])
         prompt_R = torch.cat([prompt_R, prompt_R[:1].expand(padding)])

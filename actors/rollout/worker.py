@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from actors.policy.arrays import to_array
 from actors.policy.embeddings import Embeddings
 from actors.policy.family import finite_rows, to_uint8
 from actors.policy.kernels import make_kernel
@@ -18,6 +19,12 @@ from actors.rollout.plans import Plan, ode_plan
 from actors.rollout.sampler import Sampler
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task, Tree
+from services.base.devices import naming_full_memory
+
+FULL_MEMORY = (
+    "lower rollout.micro_batch or rollout.decode_batch, or set rollout.offload_text_encoders=true, and continue with "
+    "--resume"
+)
 
 
 class Generator:
@@ -42,6 +49,7 @@ class Generator:
         self.version = weights.version
         return weights.version, checksum
 
+    @naming_full_memory(FULL_MEMORY)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
         """One task: decisions (leaves where the plan has none), images (M, H, W, 3) uint8, and what the driver reads.
 
@@ -55,7 +63,7 @@ class Generator:
         roots = [(*task.address, b) for b in range(plan.seeds)]
         front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC, finite_M = self._decode(front.leaf_MZ)
-        arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
+        arrays = {name: to_array(tensor) for name, tensor in conditioning.items()}
         trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
         tree = front.tree
         if not plan.trained_steps:
@@ -65,6 +73,7 @@ class Generator:
         cost = front.cost + Cost(decodes=len(images_MHWC), seconds=seconds)
         return trained, images_MHWC, Outcome(tree, finite_M, cost)
 
+    @naming_full_memory(FULL_MEMORY)
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from services.base.errors import UserError
@@ -63,3 +65,27 @@ def device_of(setting: str) -> torch.device:
         version = torch.__version__
         raise UserError(f"device is {setting} and PyTorch {version} finds no GPU here; set it to auto or cpu")
     return torch.device("cuda", int(found[2]) if found[2] else torch.cuda.current_device())
+
+
+ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+).*?total capacity of ([\d.]+ \w+)", re.DOTALL)
+"""What PyTorch says of an allocation that failed, and of the GPU's memory."""
+
+
+@contextmanager
+def naming_full_memory(fix: str) -> Iterator[None]:
+    """Turn PyTorch's error of a full GPU into one sentence. A context manager, and a decorator.
+
+    Args:
+        fix: what lowers the need for memory.
+
+    Raises:
+        UserError: the sentence.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        asked = ASKED.search(str(error))
+        of = f" (PyTorch asked for {asked[1]}, the GPU has {asked[2]})" if asked else ""
+        raise UserError(f"the memory of the GPU is full{of}; {fix}") from error

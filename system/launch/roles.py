@@ -125,7 +125,8 @@ class RayRoles:
             raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
         log_file = self._log_file(f"rollout-{slot}", "rollout", slot=slot)
         worker = self.placement.worker(RolloutWorker, slot)
-        return worker.remote(config.policy, config.kernel, config.rollout, config.seed, log_file, config.deterministic)
+        arguments = (config.policy, config.kernel, config.rollout, config.seed, log_file, config.deterministic)
+        return worker.remote(*arguments, keeps_base=not self.learns)
 
     def _log_file(self, name: str, role: str, **more: int) -> LogFile:
         return LogFile(self.logs / f"{name}.log", self.config.name, role, more)

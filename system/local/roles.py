@@ -20,6 +20,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.learner.stats import UpdateStats
+from actors.policy.family import Parts
 from actors.policy.policy import Policy
 from actors.policy.weights import Exported, Label, Weights
 from actors.reward.scores import Scores
@@ -63,7 +64,7 @@ class LocalRoles:
         if learns:
             self.learners = LocalLearners(config, trainable, self.rollouts)
         else:
-            self.rollouts.take(Policy(config.policy, config.seed))
+            self.rollouts.take(Policy(config.policy, config.seed))  # keeps the base, to evaluate it
 
 
 class LocalRollouts:
@@ -196,9 +197,10 @@ class LocalLearners:
     def _start(self) -> None:
         """The models as they are before any training: one that both roles use, or one for each."""
         config, shared = self.config, self.config.placement == "colocated"
-        policy = Policy(config.policy, config.seed, "all" if shared else "transformer")
+        parts: Parts = "all" if shared else "transformer"
+        policy = Policy(config.policy, config.seed, parts, keeps_base=bool(config.objective.kl))
         self.learner = Learner(policy, config.kernel, config.objective, config.learner, self.trainable)
-        self.rollouts.take(policy if shared else Policy(config.policy, config.seed), shared)
+        self.rollouts.take(policy if shared else Policy(config.policy, config.seed, keeps_base=False), shared)
 
     def describe(self) -> dict[str, list[float]]:
         return self.learner.describe()

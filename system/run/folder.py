@@ -37,7 +37,7 @@ from system.run.checkpoint import Checkpoint, Checkpoints
 from system.run.inputs import changed_inputs, read_inputs
 from system.run.loggers import MetricsLogger
 from system.run.metrics_file import MetricsFile, missing_steps
-from system.run.recorded import Recorded, check_same, differences, read_recorded
+from system.run.recorded import Recorded, check_same, differences, read_recorded, rounding_differences
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +118,14 @@ class RunFolder:
         theirs = read_recorded(kept, f"the checkpoints in `{checkpoints.folder}`")
         before = self._own(theirs) if self.begun else theirs
         check_same(before.config, config, what)
-        if changed := differences(before.config.model_dump(exclude={"output"}), config.model_dump(exclude={"output"})):
-            self.notes.append(f"{what} continues with other settings: {'; '.join(changed)}")
+        changed = differences(before.config, config)
+        changed.pop("output", None)
+        if changed:
+            self.notes.append(f"{what} continues with other settings: {'; '.join(changed.values())}")
+        if rounds := rounding_differences(before.config, config):
+            self.notes.append(
+                f"the weights will not be bit for bit those of a run that kept its settings: {'; '.join(rounds)}"
+            )
         _check_of(theirs, before, checkpoints)
         return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))
 

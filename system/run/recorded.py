@@ -2,6 +2,7 @@
 
 import subprocess
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,24 @@ from system import __version__
 from system.recipe.load import OF_RUN, parse_config
 from system.recipe.model import RunConfig
 
-MAY_CHANGE: dict[str, set[str] | bool] = {
-    **dict.fromkeys(("name", "output", "steps", "eval", "checkpoint", "log", "ray"), True),
-    "reward": {"max_hole_share", "concurrency"},
-}
-"""Settings that a resumed run may change: none of them enters the arithmetic of a step. It is known by its identity."""
+FREE = (
+    *("name", "output", "steps", "eval", "checkpoint", "log", "ray", "placement"),
+    *("reward.max_hole_share", "reward.concurrency", "policy.gradient_checkpointing"),
+    *("rollout.workers", "rollout.max_workers", "rollout.num_cpus", "rollout.num_gpus", "rollout.labels"),
+    *("rollout.max_bytes_in_flight", "rollout.embedding_bytes", "rollout.embedding_folder"),
+    *("rollout.offload_text_encoders", "rollout.task_timeout_s"),
+    *("learner.num_cpus", "learner.num_gpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift"),
+)
+"""Settings that a resumed run may change, with all below them: none of them enters the arithmetic of a step."""
+
+ROUNDING = (
+    *("rollout.micro_batch", "rollout.decode_batch", "rollout.threads"),
+    *("learner.micro_batch", "learner.threads", "learner.ranks", "learner.shard"),
+    *("policy.compile", "policy.attention", "policy.device", "deterministic"),
+)
+"""Settings that a resumed run may change, too, and that change how results are rounded: its weights are no longer bit
+for bit those of a run that kept them.
+"""
 
 
 MAX_CHARS = 80
@@ -62,7 +76,7 @@ def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
     Raises:
         UserError: names each setting, what it was and what it is now.
     """
-    changed = differences(before.model_dump(exclude=MAY_CHANGE), now.model_dump(exclude=MAY_CHANGE))
+    changed = [said for key, said in differences(before, now).items() if not _among(key, (*FREE, *ROUNDING))]
     if changed:
         raise UserError(
             f"{what} began with other settings: {'; '.join(changed)}. Resume with the same recipe and overrides ("
@@ -70,16 +84,30 @@ def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
         )
 
 
-def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """What differs between two values of settings: the key, what it was, and what it is now."""
+def rounding_differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """The changed settings that change how results are rounded, what each was, and what it is now."""
+    return [said for key, said in differences(before, now).items() if _among(key, ROUNDING)]
+
+
+def _among(key: str, settings: Iterable[str]) -> bool:
+    """Whether a key is one of the settings, or below one."""
+    return any(f"{key}.".startswith(f"{setting}.") for setting in settings)
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[str, str]:
+    """What differs between two recipes: by key, what it was and what it is now."""
+    return dict(_differences(before.model_dump(), now.model_dump(), ""))
+
+
+def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        below = [(f"{key}.{name}".lstrip("."), before.get(name), now.get(name)) for name in keys]
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
-        below = [(f"{key}.{i}", *both) for i, both in enumerate(zip(before, now, strict=True))]
-    else:
-        return [] if before == now else [f"{key} was {_short(before)} and is {_short(now)}"]
-    return [line for name, old, new in below for line in differences(old, new, name)]
+        for i, both in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*both, f"{key}.{i}")
+    elif before != now:
+        yield key, f"{key} was {_short(before)} and is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from actors.learner.averages import Average
@@ -74,7 +73,7 @@ class LeafObjective(Objective[Leaves, LeafRows]):
         for rows, real in padded_rows(np.flatnonzero(finite_M[image_R]), self.micro_batch):
             x0_NZ = self.on_device(item.latent_MZ[image_R[rows]])
             noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
-            time_N = self.policy.sigmas[torch.from_numpy(step_MJ.reshape(-1)[rows]).to(self.policy.device)]
+            time_N = self.policy.sigmas[self.on_device(step_MJ.reshape(-1)[rows])]
             t_N1 = per_row(time_N, x0_NZ)
             yield LeafRows(
                 (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,

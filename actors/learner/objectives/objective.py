@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actors.learner.averages import Average
 from actors.learner.settings import ObjectiveSettings
+from actors.policy.arrays import to_tensor
 from actors.policy.kernels import Kernel
 from actors.policy.policy import Policy
 from actors.trajectory import Decisions, Leaves
@@ -110,14 +111,14 @@ class Objective(ABC, Generic[Item, Micro]):
     def rows_of(self, conditioning: Mapping[str, np.ndarray], count: int) -> dict[str, Tensor]:
         """A task's conditioning for `count` rows, on the device in the compute dtype."""
         return {
-            name: torch.from_numpy(np.array(rows))
-            .to(self.policy.device, self.policy.family.dtype)
+            name: to_tensor(rows)
+            .to(self.policy.device, self.policy.family.dtype, non_blocking=True)
             .expand(count, *rows.shape[1:])
             for name, rows in conditioning.items()
         }
 
     def on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.policy.device)
+        return torch.from_numpy(array).to(self.policy.device, non_blocking=True)
 
 
 def padded_rows(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

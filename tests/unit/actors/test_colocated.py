@@ -48,7 +48,7 @@ def test_colocated_equals_split_bit_for_bit(sd3_folder, tmp_path, lora):
     policy = tiny_settings(sd3_folder, guidance=4.5, **({} if lora else {"lora": None}))
     log = LogFile(tmp_path / "log", "test", "colocated")
     split = (
-        RolloutWorker(policy, KERNEL, ROLLOUT, 0, log),
+        RolloutWorker(policy, KERNEL, ROLLOUT, 0, log, keeps_base=True),
         LearnerWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log),
     )
     one = ColocatedWorker(policy, KERNEL, OBJECTIVE, LEARNER, PLAN.trained_steps, 0, log, rollout=ROLLOUT)

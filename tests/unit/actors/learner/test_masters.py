@@ -65,6 +65,20 @@ def test_the_reference_is_the_base_before_training(sd3_folder):
     assert policy.export(1).checksum == trained != base
 
 
+def test_a_policy_that_keeps_no_base_has_no_copy_of_it(sd3_folder):
+    policy = Policy(tiny_settings(sd3_folder, lora=None), seed=0, keeps_base=False)
+    with pytest.raises(RuntimeError, match="keeps_base"), policy.reference():
+        pass
+    adapter = Policy(tiny_settings(sd3_folder), seed=0, keeps_base=False)
+    with adapter.reference():
+        assert not any(name for name, module in adapter.transformer.named_modules() if is_on(module))
+
+
+def is_on(module) -> bool:
+    """Whether a layer adds its adapter."""
+    return hasattr(module, "lora_A") and not module.disable_adapters
+
+
 @TRAINED
 @pytest.mark.parametrize("ema", [None, EmaSettings(every=1)])
 def test_a_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema, trained):

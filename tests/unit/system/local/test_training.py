@@ -6,9 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
+from actors.rollout.sampler import Sampler
 from tests.helpers.holes import write_scorers
 from tests.helpers.run_folders import adapter, figures, metrics
 
@@ -137,6 +139,28 @@ def test_failed_scores_are_holes_and_too_many_stop_the_run(train, tmp_path):
         assert abs(len(without) / len(pairs) - percent / 100) < 0.1
         assert sum(line["holes"] for line in metrics(run)[1:]) == len(without)
         assert not any(without)
+
+
+def test_a_full_gpu_is_a_sentence_in_the_terminal_and_the_log_and_a_smaller_batch_resumes(train, tmp_path, monkeypatch):
+    train("name=full", "steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "__call__", raises(torch.OutOfMemoryError("CUDA out of memory.")))
+        done = train("name=full", "--resume", code=2)
+    assert "the memory of the GPU is full; lower rollout.micro_batch or rollout.decode_batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    log = tmp_path / "runs" / "full" / "logs" / "driver.log"
+    assert "the memory of the GPU is full" in log.read_text()
+
+    train("name=full", "--resume", "rollout.micro_batch=4", "rollout.decode_batch=4")
+    assert [line["step"] for line in metrics(tmp_path / "runs" / "full")] == [0, 1, 2, 3, 4]
+    assert "not be bit for bit those of a run that kept its settings: rollout.micro_batch was 8" in log.read_text()
+
+
+def raises(error: Exception):
+    def call(*_):
+        raise error
+
+    return call
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,9 @@ def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tm
         ({"reward": {"combine": "group_norm"}}, True),
         ({"reward": {"app": "other"}}, True),
         ({"seed": 5}, True),
+        ({"rollout": {"workers": 3, "task_timeout_s": 5}}, False),
+        ({"rollout": {"micro_batch": 6}}, False),
+        ({"learner": {"lr": 1}}, True),
     ],
 )
 def test_a_resumed_run_may_change_what_enters_no_arithmetic(tmp_path, change, refused):
@@ -395,16 +398,26 @@ def test_a_run_folder_is_the_recipe_of_its_run_wherever_it_lies_now(tmp_path):
     for place in (tmp_path / "new" / "mine", tmp_path / "new" / "mine" / "config.yaml"):
         config = load_config(str(place), ["steps=60"])
         assert (config.name, config.output, config.steps) == ("mine", str(tmp_path / "new"), 60)
-        assert differences(began.model_dump(), config.model_dump()) == [
-            f"output was {tmp_path}/old and is {tmp_path}/new",
-            "steps was 50 and is 60",
-        ]
+        assert differences(began, config) == {
+            "output": f"output was {tmp_path}/old and is {tmp_path}/new",
+            "steps": "steps was 50 and is 60",
+        }
 
 
 def test_the_log_says_which_free_settings_a_resumed_run_changes(tmp_path):
     begin(config(tmp_path, steps=9))
     with RunFolder.open(config(tmp_path, steps=12), resume=True) as run:
         assert run.notes == [f"the run `{run.path}` continues with other settings: steps was 9 and is 12"]
+
+
+def test_the_log_names_what_rounds_otherwise(tmp_path):
+    begin(config(tmp_path))
+    with RunFolder.open(config(tmp_path, rollout={"micro_batch": 6, "workers": 2}), resume=True) as run:
+        continues, rounds = run.notes
+    assert continues.endswith("rollout.workers was 1 and is 2; rollout.micro_batch was 24 and is 6")
+    assert rounds == (
+        "the weights will not be bit for bit those of a run that kept its settings: rollout.micro_batch was 24 and is 6"
+    )
 
 
 @pytest.mark.parametrize("damage", ["half", "without its end", "missing"])
