@@ -41,8 +41,8 @@ def compare(
 
     if not contenders:
         results = read_results(output)
-        labels = len({result.label for result in results})
-        _show(results, output, f"{labels} contenders", f"tempflow compare --output {output}", target or ())
+        count = len({result.contender for result in results})
+        _show(results, output, f"{count} contenders", f"tempflow compare --output {output}", target or ())
         return
     parsed = parse_contenders(contenders)
     results, code = run_all(parsed, range(seeds), budget, evals, output, console, local)

@@ -26,7 +26,7 @@ DASHES = ("-", "--", ":")
 class Row:
     """A contender in the table."""
 
-    label: str
+    contender: str
     seeds: int
     spent: str
     """Mean NFE of a run."""
@@ -40,7 +40,7 @@ class Row:
 class Gap:
     """The last score of a contender less that of the first contender, over the seeds that both have."""
 
-    label: str
+    contender: str
     scorer: str
     seeds: int
     difference: str
@@ -56,16 +56,16 @@ def write_page(
     Args:
         targets: accuracies of the table; some between start and best end if none are given.
     """
-    by_label: dict[str, list[Result]] = {}
+    by_contender: dict[str, list[Result]] = {}
     for result in results:
-        by_label.setdefault(result.label, []).append(result)
+        by_contender.setdefault(result.contender, []).append(result)
     scorers = list(results[0].points[0].held_out)
     watched = [name for name in scorers if name not in results[0].trained_on]
     judge = (watched or scorers)[0]
     shown = list(dict.fromkeys((judge, *results[0].trained_on)))
-    panels = [_curve(by_label, name, cost, output) for name in shown for cost in COSTS]
-    panels.append(_spread(by_label, output))
-    targets = targets or _targets(by_label, judge)
+    panels = [_curve(by_contender, name, cost, output) for name in shown for cost in COSTS]
+    panels.append(_spread(by_contender, output))
+    targets = targets or _targets(by_contender, judge)
     page = (
         pages("system.compare")
         .get_template("compare.html.j2")
@@ -75,9 +75,9 @@ def write_page(
             judge=judge,
             panels=panels,
             targets=[score(target, 3) for target in targets],
-            rows=[_row(label, runs, judge, targets) for label, runs in by_label.items()],
-            gaps=[gap for name in shown for gap in _gaps(by_label, name)],
-            recipes={label: runs[0].recipe for label, runs in by_label.items()},
+            rows=[_row(contender, runs, judge, targets) for contender, runs in by_contender.items()],
+            gaps=[gap for name in shown for gap in _gaps(by_contender, name)],
+            recipes={contender: runs[0].recipe for contender, runs in by_contender.items()},
             made_by=sorted({result.made_by for result in results}),
         )
     )
@@ -99,12 +99,12 @@ def _look(place: int) -> tuple[str, str]:
     return SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
 
 
-def _curve(by_label: dict[str, list[Result]], name: str, cost: str, output: Path) -> Panel:
+def _curve(by_contender: dict[str, list[Result]], name: str, cost: str, output: Path) -> Panel:
     def plot(axis: Axes) -> None:
-        for place, (label, runs) in enumerate(by_label.items()):
+        for place, (contender, runs) in enumerate(by_contender.items()):
             cost_P, score_SP = _series(runs, name, cost)
             colour, dash = _look(place)
-            axis.plot(cost_P, score_SP.mean(0), dash, color=colour, linewidth=1.4, marker="o", ms=2.5, label=label)
+            axis.plot(cost_P, score_SP.mean(0), dash, color=colour, linewidth=1.4, marker="o", ms=2.5, label=contender)
             if len(runs) > 1:
                 axis.fill_between(cost_P, score_SP.min(0), score_SP.max(0), color=colour, alpha=0.12, linewidth=0)
         axis.set_xlabel(COSTS[cost])
@@ -113,19 +113,19 @@ def _curve(by_label: dict[str, list[Result]], name: str, cost: str, output: Path
 
     key = f"{name}-{cost}"
     draw_png(output / f"{key}.png", plot)
-    seeds = max(len(runs) for runs in by_label.values())
+    seeds = max(len(runs) for runs in by_contender.values())
     caption = f"Mean held-out {name} over {COSTS[cost]}" + (f"; the band is all {seeds} seeds." if seeds > 1 else ".")
-    ends = [f"{label} {_series(runs, name, cost)[1].mean(0)[-1]:.3f}" for label, runs in by_label.items()]
+    ends = [f"{contender} {_series(runs, name, cost)[1].mean(0)[-1]:.3f}" for contender, runs in by_contender.items()]
     return Panel(f"{name} over {COSTS[cost]}", caption, f"At the end: {', '.join(ends)}.", draw(key, plot))
 
 
-def _spread(by_label: dict[str, list[Result]], output: Path) -> Panel:
+def _spread(by_contender: dict[str, list[Result]], output: Path) -> Panel:
     def plot(axis: Axes) -> None:
-        for place, (label, runs) in enumerate(by_label.items()):
+        for place, (contender, runs) in enumerate(by_contender.items()):
             spread_ST = np.array([run.spread for run in runs], float)
             drawn = np.flatnonzero(~np.isnan(spread_ST).any(0))
             colour, dash = _look(place)
-            axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=label)
+            axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=contender)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("sampling step i (0 starts from pure noise)")
@@ -136,18 +136,18 @@ def _spread(by_label: dict[str, list[Result]], output: Path) -> Panel:
     return Panel("What exploration sees", caption, "Reward std by sampling step.", draw("spread", plot))
 
 
-def _targets(by_label: dict[str, list[Result]], judge: str) -> list[float]:
+def _targets(by_contender: dict[str, list[Result]], judge: str) -> list[float]:
     """Accuracies between the mean start and the best mean end, evenly apart."""
-    ends = {label: _series(runs, judge, "nfe")[1].mean(0)[[0, -1]] for label, runs in by_label.items()}
+    ends = {contender: _series(runs, judge, "nfe")[1].mean(0)[[0, -1]] for contender, runs in by_contender.items()}
     low, high = mean(end[0] for end in ends.values()), max(end[1] for end in ends.values())
     return [low + (high - low) * (k + 1) / (TARGETS + 1) for k in range(TARGETS)]
 
 
-def _row(label: str, runs: Sequence[Result], judge: str, targets: Sequence[float]) -> Row:
+def _row(contender: str, runs: Sequence[Result], judge: str, targets: Sequence[float]) -> Row:
     start_S, end_S = _series(runs, judge, "nfe")[1][:, [0, -1]].T
     reached = [_reached(runs, judge, target) for target in targets]
     spent = mean(run.points[-1].nfe for run in runs)
-    return Row(label, len(runs), f"{spent:,.0f}", _mean_and_spread(start_S), _mean_and_spread(end_S), reached)
+    return Row(contender, len(runs), f"{spent:,.0f}", _mean_and_spread(start_S), _mean_and_spread(end_S), reached)
 
 
 def _mean_and_spread(score_S: np.ndarray) -> str:
@@ -185,21 +185,23 @@ def half_interval(differences: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
 
 
-def _gaps(by_label: dict[str, list[Result]], name: str) -> list[Gap]:
+def _gaps(by_contender: dict[str, list[Result]], name: str) -> list[Gap]:
     """The gap in one score of each contender but the first, where at least two seeds have it."""
-    (base, *others), found = by_label, []
-    ends = {label: {run.seed: run.points[-1].held_out[name] for run in runs} for label, runs in by_label.items()}
-    for label in others:
-        shared = sorted(ends[base].keys() & ends[label].keys())
+    (base, *others), found = by_contender, []
+    ends = {
+        contender: {run.seed: run.points[-1].held_out[name] for run in runs} for contender, runs in by_contender.items()
+    }
+    for contender in others:
+        shared = sorted(ends[base].keys() & ends[contender].keys())
         differences = [
             mine - theirs
             for seed in shared
-            if (mine := ends[label][seed]) is not None and (theirs := ends[base][seed]) is not None
+            if (mine := ends[contender][seed]) is not None and (theirs := ends[base][seed]) is not None
         ]
         if len(differences) < 2:
             continue
         middle, half = mean(differences), half_interval(differences)
         verdict = "not distinguishable" if abs(middle) <= half else "better" if middle > 0 else "worse"
         interval = " to ".join(score(end, 3, "+") for end in (middle - half, middle + half))
-        found.append(Gap(label, name, len(differences), score(middle, 3, "+"), interval, verdict))
+        found.append(Gap(contender, name, len(differences), score(middle, 3, "+"), interval, verdict))
     return found

@@ -36,7 +36,7 @@ class Point:
 class Result:
     """One run."""
 
-    label: str
+    contender: str
     """The name of the contender."""
     seed: int
     key: str
@@ -77,7 +77,7 @@ def key_of(config: RunConfig) -> str:
     return hashlib.blake2b(json.dumps(resolved, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def condense(run: Path, label: str, key: str) -> Result:
+def condense(run: Path, contender: str, key: str) -> Result:
     """What a comparison needs of a finished run's folder."""
     config = load_yaml(read_text(run / "config.yaml"), str(run / "config.yaml"))
     lines = RunFolder(run).read_metrics()
@@ -90,7 +90,7 @@ def condense(run: Path, label: str, key: str) -> Result:
             counts = {key: line[key] for key in ("step", "nfe", "decodes", "scores")}
             points.append(Point(**counts, seconds=round(seconds, 2), held_out=held_out))
     return Result(
-        label,
+        contender,
         config["seed"],
         key,
         _made_by(config.get("tempflow", {})),

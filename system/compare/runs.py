@@ -26,7 +26,7 @@ from system.training import train_run
 class Contender:
     """A recipe, its overrides, and its name in the comparison."""
 
-    label: str
+    name: str
     """The contender's name in tables, legends and file names."""
     recipe: str
     overrides: tuple[str, ...]
@@ -43,13 +43,13 @@ class Contender:
         """
         recipe, *overrides = _split(text)
         names = [override.removeprefix("name=") for override in overrides if override.startswith("name=")]
-        label = names[-1] if names else Path(recipe).stem
+        name = names[-1] if names else Path(recipe).stem
         own = [override for override in overrides if not override.startswith("name=")]
-        return cls(label, recipe, (*shared, *own))
+        return cls(name, recipe, (*shared, *own))
 
     def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
         """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
-        place = [f"name={self.label}-seed{seed}", f"output={runs}", "checkpoint.folder=null"]
+        place = [f"name={self.name}-seed{seed}", f"output={runs}", "checkpoint.folder=null"]
         load = [*self.overrides, f"seed={seed}", *place]
         steps = steps_within(load_config(self.recipe, load), budget)
         choices = (max(1, steps // evals), math.ceil(steps / evals))
@@ -86,9 +86,9 @@ def parse_contenders(texts: Sequence[str]) -> list[Contender]:
     contenders = [Contender.parse(text, overrides) for text in texts if text not in for_all]
     if not contenders:
         raise UserError("nothing to compare: name at least one recipe")
-    labels = [contender.label for contender in contenders]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"two contenders are named {max(labels, key=labels.count)}; give one another name=…")
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise UserError(f"two contenders are named {max(names, key=names.count)}; give one another name=…")
     return contenders
 
 
@@ -101,7 +101,7 @@ def read_results(folder: Path) -> list[Result]:
     results = [Result.load(path) for path in sorted(folder.glob("*.json"))]
     if not results:
         raise UserError(f"--output: no results in `{folder}`; name recipes to compare, or the folder of a comparison")
-    return sorted(results, key=lambda result: (result.seed, result.label))
+    return sorted(results, key=lambda result: (result.seed, result.contender))
 
 
 def run_all(
@@ -126,22 +126,22 @@ def run_all(
     """
     make_output_folder(output, "--output")
     configs = {
-        (seed, contender.label): contender.config(seed, budget, evals, output / "runs")
+        (seed, contender.name): contender.config(seed, budget, evals, output / "runs")
         for seed in seeds
         for contender in contenders
     }
-    _check_comparable([configs[seeds[0], contender.label] for contender in contenders], local)
+    _check_comparable([configs[seeds[0], contender.name] for contender in contenders], local)
     for config in configs.values():
         _check_own(config, output)
     results: list[Result] = []
-    for number, ((_, label), config) in enumerate(configs.items(), 1):
+    for number, ((_, name), config) in enumerate(configs.items(), 1):
         path = output / f"{config.name}.json"
         if not path.exists():
             console.print(plain(f"{config.name}, {number} of {len(configs)}: {config.steps} steps"), style="bold")
             code = train_run(config, resume=True, console=console, local=local)
             if code:
                 return results, code
-            condense(Path(config.output) / config.name, label, key_of(config)).save(path)
+            condense(Path(config.output) / config.name, name, key_of(config)).save(path)
         results.append(Result.load(path))
     return results, 0
 

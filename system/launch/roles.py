@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 from actors.colocated import ColocatedWorker
 from actors.learner.actor import LearnerWorker
-from actors.learner.group import LearnerGroup
+from actors.learner.remote import RemoteLearner
 from actors.lost import LearnerLate, LearnerLost
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
@@ -41,7 +41,7 @@ class RayRoles:
 
     rollouts: Fleet
     rewards: RewardPool
-    learners: LearnerGroup
+    learners: RemoteLearner
 
     def __init__(self, config: RunConfig, trainable: list[int], logs: Path, learns: bool = True) -> None:
         self.config, self.trainable, self.logs, self.learns = config, trainable, logs, learns
@@ -65,7 +65,7 @@ class RayRoles:
         self._ends.callback(self.placement.release)
         self._reserve()
         if self.learns:
-            self.learners = LearnerGroup(
+            self.learners = RemoteLearner(
                 self._start_rank, self.config.learner, self.config.ray.start_timeout_s, self._restarted
             )
             self._ends.callback(self.learners.close)
@@ -132,7 +132,7 @@ class RayRoles:
         return LogFile(self.logs / f"{name}.log", self.config.name, role, more)
 
 
-def start_learner(learners: LearnerGroup, timeout_s: float) -> None:
+def start_learner(learners: RemoteLearner, timeout_s: float) -> None:
     """Wait until all ranks have loaded the model and met; they start again if one dies on the way.
 
     Raises:

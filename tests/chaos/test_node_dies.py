@@ -10,7 +10,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.exceptions import ObjectLostError
 
-from actors.learner.group import LearnerGroup
+from actors.learner.remote import RemoteLearner
 from actors.learner.settings import LearnerSettings
 from actors.reward.pool import RewardPool
 from services.scoring.settings import ScorerSettings
@@ -73,9 +73,9 @@ def test_what_lay_on_a_lost_node_is_known_to_be_lost(cluster):
     made = Maker.remote().make.remote()
     ray.wait([made], timeout=60, fetch_local=False)
     cluster.remove_node(node, allow_graceful=False)
-    group = LearnerGroup(lambda rank: Rank.remote(), LearnerSettings(ranks=2))
+    learner = RemoteLearner(lambda rank: Rank.remote(), LearnerSettings(ranks=2))
     with pytest.raises(ObjectLostError):
-        group.update([made], [], 0)
+        learner.update([made], [], 0)
     scorer = ScorerSettings(name="size", scorer="jpeg_size")
     with pytest.raises(ObjectLostError):
         RewardPool({"size": Handle()}, [scorer]).score(made, ["a"], ["size"], np.ones(1, bool))

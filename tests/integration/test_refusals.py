@@ -8,7 +8,7 @@ import sys
 import pytest
 import ray
 
-from actors.learner.group import LearnerGroup
+from actors.learner.remote import RemoteLearner
 from actors.learner.settings import LearnerSettings
 from actors.rollout.fleet import Fleet
 from services.base.errors import UserError, refusal
@@ -57,9 +57,9 @@ def test_a_worker_that_dies_three_times_as_it_starts_ends_the_start(local_ray):
 
 
 def test_a_rank_that_refuses_to_start_is_no_lost_learner(local_ray):
-    group = LearnerGroup(lambda rank: Refuses.remote(), LearnerSettings(), 60)
+    learner = RemoteLearner(lambda rank: Refuses.remote(), LearnerSettings(), 60)
     with pytest.raises(UserError) as refused:
-        group.join(60)
+        learner.join(60)
     assert str(refused.value) == SAYS
 
 

@@ -21,16 +21,16 @@ def points(*scores, nfe=1000):
     ]
 
 
-def result(label, seed, *scores, nfe=1000, spread=(0.2, 0.1, None)):
+def result(contender, seed, *scores, nfe=1000, spread=(0.2, 0.1, None)):
     recipe = {"plan": {"name": "trunk"}, "lr": 1e-3}
-    return Result(label, seed, "key", "0.1 abc", recipe, ["reward"], points(*scores, nfe=nfe), list(spread))
+    return Result(contender, seed, "key", "0.1 abc", recipe, ["reward"], points(*scores, nfe=nfe), list(spread))
 
 
 def test_a_contender_is_a_recipe_with_overrides_and_a_name():
     assert Contender.parse("shapes") == Contender("shapes", "shapes", ())
     slow = Contender.parse("shapes learner.lr=1e-4 name=slow")
     assert slow == Contender("slow", "shapes", ("learner.lr=1e-4",))
-    assert Contender.parse("my/own.yaml").label == "own"
+    assert Contender.parse("my/own.yaml").name == "own"
     quoted = Contender.parse("shapes 'plan={name: chain, seeds: 4}'")
     assert quoted.overrides == ("plan={name: chain, seeds: 4}",)
     for wrong in ("shapes 'plan", " "):
@@ -42,7 +42,7 @@ def test_a_contender_is_a_recipe_with_overrides_and_a_name():
 
 def test_an_override_alone_is_for_every_contender_before_its_own(tmp_path):
     one, two = parse_contenders(["shapes learner.lr=1e-4", "eval.prompts=64", "shapes name=two", "learner.lr=2e-4"])
-    assert (one.label, two.label) == ("shapes", "two")
+    assert (one.name, two.name) == ("shapes", "two")
     configs = [contender.config(0, 80_000, 8, tmp_path) for contender in (one, two)]
     assert [(config.eval.prompts, config.learner.lr) for config in configs] == [(64, 1e-4), (64, 2e-4)]
     (several,) = parse_contenders(["learner.lr=1e-4 eval.prompts=64", "shapes"])
@@ -119,7 +119,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     one = result("a", 0, 0.5, 0.6)
     one.save(tmp_path / "a.json")
     assert Result.load(tmp_path / "a.json") == one
-    (tmp_path / "b.json").write_text('{"label": "b"}')
+    (tmp_path / "b.json").write_text('{"contender": "b"}')
     with pytest.raises(UserError, match=r"b\.json: not a result"):
         Result.load(tmp_path / "b.json")
 
@@ -154,7 +154,7 @@ def test_a_run_in_small(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     small = condense(tmp_path, "mine", "key")
-    assert (small.label, small.seed, small.made_by, small.trained_on) == (
+    assert (small.contender, small.seed, small.made_by, small.trained_on) == (
         "mine",
         4,
         "0.1 abcdef012345-dirty",
@@ -176,13 +176,13 @@ def test_the_page_says_who_is_better_and_who_cannot_be_told_apart(tmp_path):
             result("same", seed, 0.5, 0.6, base + (-1) ** seed * 0.03),
         ]
     page = write_page(runs, tmp_path, "three of them", 'tempflow compare "plain x=<1>"').read_text()
-    for label, scorer, verdict in (
+    for contender, scorer, verdict in (
         ("good", "judge", "better"),
         ("good", "reward", "better"),
         ("same", "judge", "not distinguishable"),
         ("same", "reward", "not distinguishable"),
     ):
-        row = page.partition(f'<th scope="row">{label}</th><td>{scorer}</td>')[2].partition("</tr>")[0]
+        row = page.partition(f'<th scope="row">{contender}</th><td>{scorer}</td>')[2].partition("</tr>")[0]
         assert f">{verdict}</td>" in row
     assert "x=&lt;1&gt;" in page
     assert "<script" not in page

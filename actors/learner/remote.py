@@ -29,7 +29,7 @@ GRACE_S = 10
 """Between one rank's failed collective and the news of the death that caused it."""
 
 
-class LearnerGroup:
+class RemoteLearner:
     """The ranks of one learner. Each answers every request; the first one's answer counts.
 
     Requests are never repeated: an optimizer step is applied once, by all ranks or by none that live on.

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from actors.learner.actor import LearnerWorker
-from actors.learner.group import LearnerGroup
+from actors.learner.remote import RemoteLearner
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.lost import LearnerLost
 from actors.policy.settings import FlowSDESettings
@@ -32,12 +32,12 @@ class SmallBuckets(LearnerWorker):
 
 
 @pytest.fixture(scope="module")
-def group(sd3_folder, local_ray, tmp_path_factory):
-    """Starts groups and closes them; asked again for the same one, it restarts it."""
+def learner(sd3_folder, local_ray, tmp_path_factory):
+    """Starts learners and closes them; asked again for the same one, it restarts it."""
     started = {}
     logs = tmp_path_factory.mktemp("logs")
 
-    def start(ranks: int, shard: bool = False, **changes) -> LearnerGroup:
+    def start(ranks: int, shard: bool = False, **changes) -> RemoteLearner:
         key = str((ranks, shard, changes))
         if key in started:
             started[key].restart()
@@ -46,7 +46,7 @@ def group(sd3_folder, local_ray, tmp_path_factory):
             ranks=ranks, shard=shard, lr=1e-2, micro_batch=3, max_drift=10, update_timeout_s=60, ema={"every": 1}
         )
         policy, kernel, steps = tiny_settings(sd3_folder, **changes), FlowSDESettings(), PLAN.trained_steps
-        started[key] = LearnerGroup(
+        started[key] = RemoteLearner(
             lambda rank: (
                 ray.remote(SmallBuckets)
                 .options(num_cpus=0)
@@ -79,8 +79,8 @@ def experience(folder, count):
     return [ray.put(decisions) for decisions, _ in batch], advantages
 
 
-def arrays_of(group: LearnerGroup, version: int) -> dict[str, np.ndarray]:
-    buckets = ray.get(list(group.export(version).buckets), timeout=60)
+def arrays_of(learner: RemoteLearner, version: int) -> dict[str, np.ndarray]:
+    buckets = ray.get(list(learner.export(version).buckets), timeout=60)
     assert len(buckets) > 2
     return {name: array for bucket in buckets for name, array in bucket.items()}
 
@@ -98,13 +98,13 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
-    sd3_folder, group, tmp_path, shared_by, changes
+    sd3_folder, learner, tmp_path, shared_by, changes
 ):
     """Three tasks: uneven shares, a rank without a task in the second optimizer step, and a task of zeros."""
     tasks, advantages = experience(sd3_folder, 3)
-    one, two = group(1, **changes), group(2, **shared_by, **changes)
+    one, two = learner(1, **changes), learner(2, **shared_by, **changes)
     for version in (1, 2):
-        alone, shared = (group.update(tasks, advantages, version - 1) for group in (one, two))
+        alone, shared = (learner.update(tasks, advantages, version - 1) for learner in (one, two))
         assert alone.grad_norm == pytest.approx(shared.grad_norm, rel=1e-5)
         assert shared.first_ratio_deviation == 0
         assert (alone.nfe, alone.clip_fraction) == (shared.nfe, pytest.approx(shared.clip_fraction))
@@ -120,7 +120,7 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
         assert len(set(ray.get(of_each, timeout=60))) == 1
 
     expected = two.evaluated().label
-    two = group(2, **shared_by, **changes)
+    two = learner(2, **shared_by, **changes)
     two.restore(Folder.at(str(tmp_path)), 1)
     two.update(tasks, advantages, 1)
     assert two.evaluated().label == expected
@@ -131,9 +131,9 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_rank_that_dies_in_an_update_is_a_lost_learner_at_once(sd3_folder, group, killed):
+def test_a_rank_that_dies_in_an_update_is_a_lost_learner_at_once(sd3_folder, learner, killed):
     tasks, advantages = experience(sd3_folder, 4)
-    two = group(2)
+    two = learner(2)
     pid = ray.get(two.workers[killed].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
     two.workers[killed].__ray_call__.remote(lambda _: time.sleep(60))
     threading.Timer(1, os.kill, [pid, signal.SIGKILL]).start()
