@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from actors.policy.arrays import to_array, to_tensor
 from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
+from actors.policy.merging import MergingAdapter
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.sharding import is_sharded, local, placed, shard
 from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, read_trained
@@ -128,6 +130,14 @@ class Policy:
             yield
         finally:
             self.transformer.enable_adapters()
+
+    @cached_property
+    def _merging(self) -> MergingAdapter:
+        return MergingAdapter(self.transformer)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """The adapter is part of the base's weights, which makes sampling faster and rounds otherwise."""
+        return self._merging.merged()
 
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:

@@ -17,6 +17,10 @@ class RolloutSettings(Settings):
     """Rows of one transformer forward; the halves of classifier-free guidance count as rows."""
     decode_batch: int = Field(24, ge=1)
     """Latents decoded at once."""
+    merge_adapter: bool = False
+    """Add the adapter into the base's weights while a task or an evaluation batch is sampled: faster forwards, for a
+    copy of the weights that have an adapter in the CPU's memory. The learner's arithmetic stays as it is, so that the
+    first ratio is still exactly 1; what the two differ by is in the metric `drift`."""
     num_cpus: float = Field(1, ge=0)
     """CPUs that Ray reserves for one worker."""
     num_gpus: Gpus = 0
@@ -43,12 +47,14 @@ class RolloutSettings(Settings):
         """Workers that there may be at once."""
         return self.max_workers or self.workers
 
-    def check(self) -> None:
-        """Refuse fewer workers at most than the run begins with.
+    def check(self, has_adapter: bool) -> None:
+        """Refuse fewer workers at most than the run begins with, and to merge an adapter that there is not.
 
         Raises:
-            ValueError: names both numbers.
+            ValueError: names the settings.
         """
+        if self.merge_adapter and not has_adapter:
+            raise ValueError("rollout.merge_adapter: policy.lora is null, so there is no adapter; set it to false")
         if self.max_workers is not None and self.max_workers < self.workers:
             raise ValueError(
                 f"rollout.max_workers: {self.max_workers} is less than rollout.workers = {self.workers}; "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class Generator:
         started = time.perf_counter()
         conditioning = self.embed([task.prompt])
         roots = [(*task.address, b) for b in range(plan.seeds)]
-        front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
+        with self._policy():
+            front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC, finite_M = self._decode(front.leaf_MZ)
         arrays = {name: to_array(tensor) for name, tensor in conditioning.items()}
         trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
@@ -86,14 +88,15 @@ class Generator:
         conditioning = self.embed(list(prompts))
         sampler = self._sampler(num_steps)
         arguments = (ode_plan(num_steps), list(addresses), list(range(len(prompts))), conditioning)
-        if base:
-            with self.policy.reference():
-                front = sampler(*arguments)
-        else:
+        with self.policy.reference() if base else self._policy():
             front = sampler(*arguments)
         images_NHWC, finite_N = self._decode(front.leaf_MZ)
         cost = front.cost + Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
         return images_NHWC, (finite_N, cost)
+
+    def _policy(self) -> AbstractContextManager[None]:
+        """The policy as it samples."""
+        return self.policy.merged() if self.settings.merge_adapter else nullcontext()
 
     def _sampler(self, num_steps: int) -> Sampler:
         sigmas = self.policy.family.sigmas(num_steps).to(self.policy.device)

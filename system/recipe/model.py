@@ -147,7 +147,7 @@ class RunConfig(Settings):
         self.objective.check(self.kernel, self.learner, prompts)
         self.advantage.check(self.plan.leaves_per_action, self.plan.has_baselines)
         self.learner.check(prompts, self.policy, self.placement == "colocated", self.rollout.workers)
-        self.rollout.check()
+        self.rollout.check(has_adapter=self.policy.lora is not None)
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")

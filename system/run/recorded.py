@@ -25,7 +25,7 @@ FREE = (
 """Settings that a resumed run may change, with all below them: none of them enters the arithmetic of a step."""
 
 ROUNDING = (
-    *("rollout.micro_batch", "rollout.decode_batch", "rollout.threads"),
+    *("rollout.micro_batch", "rollout.decode_batch", "rollout.threads", "rollout.merge_adapter"),
     *("learner.micro_batch", "learner.threads", "learner.ranks", "learner.shard"),
     *("policy.compile", "policy.attention", "policy.device", "deterministic"),
 )

@@ -47,6 +47,10 @@ from system.recipe.load import load_config
             r"policy\.compile to false",
         ),
         ({"rollout": {"workers": 3, "max_workers": 2}}, r"rollout\.max_workers: 2 is less"),
+        (
+            {"rollout": {"merge_adapter": True}, "policy": {"model": "m", "lora": None}},
+            r"rollout\.merge_adapter: policy\.lora is null",
+        ),
         ({"plan": {"name": "trunk", "explorations": 1}}, r"at least 2"),
         ({"plan": {"name": "chain"}}, r"advantage\.group = seed .*to prompt$"),
         ({"scorers": []}, r"`scorers`"),
