@@ -16,7 +16,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
 from actors.trajectory import Decisions, Leaves
-from services.base.devices import prepare_torch
+from services.base.devices import ending_with_its_gpu, prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, log_to
 from services.base.storage import Folder
@@ -87,6 +87,7 @@ class LearnerWorker:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
         return self.learner.describe()
 
+    @ending_with_its_gpu()
     def update(
         self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Leaves | None
     ) -> UpdateStats:

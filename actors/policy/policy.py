@@ -241,8 +241,11 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Fam
     """The model's family with its weights.
 
     Raises:
-        UserError: the files do not make the model.
+        UserError: the files do not make the model, or the GPU does not compute in its type.
     """
+    if settings.dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"policy.dtype: this GPU ({name}) does not compute in bf16; set policy.dtype=fp32")
     folder = resolve_model(settings.model)
     try:
         return family_class(settings).load(settings, folder, device, parts)

@@ -13,7 +13,7 @@ from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task
-from services.base.devices import prepare_torch
+from services.base.devices import ending_with_its_gpu, prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, at, log_to
 
@@ -54,12 +54,14 @@ class RolloutWorker:
         return self.generator.load(Weights(label.version, label.checksum, arrays))
 
     @ray.method(num_returns=3)
+    @ending_with_its_gpu()
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
         """What the learner trains on, images for the reward pool, and what the driver reads."""
         with at(step=task.step, task=task.index):
             return self.generator.generate(task, plan)
 
     @ray.method(num_returns=2)
+    @ending_with_its_gpu()
     def sample(
         self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:

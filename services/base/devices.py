@@ -28,6 +28,9 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
         num_gpus: what the role asks Ray for.
         deterministic: only use algorithms that give the same bits each time. On a GPU the usual backward of attention
             and others are not among them; an operation that has no such algorithm raises a RuntimeError.
+
+    Raises:
+        UserError: the role asks for GPUs and PyTorch finds none.
     """
     if not num_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -40,8 +43,21 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if num_gpus and not torch.cuda.is_available():
-        version = torch.__version__
-        log.warning("this role asks for %g GPUs and PyTorch %s finds none: it runs on the CPU", num_gpus, version)
+        raise UserError(
+            f"this role asks for {num_gpus:g} GPUs and PyTorch {torch.__version__} finds none ({_without_gpu()}); "
+            "install a build of PyTorch that fits the machine's driver, or set the role's num_gpus to 0"
+        )
+
+
+def _without_gpu() -> str:
+    """Why PyTorch cannot use a GPU, in its own words: it has no CUDA, the driver is missing, or it is too old."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        return " ".join(str(error).split())
+    return "no GPU is visible"
 
 
 DEVICE = re.compile(r"auto|cpu|cuda(:(\d+))?")
@@ -65,6 +81,24 @@ def device_of(setting: str) -> torch.device:
         version = torch.__version__
         raise UserError(f"device is {setting} and PyTorch {version} finds no GPU here; set it to auto or cpu")
     return torch.device("cuda", int(found[2]) if found[2] else torch.cuda.current_device())
+
+
+@contextmanager
+def ending_with_its_gpu() -> Iterator[None]:
+    """End the process of an actor when CUDA fails (a defect of the memory, a fault in a kernel, a GPU that is gone).
+
+    CUDA cannot be used again in such a process. Its end makes Ray tell the caller that the actor died, and the caller
+    puts another in its place. A context manager, and a decorator.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        said = str(error).strip().partition("\n")[0]
+        log.critical("the GPU of this process failed (%s); the process ends, and another takes its place", said)
+        logging.shutdown()
+        os._exit(1)
 
 
 ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+).*?total capacity of ([\d.]+ \w+)", re.DOTALL)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LEAST_FREE_BYTES = 2**30
 """The least room that a run folder needs, for metrics, experience, pictures and logs."""
+OTHERS_BYTES = 2**31
+"""More than CUDA itself takes on a GPU."""
 ADAM_COPIES = 4
 """A checkpoint holds four fp32 arrays per trained weight: the weight, two moments, a moving average."""
 SHM = Path("/dev/shm")
@@ -43,7 +45,11 @@ def torch(config: RunConfig | None) -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        yield Finding("ok", f"gpu {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+        free, total = torch.cuda.mem_get_info(index)
+        says = f"{device.name}, {total / 2**30:.0f} GiB"
+        if total - free > OTHERS_BYTES:
+            says = f"{says}, of which {(total - free) / 2**30:.0f} GiB are in use by another process"
+        yield Finding("warning" if total - free > OTHERS_BYTES else "ok", f"gpu {index}", says)
     if config and config.policy.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Finding("problem", "bf16", "policy.dtype is bf16, which this GPU does not compute; set it to fp32")
 

@@ -1,6 +1,7 @@
 """Which device a process takes, and how it sets PyTorch up before CUDA starts."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -41,11 +42,16 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):
 PREPARED = """
 import json, os, sys
 from services.base.devices import prepare_torch
-prepare_torch(2, float(sys.argv[1]), sys.argv[2] == "yes")
+from services.base.errors import UserError
+said = ""
+try:
+    prepare_torch(2, float(sys.argv[1]), sys.argv[2] == "yes")
+except UserError as error:
+    said = str(error)
 import torch
 print(json.dumps([
     os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.get_num_threads(),
-    torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory,
+    torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory, said,
 ]))
 """
 
@@ -64,5 +70,34 @@ def test_a_role_without_gpus_sees_none_and_a_deterministic_one_is_so_before_cuda
     command = [sys.executable, "-c", PREPARED, num_gpus, deterministic]
     env = {"CUDA_VISIBLE_DEVICES": "3", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
-    assert json.loads(done.stdout) == expected
-    assert ("finds none: it runs on the CPU" in done.stderr) == (num_gpus != "0")
+    *found, said = json.loads(done.stdout)
+    assert found == expected
+    if num_gpus == "0":
+        assert not said
+    else:
+        assert re.fullmatch(r"this role asks for [\d.]+ GPUs and PyTorch \S+ finds none \(.+\); install .*", said)
+
+
+FAILS = """
+import logging, torch
+from services.base.devices import ending_with_its_gpu
+logging.basicConfig()
+
+@ending_with_its_gpu()
+def work(error):
+    raise error
+
+try:
+    work(ValueError("another"))
+except ValueError:
+    print("goes on", flush=True)
+work(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\\nmore"))
+print("never")
+"""
+
+
+def test_a_process_whose_gpu_fails_ends_and_says_why():
+    env = {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", FAILS], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "goes on\n")
+    assert "the GPU of this process failed (CUDA error: uncorrectable ECC error encountered); the" in done.stderr

@@ -58,12 +58,16 @@ def test_gpus_that_the_roles_ask_for(monkeypatch):
 
 
 def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtype(monkeypatch):
-    properties = namedtuple("Properties", "name total_memory")("Some GPU", 24 * 2**30)
-    for name, value in (("is_available", True), ("device_count", 1), ("get_device_properties", properties)):
+    gpu, memory = namedtuple("Properties", "name")("Some GPU"), [23 * 2**30, 24 * 2**30]
+    found = {"is_available": True, "device_count": 1, "get_device_properties": gpu, "mem_get_info": memory}
+    for name, value in found.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert [finding.says for finding in machine.torch(shapes())][1:] == ["Some GPU, 24 GiB"]
     assert levels(machine.torch(shapes("policy.dtype=bf16"))) == ["ok", "ok", "problem"]
+    memory[0] = 4 * 2**30
+    *_, used = machine.torch(shapes())
+    assert (used.level, used.says) == ("warning", "Some GPU, 24 GiB, of which 20 GiB are in use by another process")
 
 
 def test_a_cluster_that_is_not_there_and_one_whose_token_is_missing(monkeypatch, tmp_path):
