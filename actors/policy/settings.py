@@ -76,8 +76,8 @@ class PolicySettings(Settings):
     max_sequence_length: int = Field(256, ge=1)
     """Text tokens that the T5 gives; the length of the block of zeros in its place if the folder has no T5."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """The number type in which the base computes. The adapter (or, in full fine-tuning, the learner's master copy of
-    every weight), the optimizer's state and the sampler's arithmetic are fp32."""
+    """The number type in which the model computes, its adapter included. The learner's master copies of the trained
+    weights, the optimizer's state and the sampler's arithmetic are fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU if the role has one."""
     gradient_checkpointing: bool = False
