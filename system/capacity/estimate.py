@@ -3,7 +3,7 @@
 from actors.policy.families import family_class
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
-from system.capacity.in_flight import task_image_bytes
+from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.recipe.model import RunConfig
 
 
@@ -61,3 +61,27 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
 
     prompts = config.data.prompts_per_step
     return prompts * task_image_bytes(config, plan), prompts * experience_bytes(config)
+
+
+def store_bytes(config: RunConfig) -> float:
+    """Most bytes in the object store at one time: images that wait for scores, and the experience of steps in flight.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    steps = config.learner.max_staleness + 1
+    images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
+    return min(steps * images, bytes_in_flight(config)) + steps * experience
+
+
+def checkpoint_bytes(config: RunConfig) -> float:
+    """Bytes of one checkpoint: weights, Adam's two moments, weight sets and the saved model, all in fp32.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
+    from system.capacity.passes import trained_parameters
+
+    arrays = 2 + ADAM_MOMENTS + len(config.objective.weight_sets(config.learner.ema))
+    return float(arrays * FP32_BYTES * trained_parameters(local_policy(config)))

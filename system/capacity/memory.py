@@ -12,7 +12,7 @@ from actors.policy.families import family_class
 from actors.policy.family import DTYPES
 from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
-from system.capacity.architecture import architecture
+from system.capacity.architecture import architecture, conditioning_shapes
 from system.capacity.cards import GB, Card
 from system.capacity.passes import (
     decode_pass,
@@ -79,10 +79,11 @@ def first_plan(config: RunConfig) -> Plan:
 
 
 def experience_bytes(config: RunConfig) -> float:
-    """Bytes of what one task gives the learner: states and actions, or final latents, in fp32."""
-    plan = first_plan(config)
+    """Bytes of what one task gives the learner in fp32: states and actions, or final latents, and text embeddings."""
+    plan, policy = first_plan(config), local_policy(config)
     arrays = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
-    return arrays * prod(latent_shape(local_policy(config))) * FP32_BYTES
+    text = conditioning_shapes(policy, forwards_per_row(policy) > 1).values()
+    return FP32_BYTES * (arrays * prod(latent_shape(policy)) + sum(prod(shape) for shape in text))
 
 
 def processes(config: RunConfig) -> list[Process]:

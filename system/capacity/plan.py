@@ -8,18 +8,13 @@ from typing import Any
 
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, GB, Card
-from system.capacity.estimate import step_bytes
-from system.capacity.in_flight import bytes_in_flight
+from system.capacity.estimate import checkpoint_bytes, store_bytes
 from system.capacity.memory import (
-    ADAM_MOMENTS,
-    FP32_BYTES,
+    USABLE,
     Process,
-    first_plan,
-    local_policy,
     processes,
     reward_gpus,
 )
-from system.capacity.passes import trained_parameters
 from system.capacity.timing import Step, Task, step_seconds, task_seconds
 from system.recipe.model import RunConfig
 
@@ -95,9 +90,6 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
     have = gpus if gpus is not None else round(asked + 0.49)
     fits = fits_card(found, card)
     own = _split_of(config, step)
-    images, experience = step_bytes(config, first_plan(config))
-    steps_in_flight = config.learner.max_staleness + 1
-    store = min(steps_in_flight * images, bytes_in_flight(config)) + steps_in_flight * experience
     size = checkpoint_bytes(config)
     seconds = step.total + step.evaluation
     return Plan(
@@ -109,7 +101,7 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
         step,
         fits,
         None if fits else _fix(config, card),
-        store,
+        store_bytes(config),
         size,
         size * DAY_S / (seconds * config.checkpoint.every),
         seconds * config.steps / HOUR_S * have,
@@ -125,7 +117,7 @@ def fits_card(found: list[Process], card: Card) -> bool:
         return False
     cards = max(1, round(sum(one.count * one.gpus for one in scorers) + 0.49))
     total = sum(one.count * one.peak_bytes for one in scorers)
-    return total <= 0.95 * card.memory_bytes * cards and all(one.peak_bytes < card.memory_bytes for one in scorers)
+    return total <= USABLE * card.memory_bytes * cards and all(one.peak_bytes < card.memory_bytes for one in scorers)
 
 
 def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
@@ -187,17 +179,6 @@ def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) ->
             yield Split("split", left - ranks, ranks, own.reward, step_seconds(other, card, task).total)
 
 
-def checkpoint_bytes(config: RunConfig) -> float:
-    """Bytes of one checkpoint: fp32 weights, Adam's moments and weight sets, and the model that is saved beside them.
-
-    Raises:
-        UserError: the shapes of the policy's model are not known.
-    """
-    sets = len(config.objective.weight_sets(config.learner.ema))
-    saved = 1  # the adapter, or the transformer, in diffusers' layout
-    return float((1 + ADAM_MOMENTS + sets + saved) * FP32_BYTES * trained_parameters(local_policy(config)))
-
-
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
     """Numbers with their units in the keys."""
     task, step = plan.task, plan.step
@@ -219,9 +200,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
             }
             for one in plan.processes
         },
-        "task_s": {
-            name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")
-        },
+        "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
         "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
         "step_s": {
             "rollout": step.rollout,
