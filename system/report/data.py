@@ -113,7 +113,7 @@ def read_run(path: Path) -> Run:
     except UserError:
         config = None
     missing = missing_steps(lines, lines[-1]["step"])
-    left_out = [f"metrics.jsonl has no whole line of step {missing}."] if missing else []
+    left_out = [f"metrics.jsonl has no intact line for step {missing}."] if missing else []
     evals = {}
     for step, file in tables(path / "eval").items():
         try:
