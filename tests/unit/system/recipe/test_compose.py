@@ -152,7 +152,7 @@ def test_a_layer_of_ones_own_is_found_beside_the_recipe_that_names_it(written, t
             "mine.yaml: a hardware layer cannot choose layers, but this one has the key `method`",
         ),
         ({"mine": "extends: sd35_pickscore"}, "no hardware layer `sd35_pickscore`"),
-        ({"mine": "- 1"}, "mine.yaml: a hardware layer is a mapping"),
+        ({"mine": "- 1"}, "mine.yaml: a hardware layer must be a mapping"),
     ],
 )
 def test_a_wrong_layer_is_refused(written, tmp_path, files, says):
