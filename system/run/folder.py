@@ -124,7 +124,7 @@ class RunFolder:
             self.notes.append(f"{what} continues with changed settings: {'; '.join(changed.values())}")
         if rounds := rounding_differences(before.config, config):
             self.notes.append(
-                f"the weights will differ in rounding from those of a run with unchanged settings: {'; '.join(rounds)}"
+                f"the weights will differ in rounding from those of an unchanged run: {'; '.join(rounds)}"
             )
         _check_of(theirs, before, checkpoints)
         return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))

@@ -418,7 +418,7 @@ def test_the_log_names_what_rounds_otherwise(tmp_path):
         continues, rounds = run.notes
     assert continues.endswith("rollout.workers was 1 and is 2; rollout.micro_batch was 24 and is 6")
     assert rounds == (
-        "the weights will not be bit for bit those of a run that kept its settings: rollout.micro_batch was 24 and is 6"
+        "the weights will differ in rounding from those of an unchanged run: rollout.micro_batch was 24 and is 6"
     )
 
 
