@@ -339,7 +339,7 @@ def test_a_pool_alone_needs_nodes_of_its_own():
         ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker`; did you mean `workers`"),
         ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs': give at most 253 lower-case"),
         ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
-        ("- image", "an infrastructure file is a mapping"),
+        ("- image", "an infrastructure file must be a mapping"),
         ("image: [", "not YAML"),
     ],
 )
@@ -476,7 +476,7 @@ REFUSED = [
     ("workers.resources.gpu", "1", "with its domain"),
     ("workers.resources.cpu", "1", "with its domain"),
     ("workers.resources.rdma/hca", "0", "a quantity above 0"),
-    ("workers.resources.rdma/hca", "1.5", "whole numbers"),
+    ("workers.resources.rdma/hca", "1.5", "whole number"),
     ("workers.resources.nvidia.com/gpu", "1", "set gpus"),
     ("workers.node_selector.a b", "x", "a label's key"),
     ("workers.node_selector.A.b/c/d", "x", "a label's key"),

@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path_factory):
     with pytest.raises(UserError, match="not a run"):
         build_report(tmp_path_factory.mktemp("empty"))
     run.joinpath("metrics.jsonl").write_text('\n{"cut": \n[]\n')
-    with pytest.raises(UserError, match="nothing is recorded"):
+    with pytest.raises(UserError, match="has no readable line yet"):
         build_report(run)
 
 
