@@ -28,7 +28,7 @@ def test_a_gpu_has_an_index_without_which_no_process_group_starts(gpu, setting):
 
 @pytest.mark.parametrize("setting", ["gpu", "mps", "cuda:", "cuda:x", "", "cpu:0"])
 def test_a_device_that_is_none_is_refused(gpu, setting):
-    with pytest.raises(UserError, match="it is auto, cpu, cuda or cuda:N"):
+    with pytest.raises(UserError, match="it must be auto, cpu, cuda or cuda:N"):
         device_of(setting)
 
 
