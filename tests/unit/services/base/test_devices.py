@@ -75,7 +75,7 @@ def test_a_role_without_gpus_sees_none_and_a_deterministic_one_is_so_before_cuda
     if num_gpus == "0":
         assert not said
     else:
-        assert re.fullmatch(r"this role asks for [\d.]+ GPUs and PyTorch \S+ finds none \(.+\); install .*", said)
+        assert re.fullmatch(r"this role asks for [\d.]+ GPUs, but PyTorch \S+ finds none \(.+\); install .*", said)
 
 
 FAILS = """
