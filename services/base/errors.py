@@ -1,20 +1,20 @@
-"""The one exception that means "the user can fix this", and how it is found in errors of other processes."""
+"""The exception that means "the user can fix this", and how to find it in errors from other processes."""
 
 import re
 
 _URL = re.compile(r"(\w+)://(\S*)@")
-"""A scheme, and all before the last `@`: a secret may hold a slash, a quote or an `@` itself."""
+"""A scheme, and everything up to the last `@`. A secret may contain a slash, a quote or an `@` itself."""
 _HTTP_PATH = re.compile(r"[^:/@]+(:\d+)?/.*")
 _OTHER_PATH = re.compile(r"[^:@]+/[^:]*")
 
 
 def _is_path(scheme: str, text: str) -> bool:
-    """Whether what stands before an `@` is a host and a path that holds it."""
+    """Whether the text before an `@` is a host and the beginning of a path, so that the `@` belongs to the path."""
     return bool((_HTTP_PATH if scheme in ("http", "https") else _OTHER_PATH).fullmatch(text))
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a text holds a URL with a name or a secret before its host."""
+    """Whether a text contains a URL with a name or a secret before its host."""
     return any(not _is_path(*found) for found in _URL.findall(text))
 
 
@@ -24,10 +24,10 @@ def redacted(text: str) -> str:
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one sentence that names the thing and the fix.
+    """A mistake of the user: one sentence that names the problem and the fix.
 
-    The command line prints it without a traceback and exits with code 2. Credentials in a URL that it repeats are
-    replaced.
+    The command line prints the sentence without a traceback and exits with code 2. Credentials in the URLs that it
+    quotes are replaced.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -35,7 +35,7 @@ class UserError(Exception):
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error itself, or the one in another process that Ray has wrapped in it."""
+    """The error itself, or the error from another process that Ray has wrapped in it."""
     return getattr(error, "cause", None) or error
 
 
@@ -43,10 +43,10 @@ _QUOTED = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__qualnam
 
 
 def refusal(error: BaseException) -> UserError | None:
-    """The user's mistake behind an error, wherever it was raised; None if it is another kind of error.
+    """The UserError behind an error, in whichever process it was raised; None if there is none.
 
-    What a task raises comes as the cause of Ray's error. What the constructor of an actor or of a Serve replica raises
-    comes as text alone: Ray quotes its traceback, whose last line has the sentence.
+    An error from a task is the cause of Ray's error. An error from the constructor of an actor or of a Serve replica
+    arrives only as text: Ray quotes its traceback, and the last line has the sentence.
     """
     cause = cause_of(error)
     if isinstance(cause, UserError):
@@ -55,18 +55,18 @@ def refusal(error: BaseException) -> UserError | None:
 
 
 def quoted_refusal(text: str) -> UserError | None:
-    """The user's mistake in a text that quotes the traceback of another process."""
+    """The UserError in a text that quotes the traceback of another process; None if there is none."""
     found = _QUOTED.findall(text)
     return UserError(found[-1].strip()) if found else None
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or the one that caused it in another process, without what Ray and Arrow print around it."""
+    """The first line of an error's message, or of its cause in another process, without the text of Ray and Arrow."""
     return str(refusal(error) or cause_of(error)).strip().partition("\n")[0]
 
 
 def death(error: BaseException) -> str:
-    """What ended the process of an actor: the exception of its constructor, or Ray's report without its guesses."""
+    """Why the process of an actor ended: the exception of its constructor, or Ray's report without Ray's guesses."""
     lines = [line.strip() for line in str(cause_of(error)).splitlines()]
     lines = [line for line in lines if line and not line.startswith("The actor never ran")]
     return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether a file or a model that a recipe names is still the same."""
+"""Fingerprints of files and models, which show whether one that a recipe names has changed."""
 
 import hashlib
 import os
@@ -8,16 +8,16 @@ from pathlib import Path
 from services.base.paths import resolve_model
 
 WHOLE_BYTES = 256 * 2**20
-"""A file up to this size is read as a whole."""
+"""Files up to this size are read completely."""
 BLOCKS, BLOCK_BYTES = 64, 2**20
-"""What is read of a larger one, evenly spaced from its first byte to its last, so that a model of 24 GB takes seconds.
-Training changes every block of a file of weights."""
+"""Of a larger file, only this many blocks are read, evenly spaced from its first byte to its last, so that a model of
+24 GB takes seconds. Training changes every block of a file of weights, so it is noticed."""
 
 
 def fingerprint(path: Path) -> str:
-    """A SHA-256 of a file's content, or of the names and fingerprints of all files below a folder.
+    """The SHA-256 of a file's content, or of the names and fingerprints of all files below a folder.
 
-    Files and folders whose names begin with a dot are left out: they hold what tools note beside a model.
+    Files and folders whose names begin with a dot are left out, because tools keep their own notes there.
 
     Raises:
         OSError: a file cannot be read.
@@ -35,16 +35,16 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprint_of(name: str) -> str | None:
-    """That of a model or file as a recipe names it; of a hub id the commit that the cache holds, without network.
+    """The fingerprint of a model or file that a recipe names. For a hub id, it is the commit in the local cache.
 
-    None where nothing is known.
+    Returns None if nothing is known about the name. The network is not used.
 
     Raises:
         UserError: a package or the path in it does not exist.
         OSError: a file cannot be read.
     """
     path = Path(resolve_model(name))
-    with suppress(RuntimeError):  # `~name` of nobody here: some text that is no path
+    with suppress(RuntimeError):  # `~name` of an unknown user: the text is not a path
         path = path.expanduser()
     return fingerprint(path) if os.path.exists(path) else _cached_commit(name)  # noqa: PTH110 (takes any text)
 
@@ -62,7 +62,7 @@ def _of_file(path: Path) -> str:
 
 
 def _cached_commit(name: str) -> str | None:
-    """The commit that the hub's main branch had when the cache last saw it; None of what is no hub id, too."""
+    """The commit of the hub's main branch when it was last cached; None if nothing is cached or it is not a hub id."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

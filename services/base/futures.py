@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 def cancel(future: Future[Any]) -> None:
-    """Resolve a future as cancelled, also for those who wait for it already. One that is resolved stays as it is."""
+    """Resolve a future as cancelled, also for threads that already wait for it. A resolved future does not change."""
     if future.cancel():
         future.set_running_or_notify_cancel()
 
 
 def cancelled() -> Future[Any]:
-    """A future that is cancelled."""
+    """A cancelled future."""
     future: Future[Any] = Future()
     cancel(future)
     return future

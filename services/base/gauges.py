@@ -1,4 +1,4 @@
-"""Gauges that last: Ray drops one that has not been set for two of its report intervals, though its process lives."""
+"""Gauges that last. Ray drops a gauge that was not set for two report intervals, even if its process is alive."""
 
 import logging
 import threading
@@ -9,7 +9,7 @@ from ray.util.metrics import Gauge
 log = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
-"""Less than two of Ray's shortest report intervals, a second each."""
+"""Less than two of Ray's shortest report intervals, which are 1 s each."""
 
 CLOSE_TIMEOUT_S = 10
 
@@ -18,10 +18,10 @@ Reading = tuple[Gauge, float, dict[str, str]]
 
 
 class LastingGauges:
-    """Sets gauges again and again, in a thread, until closed.
+    """Sets gauges repeatedly in a thread until it is closed.
 
     Args:
-        read: what they say now; one that it leaves out is gone two report intervals later.
+        read: returns the current values. A gauge that it leaves out disappears after two report intervals.
     """
 
     def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
@@ -31,7 +31,7 @@ class LastingGauges:
         self._thread.start()
 
     def close(self) -> None:
-        """Set them once more, and let them go."""
+        """Set the gauges a last time and stop."""
         self._closed.set()
         self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -44,15 +44,15 @@ class LastingGauges:
         try:
             for gauge, value, tags in self.read():
                 gauge.set(value, tags)
-        except Exception:  # whatever a reading runs into, the next one may not
+        except Exception:  # one reading may fail; the next may succeed
             log.exception("gauges could not be read")
 
 
 def gpu_memory(role: str, run: str = "") -> Callable[[], list[Reading]]:
-    """Reads the GPU memory that this process's Torch has reserved; nothing where there is no CUDA.
+    """Return a function that reads the GPU memory reserved by PyTorch in this process. Without CUDA it reads nothing.
 
     Args:
-        run: whose process it is; none for a reward replica, which serves several.
+        run: the run that the process belongs to; empty for a reward replica, which serves several runs.
     """
     import torch
 

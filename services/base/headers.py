@@ -1,4 +1,4 @@
-"""The headers of safetensors files: what a file holds, without reading its tensors."""
+"""Reads the headers of safetensors files, which list the tensors, without reading the tensors."""
 
 import json
 from collections.abc import Iterator
@@ -13,30 +13,31 @@ from services.base.errors import UserError
 Shapes = dict[str, tuple[int, ...]]
 
 LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, little-endian; the header is padded to a multiple of it."""
+"""A safetensors file begins with the length of its header, a little-endian number of this many bytes. The header is
+padded to a multiple of this many bytes."""
 
 
 @contextmanager
 def opened(path: Path, framework: str = "np") -> Iterator[Any]:
-    """A safetensors file.
+    """Open a safetensors file.
 
     Raises:
-        UserError: it is torn, or of another format.
+        UserError: the file is torn or has another format.
     """
     try:
         with safe_open(path, framework) as file:
             yield file
     except SafetensorError as error:
-        raise UserError(f"`{path}` is torn or no safetensors file ({error}); copy it again") from error
+        raise UserError(f"`{path}` is torn or not a safetensors file ({error}); copy it again") from error
 
 
 def shapes_of(file: Any) -> Shapes:
-    """Shape of each tensor of an open file, by name."""
+    """The shape of each tensor of an open file, by name."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def shapes_below(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor in the safetensors files below a folder; the parts of a pipeline share names.
+    """The name and shape of each tensor in the safetensors files below a folder. Names may repeat between files.
 
     Raises:
         UserError: a file is torn.
@@ -47,9 +48,9 @@ def shapes_below(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds all files of a model: each that its index names, or one where it has no index.
+    """Whether a folder has all files of a model: each file that the index names, or any file if there is no index.
 
-    A download that was interrupted leaves a part of them; the loader fetches the rest.
+    An interrupted download leaves only some of the files. The loader downloads the rest.
     """
     for index in folder.glob("*.safetensors.index.json"):
         files = set(json.loads(index.read_text())["weight_map"].values())
@@ -58,9 +59,9 @@ def is_whole(folder: Path) -> bool:
 
 
 def sort_metadata(path: Path) -> None:
-    """Write the metadata of a safetensors file in the order of its keys.
+    """Rewrite a safetensors file with its metadata sorted by key.
 
-    The library (0.6) writes them in an order that differs from call to call, so equal contents are not equal bytes.
+    The library (0.6) writes metadata in a different order each time, so equal contents would give different bytes.
     """
     content = path.read_bytes()
     start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock that lets one process work at a time."""
 
 import fcntl
 import logging
@@ -12,7 +12,7 @@ from services.base.patience import patiently
 log = logging.getLogger(__name__)
 
 WAIT_S = 100
-"""For a process that is being stopped. An NFS server lets go of a lost node's locks after 90 s."""
+"""Seconds to wait for a process that is stopping. An NFS server releases the locks of a lost node after 90 s."""
 
 
 class InUse(UserError):
@@ -21,12 +21,12 @@ class InUse(UserError):
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds an advisory lock on the file, which ends with the process at the latest.
+    """Hold an advisory lock on a file. The lock ends with the process at the latest.
 
-    A file system without locks (some mounts of buckets) keeps nobody out; the log says so.
+    On a file system without locks (some mounts of buckets) no process is kept out, and the log says so.
 
     Raises:
-        InUse: another process has had the lock on `what` for `WAIT_S` seconds.
+        InUse: another process still has the lock after `WAIT_S` seconds. The message names `what`.
     """
     with path.open("a") as file:
         patiently(lambda: _take(file.fileno(), what), InUse, WAIT_S)
@@ -39,4 +39,4 @@ def _take(descriptor: int, what: str) -> None:
     except BlockingIOError as error:
         raise InUse(f"{what} is in use by another process, which must end first") from error
     except OSError as error:
-        log.warning("no lock keeps a second process out: %s", error)
+        log.warning("this file system has no locks, so a second process is not kept out: %s", error)

@@ -1,4 +1,4 @@
-"""Where a process of the system writes its log: JSON lines that say who wrote them."""
+"""The log file of a process: JSON lines that name the process that wrote them."""
 
 import json
 import logging
@@ -20,12 +20,14 @@ log = logging.getLogger(__name__)
 HOST = platform.node()
 
 _context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=MappingProxyType({}))
-"""Where in a run the code that logs is; a thread begins with none."""
+"""The place in the run, such as step and task, of the code that logs. A new thread has none."""
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, what the
-    process is (`fields`), where it is (`at`), and `exception` with its traceback.
+    """Writes a log record as one JSON object.
+
+    Its keys are `time` (ISO 8601, UTC), `level`, `logger`, `host`, `pid`, `message`, those that describe the process
+    (`fields`), those of the place in the run (`at`), and `exception` with the traceback.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -50,17 +52,17 @@ class JsonLines(logging.Formatter):
 
 @dataclass(frozen=True)
 class LogFile:
-    """Where a process writes its log, and what each line says of the process."""
+    """The log file of a process, and the keys that describe the process in each line."""
 
     path: Path
     run: str
     role: str
     more: Mapping[str, str | int] = field(default_factory=dict)
-    """Rank, slot or scorer."""
+    """The rank, slot or scorer of the process."""
 
 
 class _FileHandler(logging.FileHandler):
-    """A line that cannot be written, on a full disk, is said on the screen instead."""
+    """Prints a line to stderr if it cannot be written to the file, for example because the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -77,7 +79,7 @@ class _FileHandler(logging.FileHandler):
 
 
 def log_to(file: LogFile) -> logging.Handler:
-    """Send this process's log (INFO and above) to a file, which is made with its folder."""
+    """Send this process's log (INFO and above) to a file. The file and its folder are made."""
     file.path.parent.mkdir(parents=True, exist_ok=True)
     handler = _FileHandler(file.path)
     handler.setFormatter(JsonLines(run=file.run, role=file.role, **file.more))
@@ -89,7 +91,7 @@ def log_to(file: LogFile) -> logging.Handler:
 
 @contextmanager
 def logging_to(file: LogFile) -> Iterator[None]:
-    """The same for as long as the context lasts. An exception that ends it is written to the file, too."""
+    """Like `log_to`, but only within the context. An exception that ends the context is also logged."""
     handler = log_to(file)
     try:
         yield
@@ -104,7 +106,7 @@ def logging_to(file: LogFile) -> Iterator[None]:
 
 @contextmanager
 def at(**place: Any) -> Iterator[None]:
-    """Lines that this thread logs in the context say where they come from, such as `step` and `task`."""
+    """Within the context, add keys such as `step` and `task` to the lines that this thread logs."""
     token: Token[Mapping[str, Any]] = _context.set({**_context.get(), **place})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where a model or data file named in a recipe lies."""
+"""Finds the models and data files that a recipe names."""
 
 import importlib.util
 import logging
@@ -16,7 +16,7 @@ PACKAGE_PREFIX = "package:"
 
 
 def resolve_model(name: str) -> str:
-    """`package:NAME/PATH` to the folder inside that installed package; anything else as it is (a path or a hub id).
+    """Turn `package:NAME/PATH` into the path inside that installed package. Other names (paths, hub ids) do not change.
 
     Raises:
         UserError: the package or the path inside it does not exist.
@@ -34,10 +34,10 @@ def resolve_model(name: str) -> str:
 
 
 def model_file(what: str, name: str, file: str) -> Path:
-    """A small file of a model: in its folder, or fetched from the hub (with HF_TOKEN, through HF_ENDPOINT).
+    """A small file of a model, from its folder or downloaded from the hub (with HF_TOKEN, through HF_ENDPOINT).
 
     Raises:
-        UserError: no such model, or it is gated and the token opens nothing; begins with `what`.
+        UserError: there is no such model, or it is gated and the token gives no access. The message begins with `what`.
     """
     folder = resolve_model(name)
     if Path(folder).is_dir():
@@ -68,9 +68,9 @@ def model_file(what: str, name: str, file: str) -> Path:
 
 @cache
 def hub_answers(endpoint: str) -> bool:
-    """Whether the hub is there, asked once a process: its client tries five times for each file.
+    """Whether the hub answers. Each process asks once, because the hub's client tries five times for each file.
 
-    Where it is not, this process and those that it starts (HF_HUB_OFFLINE) look into the cache alone.
+    If it does not answer, HF_HUB_OFFLINE is set: this process and those that it starts then use the cache only.
     """
     import requests
 

@@ -1,4 +1,4 @@
-"""Asking again until something is there."""
+"""Repeats a question until there is an answer."""
 
 import logging
 import math
@@ -13,24 +13,24 @@ T = TypeVar("T")
 
 POLL_S = 0.5
 TELL_AFTER_S = 10.0
-"""What takes less is not worth a line in the log."""
+"""Shorter waits are not logged."""
 
 
 class Away(Exception):
-    """What was asked does not answer now, or has no room; the same question may be answered later."""
+    """A service does not answer now or is full. The same request may succeed later."""
 
     after_s = 0.0
-    """It wants no question for this long."""
+    """Seconds to wait before the next request, as the service asks."""
 
 
 def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, longest_s: float = POLL_S) -> T:
-    """What `ask` returns; while it raises `missing` it is called again, until the time is up.
+    """Call `ask` until it no longer raises `missing`, or the time is up. Returns its result.
 
-    Pauses double from `POLL_S` to `longest_s` and have jitter; none is shorter than what an `Away` asks for, and the
-    last question comes when the time is up.
+    Pauses double from `POLL_S` to `longest_s` and have jitter. A pause is never shorter than `Away.after_s`. The last
+    call is made when the time is up.
 
     Raises:
-        missing: it still did.
+        missing: the last call still raised it.
     """
     began, told, pause_s = time.monotonic(), False, POLL_S
     while True:
@@ -48,7 +48,7 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, 
             wait_s = max(pause_s * random.uniform(0.5, 1), asked_s)
         else:
             if told:
-                log.warning("the wait is over, after %.0f s", time.monotonic() - began)
+                log.warning("the wait is over after %.0f s", time.monotonic() - began)
             return answer
         time.sleep(min(wait_s, timeout_s - waited_s))
         pause_s = min(2 * pause_s, longest_s)

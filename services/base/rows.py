@@ -1,4 +1,4 @@
-"""Files of rows with named columns: Parquet, JSON lines, JSON arrays, CSV and TSV, and text with a row a line."""
+"""Reads files of rows with named columns: Parquet, JSON lines, JSON arrays, CSV, TSV, and text (one row per line)."""
 
 import csv
 import json
@@ -21,50 +21,50 @@ ROWS_AT_ONCE = 2**16
 
 
 class Rows(Protocol):
-    """The rows of a file, in its order. Values are as the file has them: texts, numbers, lists, mappings or None."""
+    """The rows of a file in order. Values keep the file's types: texts, numbers, lists, mappings or None."""
 
     @property
     def columns(self) -> list[str]:
-        """Names of all columns."""
+        """The names of all columns."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """A row by column; a column that the row lacks may be missing."""
+        """A row as a mapping from column to value. A column without a value in this row may be missing."""
         ...
 
     def place(self, row: int) -> str:
-        """Where the row is in the file, for messages."""
+        """The place of a row in the file, for messages."""
         ...
 
     def texts(self, column: str) -> Sequence[str]:
         """A column of texts.
 
         Raises:
-            UserError: a row holds something else or nothing; names the row.
+            UserError: a row has no text in this column. The message names the row.
         """
         ...
 
     def labels(self, column: str) -> Sequence[str | None]:
-        """A column of texts, numbers or truth values as texts; None where a row has none.
+        """A column of texts, numbers or booleans, converted to texts; None if a row has no value.
 
         Raises:
-            UserError: it holds lists, mappings or bytes.
+            UserError: the column contains lists, mappings or bytes.
         """
         ...
 
 
 def read_rows(name: str, what: str, text_column: str) -> Rows:
-    """Read a file by its suffix, in upper or lower case.
+    """Read a file in the format that its suffix names, in upper or lower case.
 
     Args:
         name: a path, or `package:NAME/PATH`.
-        what: what the file should be, for the message that it is missing.
-        text_column: name of the one column of a text file, which is `.txt` or has no suffix.
+        what: the kind of file, for the message if it is missing.
+        text_column: the name of the only column of a text file (`.txt` or no suffix).
 
     Raises:
-        UserError: it is missing, cannot be read, or is not what its suffix says.
+        UserError: the file is missing, cannot be read, or does not have the format of its suffix.
     """
     path = Path(resolve_model(name)).expanduser()
     if not path.is_file():
@@ -76,7 +76,7 @@ def read_rows(name: str, what: str, text_column: str) -> Rows:
         return _from_lines(path, text_column)
     if suffix not in READERS:
         known = ", ".join((".parquet", *READERS, ".txt"))
-        raise UserError(f"`{name}` has the suffix {path.suffix}, which is not read; use one of {known}")
+        raise UserError(f"`{name}` has the suffix {path.suffix}, which is not supported; use one of {known}")
     return RowList.of(str(path), READERS[suffix](path, read_text(path)))
 
 
@@ -91,7 +91,7 @@ class RowList:
 
     @classmethod
     def of(cls, name: str, placed: Iterable[tuple[str, dict[str, Any]]]) -> "RowList":
-        """Rows with their places; a column is one that any row has."""
+        """Make rows from pairs of a place and a row. The columns are those of all rows together."""
         places, rows, columns = [], [], {}
         for place, row in placed:
             places.append(place)
@@ -125,7 +125,7 @@ class RowList:
 
 
 class ParquetRows:
-    """Rows of a Parquet file of any size. What is asked for becomes a memory map, so that rows are read at random."""
+    """Rows of a Parquet file of any size. Columns in use are memory-mapped, so that any row can be read directly."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,7 +148,7 @@ class ParquetRows:
     def texts(self, column: str) -> "ArrowTexts":
         values = self._mapped([column])[column]
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            raise UserError(f"`{self.path}`: column `{column}` holds {values.type}, not text")
+            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}, not text")
         if values.null_count:
             first = values.is_null().index(True).as_py()
             raise UserError(f"`{self.path}`, {self.place(first)}: `{column}` is missing")
@@ -157,16 +157,16 @@ class ParquetRows:
     def labels(self, column: str) -> "ArrowTexts":
         values = self._mapped([column])[column]
         if pa.types.is_nested(values.type) or "binary" in str(values.type):
-            raise UserError(f"`{self.path}`: column `{column}` holds {values.type}, not text or numbers")
+            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}, not text or numbers")
         return ArrowTexts(values)
 
     @cached_property
     def _all(self) -> pa.Table:
-        """Every column, mapped when a row's are asked for."""
+        """All columns, mapped when the first row is read."""
         return self._mapped(self.columns)
 
     def _mapped(self, columns: list[str]) -> pa.Table:
-        """Some columns, streamed into an Arrow file in the temporary folder (TMPDIR), which only this process sees."""
+        """Stream columns into an Arrow file in the temporary folder (TMPDIR), and map it. Only this process sees it."""
         try:
             with tempfile.NamedTemporaryFile(prefix="tempflow-", suffix=".arrow") as mapped:
                 schema = pa.schema([_decoded(self.file.schema_arrow.field(column)) for column in columns])
@@ -201,7 +201,7 @@ class ArrowTexts(Sequence[Any]):
 
 
 def _decoded(field: pa.Field) -> pa.Field:
-    """The field as plain values where it is a dictionary's index, and as plain texts where it is a view of texts."""
+    """The field with plain values instead of indexes into a dictionary, and plain texts instead of views of texts."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     return field.with_type(pa.large_string() if pa.types.is_string_view(kind) else kind)
 
@@ -211,7 +211,7 @@ def _cast(values: pa.Array, field: pa.Field) -> pa.Array:
 
 
 def _from_lines(path: Path, column: str) -> RowList:
-    """A row a line; blank lines are no rows, and blanks around a text are not part of it."""
+    """Read one row per line. Blank lines are skipped, and blanks around a text are removed."""
     lines = [(f"line {number}", line.strip()) for number, line in enumerate(split_lines(read_text(path)), 1)]
     return RowList.of(str(path), [(place, {column: line}) for place, line in lines if line])
 
@@ -226,7 +226,9 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json_array(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     array = _json(f"`{path}`", text)
     if not isinstance(array, list):
-        raise UserError(f"`{path}`: .json is read as an array of objects; name a file with an object a line .jsonl")
+        raise UserError(
+            f"`{path}`: a .json file must be an array of objects; name a file with one object per line .jsonl"
+        )
     for number, row in enumerate(array, 1):
         yield f"row {number}", _object(path, f"row {number}", row, text)
 
@@ -241,11 +243,13 @@ def _json(what: str, text: str) -> Any:
 
 
 def _object(path: Path, place: str, row: Any, source: str) -> dict[str, Any]:
-    """The row, if it is an object whose texts are whole characters; `source` is the JSON that holds it."""
+    """Check that a row is an object with valid Unicode texts, and return it. `source` is the JSON that contains it."""
     if not isinstance(row, dict):
-        raise UserError(f"`{path}`, {place}: a row is an object with columns, and this is {_short(row)}")
+        raise UserError(f"`{path}`, {place}: a row must be an object with columns, not {_short(row)}")
     if "\\ud" in source.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
-        raise UserError(f"`{path}`, {place}: a text holds half of a surrogate pair, which is no character; correct it")
+        raise UserError(
+            f"`{path}`, {place}: a text contains half of a surrogate pair, which is not a character; correct it"
+        )
     return row
 
 
@@ -258,7 +262,7 @@ def _tsv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows below a header. A cell may be quoted, in TSV too; an empty cell is None, and a blank line is no row."""
+    """Read the rows below a header. Cells may be quoted, also in TSV. Empty cells are None; blank lines are skipped."""
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
@@ -272,7 +276,7 @@ def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, dict[st
                     raise UserError(f"`{path}`, {place}: {len(cells)} cells below a header of {len(header)} columns")
                 yield place, {column: cell or None for column, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
-        hint = "a cell that begins with a quote or holds a line break is quoted as in CSV"
+        hint = "quote a cell that begins with a quote or contains a line break, as in CSV"
         raise UserError(f"`{path}`, line {reader.line_num}: {error}; {hint}") from error
 
 
@@ -293,6 +297,6 @@ def _label(value: Any) -> str | None:
 
 
 def _short(value: Any) -> str:
-    """A value for a message."""
+    """A value, shortened for a message."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,4 +1,4 @@
-"""The base of every room's settings: strict, immutable, and silent about nothing."""
+"""The base class of all settings: strict and immutable."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,28 +10,28 @@ from pydantic_core import PydanticCustomError
 from services.base.errors import has_credentials
 
 CREDENTIALS = "credentials"
-"""Type of the error whose message is the key that holds a URL with credentials: no message repeats its value."""
+"""The type of the error for a URL with credentials. Its message is only the key, so that no message has the secret."""
 
 
 T = TypeVar("T")
 
 Listed = Annotated[tuple[T, ...], Strict(False)]
-"""A list of a recipe; YAML has no tuples."""
+"""A tuple that a recipe gives as a list, because YAML has no tuples."""
 
 
 def _whole_gpus(share: float) -> float:
     if share > 1 and share != int(share):
-        raise ValueError("Ray gives a fraction of one GPU or whole ones; give at most 1, or a whole number")
+        raise ValueError("Ray gives a process a fraction of one GPU or whole GPUs; set at most 1, or a whole number")
     return share
 
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_gpus)]
-"""GPUs of one process: a fraction of one, or a whole number."""
+"""GPUs of one process: a fraction of one GPU, or a whole number."""
 
 
 class Settings(BaseModel):
-    """A pydantic model that refuses unknown keys, wrong kinds (`true` is no number, `"3"` neither), later changes,
-    numbers that are not finite, and secrets where they can be seen.
+    """A pydantic model that cannot be changed. It refuses unknown keys, wrong types (neither `true` nor `"3"` is a
+    number), numbers that are not finite, and URLs with credentials.
     """
 
     model_config = ConfigDict(
@@ -45,7 +45,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _without_credentials(self) -> "Settings":
-        """Settings are printed, logged and kept in run folders."""
+        """Refuse URLs with credentials, because settings are printed, logged and kept in run folders."""
         for name in type(self).model_fields:
             if any(isinstance(leaf, str) and has_credentials(leaf) for leaf in _leaves(getattr(self, name))):
                 raise PydanticCustomError(CREDENTIALS, "{key}", {"key": name})
@@ -53,15 +53,18 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _finite(self) -> "Settings":
-        """Numbers in containers of any kind of value, such as a scorer's options, which pydantic lets pass."""
+        """Refuse numbers that are not finite in containers of any value, such as a scorer's options.
+
+        Pydantic does not check these.
+        """
         for name in type(self).model_fields:
             if not all(math.isfinite(leaf) for leaf in _leaves(getattr(self, name)) if isinstance(leaf, float)):
-                raise PydanticCustomError("finite_number", "{key} holds a number that is not finite", {"key": name})
+                raise PydanticCustomError("finite_number", "{key} contains a number that is not finite", {"key": name})
         return self
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """The values in plain containers."""
+    """The values in nested mappings, lists and tuples."""
     if isinstance(value, dict):
         for item in value.values():
             yield from _leaves(item)
@@ -73,5 +76,5 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 def name_or(default: str) -> Callable[[Any], Any]:
-    """For a discriminated union: which member a mapping describes by its `name`, `default` where it has none."""
+    """The discriminator of a union: returns a function that gives a mapping's `name`, or `default` if it has none."""
     return lambda value: value.get("name", default) if isinstance(value, dict) else getattr(value, "name", None)

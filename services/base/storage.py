@@ -21,9 +21,9 @@ def is_local(place: str) -> bool:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder and the file system that it lies on. Failures of the storage are OSErrors.
+    """A folder on a file system. Failures of the storage are OSErrors.
 
-    Credentials come from the environment or the machine's role, as the storage's own tools find them; never from a URI.
+    The storage's library finds credentials in the environment or the machine's role. They are never in the URI.
     """
 
     system: FileSystem
@@ -34,14 +34,14 @@ class Folder:
         """The folder at a path or a URI.
 
         Raises:
-            UserError: no such kind of storage.
+            UserError: the kind of storage is unknown.
         """
         if is_local(place):
             return cls(LocalFileSystem(), place)
         try:
             return cls(*FileSystem.from_uri(place))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UserError(f"`{place}` names no storage: {first_line(error)}") from error
+            raise UserError(f"`{place}` does not name a known storage: {first_line(error)}") from error
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.system, f"{self.path}/{name}")
@@ -51,11 +51,11 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """Its path, if it lies on a file system of this machine."""
+        """The folder's path if it is on a file system of this machine, else None."""
         return Path(self.path) if isinstance(self.system, LocalFileSystem) else None
 
     def write(self, name: str, content: bytes) -> str:
-        """Write a file, which is there as a whole or not at all, also after a loss of power; returns its SHA-256."""
+        """Write a file and return its SHA-256. Even after a loss of power, the file is complete or does not exist."""
         if self.local is not None:
             write_atomically(self.local / name, content)
         else:
@@ -75,25 +75,25 @@ class Folder:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def names(self) -> list[str]:
-        """Of the files and folders in it, sorted; none where there is no such folder."""
+        """The sorted names of the files and folders in the folder. The list is empty if the folder does not exist."""
         return sorted(info.base_name for info in self._infos())
 
     def folders(self) -> list[str]:
-        """Names of the folders alone."""
+        """The sorted names of the folders in the folder."""
         return sorted(info.base_name for info in self._infos() if info.type == FileType.Directory)
 
     def _infos(self) -> list[FileInfo]:
         return self.system.get_file_info(FileSelector(self.path, allow_not_found=True))
 
     def remove(self) -> None:
-        """The folder and all that is in it, if it is there."""
+        """Remove the folder and its content, if it exists."""
         info: FileInfo = self.system.get_file_info(self.path)
         if info.type != FileType.NotFound:
             self.system.delete_dir(self.path)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file in one move: a reader sees the old bytes or the new ones, never a part.
+    """Replace a file atomically: a reader sees either the old bytes or the new ones, never a mixture.
 
     When this returns, the new bytes survive a loss of power.
     """
@@ -108,7 +108,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file, which is made if it is missing; what is added survives a loss of power."""
+    """Append to a file, which is made if it is missing. The new bytes survive a loss of power."""
     is_new = not path.exists()
     with path.open("ab") as file:
         file.write(content)
@@ -119,7 +119,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; the ones that are new survive a loss of power."""
+    """Make a folder and the folders above it, so that they survive a loss of power."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -128,7 +128,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Let the names in a folder survive a loss of power."""
+    """Make the names in a folder survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,7 +140,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Let all files below a folder survive a loss of power, whichever process has written them."""
+    """Make all files below a folder survive a loss of power, whichever process wrote them."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
@@ -150,7 +150,7 @@ def sync_files(folder: Path) -> None:
 
 
 def refuse_broken_link(path: Path) -> None:
-    """Refuse a path that leads nowhere: taken for an empty folder, it would hide that something is lost.
+    """Refuse a path with a broken link. Treated as a new, empty folder, it would hide that data is missing.
 
     Raises:
         UserError: the path, or a folder above it, is a link to something that does not exist.
@@ -159,5 +159,5 @@ def refuse_broken_link(path: Path) -> None:
         if place.is_symlink() and not place.exists():
             raise UserError(
                 f"`{place}` is a link to `{place.readlink()}`, which does not exist; "
-                "mount or put back what it leads to, or remove the link"
+                "mount or restore its target, or remove the link"
             )

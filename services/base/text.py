@@ -1,4 +1,4 @@
-"""Text files of the user's: decoded as UTF-8 and split at newlines, whoever reads them."""
+"""Reads the user's text files, always as UTF-8 and with the same rule for newlines."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from services.base.errors import UserError
 
 NEWLINE = re.compile(r"\r\n|\n|\r")
-"""`str.splitlines` also splits at U+2028, U+0085, form feeds and more, which a prompt may hold."""
+"""A newline. `str.splitlines` would also split at U+2028, U+0085, form feeds and others, which a prompt may contain."""
 
 
 def read_text(path: Path) -> str:
@@ -26,7 +26,7 @@ def decode(data: bytes, source: str) -> str:
     """The text of UTF-8 bytes, without their byte order mark.
 
     Raises:
-        UserError: the bytes are not UTF-8, or hold NUL, as UTF-16 without a byte order mark does.
+        UserError: the bytes are not UTF-8, or contain NUL, as UTF-16 without a byte order mark does.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -34,7 +34,7 @@ def decode(data: bytes, source: str) -> str:
         kind = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else f"not UTF-8 (line {_line(error)})"
         raise UserError(f"`{source}` is {kind}; save it as UTF-8") from error
     if "\0" in text:
-        raise UserError(f"`{source}` holds NUL characters, as UTF-16 and binary files do; save it as UTF-8")
+        raise UserError(f"`{source}` contains NUL characters, as UTF-16 and binary files do; save it as UTF-8")
     return text
 
 
@@ -44,12 +44,12 @@ def _line(error: UnicodeDecodeError) -> int:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text; a line ends at a newline (of Unix, Windows or the old Mac) and at nothing else."""
+    """Split a text into lines. Only newlines (of Unix, Windows or the old Mac) end a line."""
     return NEWLINE.split(text)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON and YAML can write and UTF-8 cannot."""
+    """Whether a text can be encoded as UTF-8. JSON and YAML can contain half of a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

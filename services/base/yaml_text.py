@@ -1,6 +1,6 @@
-"""YAML as this project reads and writes it: the core schema of YAML 1.2, and each key once.
+"""Reads and writes YAML with the core schema of YAML 1.2, and refuses a key that appears twice.
 
-PyYAML follows YAML 1.1, which surprises: `1e-2` is text, `010` is 8, `1:30` is 90 and `no` is false.
+PyYAML follows YAML 1.1, which has surprises: `1e-2` is text, `010` is 8, `1:30` is 90 and `no` is false.
 """
 
 import re
@@ -24,35 +24,37 @@ PLAIN: dict[str, tuple[str, str]] = {
     ),
     "merge": (r"<<", "<"),
 }
-"""What a plain scalar is: its form, and the characters that it can begin with (`\\0` stands for no character)."""
+"""The kinds of plain scalars: the form of each, and the characters that it can begin with (`\\0` means that it can be
+empty)."""
 BREAKS = {"\x85": "\\N", "\u2028": "\\L", "\u2029": "\\P"}
-"""These are line breaks in YAML 1.1 and none in 1.2; the values are how both write them between double quotes."""
+"""Characters that are line breaks in YAML 1.1 but not in 1.2, each with its escape between double quotes in both."""
 
 BEGINS_PLAINLY = re.compile("[A-Za-z/]")
-"""No number or date begins so in any version of YAML, nor do its signs."""
+"""No number, date or special sign begins with these characters in any version of YAML."""
 WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-"""Some reader takes these for booleans or for null, in lower or upper case: Kubernetes' own reads `y` as true."""
+"""Words that some readers take for booleans or null, in lower or upper case. Kubernetes reads `y` as true."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema and the merge key. A key that stands twice in a mapping is refused, and so is a value that
-    holds itself.
+    """Loads YAML 1.2's core schema and the merge key.
+
+    It refuses a mapping with the same key twice, and a value that contains itself.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.deep_construct = True  # children before parents, which is how PyYAML notices a value that holds itself
+        self.deep_construct = True  # children before parents, so that PyYAML notices a value that contains itself
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[Hashable, int] = {}
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                continue  # the constructor refuses it, since Python cannot look it up
+                continue  # the constructor will refuse it, because it cannot be a key of a dict
             key = key_node.value if key_node.tag == MERGE else self.construct_object(key_node)
             line = key_node.start_mark.line + 1
             if key in lines:
-                raise _Refused(f"the key `{key}` of line {line} is in line {lines[key]} already; remove one")
+                raise _Refused(f"the key `{key}` of line {line} is already in line {lines[key]}; remove one")
             lines[key] = line
         return node
 
@@ -64,14 +66,14 @@ _Loader.yaml_constructors = {
 
 
 class _Refused(yaml.YAMLError):
-    """This is well-formed YAML that the project does not read."""
+    """Well-formed YAML that the project does not accept."""
 
 
 def _core(loader: _Loader, kind: str, node: yaml.ScalarNode) -> str:
-    """The text of a scalar that is of this kind, by its form or by a tag such as `!!int`."""
+    """The text of a scalar of this kind, which its form or a tag such as `!!int` gives it."""
     text = str(loader.construct_scalar(node))
     if not re.fullmatch(PLAIN[kind][0], text):
-        raise _Refused(f"`{text}` in line {node.start_mark.line + 1} has a tag and is no {kind}")
+        raise _Refused(f"`{text}` in line {node.start_mark.line + 1} has a tag but is not a valid {kind}")
     return text
 
 
@@ -99,12 +101,12 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
 def _str(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = str(loader.construct_scalar(node))
     if not is_unicode(text):
-        raise _Refused(f"the text in line {node.start_mark.line + 1} holds half of a surrogate pair")
+        raise _Refused(f"the text in line {node.start_mark.line + 1} contains half of a surrogate pair")
     return text
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, with quotes around each text that any reader of YAML 1.1 or 1.2 could take for something else."""
+    """PyYAML's dumper, with quotes around each text that a reader of YAML 1.1 or 1.2 could take for another type."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = None
@@ -129,7 +131,7 @@ def load_yaml(text: str, source: str) -> Any:
     """The value of a YAML document.
 
     Raises:
-        UserError: it is not YAML, or has a key twice; begins with `source`.
+        UserError: the text is not YAML, or has a key twice. The message begins with `source`.
     """
     if found := re.search("|".join(BREAKS), text):
         line, code = text.count("\n", 0, found.start()) + 1, f"U+{ord(found[0]):04X}"
@@ -147,5 +149,5 @@ def load_yaml(text: str, source: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """A value as YAML, which `load_yaml` reads as the same value."""
+    """Write a value as YAML. `load_yaml` reads the same value back."""
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""A Python client of the reward pool's HTTP side; needs neither Ray nor Torch.
+"""A Python client of the reward pool's HTTP service. It needs neither Ray nor PyTorch.
 
 pool = ScoreClient("http://127.0.0.1:8000")
 answer = pool.score(images, prompts)
@@ -18,26 +18,26 @@ from services.http.session import CONNECT_S, GONE, retry_after_s, session
 from services.http.wire import ARROW, Answer, read_answer, write_request
 
 AWAY = (429, 503)
-"""Answers of a pool that is full or starting."""
+"""The HTTP statuses of a pool that is full or starting."""
 
 
 class PoolError(Exception):
-    """The pool refused a request or stayed busy; says why."""
+    """The pool refused a request or stayed busy. The message says why."""
 
 
 class PoolAway(PoolError, Away):
-    """The pool is not there, starting or full: the same request may be answered later."""
+    """The pool does not answer, is starting, or is full. The same request may succeed later."""
 
 
 class ScoreClient:
-    """Asks a pool; a busy or unreachable one is asked again, with jitter and its own `Retry-After`.
+    """Sends requests to a pool. It retries, with jitter and as `Retry-After` says, if the pool is busy or unreachable.
 
     Args:
-        url: of the pool, such as `http://127.0.0.1:8000`.
-        token: its bearer token, if it asks for one.
-        run: label of the calling run, on the pool's metrics and limits.
-        timeout_s: of one request.
-        attempts: of one request.
+        url: the pool's address, such as `http://127.0.0.1:8000`.
+        token: the pool's bearer token, if it asks for one.
+        run: the label of the calling run in the pool's metrics and limits.
+        timeout_s: seconds for the answer to one request.
+        attempts: how often one request is sent at most.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ScoreClient:
     def score(
         self, images: Sequence[np.ndarray] | np.ndarray, prompts: Sequence[str], scorers: Sequence[str] | None = None
     ) -> Answer:
-        """Score uint8 (H, W, 3) images, of any sizes, with the named scorers (all if not given).
+        """Score uint8 (H, W, 3) images of any size with the named scorers, or with all if none are named.
 
         Raises:
-            PoolError: refused, still busy after every attempt, or answered with something else.
+            PoolError: the pool refused the request, was busy at every attempt, or its answer has no scores.
         """
         body = write_request(prompts, [encode_image(image) for image in images])
         query = {"scorers": ",".join(scorers)} if scorers else {}
@@ -64,10 +64,10 @@ class ScoreClient:
             raise self._garbage(answer, "scores") from error
 
     def scorers(self) -> list[dict[str, Any]]:
-        """Name, kind and running replicas of each scorer.
+        """The name, kind and number of running replicas of each scorer.
 
         Raises:
-            PoolError: as `score`.
+            PoolError: as `score` raises.
         """
         answer = self._send("GET", "/v1/scorers")
         try:
@@ -76,11 +76,11 @@ class ScoreClient:
             raise self._garbage(answer, "a list of scorers") from error
 
     def ready(self) -> None:
-        """Return if each of the pool's scorers has a running replica.
+        """Check that every scorer of the pool has a running replica.
 
         Raises:
-            PoolAway: not yet, or there is no pool.
-            PoolError: something else answers.
+            PoolAway: a scorer has none yet, or no pool answers.
+            PoolError: something other than a pool answers.
         """
         self._send("GET", "/readyz")
 
@@ -91,7 +91,7 @@ class ScoreClient:
         except GONE as error:
             raise PoolAway(f"no answer from {self.url}: {type(error).__name__}") from error
         except requests.RequestException as error:
-            raise PoolError(f"{self.url} cannot be asked: {error}") from error
+            raise PoolError(f"the request to {self.url} failed: {error}") from error
         if answer.ok:
             return answer
         ours = _detail(answer)
@@ -107,7 +107,7 @@ class ScoreClient:
 
 
 def _detail(answer: requests.Response) -> str | None:
-    """The reason that a pool gives; None from what stands in its place, such as Serve's proxy without a pool."""
+    """The reason in a pool's answer; None if something else answered, such as Serve's proxy without a pool."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):

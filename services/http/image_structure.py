@@ -1,4 +1,4 @@
-"""How an encoded image is built, read from its bytes without decoding: its size, and parts that only slow a decoder."""
+"""Reads the size of an encoded image without decoding it, and refuses images with parts that only slow a decoder."""
 
 import re
 import struct
@@ -6,33 +6,34 @@ from collections.abc import Iterator
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SCANS = 50
-"""Scans of a JPEG. Encoders write about 10; each one makes a decoder visit every pixel again."""
+"""The most scans of a JPEG. Encoders write about 10. Each one makes a decoder visit every pixel again."""
 MAX_PARTS = 1000
-"""Segments of a JPEG. Encoders write about 10, and one more for each 64 kB of metadata."""
+"""The most segments of a JPEG. Encoders write about 10, and one more for each 64 kB of metadata."""
 MAX_CHUNKS = 100
-"""Chunks of a PNG or WebP that hold no pixels: each may hold a compressed text or profile. Encoders write about 10."""
+"""The most chunks without pixels in a PNG or WebP. Each may contain a compressed text or profile. Encoders write about
+10."""
 MIN_DATA_BYTES = 512
-"""Of a chunk of pixels in a PNG, on average. Encoders write 8 kB."""
+"""The least average size of a chunk of pixels in a PNG. Encoders write 8 kB."""
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PIXELS_OF_PNG, PIXELS_OF_WEBP = {b"IDAT", b"fdAT", b"fcTL"}, {b"ANMF"}
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """The start of a JPEG's segment. In pixels, FF is followed by 00 or by one of the restart markers D0 to D7."""
 BARE, END, SCAN = {0x01, 0xD8}, 0xD9, 0xDA
-"""Markers without a length, the last marker, and the one before the pixels of a scan."""
+"""The markers without a length, the last marker, and the marker before the pixels of a scan."""
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of the segment with the size."""
+"""The markers of the segment that contains the size."""
 
 
 class BadImage(Exception):
-    """An image that cannot be scored; says why."""
+    """An image that cannot be scored. The message says why."""
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height that an image promises, in time that does not depend on what else it says.
+    """The width and height in an image's header. Reading them takes bounded time, whatever else the image contains.
 
     Raises:
-        BadImage: of another format, without a size, or built of more parts than an encoder writes.
+        BadImage: the image has another format or no size, or more parts than an encoder writes.
     """
     try:
         if data.startswith(PNG_MAGIC):
@@ -42,7 +43,7 @@ def read_size(data: bytes) -> tuple[int, int]:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_size(data)
     except struct.error as error:
-        raise BadImage("cannot be decoded: it ends before its size is said") from error
+        raise BadImage("cannot be decoded: it ends before its size") from error
     raise BadImage(f"is none of {', '.join(FORMATS)}")
 
 
@@ -81,7 +82,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _chunks(data: bytes, at: int, head: str, trailer: int) -> Iterator[tuple[bytes, int]]:
-    """Name and length of each chunk up to the end of the data; `head` packs both, in either order."""
+    """The name and length of each chunk up to the end of the data. `head` is the format of both, in either order."""
     start = struct.calcsize(head)
     while at + start <= len(data):
         one, other = struct.unpack_from(head, data, at)

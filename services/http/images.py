@@ -1,4 +1,4 @@
-"""Images as bytes: encoded without loss, decoded with care for who sent them."""
+"""Encodes images without loss, and decodes images from untrusted senders."""
 
 import io
 
@@ -8,9 +8,10 @@ from PIL import Image, UnidentifiedImageError
 from services.http.image_structure import FORMATS, BadImage, read_size
 
 MAX_ASPECT = 32
-"""Longer side over shorter. Scorers resize the shorter side, so a strip a pixel wide grows to gigabytes in them."""
+"""The greatest ratio of the longer side to the shorter. Scorers resize by the shorter side, so a strip one pixel wide
+would grow to gigabytes."""
 ORIENTATION = 0x0112
-"""The EXIF tag that says how a camera was held."""
+"""The EXIF tag with the orientation of the camera."""
 UPRIGHT: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -20,14 +21,14 @@ UPRIGHT: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image of each orientation into the one that is meant to be seen."""
+"""The operation that turns an image of each orientation upright."""
 
 
 def image_pixels(data: bytes, max_pixels: int) -> int:
-    """Pixels of an encoded image, read without decoding it.
+    """The number of pixels of an encoded image, read without decoding it.
 
     Raises:
-        BadImage: as `decode_image`, as far as the structure shows it.
+        BadImage: as `decode_image` raises, for faults that show without decoding.
     """
     width, height = read_size(data)
     size = f"has {width}x{height} pixels"
@@ -39,25 +40,27 @@ def image_pixels(data: bytes, max_pixels: int) -> int:
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W, 3) of an encoded image as a viewer shows it on white: the first of several frames, turned as its
-    EXIF orientation says, the upper 8 of 16 bits. Its time has no bound.
+    """Decode an image to uint8 (H, W, 3), as a viewer shows it on white.
+
+    The first of several frames is used, turned upright by its EXIF orientation, with the upper 8 of 16 bits. The time
+    that this takes is not bounded.
 
     Raises:
-        BadImage: of another format, too large, too long and thin, oddly built, or broken.
+        BadImage: the image has another format, is too large, too long and thin, oddly built, or broken.
     """
     pixels = image_pixels(data, max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height != pixels:
-                raise BadImage("cannot be decoded: it says two sizes")
+                raise BadImage("cannot be decoded: it contains two different sizes")
             turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
             upright = image.transpose(turn) if turn is not None else image
             return _grey16(upright) if image.mode.startswith("I") else _on_white(upright)
     except BadImage:
         raise
-    except UnidentifiedImageError as error:  # its text has the address of our buffer
+    except UnidentifiedImageError as error:  # its message contains the address of our buffer
         raise BadImage("cannot be decoded: its header is broken") from error
-    except Exception as error:  # Pillow raises anything, KeyError and TypeError too, on what strangers send
+    except Exception as error:  # on malformed images Pillow raises any error, also KeyError and TypeError
         raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
@@ -69,7 +72,7 @@ def _on_white(image: Image.Image) -> np.ndarray:
 
 
 def _grey16(image: Image.Image) -> np.ndarray:
-    """A picture of 16 bits of grey by its upper 8 bits; `convert` would clip it at 255."""
+    """Reduce a 16-bit grey image to its upper 8 bits. `convert` would clip it at 255 instead."""
     grey_HW = np.asarray(image)
     seen_HW = (grey_HW >> 8).astype(np.uint8)
     if (transparent := image.info.get("transparency")) is not None:
@@ -78,7 +81,7 @@ def _grey16(image: Image.Image) -> np.ndarray:
 
 
 def encode_image(image_HWC: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG, without loss."""
+    """Encode uint8 (H, W, 3) as a PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

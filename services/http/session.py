@@ -1,4 +1,4 @@
-"""HTTP as a caller: a session that retries, and tokens that are never arguments."""
+"""HTTP for callers: a session that retries, and bearer tokens, which are never command-line arguments."""
 
 import os
 import re
@@ -13,18 +13,18 @@ from services.base.errors import UserError
 from services.base.text import read_text
 
 BUSY = (429, 502, 503, 504)
-"""Answers after which the same request may be sent again."""
+"""The HTTP statuses after which the same request may be sent again."""
 GONE = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-"""The same request may be sent again after these errors: no connection, no answer in time, or half an answer."""
+"""The errors after which the same request may be sent again: no connection, no answer in time, or half an answer."""
 CONNECT_S = 10.0
-"""A connection must be made in this time; the answer may take longer."""
+"""Seconds within which a connection must be made. The answer may take longer."""
 
 
 def session(token: str | None = None, attempts: int = 6) -> requests.Session:
     """A session that sends a request again when the connection breaks or the server is busy.
 
-    Waits 0.5 s, 1 s, 2 s, … with jitter of up to half a second, or what `Retry-After` says. For requests that may be
-    repeated only, as scoring is.
+    It waits 0.5 s, 1 s, 2 s, … with jitter of up to 0.5 s, or as long as `Retry-After` says. Use it only for requests
+    that may safely be repeated, such as scoring.
     """
     retry = Retry(
         total=attempts - 1,
@@ -44,7 +44,7 @@ def session(token: str | None = None, attempts: int = 6) -> requests.Session:
 
 
 def retry_after_s(answer: requests.Response) -> float:
-    """The seconds that an answer asks to wait for before the next request; 0 if it names none."""
+    """The seconds to wait before the next request, from the answer's `Retry-After`; 0 if it has none."""
     try:
         return Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
     except InvalidHeader:
@@ -52,10 +52,11 @@ def retry_after_s(answer: requests.Response) -> float:
 
 
 def read_token(file: str | None, variable: str = "TEMPFLOW_TOKEN") -> str | None:
-    """A bearer token from a file, else from the environment, else None.
+    """Read a bearer token from a file or, if no file is given, from the environment; None if that has none.
 
     Raises:
-        UserError: the file is missing, empty or not text, or the token is not one line of ASCII; does not repeat it.
+        UserError: the file is missing, empty or not text, or the token is not one line of ASCII. The message does not
+            contain the token.
     """
     if file is None:
         token, source = os.environ.get(variable, "").strip(), variable
@@ -65,7 +66,9 @@ def read_token(file: str | None, variable: str = "TEMPFLOW_TOKEN") -> str | None
         path, source = Path(file).expanduser(), f"`{file}`"
         token = read_text(path).strip() if path.is_file() else ""
         if not token:
-            raise UserError(f"no token in {source}; write it there, or set {variable}")
+            raise UserError(f"no token in {source}; write the token there, or set {variable} instead")
     if not re.fullmatch("[ -~]+", token):
-        raise UserError(f"the token in {source} is not one line of ASCII characters, which a header needs; correct it")
+        raise UserError(
+            f"the token in {source} must be one line of ASCII characters to be sent in a header; correct it"
+        )
     return token

@@ -1,7 +1,7 @@
-"""The two formats of `POST /v1/score`: JSON with base64 images, and an Arrow IPC stream. No pickle in either.
+"""The two formats of `POST /v1/score`: JSON with base64 images, and an Arrow IPC stream. Neither uses pickle.
 
-A request is a table of `prompt` (text) and `image` (an encoded PNG, JPEG or WebP). An answer is a table with a column
-a scorer (float64, null where there is no score) and `error` (text, null where the image was fine).
+A request is a table of `prompt` (text) and `image` (an encoded PNG, JPEG or WebP). An answer is a table with one column
+per scorer (float64, null if there is no score) and a column `error` (text, null if the image could be scored).
 """
 
 import json
@@ -20,9 +20,9 @@ from services.base.errors import first_line
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 QUOTATION_MARKS = 32
-"""Quotation marks that an item in JSON may have, those within its strings not counted. A plain item has 8."""
+"""The most quotation marks that an item in JSON may have, without those inside its strings. A plain item has 8."""
 HEADER_OF_MESSAGE, COMPRESSION_OF_BATCH = 8, 10
-"""Offsets of two fields of Arrow's Message.fbs: `header` of `Message`, and `compression` of `RecordBatch`."""
+"""The offsets of two fields in Arrow's Message.fbs: `header` of `Message`, and `compression` of `RecordBatch`."""
 
 
 class Item(msgspec.Struct):
@@ -30,7 +30,7 @@ class Item(msgspec.Struct):
 
     prompt: str
     image: bytes
-    """Base64 in JSON."""
+    """The encoded image, which is base64 in JSON."""
 
 
 class Items(msgspec.Struct):
@@ -40,7 +40,7 @@ class Items(msgspec.Struct):
 
 
 class BadRequest(Exception):
-    """A request that cannot be read: an HTTP status, and why."""
+    """A request that cannot be read, with the HTTP status of the answer. The message says why."""
 
     def __init__(self, why: str, status: int = 400) -> None:
         super().__init__(why)
@@ -49,21 +49,21 @@ class BadRequest(Exception):
 
 @dataclass
 class Answer:
-    """Scores (N,) by scorer with NaN for none, and the reasons of bad images by index."""
+    """Scores (N,) by scorer, with NaN for images without a score, and the reason for each bad image by its index."""
 
     scores: dict[str, np.ndarray]
     errors: dict[int, str]
 
 
 def read_request(body: bytes, content_type: str, max_images: int) -> tuple[list[str], list[bytes]]:
-    """Prompts and encoded images of a request. It takes little more memory than the body has, whatever the body says.
+    """The prompts and encoded images of a request. Reading takes little more memory than the body, whatever is in it.
 
     Raises:
-        BadRequest: neither format, not this table, empty, or more than `max_images`.
+        BadRequest: the body has neither format or not these columns, is empty, or has more than `max_images` images.
     """
     kind = media_type(content_type)
     if kind not in (ARROW, JSON):
-        raise BadRequest(f"content type `{kind}`; send {JSON} or {ARROW}", 415)
+        raise BadRequest(f"content type `{kind}` is not supported; send {JSON} or {ARROW}", 415)
     prompts, images = _read_arrow(body, max_images) if kind == ARROW else _read_json(body, max_images)
     if not prompts:
         raise BadRequest("the request has no images; send at least one")
@@ -78,7 +78,7 @@ def media_type(content_type: str) -> str:
 
 
 def _too_many(images: int | str, max_images: int) -> BadRequest:
-    return BadRequest(f"{images} images; a request holds at most {max_images}", 413)
+    return BadRequest(f"{images} images; a request may have at most {max_images}", 413)
 
 
 def _read_arrow(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
@@ -89,14 +89,14 @@ def _read_arrow(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise BadRequest(f"not an Arrow stream with columns prompt and image: {first_line(error)}") from error
     if None in prompts or None in images:
-        raise BadRequest("columns prompt and image have no nulls")
+        raise BadRequest("columns prompt and image must not contain nulls")
     return prompts, images
 
 
 def _arrow_table(body: bytes, max_images: int) -> pa.Table:
-    """The table, whose types and count are known to be harmless before a column is read.
+    """Read the table. Its types and number of rows are checked before any column is read.
 
-    Encodings in which a few bytes stand for many (compression, runs, dictionaries, views, nulls) are refused.
+    Encodings that expand a few bytes to many (compression, runs, dictionaries, views, nulls) are refused.
     """
     for number, message in enumerate(pa.ipc.MessageReader.open_stream(body)):
         if number > max_images:
@@ -104,11 +104,13 @@ def _arrow_table(body: bytes, max_images: int) -> pa.Table:
         if message.type == "dictionary":
             raise BadRequest("a column is a dictionary; send plain text and binary")
         if message.type == "record batch" and _is_compressed(message):
-            raise BadRequest("the Arrow stream is compressed; the images are already, send it as it is")
+            raise BadRequest(
+                "the Arrow stream is compressed; send it uncompressed, since the images are compressed already"
+            )
     stream = pa.ipc.open_stream(body)
     for name, kinds in (("prompt", (pa.string(), pa.large_string())), ("image", (pa.binary(), pa.large_binary()))):
         if (found := stream.schema.field(name).type) not in kinds:
-            raise BadRequest(f"column {name} is {found}; send {kinds[0]}")
+            raise BadRequest(f"column {name} has type {found}; send {kinds[0]}")
     table = stream.read_all()
     if table.num_rows > max_images:
         raise _too_many(table.num_rows, max_images)
@@ -118,22 +120,23 @@ def _arrow_table(body: bytes, max_images: int) -> pa.Table:
 def _is_compressed(message: pa.ipc.Message) -> bool:
     """Whether the buffers of a record batch are compressed.
 
-    PyArrow does not tell, and it unpacks them on reading: a kilobyte may become a gigabyte. So this reads the message.
+    PyArrow has no way to ask, and it decompresses them when it reads: a kilobyte may become a gigabyte. Therefore this
+    function reads the message's metadata itself.
     """
     flat = message.metadata.to_pybytes()
     try:
         root = Table(flat, encode.Get(packer.uoffset, flat, 0))
         batch = Table(flat, root.Indirect(root.Pos + root.Offset(HEADER_OF_MESSAGE)))
         return batch.Offset(COMPRESSION_OF_BATCH) != 0
-    except (struct.error, TypeError) as error:  # offsets that lead out of the buffer, and negative ones
+    except (struct.error, TypeError) as error:  # offsets outside of the buffer, and negative ones
         raise ValueError("the metadata of a record batch is broken") from error
 
 
 def _read_json(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
-    """Decode JSON into items alone: other values are parsed and dropped without making objects.
+    """Decode JSON into items only. Other values are parsed and dropped without making objects.
 
-    The decoder has no bound on the number of items, and each takes 150 bytes. So the quotation marks that are not after
-    a backslash are counted first: each string has at least one of them, and at most two.
+    The decoder does not limit the number of items, and each takes 150 bytes of memory. Therefore the quotation marks
+    that do not follow a backslash are counted first: each string has at least one of them, and at most two.
     """
     if body.count(b'"') - body.count(b'\\"') > QUOTATION_MARKS * (max_images + 1):
         raise _too_many("too many", max_images)
@@ -146,12 +149,12 @@ def _read_json(body: bytes, max_images: int) -> tuple[list[str], list[bytes]]:
 
 
 def write_request(prompts: Sequence[str], images: Sequence[bytes]) -> bytes:
-    """A request as an Arrow stream."""
+    """Encode a request as an Arrow stream."""
     return _stream(pa.table({"prompt": pa.array(prompts, pa.string()), "image": pa.array(images, pa.binary())}))
 
 
 def write_answer(answer: Answer, content_type: str) -> tuple[bytes, str]:
-    """The answer in the request's format, and its content type."""
+    """Encode an answer in the format of the request. Also returns its content type."""
     if media_type(content_type) == ARROW:
         columns = {name: pa.array(score_N, pa.float64(), from_pandas=True) for name, score_N in answer.scores.items()}
         count = len(next(iter(answer.scores.values())))
@@ -166,7 +169,7 @@ def write_answer(answer: Answer, content_type: str) -> tuple[bytes, str]:
 
 
 def read_answer(body: bytes) -> Answer:
-    """An answer from an Arrow stream."""
+    """Decode an answer from an Arrow stream."""
     table = pa.ipc.open_stream(body).read_all()
     scores = {
         name: table[name].to_numpy(zero_copy_only=False).astype(np.float64)

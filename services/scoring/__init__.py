@@ -1,1 +1,1 @@
-"""The scoring service: reward models behind Ray Serve."""
+"""The reward models (scorers), which Ray Serve runs."""

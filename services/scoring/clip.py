@@ -1,6 +1,6 @@
-"""Scorers that are a CLIP model: PickScore and CLIPScore differ in weights and scale.
+"""Scorers that are a CLIP model. PickScore and CLIPScore differ in weights and scale.
 
-Torch and transformers are imported when a scorer is built: the driver imports this file to check a recipe.
+PyTorch and transformers are imported only when a scorer is built: the driver imports this file to check a recipe.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from services.base.paths import model_file, resolve_model
 
 
 def check_clip(what: str, model: str, processor: str | None) -> None:
-    """Refuse a model or processor that is not there.
+    """Check that the model and the processor exist.
 
     Raises:
-        UserError: begins with `what`.
+        UserError: one does not exist. The message begins with `what`.
     """
     model_file(what, model, "config.json")
     model_file(what, processor or model, "tokenizer_config.json")
@@ -26,11 +26,11 @@ class ClipSimilarity:
     """exp(logit_scale) · cos(text, image) / scale.
 
     Args:
-        model: a folder or hub id of a CLIP.
-        processor: where tokenizer and image processor lie, if not beside the model.
-        scale: divides the score.
-        batch_size: images of one forward. Batches are padded to it, so that a score does not depend on its neighbours.
-        device: `auto` takes the GPU where there is one.
+        model: the folder or hub id of a CLIP model.
+        processor: the folder or hub id of the tokenizer and image processor; the model's if not given.
+        scale: the score is divided by this number.
+        batch_size: images in one forward. Smaller batches are padded, so that a score does not depend on other images.
+        device: `auto` is a GPU if there is one.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ClipSimilarity:
         beside = folder if processor is None else resolve_model(processor)
         self.torch, self.device = torch, device_of(device)
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
-        # Where torchvision is installed, CLIPImageProcessor is another back end, which gives other pixel values.
+        # With torchvision installed, CLIPImageProcessor would be another back end with different pixel values.
         self.image_processor = CLIPImageProcessorPil.from_pretrained(beside)
         self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
         self.max_length = self.model.config.text_config.max_position_embeddings

@@ -1,12 +1,12 @@
-"""CLIPScore: how well the image fits the text, by a CLIP that never saw preferences (arXiv 2104.08718)."""
+"""CLIPScore: how well an image fits its text, by a CLIP model without preference training (arXiv 2104.08718)."""
 
 from services.scoring.clip import ClipSimilarity, check_clip
 
 
 class ClipScore(ClipSimilarity):
-    """logits / 100 as in Flow-GRPO: the cosine itself for OpenAI's CLIP, whose logit scale is 100.
+    """The logits / 100, as in Flow-GRPO. For OpenAI's CLIP, whose logit scale is 100, this is the cosine.
 
-    Deviation from the paper: neither rescaled by 2.5 nor cut at 0.
+    Deviation from the paper: the score is not multiplied by 2.5 and not cut at 0.
     """
 
     def __init__(
@@ -21,5 +21,5 @@ class ClipScore(ClipSimilarity):
 
     @staticmethod
     def check(model: str = "openai/clip-vit-large-patch14", processor: str | None = None, **_: object) -> None:
-        """Refuse a model that is not there, before any actor starts."""
+        """Check that the model exists, before any actor starts."""
         check_clip("scorer clipscore", model, processor)

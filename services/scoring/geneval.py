@@ -1,13 +1,13 @@
-"""GenEval: are the asked objects there, as many, in that colour, in that place? (arXiv 2310.11513)
+"""GenEval: does the image show the requested objects in the right number, colour and place? (arXiv 2310.11513)
 
-The detector is a service of the user's, since Mask2Former and its colour classifier need a stack of their own; the
-rule is here. The detector is asked
+The user runs the object detector as a service, because Mask2Former and its colour classifier need other versions of
+libraries. The scoring rule is in this file. The request to the detector and its answer are
 
     POST url  {"images": [base64 of a PNG, …]}
     →         {"detections": [[{"class": "bench", "score": 0.97, "box": [x0, y0, x1, y1], "color": "red"}, …], …]}
 
-with one list an image, `color` being one of GenEval's ten for each object. A detector that does not answer, or answers
-429, 502, 503 or 504, is asked again; any other answer is a failure.
+with one list per image. `color` is one of GenEval's ten colours. If the detector does not answer, or answers 429, 502,
+503 or 504, the request is sent again. Any other answer is a failure.
 """
 
 import base64
@@ -31,24 +31,25 @@ COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
 RELATIONS = ("left of", "right of", "above", "below")
 POSITION_SLACK = 0.1
-"""Share of both objects' sizes by which centres must differ before one is left of, above, … the other."""
+"""Two centres must differ by more than this share of both objects' sizes before one is left of, above, … the other."""
 
 
 class DetectorError(Exception):
-    """The detector refused a request or answered with something else than detections; says what."""
+    """The detector refused a request, or its answer has no detections. The message quotes the answer."""
 
 
 class GenEval:
-    """Score by GenEval's rule; NaN for a prompt that the metadata does not know.
+    """Scores by GenEval's rule. A prompt that is not in the metadata gives NaN.
 
     Args:
-        url: the detector.
-        metadata: GenEval's metadata.jsonl, or several: a row a prompt with `prompt`, `tag`, `include`, `exclude`.
-        rule: `partial` is Flow-GRPO's training reward, `official` GenEval's verdict (0 or 1).
-        token_file: holds the detector's bearer token, if it asks for one.
-        batch_size: images of one request.
+        url: the address of the detector.
+        metadata: one or several of GenEval's metadata.jsonl: a row per prompt with `prompt`, `tag`, `include`,
+            `exclude`.
+        rule: `partial` is Flow-GRPO's training reward, `official` is GenEval's verdict (0 or 1).
+        token_file: the file with the detector's bearer token, if it needs one.
+        batch_size: images in one request.
         timeout_s: seconds for the answer to one request.
-        patience_s: seconds for which a request is sent again.
+        patience_s: seconds for which a request is repeated.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class GenEval:
     def check(
         url: str, metadata: str | Sequence[str], rule: str = "partial", token_file: str | None = None, **_: object
     ) -> None:
-        """Refuse a rule that is not one, and files that are not there.
+        """Check the rule, the address and the files.
 
         Raises:
-            UserError: names them.
+            UserError: one is wrong or missing. The message names it.
         """
         if rule not in ("partial", "official"):
-            raise UserError(f"scorer geneval: rule is `{rule}`; it is partial or official")
+            raise UserError(f"scorer geneval: rule is `{rule}`; it must be partial or official")
         check_url("geneval", url)
         read_metadata(metadata)
         read_token(token_file, "GENEVAL_TOKEN")
@@ -94,11 +95,11 @@ class GenEval:
         return score_N
 
     def _detect(self, images: Sequence[bytes], timeout_s: float) -> list[list[dict[str, Any]]]:
-        """Detections of each image.
+        """The detections in each image.
 
         Raises:
             Away: the detector does not answer, or is busy.
-            DetectorError: it answers with something else.
+            DetectorError: the answer has no detections.
         """
         body = {"images": [base64.b64encode(image).decode() for image in images]}
         try:
@@ -117,14 +118,14 @@ class GenEval:
             if len(detections) == len(images) and all(_is_detection(seen) for image in detections for seen in image):
                 return detections
         except (ValueError, KeyError, TypeError):
-            pass  # it is not JSON of ours, as said below
+            pass  # the answer has another form, which the error below says
         raise DetectorError(f"{said}; this is not a list of detections for each of {len(images)} images")
 
     def probe(self) -> str:
-        """Ask the detector once what it sees in a grey image.
+        """Send the detector one grey image, to check that it answers.
 
         Raises:
-            UserError: it does not answer, is busy, or answers with something else.
+            UserError: the detector does not answer, is busy, or its answer has no detections.
         """
         began = time.perf_counter()
         try:
@@ -135,7 +136,7 @@ class GenEval:
 
 
 def _is_detection(seen: dict[str, Any]) -> bool:
-    """Whether a part of the detector's answer is one object with a class, a score and a box."""
+    """Whether an item of the detector's answer is an object with a class, a score and a box."""
     numbers = [seen["score"], *seen["box"]]
     return isinstance(seen["class"], str) and len(numbers) == 5 and all(isinstance(n, int | float) for n in numbers)
 
@@ -149,14 +150,14 @@ class Object:
 
 
 Found = dict[str, list[Object]]
-"""Objects by class, most certain first."""
+"""The detected objects by class, the most certain first."""
 
 
 def read_metadata(files: str | Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What GenEval's metadata asks for, by prompt: `tag`, `include` and `exclude`.
+    """Read GenEval's metadata: `tag`, `include` and `exclude` by prompt.
 
     Raises:
-        UserError: a file is missing, or a row is not GenEval's.
+        UserError: a file is missing, or a row does not have GenEval's form.
     """
     wanted = {}
     for file in [files] if isinstance(files, str) else files:
@@ -174,17 +175,17 @@ def read_metadata(files: str | Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _wanted(row: dict[str, Any]) -> dict[str, Any]:
-    """The part of a row of metadata that the rule reads.
+    """The part of a row of metadata that the rule needs.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not GenEval's.
+        KeyError, TypeError, ValueError: the row does not have GenEval's form.
     """
     include, exclude = _needs(row["include"]), _needs(row.get("exclude") or [])
     if not isinstance(row["tag"], str):
-        raise TypeError(f"has the tag {row['tag']}, which is no text")
+        raise TypeError(f"has the tag {row['tag']}, which is not text")
     for place, need in enumerate(include + exclude):
         if not isinstance(need["class"], str) or type(need["count"]) is not int or need["count"] < 1:
-            raise ValueError(f"asks for {need}, whose class is no text or whose count is no number from 1 on")
+            raise ValueError(f"asks for {need}, whose class is not text or whose count is not a whole number above 0")
         if "position" in need:
             relation, target = need["position"]
             if relation not in RELATIONS or target not in range(min(place, len(include))):
@@ -193,14 +194,14 @@ def _wanted(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needs(listed: Any) -> list[dict[str, Any]]:
-    """A list of objects that are asked for; Parquet has None where JSON leaves a key out."""
+    """A list of requested objects. Parquet has None for keys that JSON leaves out; these keys are removed."""
     if not isinstance(listed, list) or not all(isinstance(need, dict) for need in listed):
-        raise TypeError(f"has {listed}, which is no list of objects")
+        raise TypeError(f"has {listed}, which is not a list of objects")
     return [{key: value for key, value in need.items() if value is not None} for need in listed]
 
 
 def confident(detections: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> Found:
-    """The detections that count: above the threshold (a higher one for counting), at most 16 of a class."""
+    """The detections above the threshold, which is higher for the tag `counting`, and at most 16 of each class."""
     threshold = COUNTING_THRESHOLD if wanted["tag"] == "counting" else THRESHOLD
     found: Found = {}
     for seen in sorted(detections, key=lambda seen: -seen["score"]):
@@ -211,7 +212,7 @@ def confident(detections: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> F
 
 
 def official_verdict(wanted: dict[str, Any], found: Found) -> float:
-    """1 if every `include` holds for the most certain objects and no `exclude` does, else 0."""
+    """1 if the most certain objects fulfil every `include` and no `exclude`, else 0."""
     groups: list[list[Object] | None] = []
     for need in wanted["include"]:
         objects = found.get(need["class"], [])[: need["count"]]
@@ -223,10 +224,11 @@ def official_verdict(wanted: dict[str, Any], found: Found) -> float:
 
 
 def partial_credit(wanted: dict[str, Any], found: Found) -> float:
-    """Flow-GRPO's training reward: the mean over all that is asked, counts exact (arXiv 2505.05470, appendix).
+    """Flow-GRPO's training reward: the mean credit over all requests (arXiv 2505.05470, appendix).
 
-    A count (of objects, or of those in the asked colour) earns 1 − |found − asked| / asked; with a wrong count, colour
-    and place together earn one 0. Deviation: a wrong place earns 0 and nothing else; the reference's code adds a 1 too.
+    A count, of objects or of objects in the requested colour, earns 1 − |found − asked| / asked. If the number of
+    objects is wrong, colour and place together earn one 0. Deviation: a wrong place earns a single 0; the reference's
+    code also adds a 1.
     """
     credits: list[float] = []
     groups: list[list[Object] | None] = []
@@ -247,12 +249,12 @@ def partial_credit(wanted: dict[str, Any], found: Found) -> float:
 
 
 def _coloured(need: dict[str, Any], objects: Sequence[Object]) -> int:
-    """How many have the asked colour; all of them where none is asked."""
+    """How many objects have the requested colour. If no colour is requested, all count."""
     return sum(object_.color == need.get("color", object_.color) for object_ in objects)
 
 
 def _placed(need: dict[str, Any], objects: Sequence[Object], groups: Sequence[list[Object] | None]) -> bool:
-    """Whether every object stands as asked to every object of the group it refers to."""
+    """Whether every object has the requested position relative to every object of the other group."""
     if "position" not in need:
         return True
     relation, target = need["position"]
@@ -261,7 +263,7 @@ def _placed(need: dict[str, Any], objects: Sequence[Object], groups: Sequence[li
 
 
 def relations(one: Object, other: Object) -> set[str]:
-    """Where `one` is, seen from `other`: of `left of`, `right of`, `above`, `below`, those that hold."""
+    """The position of `one` relative to `other`: a subset of `left of`, `right of`, `above` and `below`."""
     boxes_222 = np.array([one.box, other.box], float).reshape(2, 2, 2)
     offset_2 = np.subtract(*boxes_222.mean(axis=1))
     size_2 = np.abs(boxes_222[:, 1] - boxes_222[:, 0]).sum(axis=0)

@@ -1,11 +1,11 @@
-"""HPSv3: a Qwen2-VL with a two-number head, trained on human preferences (arXiv 2508.03789).
+"""HPSv3: a Qwen2-VL with a head of two outputs, trained on human preferences (arXiv 2508.03789).
 
-The head reads the hidden state of the token `<|Reward|>` and gives a Gaussian, [μ, ln σ]; the score is μ. The
-arithmetic is that of the package `hpsv3` 1.0.0 (MIT) on transformers 4.45, whose instruction stands verbatim in
-hpsv3_instruction.txt. Deviations: a prompt that holds `<|Reward|>` itself is read at the last one, and the head runs
-at that one token instead of all.
+The head reads the hidden state of the token `<|Reward|>` and outputs a Gaussian, [μ, ln σ]. The score is μ. The
+arithmetic is that of the package `hpsv3` 1.0.0 (MIT) on transformers 4.45; hpsv3_instruction.txt is its instruction,
+word for word. Deviations: if a prompt contains `<|Reward|>`, the last such token is read; and the head is computed only
+at that token.
 
-Torch and transformers are imported when a scorer is built: the driver imports this file to check a recipe.
+PyTorch and transformers are imported only when a scorer is built: the driver imports this file to check a recipe.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ CHAT = (
 INSTRUCTION = Path(__file__).with_name("hpsv3_instruction.txt")
 PIXELS = 256 * 28 * 28
 LENGTH_STEP = 64
-"""Sequences are padded to a multiple of it: a row's shape depends on its own prompt, never on its neighbours'."""
+"""Sequences are padded to a multiple of this, so that a row's shape depends only on its own prompt."""
 CHECKPOINT_FILE = "HPSv3.safetensors"
 
 
 class HPSv3:
-    """μ of HPSv3 for each image.
+    """The score μ of HPSv3 for each image.
 
     Args:
-        model: folder or hub id with HPSv3.safetensors, or such a file.
-        base: folder or hub id of the Qwen2-VL it was trained from: config, tokenizer and image processor.
-        instruction: a text file in which `{prompt}` stands for the prompt and `<|Reward|>` is read.
-        pixels: images are resized to about this many.
-        dtype: `bf16` or `fp32`, of the transformer; the head is fp32.
-        batch_size: images of one forward. Batches are padded to it.
-        device: `auto` takes the GPU where there is one.
+        model: the folder or hub id with HPSv3.safetensors, or such a file.
+        base: the folder or hub id of the Qwen2-VL that it was trained from: config, tokenizer and image processor.
+        instruction: a text file. `{prompt}` in it is replaced by the prompt, and the score is read at `<|Reward|>`.
+        pixels: images are resized to about this number of pixels.
+        dtype: `bf16` or `fp32`, the type of the transformer. The head is fp32.
+        batch_size: images in one forward. Smaller batches are padded.
+        device: `auto` is a GPU if there is one.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class HPSv3:
         instruction: str = str(INSTRUCTION),
         **_: object,
     ) -> None:
-        """Refuse what is not there, before any actor starts.
+        """Check that the files exist, before any actor starts.
 
         Raises:
-            UserError: the base or the instruction is missing, or a local checkpoint.
+            UserError: the base, the instruction or a local checkpoint is missing.
         """
         model_file("scorer hpsv3", base, "config.json")
         if not Path(path := resolve_model(instruction)).is_file():
@@ -101,7 +101,9 @@ class HPSv3:
                 f"scorer hpsv3: no instruction at `{path}`; give a text file with {{prompt}} and {REWARD_TOKEN}"
             )
         if Path(path := resolve_model(model)).is_dir() and not (Path(path) / CHECKPOINT_FILE).exists():
-            raise UserError(f"scorer hpsv3: `{path}` has no {CHECKPOINT_FILE}; give a folder that has, or a hub id")
+            raise UserError(
+                f"scorer hpsv3: `{path}` has no {CHECKPOINT_FILE}; give a folder with this file, or a hub id"
+            )
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         gauss_N2 = self.gaussians(images_NHWC, prompts)
@@ -110,7 +112,7 @@ class HPSv3:
         return gauss_N2[:, 0]
 
     def gaussians(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """[μ, ln σ] of each image, (N, 2) float64; NaN where the prompt holds the token that stands for an image."""
+        """[μ, ln σ] of each image, (N, 2) float64. It is NaN if the prompt contains the token for an image."""
         gauss_N2 = np.full((len(prompts), 2), np.nan)
         if not len(prompts):
             return gauss_N2
@@ -138,9 +140,9 @@ class HPSv3:
         return self.tokenizer(CHAT.format(image=IMAGE_TOKEN * merged, text=text)).input_ids
 
     def _forward(self, tokens: list[list[int]], length: int, pixels: torch.Tensor, grid_B3: torch.Tensor) -> np.ndarray:
-        """[μ, ln σ] (B, 2) of token rows, padded on the right: the mask is causal, so the padding is never seen.
+        """[μ, ln σ], (B, 2), of rows of tokens. They are padded on the right, where the causal mask hides the padding.
 
-        Positions are sequential, as the package's forward leaves them, not Qwen2-VL's three-dimensional ones.
+        Positions are sequential, as in the package's forward, and not Qwen2-VL's three-dimensional positions.
         """
         torch, count = self.torch, len(tokens)
         ids_BL = torch.tensor([ids + [self.tokenizer.pad_token_id] * (length - len(ids)) for ids in tokens])
@@ -158,10 +160,10 @@ class HPSv3:
 
 
 def checkpoint(model: str) -> Path:
-    """The weights in a folder, at a path, or from the hub.
+    """The file of weights, from a path, a folder or the hub.
 
     Raises:
-        UserError: they are not there.
+        UserError: there are no such weights.
     """
     path = Path(resolve_model(model))
     return path if path.is_file() else model_file("scorer hpsv3", model, CHECKPOINT_FILE)
@@ -171,7 +173,7 @@ def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[tor
     """The Qwen2-VL without its language head, and the reward head in fp32.
 
     Raises:
-        UserError: the checkpoint lacks a weight or has one that the model does not.
+        UserError: the checkpoint lacks a weight, or has one that the model does not have.
     """
     import torch
     from accelerate import init_empty_weights
@@ -198,7 +200,7 @@ def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[tor
 
 
 def reward_head(width: int) -> torch.nn.Module:
-    """HPSv3's head, from a hidden state to [μ, ln σ]."""
+    """HPSv3's head, which maps a hidden state to [μ, ln σ]."""
     from torch import nn
 
     return nn.Sequential(
@@ -207,7 +209,7 @@ def reward_head(width: int) -> torch.nn.Module:
 
 
 def mapped_key(key: str) -> str | None:
-    """A key of transformers 4.45's Qwen2-VL to that of `Qwen2VLModel` now; None for the language head, unused here."""
+    """Map a key of Qwen2-VL in transformers 4.45 to that of `Qwen2VLModel` today; None for the unused language head."""
     if key.startswith("lm_head."):
         return None
     return f"language_model.{key.removeprefix('model.')}" if key.startswith("model.") else key

@@ -8,11 +8,11 @@ from PIL import Image
 
 
 class JpegSize:
-    """Size of the image as a JPEG, in kB.
+    """The size of the image as a JPEG, in kB.
 
     Args:
         sign: 1 rewards detail (incompressibility), −1 rewards compressibility.
-        quality: of the JPEG, 1 to 95.
+        quality: the quality of the JPEG, 1 to 95.
     """
 
     def __init__(self, sign: int = 1, quality: int = 95) -> None:

@@ -1,6 +1,6 @@
-"""OCR: is the text that the prompt puts in quotes readable in the image? Flow-GRPO's rule (arXiv 2505.05470).
+"""OCR: can the text that the prompt quotes be read in the image? The rule is Flow-GRPO's (arXiv 2505.05470).
 
-Needs the extra `tempflow[ocr]`: RapidOCR carries its models, so nothing is downloaded.
+It needs the extra `tempflow[ocr]`. RapidOCR includes its models, so nothing is downloaded.
 """
 
 import logging
@@ -17,16 +17,16 @@ CLOSING = {
     '"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«»", "‹": "›", "›": "‹›",
     "「": "」", "『": "』", "﹁": "﹂", "﹃": "﹄", "〝": "〞〟", "＂": "＂",
 }  # fmt: skip
-"""What ends a quote, by what begins it. Single quotes are none, since they are apostrophes too."""
+"""The marks that end a quote, by the mark that begins it. Single quotes are left out: they are also apostrophes."""
 INCH = '"”'
 OPENING = re.compile(f"(?<!\\d)[{INCH}]|[{''.join(CLOSING.keys() - set(INCH))}]")
-"""One of INCH after a digit is an inch mark, as in `a 12" record`, and begins no quote."""
+"""The beginning of a quote. A mark of INCH after a digit, as in `a 12" record`, is an inch mark and begins no quote."""
 
 
 class Ocr:
-    """1 where the quoted text is found, else 1 − min(edit distance, length) / length; NaN where nothing is quoted.
+    """1 if the quoted text is found, else 1 − min(edit distance, length) / length; NaN if the prompt quotes no text.
 
-    Spaces and case do not count. The first prompt without a score is named in the log.
+    Spaces and case are ignored. The log names the first prompt without a score.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Ocr:
 
     @staticmethod
     def check() -> None:
-        """Refuse to start where the extra is not installed.
+        """Check that the extra is installed.
 
         Raises:
-            UserError: it is not.
+            UserError: the extra is not installed.
         """
         import importlib.util
 
@@ -54,7 +54,9 @@ class Ocr:
         target = quoted(prompt)
         if target is None:
             if not self.told:
-                log.warning("this prompt, and perhaps others, has no text in quotes that open and close: %s", prompt)
+                log.warning(
+                    "this prompt, and perhaps others, has no text between opening and closing quotes: %s", prompt
+                )
                 self.told = True
             return float("nan")
         lines = self.engine(np.ascontiguousarray(image_HWC[..., ::-1])).txts or ()
@@ -62,7 +64,7 @@ class Ocr:
 
 
 def quoted(prompt: str) -> str | None:
-    """The first text in quotes; None without any, and where a quote does not close, so that the text is a guess."""
+    """The first quoted text; None if there is none, or if a quote does not close, since its end would be a guess."""
     texts: list[str] = []
     end = 0
     while opening := OPENING.search(prompt, end):
@@ -75,7 +77,7 @@ def quoted(prompt: str) -> str | None:
 
 
 def text_reward(read: str, target: str) -> float:
-    """Flow-GRPO's reward of a text that was read for the text that was asked."""
+    """Flow-GRPO's reward for the text that was read, given the text that was requested."""
     from rapidfuzz.distance import Levenshtein
 
     read, target = ("".join(text.split()).lower() for text in (read, target))

@@ -1,12 +1,12 @@
-"""PickScore: a CLIP trained on human preferences (arXiv 2305.01569)."""
+"""PickScore: a CLIP model trained on human preferences (arXiv 2305.01569)."""
 
 from services.scoring.clip import ClipSimilarity, check_clip
 
 
 class PickScore(ClipSimilarity):
-    """exp(logit_scale) · cos(text, image) / 26, Flow-GRPO's scale.
+    """exp(logit_scale) · cos(text, image) / 26. The scale 26 is Flow-GRPO's.
 
-    PickScore_v1 has no processor of its own: it uses that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+    PickScore_v1 has no processor; use that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
     """
 
     def __init__(
@@ -21,5 +21,5 @@ class PickScore(ClipSimilarity):
 
     @staticmethod
     def check(model: str = "yuvalkirstain/PickScore_v1", processor: str | None = None, **_: object) -> None:
-        """Refuse a model that is not there, before any actor starts."""
+        """Check that the model exists, before any actor starts."""
         check_clip("scorer pickscore", model, processor)

@@ -1,4 +1,4 @@
-"""Whether a recipe's scorer works: `tempflow doctor` asks the services outside, and scores an image with each model."""
+"""Tests a recipe's scorer for `tempflow doctor`: calls an outside service once, or scores one image with the model."""
 
 import time
 
@@ -9,20 +9,20 @@ from services.scoring.scorer import check_scorer, load_scorer
 from services.scoring.settings import ScorerSettings
 
 PROMPT = 'a grey wall with the word "probe"'
-"""It quotes a text, which OCR looks for."""
+"""The prompt of the test. It quotes a text for the OCR scorer."""
 
 
 def probe(settings: ScorerSettings, height: int, width: int) -> str:
-    """Try a scorer in this process; returns what it did, in words.
+    """Try a scorer in this process, and return a sentence with the result.
 
-    A scorer with a method `probe` asks something outside, and does so once; any other scores one image.
+    A scorer with a method `probe` calls its outside service once. Any other scorer scores one image.
 
     Args:
-        height: of the image.
-        width: of the image.
+        height: the image's height in pixels.
+        width: the image's width in pixels.
 
     Raises:
-        UserError: it cannot be built, its service does not answer, or it does not score.
+        UserError: the scorer cannot be built, its service does not answer, or it cannot score.
     """
     check_scorer(settings)
     try:
@@ -36,7 +36,7 @@ def probe(settings: ScorerSettings, height: int, width: int) -> str:
         done = time.perf_counter()
     except UserError:
         raise
-    except Exception as error:  # a scorer is anyone's code
+    except Exception as error:  # a scorer may be the user's code
         said = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"scorer `{settings.name}` fails: {said}; correct it or its options") from error
     if score_N.shape != (1,):

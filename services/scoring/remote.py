@@ -1,4 +1,4 @@
-"""A scorer of another pool, over HTTP: that of another cluster, or anything that speaks our API."""
+"""Calls a scorer of another reward pool over HTTP: a pool on another cluster, or any service with our API."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, c
 
 
 class Remote:
-    """Scores of a pool's scorer. A pool that is away, starting or full is waited for.
+    """Scores with a pool's scorer. It waits while the pool is away, starting or full.
 
     Args:
-        url: of the pool.
-        scorer: its name there.
-        token_file: holds the pool's bearer token; the environment's TEMPFLOW_TOKEN if not given.
-        run: label on the pool's metrics and limits.
+        url: the address of the pool.
+        scorer: the scorer's name in that pool.
+        token_file: the file with the pool's bearer token. If not given, TEMPFLOW_TOKEN in the environment is used.
+        run: the label of this run in the pool's metrics and limits.
         timeout_s: seconds for the answer to one request.
-        patience_s: seconds for which a request is sent again.
+        patience_s: seconds for which a request is repeated.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Remote:
 
     @staticmethod
     def check(url: str, scorer: str, token_file: str | None = None, **_: object) -> None:
-        """Refuse an address that is none, and a token that is not there.
+        """Check the address, and that the token can be read.
 
         Raises:
-            UserError: names it.
+            UserError: one is wrong or missing. The message names it.
         """
         check_url("remote", url)
         read_token(token_file)
@@ -55,7 +55,7 @@ class Remote:
         """Ask the pool once whether it has the scorer.
 
         Raises:
-            UserError: it does not answer, refuses the token, or does not have it.
+            UserError: the pool does not answer, refuses the token, or does not have the scorer.
         """
         client = ScoreClient(self.url, self.token, self.run, PROBE_TIMEOUT_S, attempts=1)
         try:
@@ -64,15 +64,17 @@ class Remote:
             fix = "set options.token_file or TEMPFLOW_TOKEN" if "401" in str(error) else "start it, or set options.url"
             raise UserError(f"{error}; {fix}") from error
         if self.scorer not in known:
-            raise UserError(f"{self.url} has no scorer `{self.scorer}`; options.scorer is one of {', '.join(known)}")
+            raise UserError(
+                f"{self.url} has no scorer `{self.scorer}`; set options.scorer to one of {', '.join(known)}"
+            )
         return f"{self.url} has {self.scorer}"
 
 
 def wait_for_pool(url: str, timeout_s: float) -> None:
-    """Until the pool's scorers are there.
+    """Wait until all scorers of the pool are running.
 
     Raises:
-        UserError: they did not come, or no pool is at the address.
+        UserError: they were not running in time, or no pool answers at the address.
     """
     client = ScoreClient(url, timeout_s=PROBE_TIMEOUT_S, attempts=1)
     try:

@@ -1,6 +1,6 @@
-"""What a reward model is to this system, and how one is found by name.
+"""The interface of a reward model (scorer), and how a scorer is found by its name.
 
-A scorer of your own is a class like this, named in the recipe as `my_package.my_module:Brightness`:
+To write your own scorer, write a class like this one, and name it in the recipe as `my_package.my_module:Brightness`:
 
     class Brightness:
         def __init__(self, scale: float = 1.0) -> None:
@@ -36,7 +36,7 @@ BUILT_IN = {
 
 
 class Scorer(Protocol):
-    """A reward model: images and their prompts in, one number each out."""
+    """A reward model: it takes images and their prompts, and returns one number for each."""
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Score N images.
@@ -46,16 +46,16 @@ class Scorer(Protocol):
             prompts: N texts.
 
         Returns:
-            (N,) floats; NaN where an image has no score. A score must not depend on the other images.
+            (N,) floats; NaN for an image without a score. A score must not depend on the other images.
         """
         ...
 
 
 def scorer_class(settings: ScorerSettings) -> type:
-    """The class a recipe names, with its options checked against the constructor.
+    """Import the class that a recipe names, and check its options against the constructor.
 
     Raises:
-        UserError: it cannot be imported, or does not take these options.
+        UserError: the class cannot be imported, or does not accept these options.
     """
     path = BUILT_IN.get(settings.scorer, settings.scorer)
     module, _, attribute = path.partition(":")
@@ -70,20 +70,20 @@ def scorer_class(settings: ScorerSettings) -> type:
         inspect.signature(found).bind(**settings.options)
     except TypeError as error:
         raise UserError(
-            f"scorer `{settings.scorer}`: options {', '.join(settings.options) or 'none'}: {error}"
+            f"scorer `{settings.scorer}`: wrong options ({', '.join(settings.options) or 'none'} given): {error}"
         ) from error
     return found
 
 
 OUR_FOLDER = Path(__file__).resolve().parents[2]
-"""The folder of our packages."""
+"""The folder that contains our packages."""
 
 
 def make_importable(*folders: Path | str) -> None:
-    """Let scorers be imported from folders, such as that of their recipe, after all that is found elsewhere.
+    """Add folders, such as that of a recipe, to the end of Python's path, so that scorers can be imported from them.
 
-    Our own packages come before them. Python looks for those of an editable install after the whole path, where a
-    folder of the user's by the same name would hide them.
+    The folder of our own packages is added first. Otherwise, in an editable install, a user's folder of the same name
+    would hide them, because Python looks for the packages of such an install after the whole path.
     """
     for folder in (OUR_FOLDER, *folders):
         if (path := str(Path(folder).resolve())) not in sys.path:
@@ -91,9 +91,9 @@ def make_importable(*folders: Path | str) -> None:
 
 
 def own_folders() -> list[str]:
-    """The folders that this process imports from, but for Python's own and those of installed packages.
+    """The folders that this process imports from, except Python's own and those of installed packages.
 
-    A folder whose name is no Unicode is left out: a recipe cannot say it.
+    A folder whose name is not valid Unicode is left out, because a recipe cannot contain the name.
     """
     folders = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path if Path(entry).is_dir())
     own = [folder for folder in folders if not folder.startswith((sys.prefix, sys.base_prefix))]
@@ -101,10 +101,10 @@ def own_folders() -> list[str]:
 
 
 def check_scorer(settings: ScorerSettings) -> None:
-    """Refuse what can be known to fail before the scorer is built; a class may have a `check` of its own options.
+    """Check a scorer before it is built. Its class may have a static method `check` for its own options.
 
     Raises:
-        UserError: as `scorer_class`, or as the scorer's own check.
+        UserError: as `scorer_class` or the scorer's `check` raises.
     """
     check = getattr(scorer_class(settings), "check", None)
     if check is not None:
@@ -112,39 +112,39 @@ def check_scorer(settings: ScorerSettings) -> None:
 
 
 def check_device(settings: ScorerSettings) -> None:
-    """Refuse a replica that is to use a GPU and asks Ray for none.
+    """Check that a replica that uses a GPU asks Ray for one.
 
     Raises:
-        UserError: as said; or a scorer of ours has a device that is none.
+        UserError: it asks for none; or a built-in scorer has an unknown device.
     """
     device = str(settings.options.get("device", "auto"))
     if settings.scorer in BUILT_IN and not DEVICE.fullmatch(device):
-        raise UserError(f"scorer `{settings.name}`: options.device `{device}`: it is auto, cpu, cuda or cuda:N")
+        raise UserError(f"scorer `{settings.name}`: options.device `{device}`: it must be auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and not settings.num_gpus:
         raise UserError(
-            f"scorer `{settings.name}`: options.device is cuda and num_gpus is 0; set num_gpus to 1 or a fraction, or "
-            "leave options.device out"
+            f"scorer `{settings.name}`: options.device is cuda but num_gpus is 0; set num_gpus to 1 or a fraction, or "
+            "leave out options.device"
         )
 
 
 def uses_gpu(settings: ScorerSettings) -> bool:
-    """Whether the scorer takes a `device`, and so would run on a GPU if it asked for one."""
+    """Whether the scorer has an option `device`, so that it would run on a GPU if it asked for one."""
     return "device" in inspect.signature(scorer_class(settings)).parameters
 
 
 def load_scorer(settings: ScorerSettings) -> Scorer:
-    """Build the scorer of a recipe (loads its model)."""
+    """Build the scorer of a recipe, which loads its model."""
     options: dict[str, Any] = settings.options
     return scorer_class(settings)(**options)
 
 
 def finite_scores(name: str, scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """What a scorer gives for images, (N,) float64, with NaN (for ±infinity, too) as holes.
+    """A scorer's scores for images, (N,) float64. NaN is a hole; ±infinity becomes NaN.
 
     Raises:
-        ValueError: the scorer returned another number of scores than it was given images.
+        ValueError: the number of scores differs from the number of images.
     """
     score_N = np.asarray(scorer(images_NHWC, list(prompts)), np.float64)
     if score_N.shape != (len(prompts),):
-        raise ValueError(f"scorer {name} returned {score_N.shape} scores for {len(prompts)} images")
+        raise ValueError(f"scorer {name} returned scores of shape {score_N.shape} for {len(prompts)} images")
     return np.where(np.isfinite(score_N), score_N, np.nan)

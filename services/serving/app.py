@@ -1,4 +1,4 @@
-"""The scoring service as a Serve application: one deployment a scorer, and a gateway before them."""
+"""The scoring service as a Serve application: one deployment per scorer, and a gateway in front of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from services.serving.gateway import GatewayDeployment, deployment_name
 from services.serving.settings import GatewaySettings, PoolSettings
 
 HEALTH_CHECK_S = 1.0
-"""Serve replaces a dead replica when its next health check fails; by default one comes every 10 s."""
+"""Seconds between health checks. Serve replaces a dead replica when a check fails; its default is every 10 s."""
 
 
 def build(args: PoolSettings) -> serve.Application:
@@ -35,8 +35,9 @@ def build_app(
     """The Serve application `name` that scores with all of `scorers`.
 
     Args:
-        log_folder: of a file a scorer, whose lines name `run`.
-        deterministic: replicas only use algorithms that give the same bits each time.
+        log_folder: the folder for one log file per scorer.
+        run: the run that each line of these logs names.
+        deterministic: replicas use only algorithms that give the same bits each time.
     """
     bound = {
         scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
@@ -54,15 +55,16 @@ def build_app(
 
 
 def why_not_started(status: ApplicationStatusOverview) -> Exception:
-    """What keeps an application from starting: a UserError if a scorer refuses to, else a RuntimeError with all that
-    Serve says.
+    """Why an application cannot start.
+
+    The error is a UserError if a scorer refuses to start, else a RuntimeError with all of Serve's messages.
     """
     said = "\n".join([status.message, *(deployment.message for deployment in status.deployments.values())])
     return quoted_refusal(said) or RuntimeError(f"the reward pool cannot start: {said}")
 
 
 def _log_file(folder: Path, run: str, scorer: str) -> LogFile:
-    """Of all replicas of a scorer; `host` and `pid` tell them apart."""
+    """The log file of a scorer. All its replicas write to it; `host` and `pid` distinguish them."""
     return LogFile(folder / f"scorer-{scorer}.log", run, "reward", {"scorer": scorer})
 
 
@@ -83,7 +85,7 @@ def _replicas(bounds: Replicas) -> dict[str, Any]:
 
 
 def _actor_options(scorer: ScorerSettings) -> dict[str, Any]:
-    """Resources of a replica."""
+    """The resources of a replica."""
     options: dict[str, Any] = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
     if scorer.labels:
         options["label_selector"] = scorer.labels

@@ -1,8 +1,8 @@
-"""The process that decodes what strangers send: `python -m services.serving.decoder CPU_SECONDS MAX_PIXELS`.
+"""The process that decodes untrusted images: `python -m services.serving.decoder CPU_SECONDS MAX_PIXELS`.
 
-It says READY, then reads images and answers each one, in the frames below, until its input ends. It does nothing else
-and holds no secret. The kernel ends it when an image takes more than its CPU seconds, wherever Pillow is then; who
-waits for the answer sees the end of the output.
+It writes READY, then reads images and answers each one, in the frames below, until its input ends. It does nothing else
+and has no secrets. If an image takes more than its CPU seconds, the kernel ends the process, even inside Pillow. The
+reader of the answers then sees the end of the output.
 """
 
 import signal
@@ -15,14 +15,14 @@ from services.http.images import decode_image
 
 READY = b"R"
 IMAGE_HEAD = struct.Struct("<Q")
-"""The number of bytes of the image, which follow."""
+"""The number of bytes of the image. The image follows."""
 ANSWER_HEAD = struct.Struct("<III")
-"""Height, width, and the number of bytes of the reason. The pixels (height, width, 3) follow, or the reason why there
-are none."""
+"""Height, width, and the number of bytes of the reason. Then follow the pixels (height, width, 3), or the reason if the
+image cannot be decoded."""
 
 
 def main(cpu_s: float, max_pixels: int, asked: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the input ends."""
+    """Decode images until the input ends."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     answers.write(READY)
     answers.flush()

@@ -1,4 +1,4 @@
-"""Images decoded in processes of their own, each in bounded time, shared fairly between requests."""
+"""Decodes images in separate processes, each image in bounded time, and shares the processes fairly among requests."""
 
 import asyncio
 import itertools
@@ -25,17 +25,17 @@ from services.serving.decoder import ANSWER_HEAD, IMAGE_HEAD, READY
 log = logging.getLogger(__name__)
 
 PUSHED_BACK = 10
-"""Decodings take turns in the order they came. Each second of work moves a decoding back by so many seconds."""
+"""Decodings take turns in the order of arrival. Each second of work moves a decoding back by this many seconds."""
 INHERITED = ("PATH", "LD_LIBRARY_PATH")
-"""The variables that a decoder inherits from our environment: none of the tokens."""
+"""The environment variables that a decoder inherits. Tokens are not among them."""
 
 
 class DecoderLost(Exception):
-    """A decoder's process has ended before it answered."""
+    """A decoder's process ended before it answered."""
 
 
 class Decoder:
-    """A process that decodes one image at a time; another one takes its place when it ends."""
+    """A process that decodes one image at a time. When it ends, another one is started."""
 
     def __init__(self, decode_s: float, max_pixels: int) -> None:
         self.decode_s, self.max_pixels = decode_s, max_pixels
@@ -52,13 +52,13 @@ class Decoder:
         try:
             self._read(len(READY))
         except DecoderLost as error:
-            raise RuntimeError(f"a decoder of images does not start: it ended with {self.close()}") from error
+            raise RuntimeError(f"a decoder of images cannot start: its process ended with {self.close()}") from error
 
     def decode(self, data: bytes) -> np.ndarray:
-        """As `services.http.images.decode_image`, in `decode_s` CPU seconds at most.
+        """Decode like `services.http.images.decode_image`, in at most `decode_s` CPU seconds.
 
         Raises:
-            BadImage: as there, or it takes longer, or it ends the process.
+            BadImage: as `decode_image` raises, or the image takes longer or ends the process.
         """
         if self.process.poll() is not None:
             self._start()
@@ -66,7 +66,7 @@ class Decoder:
             return self._ask(data)
         except (DecoderLost, BrokenPipeError) as error:
             ended = self.close()
-            self._start()  # now, so that the next image does not pay for it
+            self._start()  # start now, so that the next image need not wait for it
             if ended == -signal.SIGPROF:
                 raise BadImage(f"takes more than {self.decode_s:g} s to decode") from error
             log.warning("an image ended its decoder with %d", ended)
@@ -88,20 +88,20 @@ class Decoder:
         return found
 
     def close(self) -> int:
-        """End the process, and return how it ended."""
+        """End the process, and return its exit code."""
         self.answers.close()
-        with suppress(BrokenPipeError):  # it has not read all that it was sent
+        with suppress(BrokenPipeError):  # it has not read everything that was sent
             self.asked.close()
         return self.process.wait()
 
 
 Decoded = tuple[dict[int, np.ndarray], dict[int, str]]
-"""Images uint8 (H, W, 3) by index, and by index why the others cannot be scored."""
+"""The images, uint8 (H, W, 3), by index, and by index the reasons why the others cannot be scored."""
 
 
 @dataclass(order=True)
 class _Decoding:
-    """The images of one caller. Of all decodings, the one with the least `turn` has its next image decoded first."""
+    """The images of one caller. The decoding with the smallest `turn` has its next image decoded first."""
 
     turn: float
     number: int
@@ -112,10 +112,10 @@ class _Decoding:
 
 
 class Decoders:
-    """Decoder processes, and the queue of callers' images before them.
+    """Decoder processes, and the queue of the callers' images.
 
-    Each caller has one image decoded at a time. A caller who sends slow images waits behind callers who came a little
-    later with quick ones, but not for ever.
+    One image of each caller is decoded at a time. A caller with slow images waits behind callers with quick images who
+    came a little later, but not forever.
 
     Args:
         count: the number of processes.
@@ -133,7 +133,7 @@ class Decoders:
     async def decode(self, encoded: Mapping[int, bytes]) -> Decoded:
         """Decode images by index.
 
-        When the caller is cancelled, the image that is being decoded comes to its end, and none follows.
+        If the caller is cancelled, the image that is being decoded is finished, and no further one is begun.
         """
         decoding = _Decoding(time.monotonic(), next(self.numbers), deque(encoded.items()))
         self.decodings.put(decoding)
@@ -144,14 +144,14 @@ class Decoders:
             self._advance(decoder, self.decodings.get())
 
     def _advance(self, decoder: Decoder, decoding: _Decoding) -> None:
-        """Decode the next image; a decoding without one is done."""
+        """Decode the next image of a decoding. After the last image, the decoding is done."""
         if decoding.done.cancelled():
             return
         started = time.monotonic()
         try:
             if decoding.waiting:
                 self._decode(decoder, decoding)
-        except Exception as error:  # it is this caller's; the thread serves the next one
+        except Exception as error:  # the error belongs to this caller; the thread continues with the next
             if decoding.done.set_running_or_notify_cancel():
                 decoding.done.set_exception(error)
             return

@@ -1,4 +1,4 @@
-"""One scorer on its replicas."""
+"""The Serve deployment of one scorer."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ IMAGES = [1, 4, 16, 64, 256]
 
 @dataclass
 class ScoreRequest:
-    """Images of one caller that a replica scores together with others'."""
+    """Images of one caller. A replica may score them together with those of others."""
 
     images_NHWC: np.ndarray
     prompts: list[str]
@@ -37,9 +37,9 @@ class ScoreRequest:
 
 @serve.deployment
 class ScorerDeployment:
-    """Scores requests; those that wait together are scored together.
+    """Scores requests. Requests that wait at the same time are scored together.
 
-    A scorer's own batches have a fixed shape, so a score depends neither on the replica nor on what else was asked.
+    A scorer's batches have a fixed shape, so a score depends neither on the replica nor on the other requests.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class ScorerDeployment:
         deterministic: bool = False,
         folders: Sequence[str] = (),
     ) -> None:
-        """Load the scorer, which may be a module in one of `folders`: a replica is a child of Serve's controller, which
-        an earlier job may have started from elsewhere.
+        """Load the scorer. It may be a module in one of `folders`.
+
+        The folders are needed because a replica is a child of Serve's controller, which an earlier job may have started
+        in another folder.
         """
         if log_file:
             log_to(log_file)
@@ -77,7 +79,7 @@ class ScorerDeployment:
         self.inside = 0
         inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", own)
         load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", own)
-        wanted = metrics.Gauge("tempflow_scorer_replicas_min", "Replicas that there should be.", own)
+        wanted = metrics.Gauge("tempflow_scorer_replicas_min", "The smallest number of replicas.", own)
         memory, tags, least = gpu_memory("reward"), self.tags, settings.replicas.min
 
         def read() -> list[Reading]:
@@ -89,13 +91,13 @@ class ScorerDeployment:
     async def score(
         self, images_NHWC: np.ndarray, prompts: Sequence[str], start: int = 0, run: str = ""
     ) -> tuple[np.ndarray, float]:
-        """Score images start … start + len(prompts) of an array.
+        """Score the images from `start` up to `start + len(prompts)` of an array.
 
         Returns:
-            (N,) float64 with NaN (also for ±infinity) as holes, and the seconds of work that this request cost.
+            Scores (N,) float64, where NaN marks a hole (also for ±infinity), and the seconds of work for this request.
 
         Raises:
-            ValueError: the scorer returned another number of scores than it was given images.
+            ValueError: the number of scores differs from the number of images.
         """
         tags, started = {**self.tags, "run": run}, time.perf_counter()
         self.inside += 1
@@ -119,7 +121,7 @@ class ScorerDeployment:
         return await loop.run_in_executor(self.thread, self._score_together, requests)
 
     def _score_together(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float] | Exception]:
-        """Score requests of one image size in one call; if that raises, each alone, so that only the guilty fail."""
+        """Score requests of one image size in one call. If it raises, score each alone, so that only bad ones fail."""
         by_shape = defaultdict(list)
         for i, request in enumerate(requests):
             by_shape[request.images_NHWC.shape[1:]].append(i)
@@ -127,7 +129,7 @@ class ScorerDeployment:
         for rows in by_shape.values():
             try:
                 outcomes |= dict(zip(rows, self._score([requests[i] for i in rows]), strict=True))
-            except Exception as error:  # a scorer is anyone's code
+            except Exception as error:  # a scorer may be the user's code
                 log.exception("scorer %s failed", self.name)
                 outcomes |= {rows[0]: error} if len(rows) == 1 else {i: self._score_alone(requests[i]) for i in rows}
         return [outcomes[i] for i in range(len(requests))]

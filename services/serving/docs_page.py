@@ -1,4 +1,4 @@
-"""The pool's `/docs`: the OpenAPI document as a page without scripts, so that it needs nothing from another host."""
+"""The pool's `/docs`: the OpenAPI document as a page without scripts, which loads nothing from another host."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ TEMPLATE = Path(__file__).with_name("docs_page.html.j2")
 
 
 def docs_page(openapi: dict[str, Any]) -> str:
-    """HTML of an OpenAPI document."""
+    """Render an OpenAPI document as HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
     return template.render(openapi=openapi, as_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""The HTTP side of the pool: who may ask, how much, and what of it can be scored."""
+"""The HTTP gateway of the pool: it checks the token, the limits and the images of each request."""
 
 import asyncio
 import hmac
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 STATUS_TIMEOUT_S = 5
 STATUS_AT_ONCE = 4
-"""Questions to Serve's controller at once. They wait in threads of their own, so that no other work delays health
-checks."""
+"""The most simultaneous questions to Serve's controller. They have their own threads, so that other work does not delay
+health checks."""
 REQUESTS_AT_ONCE = 16
-"""Requests to one scorer at once on behalf of one caller: images of many sizes make many, which must not fill its
-queue."""
+"""The most simultaneous requests to one scorer for one caller. Images of many sizes make many requests, which must not
+fill the scorer's queue."""
 MAX_NAMED_RUNS = 256
-"""Runs that a gateway names on metrics; each takes memory in every scorer, for good."""
+"""The most runs that a gateway names in metrics. Each name takes memory in every scorer until the scorer ends."""
 OTHER_RUNS = "other"
-"""The name on metrics that all further runs share."""
+"""The name in metrics that all further runs share."""
 
 api = FastAPI(title="tempflow reward pool", version="1", docs_url=None, redoc_url=None)
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
@@ -63,7 +63,7 @@ class ImageError(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """Scores in the order of the request; null where there is none."""
+    """Scores in the order of the request; null for an image without a score."""
 
     scores: dict[str, list[float | None]]
     errors: list[ImageError]
@@ -78,7 +78,7 @@ class ScorerInfo(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why a request is not answered."""
+    """Why a request is refused."""
 
     detail: str
 
@@ -89,20 +89,20 @@ ITEMS = {
     "properties": {"items": {"type": "array", "items": Item.model_json_schema(), "minItems": 1}},
     "required": ["items"],
 }
-"""Not the schema of a model: in `openapi_extra`, FastAPI does not resolve the references of a nested one."""
+"""Written by hand, because FastAPI does not resolve the references of a nested model's schema in `openapi_extra`."""
 REQUEST_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE}}
 }
-"""The body of `POST /v1/score` for the documentation. FastAPI does not read the body itself, because it would hold all
-of it, of any size, before the caller's token and the limits are checked."""
+"""The body of `POST /v1/score` for the documentation. FastAPI does not read the body itself, because it would load a
+body of any size before the token and the limits are checked."""
 
 
 def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The documentation of the statuses with which a request is refused."""
+    """The documentation of the statuses of refused requests."""
     return {status: {"model": Refusal, "description": reason} for status, reason in reasons.items()}
 
 
-NO_TOKEN = {401: "The pool asks for a token, and this is not it."}
+NO_TOKEN = {401: "The pool's token is missing or wrong."}
 SCORE_REFUSALS = _refusals(
     {
         400: "The body is not a request, or it has no images.",
@@ -128,7 +128,7 @@ def deployment_name(scorer: str) -> str:
 
 
 def _busy(why: str) -> HTTPException:
-    return HTTPException(429, f"{why}; come again", {"Retry-After": str(RETRY_AFTER_S)})
+    return HTTPException(429, f"{why}; send the request again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 class Gateway:
@@ -147,14 +147,15 @@ class Gateway:
         self.decoders = Decoders(settings.decoders, settings.decode_s, settings.max_pixels)
         self.status_threads = ThreadPoolExecutor(STATUS_AT_ONCE, "status")
         self.images_of_run: Counter[str] = Counter()
-        """Images in the gateway by run."""
+        """The number of images in the gateway, by run."""
         self.pixels = 0
-        """Pixels of the images in the gateway."""
+        """The number of pixels of all images in the gateway."""
         self.named_runs: set[str] = set()
 
     def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
-        """Whether the caller has the pool's token, compared in constant time; a token file is read each time, so that
-        a token which has been replaced there is worth nothing any more.
+        """Whether the caller has the pool's token. The comparison takes constant time.
+
+        A token file is read each time, so that a replaced token is no longer accepted.
 
         Raises:
             UserError: the token file is missing or empty.
@@ -176,10 +177,10 @@ class Gateway:
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
         scorers: Annotated[str | None, Query(description="Names, comma-separated; all if not given.")] = None,
         x_tempflow_run: Annotated[
-            str, Header(description="Label of the calling run.", max_length=64, pattern="^[ -~]*$")
+            str, Header(description="The name of the calling run.", max_length=64, pattern="^[ -~]*$")
         ] = "",
     ) -> Response:
-        """Score images: one that cannot be scored fails alone, with its index and the reason."""
+        """Score images. For an image that cannot be scored, `errors` has its index and the reason."""
         self._authorize(credentials)
         names = list(dict.fromkeys(scorers.split(","))) if scorers else list(self.scorers)
         if unknown := sorted(set(names) - set(self.scorers)):
@@ -192,7 +193,7 @@ class Gateway:
             raise HTTPException(error.status, str(error)) from error
         pixels, errors = await asyncio.to_thread(self._measure, prompts, encoded)
         if (total := sum(pixels.values())) > self.settings.max_request_pixels:
-            raise HTTPException(413, f"{total} pixels; a request holds at most {self.settings.max_request_pixels}")
+            raise HTTPException(413, f"{total} pixels; a request may have at most {self.settings.max_request_pixels}")
         async with self._admitted(len(prompts), total, x_tempflow_run):
             images, broken = await self.decoders.decode({i: encoded[i] for i in pixels})
             errors |= broken
@@ -224,15 +225,17 @@ class Gateway:
 
     @api.get("/docs", include_in_schema=False)
     async def docs(self) -> Response:
-        """The API for people, on a page that loads nothing."""
+        """The API as a page for people, which loads nothing from another host."""
         return Response(docs_page(api.openapi()), media_type="text/html")
 
     def _authorize(self, credentials: HTTPAuthorizationCredentials | None) -> None:
         try:
             allowed = self.allowed(credentials)
         except UserError as error:
-            log.error("nobody is let in: %s", error)
-            raise HTTPException(503, "the pool's token cannot be read at the moment; come again") from error
+            log.error("all requests are refused: %s", error)
+            raise HTTPException(
+                503, "the pool's token cannot be read at the moment; send the request again later"
+            ) from error
         if not allowed:
             raise HTTPException(401, "send the pool's token as a bearer token", {"WWW-Authenticate": "Bearer"})
 
@@ -245,23 +248,23 @@ class Gateway:
         return bytes(body)
 
     def _run_on_metrics(self, run: str) -> str:
-        """The name of a run on metrics: its own for the first MAX_NAMED_RUNS runs."""
+        """The name of a run in metrics. The first MAX_NAMED_RUNS runs have their own names; the others share one."""
         if len(self.named_runs) < MAX_NAMED_RUNS:
             self.named_runs.add(run)
         return run if run in self.named_runs else OTHER_RUNS
 
     @asynccontextmanager
     async def _admitted(self, images: int, pixels: int, run: str) -> AsyncIterator[None]:
-        """Count images and pixels as in the gateway for the time of the context.
+        """Count images and pixels as being in the gateway while the context lasts.
 
         Raises:
-            HTTPException: 429 at once if there would be too many; nothing waits here without bound.
+            HTTPException: 429, immediately, if there would be too many.
         """
         settings, counts = self.settings, self.images_of_run
         if counts[run] + images > settings.max_waiting_per_run or counts.total() + images > settings.max_waiting:
-            raise _busy("the pool has its fill of images")
+            raise _busy("the pool has too many images waiting")
         if self.pixels + pixels > max(settings.max_waiting_pixels, pixels):
-            raise _busy("the pool has its fill of pixels")
+            raise _busy("the pool has too many pixels waiting")
         counts[run] += images
         self.pixels += pixels
         try:
@@ -273,11 +276,11 @@ class Gateway:
                 del counts[run]
 
     def _measure(self, prompts: list[str], encoded: list[bytes]) -> tuple[dict[int, int], dict[int, str]]:
-        """By index: pixels of images that seem fit to be scored, and why the others are not."""
+        """By index: the number of pixels of each image that may be scored, and the reasons why the others may not."""
         pixels, errors, most = {}, {}, self.settings.max_prompt_chars
         for i, (prompt, data) in enumerate(zip(prompts, encoded, strict=True)):
             if len(prompt) > most:
-                errors[i] = f"its prompt has {len(prompt)} characters; at most {most} are read"
+                errors[i] = f"its prompt has {len(prompt)} characters; at most {most} are allowed"
                 continue
             try:
                 pixels[i] = image_pixels(data, self.settings.max_pixels)
@@ -288,7 +291,7 @@ class Gateway:
     async def _ask(
         self, names: list[str], images: dict[int, np.ndarray], prompts: list[str], run: str
     ) -> dict[str, np.ndarray]:
-        """Scores (N,) by scorer: images of one size go out together, in requests of a scorer's own bound."""
+        """Scores (N,) by scorer. Images of the same size are sent together, in requests of at most `request_images`."""
         by_shape = defaultdict(list)
         for i, image in images.items():
             by_shape[image.shape].append(i)
@@ -323,12 +326,12 @@ class Gateway:
         return scores
 
     async def _running(self) -> Counter[str]:
-        """Running replicas by scorer."""
+        """The number of running replicas by scorer."""
         try:
             asked = asyncio.get_running_loop().run_in_executor(self.status_threads, serve.status)
             status = await asyncio.wait_for(asked, STATUS_TIMEOUT_S)
         except (TimeoutError, RayError) as error:
-            raise HTTPException(503, "Serve's controller does not answer; come again") from error
+            raise HTTPException(503, "Serve's controller does not answer; send the request again later") from error
         deployments = status.applications[self.application].deployments
         return Counter(
             {

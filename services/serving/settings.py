@@ -10,37 +10,37 @@ from services.scoring.settings import ScorerSettings
 
 
 class GatewaySettings(Settings):
-    """What the HTTP gateway listens on and accepts."""
+    """The address and the limits of the HTTP gateway."""
 
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
     """The port to listen on."""
     gateways: int = Field(1, ge=1)
-    """Processes that check requests; the numbers below are those of each."""
+    """The number of gateway processes. The limits below apply to each of them."""
     token_file: str | None = None
-    """Holds the bearer token that callers must send, and is read again for each request; the environment's
-    TEMPFLOW_TOKEN if not given."""
+    """The file with the bearer token that callers must send. It is read again for each request. If not given, the token
+    is the environment variable TEMPFLOW_TOKEN."""
     max_images: int = Field(512, ge=1)
-    """The most images of one request."""
+    """The most images in one request."""
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """The most bytes of one request's body."""
+    """The most bytes in one request's body."""
     max_pixels: int = Field(4096 * 4096, ge=1)
-    """The most pixels of one image, read from its header before it is decoded."""
+    """The most pixels in one image. They are read from the image's header before it is decoded."""
     decoders: int = Field(2, ge=1)
-    """Processes that decode images."""
+    """The number of processes that decode images."""
     decode_s: float = Field(2, gt=0)
-    """Processor seconds that decoding one image may take."""
+    """The most CPU seconds for decoding one image."""
     max_request_pixels: int = Field(2**28, ge=1)
-    """The most pixels of all images of one request. Decoded, a pixel takes 3 bytes."""
+    """The most pixels in all images of one request. A decoded pixel takes 3 bytes."""
     max_prompt_chars: int = Field(4096, ge=1)
-    """The most characters of one prompt. A scorer's work may grow with their square."""
+    """The most characters in one prompt. A scorer's work may grow with the square of the length."""
     max_waiting: int = Field(4096, ge=1)
-    """The most images in the gateway at once; more are answered 429."""
+    """The most images in the gateway at once. Further requests are answered 429."""
     max_waiting_pixels: int = Field(2**30, ge=1)
-    """The most pixels of the images in the gateway at once; more are answered 429."""
+    """The most pixels in the gateway at once. Further requests are answered 429."""
     max_waiting_per_run: int = Field(2048, ge=1)
-    """The most images of one run in the gateway at once; callers that name no run count together."""
+    """The most images of one run in the gateway at once. Callers that name no run count as one run."""
 
     @property
     def url(self) -> str:
@@ -48,13 +48,13 @@ class GatewaySettings(Settings):
 
 
 class PoolSettings(Settings):
-    """A reward pool: what `tempflow serve` runs, and what a Serve config file gives `services.serving.app:build`."""
+    """The settings of a reward pool, for `tempflow serve` and for `services.serving.app:build` in a Serve file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Of the Serve application."""
+    """The name of the Serve application."""
     scorers: Listed[ScorerSettings] = Field(min_length=1)
     serve: GatewaySettings = GatewaySettings()
     deterministic: bool = False
-    """Only use algorithms that give the same bits each time, on a GPU too."""
+    """Use only algorithms that give the same bits each time, also on a GPU."""
     log_folder: Annotated[Path | None, Strict(False)] = None
-    """Where the scorers' logs go, a file each; Ray's own files of the replicas if not given."""
+    """The folder for one log file per scorer. If not given, the logs are in Ray's own files."""

@@ -1,6 +1,6 @@
-"""The one list of checks, and the two ways to use it: refuse the first problem, or show everything.
+"""The list of all checks, and two ways to use it: stop at the first problem, or show every finding.
 
-A check is a function of a recipe that yields findings or raises a UserError; it changes nothing. It imports heavy
+A check is a function of a recipe. It yields findings or raises a UserError, and it changes nothing. It imports heavy
 libraries, such as PyTorch and Ray, only when it runs.
 """
 
@@ -16,19 +16,20 @@ from system.recipe.model import RunConfig
 
 
 class By(Flag):
-    """The commands that make a check."""
+    """The commands that run a check."""
 
     TRAIN = auto()
-    """`tempflow train`, and `tempflow compare` for each of its recipes. A check takes less than a second, and a run
-    with its problem cannot work."""
+    """`tempflow train`, and `tempflow compare` for each of its recipes. These checks take less than a second each. A
+    run with such a problem cannot work."""
     LOCAL = auto()
-    """`tempflow train --local`: as for TRAIN, in one process without Ray."""
+    """`tempflow train --local`: like TRAIN, but in one process without Ray."""
     EVAL = auto()
-    """`tempflow eval`: as for TRAIN, without a learner."""
+    """`tempflow eval`: like TRAIN, but without a learner."""
     DRY_RUN = auto()
-    """`tempflow train --dry-run`: all about the recipe, on whichever machine. A check may take seconds."""
+    """`tempflow train --dry-run`: checks of the recipe alone, which may be meant for another machine. A check may take
+    seconds."""
     DOCTOR = auto()
-    """`tempflow doctor`: also estimates, and checks that load a scorer or ask another service."""
+    """`tempflow doctor`: also makes estimates, and runs checks that load a scorer or ask another service."""
 
 
 RUNS = By.TRAIN | By.LOCAL | By.EVAL
@@ -57,7 +58,7 @@ MACHINE_CHECKS: tuple[tuple[MachineCheck, By], ...] = (
     (machine.cpus, By.TRAIN | By.DOCTOR),
     (machine.gpus, By.TRAIN | By.DOCTOR),
     (machine.memory, By.TRAIN | By.DOCTOR),  # seconds, where there is a GPU
-    (machine.cluster, By.TRAIN | By.DOCTOR),  # `connect` makes it again; here it comes before the run folder
+    (machine.cluster, By.TRAIN | By.DOCTOR),  # `connect` repeats it; here it runs before the run folder is made
     (machine.shared_memory, By.DOCTOR),
     (machine.disks, By.DOCTOR),
     (machine.extras, By.DOCTOR),
@@ -66,7 +67,7 @@ MACHINE_CHECKS: tuple[tuple[MachineCheck, By], ...] = (
 
 
 def refuse(config: RunConfig, command: By) -> None:
-    """Make a command's checks, those of the recipe first: a mistake there is one on every machine.
+    """Run a command's checks. Those of the recipe come first, because a mistake there fails on every machine.
 
     Raises:
         UserError: the first problem.
@@ -79,9 +80,9 @@ def refuse(config: RunConfig, command: By) -> None:
 
 
 def diagnose(config: RunConfig | None) -> Iterator[Finding]:
-    """Everything that doctor's checks find on this machine and, if there is a recipe, in the recipe.
+    """All findings of doctor's checks on this machine and, if one is given, in the recipe.
 
-    A check that raises does not end the others. A problem that several checks run into is said once.
+    A check that raises does not stop the others. A problem that several checks find is reported once.
     """
     said = set()
     for finding in _all_findings(config):

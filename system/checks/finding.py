@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from services.base.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    """One line about one thing."""
+    """One line about one part of the machine or the recipe."""
 
     level: Literal["ok", "warning", "problem"]
-    """A warning may be fine; with a problem, a run on this machine fails."""
+    """With a problem, a run on this machine fails. With a warning, it may work."""
     what: str
-    """The thing in a word or two."""
+    """The part, in a word or two."""
     says: str
-    """The state of the thing; for a warning or a problem, a sentence that ends with the fix."""
+    """The state of the part; for a warning or a problem, a sentence that ends with the fix."""
 
 
 def tried(what: str, look: Callable[[], str]) -> Finding:
-    """The finding of a look that returns the state of a thing, or raises a UserError as its problem."""
+    """Call `look`, and make a finding of the state that it returns or of the UserError that it raises."""
     try:
         return Finding("ok", what, look())
     except UserError as error:

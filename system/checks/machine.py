@@ -1,4 +1,4 @@
-"""Checks of this machine, against what a recipe asks for where one is given."""
+"""Checks whether this machine works and, if a recipe is given, has what the recipe needs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from system.manifests.sizing import Ask
 
 LEAST_FREE_BYTES = 2**30
-"""The least room that a run folder needs, for metrics, experience, pictures and logs."""
+"""The least disk space that a run folder needs for metrics, experience, pictures and logs."""
 OTHERS_BYTES = 2**31
-"""More than CUDA itself takes on a GPU."""
+"""More GPU memory than CUDA itself takes. If more is in use, another process uses the GPU."""
 SHM = Path("/dev/shm")
 EXTRAS = {"ocr": "rapidocr", "tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -35,7 +35,7 @@ def python(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def torch(config: RunConfig | None) -> Iterator[Finding]:
-    """PyTorch, the GPUs of this machine, and whether they compute the policy's data type."""
+    """PyTorch, the GPUs of this machine, and whether they support the policy's data type."""
     import torch
 
     yield Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}")
@@ -49,11 +49,11 @@ def torch(config: RunConfig | None) -> Iterator[Finding]:
             says = f"{says}, of which {(total - free) / 2**30:.0f} GiB are in use by another process"
         yield Finding("warning" if total - free > OTHERS_BYTES else "ok", f"gpu {index}", says)
     if config and config.policy.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding("problem", "bf16", "policy.dtype is bf16, which this GPU does not compute; set it to fp32")
+        yield Finding("problem", "bf16", "policy.dtype is bf16, which this GPU does not support; set it to fp32")
 
 
 def gpus(config: RunConfig | None) -> Iterator[Finding]:
-    """There are as many GPUs as all roles ask for together when the run begins."""
+    """The machine has as many GPUs as all roles together ask for when the run begins."""
     wanted = gpus_wanted(config) if config else 0.0
     if not wanted:
         yield Finding("ok", "gpu", "the recipe's roles ask for none" if config else "no recipe asks for one")
@@ -70,12 +70,12 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def gpus_wanted(config: RunConfig) -> float:
-    """GPUs that all roles ask for together when the run begins."""
+    """The number of GPUs that all roles together ask for when the run begins."""
     return sum(ask.gpus for ask in _asked(config))
 
 
 def cpus(config: RunConfig | None) -> Iterator[Finding]:
-    """There are as many CPUs as all roles ask for together when the run begins."""
+    """The machine has as many CPUs as all roles together ask for when the run begins."""
     have = os.cpu_count() or 1
     if config is None:
         yield Finding("ok", "cpu", f"{have} CPUs")
@@ -90,7 +90,7 @@ def cpus(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def _room(what: str, says: str, enough: bool, fix: str) -> Finding:
-    """Whether a device suffices; the nodes of a cluster to attach to may have more than this machine."""
+    """A problem if the machine has too little; only a warning if a cluster is running, whose nodes may have more."""
     if enough:
         return Finding("ok", what, says)
     address = running_ray()
@@ -100,7 +100,7 @@ def _room(what: str, says: str, enough: bool, fix: str) -> Finding:
 
 
 def _asked(config: RunConfig) -> list[Ask]:
-    """What each actor of a run asks for; the replicas of a shared pool are not the run's."""
+    """The resources of each actor of a run, without the replicas of a shared pool."""
     from system.manifests.sizing import ranks, replicas, workers
 
     own = () if config.reward.app else config.scorers
@@ -108,32 +108,32 @@ def _asked(config: RunConfig) -> list[Ask]:
 
 
 def cluster(config: RunConfig | None) -> Iterator[Finding]:
-    """Ray can start here, or the cluster to attach to answers and its token is at hand.
+    """Ray can start here, or the cluster to attach to answers and its token is set.
 
     Raises:
-        UserError: as `check_start`.
+        UserError: as `check_start` raises.
     """
     yield Finding("ok", "ray", version("ray"))
     check_start()
     address = running_ray()
     if address is None:
-        yield Finding("ok", "cluster", f"none to attach to; a run starts its own on {LOOPBACK}")
+        yield Finding("ok", "cluster", f"no running cluster found; a run starts its own on {LOOPBACK}")
         return
     yield Finding("ok", "cluster", f"a run attaches to the one at {address}")
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        fix = "set it if the cluster asks for a token, as a cluster of Ray 2.59 or later does that was started locally"
+        fix = "set it if the cluster asks for a token, as clusters that Ray 2.59 or later starts locally do"
         yield Finding("warning", "cluster token", f"RAY_AUTH_MODE is not `token`; {fix}")
     elif not (os.environ.get("RAY_AUTH_TOKEN") or token_file().is_file()):
-        says = f"RAY_AUTH_MODE is token, but neither RAY_AUTH_TOKEN nor {token_file()} has one"
+        says = f"RAY_AUTH_MODE is token, but RAY_AUTH_TOKEN is not set and {token_file()} does not exist"
         yield Finding("problem", "cluster token", f"{says}; write the cluster's token there")
     else:
         yield Finding("ok", "cluster token", "found")
 
 
 def shared_memory(config: RunConfig | None) -> Iterator[Finding]:
-    """Ray's object store has room for what the steps in flight put there."""
+    """Ray's object store has room for the images and experience of the steps in flight."""
     if not SHM.is_dir():
-        yield Finding("warning", "shared memory", f"there is no {SHM}; Ray's object store is a file, which is slow")
+        yield Finding("warning", "shared memory", f"there is no {SHM}, so Ray's object store is a file, which is slow")
         return
     free = shutil.disk_usage(SHM).free
     needed = store_bytes(config) if config else 0.0
@@ -170,7 +170,7 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def store_bytes(config: RunConfig) -> float:
-    """Bytes in the object store at once: images that wait for scores, and the experience of all steps in flight.
+    """The most bytes in the object store at once: images that wait for scores, and the experience of steps in flight.
 
     The experience is left out where the shapes of the policy's model are not known.
     """
@@ -187,7 +187,7 @@ def store_bytes(config: RunConfig) -> float:
 
 
 def disks(config: RunConfig | None) -> Iterator[Finding]:
-    """There is room for the run folder and its checkpoints: those that are kept, the best, and one being written."""
+    """The disk has room for the run folder and its checkpoints: the kept ones, the best, and one being written."""
     output = Path(config.output if config else ".")
     if config is None:
         yield _disk("disk", output, LEAST_FREE_BYTES)
@@ -202,7 +202,7 @@ def disks(config: RunConfig | None) -> Iterator[Finding]:
     if is_local(config.checkpoint.folder):
         yield _disk("disk of checkpoints", Path(config.checkpoint.folder), kept, unknown)
     else:
-        says = f"{config.checkpoint.folder} is not checked; it will hold {_gb(kept)}"
+        says = f"{config.checkpoint.folder} is not checked; it needs {_gb(kept)}"
         yield Finding("ok", "disk of checkpoints", says)
 
 
@@ -230,7 +230,7 @@ def checkpoint_bytes(config: RunConfig) -> float:
 
 
 def extras(config: RunConfig | None) -> Iterator[Finding]:
-    """The optional packages that are installed; what a recipe needs of them is a check of the recipe."""
+    """Which optional packages are installed. Another check tests whether a recipe needs one that is missing."""
     for extra, package in EXTRAS.items():
         says = f"{package} {version(package)}" if importlib.util.find_spec(package) else "not installed"
         yield Finding("ok", f"extra {extra}", says)

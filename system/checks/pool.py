@@ -1,4 +1,4 @@
-"""Checks of a reward pool: one that is about to be served, and one that a recipe shares."""
+"""Checks of a reward pool: before it is served, and before a run uses a shared one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from system.recipe.model import RunConfig
 
 
 def check_pool(pool: PoolSettings) -> None:
-    """Refuse to serve a pool that would fail, or that would be open to everyone.
+    """Refuse to serve a pool that would fail, or that other machines could use without a token.
 
     Raises:
         UserError: a scorer cannot work, or other machines could reach the pool without a token.
@@ -31,26 +31,27 @@ def check_pool(pool: PoolSettings) -> None:
 
 
 def shared(config: RunConfig) -> Iterator[Finding]:
-    """The pool that a recipe shares with other runs is served, and has the recipe's scorers."""
+    """The shared pool that a recipe names is running and has the recipe's scorers."""
     if config.reward.app:
         yield shared_pool(config.reward.app, [scorer.name for scorer in config.scorers])
 
 
 def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[str] | None] | None = None) -> Finding:
-    """The Serve application `app` on the running cluster.
+    """The Serve application `app` is running on the cluster and has the scorers.
 
     Args:
-        deployments: returns the names of the deployments, None without the application; the default asks Ray.
+        deployments: returns the names of an application's deployments, or None if it is not running. The default asks
+            Ray.
 
     Raises:
-        UserError: it does not run, or lacks a scorer.
+        UserError: the application is not running, or lacks a scorer.
     """
     if running_ray() is None:
         fix = "start the pool there with `tempflow serve`, and set RAY_ADDRESS if it is elsewhere"
-        raise UserError(f"reward.app: no Ray cluster runs here, so no `{app}`; {fix}")
+        raise UserError(f"reward.app: no Ray cluster is running here, so `{app}` is not either; {fix}")
     found = (deployments or _deployments)(app)
     if found is None:
-        raise UserError(f"reward.app: no application `{app}` runs on the cluster; start `tempflow serve`")
+        raise UserError(f"reward.app: no application `{app}` is running on the cluster; start it with `tempflow serve`")
     from services.serving.gateway import deployment_name
 
     missing = [name for name in scorers if deployment_name(name) not in found]

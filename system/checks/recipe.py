@@ -1,4 +1,4 @@
-"""Checks of a recipe: they give the same answer on every machine that has its files."""
+"""Checks of a recipe. They give the same result on every machine that has the recipe's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from system.recipe.model import RunConfig
 
 
 def loggers(config: RunConfig) -> Iterator[Finding]:
-    """TensorBoard and Weights & Biases: the package is installed, and the key is set."""
+    """The packages of the chosen loggers (TensorBoard, Weights & Biases) are installed, and W&B's key is set."""
     from system.run.loggers import check_loggers
 
     check_loggers(config.log)
@@ -35,15 +35,18 @@ def training_devices(config: RunConfig) -> Iterator[Finding]:
 
 
 def evaluation_devices(config: RunConfig) -> Iterator[Finding]:
-    """Rollout workers that use a GPU ask Ray for one; there is no learner."""
+    """Rollout workers that use a GPU ask Ray for one. An evaluation has no learner."""
     yield _devices(config, {"rollout.num_gpus": config.rollout.num_gpus})
 
 
 def _devices(config: RunConfig, asked: dict[str, float]) -> Finding:
-    """A problem if the policy is on a GPU and a role asks for none.
+    """Refuse a policy on a GPU if a role asks for no GPU.
 
     Args:
-        asked: the GPUs of each role, by the setting that says it.
+        asked: the GPUs that each role asks for, by the name of its setting.
+
+    Raises:
+        UserError: a role asks for no GPU.
     """
     without = [key for key, gpus in asked.items() if not gpus]
     if config.policy.device == "cuda" and without:
@@ -55,17 +58,17 @@ def _devices(config: RunConfig, asked: dict[str, float]) -> Finding:
 
 
 def one_process(config: RunConfig) -> Iterator[Finding]:
-    """The learner has one rank: one process cannot repeat the sums of several ranks bit for bit."""
+    """The learner has one rank, because one process cannot reproduce the sums of several ranks bit for bit."""
     if config.learner.ranks > 1:
         raise UserError(
-            f"learner.ranks: {config.learner.ranks} ranks need as many processes, and --local has one; set "
-            "learner.ranks=1 and learner.shard=false, or leave --local out"
+            f"learner.ranks: {config.learner.ranks} ranks need one process each, but --local has only one; set "
+            "learner.ranks=1 and learner.shard=false, or leave out --local"
         )
     yield Finding("ok", "one process", "one rank")
 
 
 def plan(config: RunConfig) -> Iterator[Finding]:
-    """The plan can be made for the policy's number of steps."""
+    """The plan works with the policy's number of steps."""
     from actors.rollout.plans import make_plan
 
     steps = config.policy.num_steps
@@ -74,7 +77,7 @@ def plan(config: RunConfig) -> Iterator[Finding]:
 
 
 def policy(config: RunConfig) -> Iterator[Finding]:
-    """The model is of a known family, and makes images of this size."""
+    """The model belongs to a known family and can make images of this size."""
     from actors.policy.families import check_size, pipeline_name
 
     check_size(config.policy)
@@ -82,15 +85,15 @@ def policy(config: RunConfig) -> Iterator[Finding]:
 
 
 def weights(config: RunConfig) -> Iterator[Finding]:
-    """The files of the model hold every weight that it needs, in the right size."""
+    """The model's files contain every weight that the model needs, in the right shape."""
     from actors.policy.loading import check_loads
 
     check_loads(config.policy)
-    yield Finding("ok", "weights", "complete, as far as they are on this machine")
+    yield Finding("ok", "weights", "complete, as far as the files are on this machine")
 
 
 def adapter(config: RunConfig) -> Iterator[Finding]:
-    """The adapter that the recipe begins with fits the model, and is whole."""
+    """The adapter that the recipe starts from fits the model and is complete."""
     from actors.policy.trained import check_trained, read_trained
 
     if config.policy.adapter is None:
@@ -103,7 +106,7 @@ def adapter(config: RunConfig) -> Iterator[Finding]:
 
 
 def scorers(config: RunConfig) -> Iterator[Finding]:
-    """Each scorer can be imported, takes its options, and asks Ray for the GPU that it uses."""
+    """Each scorer can be imported, accepts its options, and asks Ray for a GPU if it uses one."""
     for scorer in config.scorers:
         yield tried(f"scorer {scorer.name}", partial(_scorer, scorer))
 

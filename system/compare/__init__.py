@@ -1,1 +1,1 @@
-"""Methods against each other at an equal budget: the runs, what is kept of them, and the page."""
+"""Compares methods at an equal budget: the runs, their results and the page."""

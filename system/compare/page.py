@@ -1,4 +1,4 @@
-"""The page of a comparison: curves with their spread over seeds, what it took, and paired differences."""
+"""The page of a comparison: curves with their spread over seeds, the cost of each target, and paired differences."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Row:
     contender: str
     seeds: int
     spent: str
-    """Mean NFE of a run."""
+    """The mean NFE of a run."""
     first: str
     last: str
     reached: list[str]
-    """What it took to reach each target: NFE, decodes and scores, and how many seeds got there."""
+    """The cost to reach each target: NFE, decodes and scores, and how many seeds reached it."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The last score of a contender less that of the first contender, over the seeds that both have."""
+    """The last score of a contender minus that of the first contender, over the seeds that both have."""
 
     contender: str
     scorer: str
@@ -54,7 +54,7 @@ def write_page(
     """Write compare.html and a PNG a panel; returns the page.
 
     Args:
-        targets: accuracies of the table; some between start and best end if none are given.
+        targets: the scores in the table. If none are given, some between the start and the best end are used.
     """
     by_contender: dict[str, list[Result]] = {}
     for result in results:
@@ -87,7 +87,7 @@ def write_page(
 
 
 def _series(runs: Sequence[Result], name: str, cost: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cost (P,), a mean over seeds, and score (S, P) of the points that every seed has."""
+    """The costs (P,), mean over seeds, and the scores (S, P), at the points that every seed has."""
     count = min(len(run.points) for run in runs)
     costs_SP = np.array([[getattr(point, cost) for point in run.points[:count]] for run in runs], float)
     score_SP = np.array([[point.held_out[name] for point in run.points[:count]] for run in runs], float)
@@ -95,7 +95,7 @@ def _series(runs: Sequence[Result], name: str, cost: str) -> tuple[np.ndarray, n
 
 
 def _look(place: int) -> tuple[str, str]:
-    """Colour and dash of a contender, by its place."""
+    """The colour and dash of a contender, by its place in the list."""
     return SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
 
 
@@ -132,12 +132,12 @@ def _spread(by_contender: dict[str, list[Result]], output: Path) -> Panel:
         axis.set_ylabel("reward std within a group")
 
     draw_png(output / "spread.png", plot)
-    caption = "Standard deviation of the reward among siblings (among a prompt's images where K = 1), by sampling step."
+    caption = "Standard deviation of the reward among siblings, or among a prompt's images if K = 1, by sampling step."
     return Panel("What exploration sees", caption, "Reward std by sampling step.", draw("spread", plot))
 
 
 def _targets(by_contender: dict[str, list[Result]], judge: str) -> list[float]:
-    """Accuracies between the mean start and the best mean end, evenly apart."""
+    """Evenly spaced scores between the mean start and the best mean end."""
     ends = {contender: _series(runs, judge, "nfe")[1].mean(0)[[0, -1]] for contender, runs in by_contender.items()}
     low, high = mean(end[0] for end in ends.values()), max(end[1] for end in ends.values())
     return [low + (high - low) * (k + 1) / (TARGETS + 1) for k in range(TARGETS)]
@@ -155,7 +155,7 @@ def _mean_and_spread(score_S: np.ndarray) -> str:
 
 
 def _reached(runs: Sequence[Result], judge: str, target: float) -> str:
-    """Mean NFE / decodes / scores at the first crossing, interpolated, and the seeds that crossed."""
+    """The mean NFE / decodes / scores at which a target is first reached, and how many seeds reached it."""
     costs = [found for run in runs if (found := crossing(run.points, judge, target)) is not None]
     if not costs:
         return "–"
@@ -164,9 +164,9 @@ def _reached(runs: Sequence[Result], judge: str, target: float) -> str:
 
 
 def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, float, float] | None:
-    """(NFE, decodes, scores) at which a score first reaches `target`, linear between evaluations.
+    """(NFE, decodes, scores) at which a score first reaches `target`, interpolated linearly; None if it never does.
 
-    Evaluations that are holes are passed over.
+    Evaluations with a hole are skipped.
     """
     known = [(point, value) for point in points if (value := point.held_out[name]) is not None]
     if known and known[0][1] >= target:
@@ -181,12 +181,12 @@ def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, 
 
 
 def half_interval(differences: Sequence[float]) -> float:
-    """Half of Student's 95% interval of the mean of at least two differences."""
+    """Half the width of Student's 95% interval for the mean of at least two differences."""
     return float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
 
 
 def _gaps(by_contender: dict[str, list[Result]], name: str) -> list[Gap]:
-    """The gap in one score of each contender but the first, where at least two seeds have it."""
+    """The gap in one score between each contender and the first, if at least two seeds have both scores."""
     (base, *others), found = by_contender, []
     ends = {
         contender: {run.seed: run.points[-1].held_out[name] for run in runs} for contender, runs in by_contender.items()

@@ -1,4 +1,4 @@
-"""What is kept of a finished run: small enough to live in a repository."""
+"""The result that is kept of a finished run. It is small enough for a repository."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from system.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Point:
-    """A state of the policy that was evaluated."""
+    """One evaluation of the policy."""
 
     step: int
     nfe: int
     decodes: int
     scores: int
     seconds: float
-    """Seconds of training so far, evaluations left out."""
+    """Seconds of training so far, without evaluations."""
     held_out: dict[str, float | None]
     """Mean held-out score by scorer."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run."""
+    """The result of one run."""
 
     contender: str
     """The name of the contender."""
     seed: int
     key: str
-    """The digest of the recipe that made it, steps and evaluations included: runs with equal keys are equal."""
+    """The digest of the run's recipe, including steps and evaluations. Runs with equal keys have equal recipes."""
     made_by: str
-    """Version and commit of tempflow, marked where the checkout was changed."""
+    """The version and commit of tempflow, with a mark if the checkout was changed."""
     recipe: dict[str, Any]
-    """Plan, kernel, advantage, objective, prompts a step and learning rate, as resolved."""
+    """Plan, kernel, advantage, objective, prompts per step and learning rate of the resolved recipe."""
     trained_on: list[str]
     """Scorers of the training reward."""
     points: list[Point]
     spread: list[float | None]
-    """Reward std within a group by sampling step, a mean over the run."""
+    """The reward's standard deviation within a group by sampling step, mean over the run."""
 
     def save(self, path: Path) -> None:
         write_atomically(path, f"{json.dumps(asdict(self), indent=1)}\n".encode())
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: it is something else.
+            UserError: the file is not a result.
         """
         try:
             raw = json.loads(path.read_text())
@@ -69,16 +69,16 @@ class Result:
 
 
 def key_of(config: RunConfig) -> str:
-    """A digest of what a recipe sets, without its name and the folder it writes to.
+    """A digest of a recipe's settings, without `name` and `output`.
 
-    Defaults are left out, so that a setting that is new in a later version does not make every result another's.
+    Defaults are left out, so that a new setting in a later version does not invalidate all earlier results.
     """
     resolved = config.model_dump(mode="json", exclude={"name", "output"}, exclude_defaults=True)
     return hashlib.blake2b(json.dumps(resolved, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def condense(run: Path, contender: str, key: str) -> Result:
-    """What a comparison needs of a finished run's folder."""
+    """Extract the result from the folder of a finished run."""
     config = load_yaml(read_text(run / "config.yaml"), str(run / "config.yaml"))
     lines = RunFolder(run).read_metrics()
     scorers = [scorer["name"] for scorer in config["scorers"]]

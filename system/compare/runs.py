@@ -1,4 +1,4 @@
-"""`tempflow compare`: the same budget for every recipe and seed; goes on where it stopped."""
+"""`tempflow compare`: runs every recipe and seed with the same budget. A stopped comparison can be continued."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str, shared: Sequence[str] = ()) -> Contender:
-        """`RECIPE key=value …` as a shell would split it, the name being that of the recipe or given as name=…
+        """Parse `RECIPE key=value …`, split as in a shell. The name is given as name=…, or else is the recipe's.
 
         Args:
-            shared: overrides that come before its own.
+            shared: overrides that come before the contender's own.
 
         Raises:
-            UserError: a quote is not closed, or nothing is named.
+            UserError: a quote is not closed, or the text is empty.
         """
         recipe, *overrides = _split(text)
         names = [override.removeprefix("name=") for override in overrides if override.startswith("name=")]
@@ -48,21 +48,21 @@ class Contender:
         return cls(name, recipe, (*shared, *own))
 
     def config(self, seed: int, budget: int, evals: int, runs: Path) -> RunConfig:
-        """The run of one seed: as many steps as the budget pays for, evaluated `evals` times on the way."""
+        """The recipe for one seed: as many steps as the budget (in NFE) allows, with about `evals` evaluations."""
         place = [f"name={self.name}-seed{seed}", f"output={runs}", "checkpoint.folder=null"]
         load = [*self.overrides, f"seed={seed}", *place]
         steps = steps_within(load_config(self.recipe, load), budget)
         choices = (max(1, steps // evals), math.ceil(steps / evals))
-        # The last evaluation is that of the last step: let it not come right after another.
+        # The last step is always evaluated. This choice keeps the evaluation before it from being too close.
         every = max(choices, key=lambda every: ((steps - 1) % every + 1) / every)
         return load_config(self.recipe, [*load, f"steps={steps}", f"eval.every={every}"])
 
 
 def _split(text: str) -> list[str]:
-    """Its words, as a shell would split it.
+    """Split a text into words as a shell does.
 
     Raises:
-        UserError: a quote is not closed, or there are none.
+        UserError: a quote is not closed, or there are no words.
     """
     try:
         words = shlex.split(text)
@@ -74,15 +74,17 @@ def _split(text: str) -> list[str]:
 
 
 def parse_contenders(texts: Sequence[str]) -> list[Contender]:
-    """All contenders, each with a name of its own; a text `key=value` is an override of every one, before its own.
+    """Parse all contenders, whose names must differ. A text `key=value` is an override of every contender.
+
+    Such overrides come before a contender's own.
 
     Raises:
-        UserError: none is named, two have one name, or the name of all is given.
+        UserError: there is no contender, two have the same name, or a name is given for all.
     """
     for_all = [text for text in texts if "=" in text.partition(" ")[0]]
     overrides = [override for text in for_all for override in _split(text)]
     if any(override.startswith("name=") for override in overrides):
-        raise UserError("name=… is one contender's: put it in quotes with its recipe")
+        raise UserError("name=… must belong to one contender: put it in quotes together with its recipe")
     contenders = [Contender.parse(text, overrides) for text in texts if text not in for_all]
     if not contenders:
         raise UserError("nothing to compare: name at least one recipe")
@@ -93,10 +95,10 @@ def parse_contenders(texts: Sequence[str]) -> list[Contender]:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """All results that a comparison has left in its folder.
+    """Read all results in the folder of a comparison.
 
     Raises:
-        UserError: there are none, or one cannot be read.
+        UserError: there are no results, or one cannot be read.
     """
     results = [Result.load(path) for path in sorted(folder.glob("*.json"))]
     if not results:
@@ -113,16 +115,16 @@ def run_all(
     console: Console,
     local: bool = False,
 ) -> tuple[list[Result], int]:
-    """Every contender with every seed, seed by seed; finished ones are read, not run.
+    """Run every contender with every seed, seed by seed. The results of finished runs are read, not repeated.
 
     Args:
         local: run each in this process instead of on Ray.
 
     Returns:
-        results so far, and the exit code of the last run: other than 0 where one was stopped.
+        The results so far, and the exit code of the last run, which is not 0 if that run was stopped.
 
     Raises:
-        UserError: a recipe is wrong, or a result or run folder is of another; nothing has been started then.
+        UserError: a recipe is wrong, or a result or run folder belongs to another recipe. Nothing was started then.
     """
     make_output_folder(output, "--output")
     configs = {
@@ -147,10 +149,10 @@ def run_all(
 
 
 def _check_own(config: RunConfig, output: Path) -> None:
-    """Refuse what an earlier comparison left under this run's name, unless it is of the same recipe and budget.
+    """Check that an earlier result or run folder of this name has the same recipe and budget.
 
     Raises:
-        UserError: a result or a run folder of another.
+        UserError: it has another recipe or budget.
     """
     path, folder = output / f"{config.name}.json", RunFolder(Path(config.output) / config.name)
     found = path if path.exists() else folder.path
@@ -161,14 +163,14 @@ def _check_own(config: RunConfig, output: Path) -> None:
     else:
         return
     if key != key_of(config):
-        raise UserError(f"{found} is of another recipe or budget; delete it, or give another name=… or --output")
+        raise UserError(f"{found} belongs to another recipe or budget; delete it, or give another name=… or --output")
 
 
 def _check_comparable(configs: Sequence[RunConfig], local: bool) -> None:
-    """All that can be known to fail before anything starts.
+    """Check before anything starts that all recipes can run and can be compared.
 
     Raises:
-        UserError: a recipe is wrong, has no held-out prompts, or other scorers than the first one.
+        UserError: a recipe is wrong, has no held-out prompts, or has other scorers than the first recipe.
     """
     names = [scorer.name for scorer in configs[0].scorers]
     for config in configs:

@@ -1,4 +1,4 @@
-"""Attaching to a Ray cluster, or starting one on this machine."""
+"""Attaches to a Ray cluster, or starts one on this machine."""
 
 import logging
 import signal
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Connection:
-    """A driver's tie to a Ray cluster."""
+    """A driver's connection to a Ray cluster."""
 
     dashboard: str | None
     started_here: bool
@@ -27,12 +27,12 @@ class Connection:
 def connect() -> Connection:
     """Attach to the Ray cluster that `running_ray` finds, or start one that listens on loopback only.
 
-    Who handles SIGTERM keeps it: Ray takes it as it starts, and ends the process with an abort. The processes of a Ray
-    that starts here ignore SIGHUP, which a closed terminal sends to all of them: the driver stops, and they with it.
+    The present handler of SIGTERM is kept: Ray replaces it with one that aborts the process. Ray's processes that start
+    here ignore SIGHUP, which a closed terminal sends to every process. They end when the driver stops.
 
     Raises:
-        UserError: no Ray can be started here, or the one that is named does not answer.
-        Stopped: by SIGTERM, while Ray started.
+        UserError: Ray cannot start here, or the named cluster does not answer.
+        Stopped: SIGTERM came while Ray was starting.
     """
     check_start()
     if running_ray() is None:
@@ -71,15 +71,15 @@ def _connect() -> Connection:
 
 
 def warn_of_idle_gpus(asked: Mapping[str, float], scorers: Sequence[ScorerSettings]) -> None:
-    """Say which of these run on the CPU although the cluster has GPUs: those that ask for none.
+    """Log which roles and scorers run on the CPU although the cluster has GPUs, because they ask for none.
 
     Args:
-        asked: GPUs that each role asks for.
-        scorers: of a pool; only those count that could use a GPU.
+        asked: the number of GPUs that each role asks for.
+        scorers: the scorers of a pool. Only scorers that can use a GPU are considered.
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     asked = {**asked, **{f"scorer {s.name}": s.num_gpus for s in scorers if uses_gpu(s)}}
     without = [role for role, share in asked.items() if not share]
     if gpus and without:
-        said = "on the CPU: %s; the cluster has %g GPUs, and a role gets one by its num_gpus"
+        said = "on the CPU: %s; the cluster has %g GPUs, so set num_gpus of a role to give it one"
         log.warning(said, ", ".join(without), gpus)

@@ -1,4 +1,4 @@
-"""Which Ray a driver belongs to, and whether it can start or be attached to; decided before Ray is imported."""
+"""Decides, before Ray is imported, which Ray cluster a driver uses, and whether it can start or attach to it."""
 
 import logging
 import os
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 ALIVE_TIMEOUT_S = 2.0
 HTTP2_SETTINGS = b"\4"
-"""The type of the first frame of either side of HTTP/2, which gRPC speaks (RFC 9113, section 3.4)."""
+"""The type of the first frame that each side of HTTP/2 sends (RFC 9113, section 3.4). gRPC uses HTTP/2."""
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0" * 5
 LONGEST_SOCKET = "ray/session_YYYY-MM-DD_HH-MM-SS_ffffff_4194304/sockets/plasma_store.1"
-"""What Ray (2.60) appends to the temporary folder, for the largest process id of Linux."""
+"""The path that Ray (2.60) appends to the temporary folder, with the largest process id of Linux."""
 MAX_SOCKET_BYTES = 107
-"""Linux' bound of a socket's path."""
+"""The longest path of a socket on Linux."""
 
 
 def running_ray() -> str | None:
-    """The cluster to attach to: RAY_ADDRESS, or the one that `ray start` left running on this machine.
+    """The address of the cluster to attach to: RAY_ADDRESS, or the cluster that `ray start` started on this machine.
 
-    A Ray that another `tempflow` started for itself is not attached to: it ends with that run. Neither is one that
-    another user has noted in the temporary folder, which everyone may write: root's is.
+    The Ray of another `tempflow` run is not used, because it ends with that run. Everyone may write to the temporary
+    folder, so the address that Ray noted there is used only if this user or root wrote it.
     """
     named = os.environ.get("RAY_ADDRESS")
     if named and named not in ("auto", "local"):
@@ -37,14 +37,14 @@ def running_ray() -> str | None:
     if named == "local" or not note.is_file():
         return None
     if note.stat().st_uid not in (os.getuid(), 0):
-        log.warning("%s is another user's and is ignored; set RAY_ADDRESS to attach to that cluster", note)
+        log.warning("%s belongs to another user and is ignored; set RAY_ADDRESS to attach to that cluster", note)
         return None
     address = note.read_text().strip()
     return address if answers(address) else None
 
 
 def temp_folder() -> Path:
-    """The folder below which Ray keeps its files and its note of the running cluster."""
+    """The temporary folder, in which Ray keeps its files and the address of the running cluster."""
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
 
@@ -59,8 +59,9 @@ def answers(address: str) -> bool:
 
 
 def is_ray(address: str) -> bool:
-    """Whether a gRPC server listens at `host:port`, as a cluster's head does. Ray itself would wait for minutes for
-    something else, such as the dashboard, to become one.
+    """Whether a gRPC server listens at `host:port`, as on the head of a cluster.
+
+    Ray does not check this: at another address, such as the dashboard's, it would wait for minutes.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -75,10 +76,10 @@ def is_ray(address: str) -> bool:
 
 
 def check_start() -> None:
-    """Refuse what would keep Ray from starting here, or from being attached to.
+    """Check that Ray can start here, or that the cluster to attach to answers.
 
     Raises:
-        UserError: one sentence that names the variable or the file, and the fix.
+        UserError: Ray cannot start or be reached. The message names the variable or file, and the fix.
     """
     address = running_ray()
     if address is not None:
@@ -89,21 +90,21 @@ def check_start() -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address of no cluster: Ray would look for it for minutes.
+    """Refuse an address at which no cluster answers. Ray itself would try to connect for minutes.
 
     Raises:
-        UserError: it is of another kind, or nothing answers there.
+        UserError: the address is a dashboard's, or no Ray answers there.
     """
     scheme, _, where = address.rpartition("://")
     if scheme not in ("", "ray"):
         raise UserError(
-            f"RAY_ADDRESS is {address}, the address of a dashboard, for `ray job`; unset it to start a Ray here, "
-            "or set it to host:port of a cluster (port 6379 of its head)"
+            f"RAY_ADDRESS is {address}, the address of a dashboard, which only `ray job` uses; unset it to start Ray "
+            "here, or set it to host:port of a cluster (port 6379 of its head)"
         )
     if not is_ray(where):
         raise UserError(
             f"no Ray answers at {address}: correct RAY_ADDRESS (host:port of the cluster's head), or unset it to "
-            "start a Ray here"
+            "start Ray here"
         )
 
 
@@ -111,7 +112,7 @@ def check_temp_folder() -> None:
     """Refuse a temporary folder in which Ray cannot keep its sockets.
 
     Raises:
-        UserError: it cannot be written to, or its path is too long.
+        UserError: the folder cannot be written to, or its path is too long.
     """
     folder = temp_folder().absolute()
     if not _writable(folder):
@@ -130,7 +131,7 @@ def token_file() -> Path:
     """The file in which Ray looks for its token.
 
     Raises:
-        UserError: it would be in a home folder, and there is none.
+        UserError: the file would be in the home folder, but there is no home folder.
     """
     try:
         return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -139,15 +140,15 @@ def token_file() -> Path:
 
 
 def needs_token() -> bool:
-    """Whether a Ray that starts here looks for its token in a file."""
+    """Whether a Ray cluster that starts here reads its token from a file."""
     return not os.environ.get("RAY_AUTH_TOKEN") and os.environ.get("RAY_AUTH_MODE", "token") == "token"
 
 
 def check_token() -> None:
-    """Refuse a token that others can read, since with it they can run any code as its owner, or that cannot be kept.
+    """Check that Ray's token is private and can be stored. Whoever has the token can run any code as its owner.
 
     Raises:
-        UserError: names the file.
+        UserError: others can read the file of the token, or the file cannot be written.
     """
     if not needs_token():
         return
@@ -156,18 +157,18 @@ def check_token() -> None:
         status = file.stat()
         if status.st_uid == os.getuid() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise UserError(
-                f"others can open Ray's token {file}, with which they can run code as you; delete the file, and a new "
-                "one is made that only you can open"
+                f"others can open {file}, and with Ray's token in it they can run code as you; delete the file, and a "
+                "new one is made that only you can open"
             )
     elif not _writable(file.parent):
         raise UserError(
-            f"Ray's token cannot be kept in {file}; set HOME to a folder of yours, or RAY_AUTH_TOKEN_PATH to a file "
-            "with a token"
+            f"Ray's token cannot be stored in {file}; set HOME to a folder that you can write to, or "
+            "RAY_AUTH_TOKEN_PATH to a file with a token"
         )
 
 
 def make_token() -> None:
-    """Make the token of a Ray that starts here, if there is none. What Ray itself (2.60) makes, everyone can read."""
+    """Make the token of a Ray that starts here, if there is none. Ray (2.60) itself makes a file that all can read."""
     if not needs_token() or (file := token_file()).exists():
         return
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -179,21 +180,21 @@ def make_token() -> None:
 
 
 def token_hint() -> str:
-    """What to add to a dashboard's address: it asks whoever opens it for Ray's token."""
+    """A note to print after a dashboard's address: where to find Ray's token, which the dashboard asks for."""
     return f" (asks for the token in {token_file()})" if needs_token() else ""
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a folder can be written to, or be made."""
+    """Whether a folder can be written to. If it does not exist, whether it can be made."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def listen_on_loopback() -> None:
-    """Make a Ray that this process starts bind 127.0.0.1, and one that does so reachable; call before importing Ray.
+    """Make a Ray that starts here listen on 127.0.0.1 only, or make a running one that does so reachable.
 
-    Ray replaces the address 127.0.0.1 by the node's own unless clusters are switched off, which is what this variable
-    does (it is named for the systems where that is the default).
+    Call this before Ray is imported. Ray replaces 127.0.0.1 with the node's own address unless clusters of several
+    nodes are switched off. The variable does that; it is named after the systems on which that is the default.
     """
     address = running_ray()
     if address is None or address.rpartition(":")[0] in {LOOPBACK, "localhost"}:

@@ -1,4 +1,4 @@
-"""Where the rollout workers and the ranks of the learner go: one placement group for each run."""
+"""Places the rollout workers and the ranks of the learner in one placement group per run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,17 @@ from system.launch.pool_start import may_grow
 from system.recipe.model import RunConfig
 
 FIXED_TIMEOUT_S = 30
-"""How long to wait for a place on a cluster that cannot grow."""
+"""Seconds to wait for a place on a cluster that cannot grow."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a process asks Ray for."""
+    """The resources that a process asks Ray for."""
 
     num_cpus: float
     num_gpus: float
     labels: dict[str, str]
-    """Labels that its node must have."""
+    """Labels that the process's node must have."""
 
     def bundle(self) -> dict[str, float]:
         asked = {"CPU": self.num_cpus, "GPU": self.num_gpus}
@@ -35,7 +35,7 @@ def rollout_resources(config: RunConfig) -> Resources:
 
 
 def rank_resources(config: RunConfig) -> Resources:
-    """What a rank of the learner asks for; a colocated one serves both roles, which take turns."""
+    """The resources of a learner rank. A colocated rank has both roles in turns, so it asks for the larger amounts."""
     rollout, learner = config.rollout, config.learner
     if config.placement == "split":
         return Resources(learner.num_cpus, learner.num_gpus, learner.labels)
@@ -48,7 +48,7 @@ class Placement:
     """The reserved places of a run.
 
     Args:
-        learns: whether there is a learner; without one, all places are for rollout workers.
+        learns: whether there is a learner. Without one, all places are for rollout workers.
     """
 
     def __init__(self, config: RunConfig, learns: bool) -> None:
@@ -58,15 +58,15 @@ class Placement:
         own_workers = workers - ranks if self.colocated else workers
         rollout = [rollout_resources(config)] * own_workers
         learner = [rank_resources(config)] * ranks
-        # The first places are those of worker 0, 1, …; a colocated rank is worker and rank at once.
+        # The first places belong to workers 0, 1, …. A colocated rank is a worker and a rank at once.
         self.places = [*learner, *rollout] if self.colocated else [*rollout, *learner]
         self._group: PlacementGroup | None = None
 
     def reserve(self) -> None:
-        """Take the places, before the pool's replicas spread over the cluster.
+        """Reserve the places before the pool's replicas spread over the cluster.
 
         Raises:
-            UserError: the cluster has no room for them.
+            UserError: the cluster has no room for the places.
         """
         config, bundles = self.config, [place.bundle() for place in self.places]
         labels = [place.labels for place in self.places]
@@ -84,15 +84,15 @@ class Placement:
             ) from error
 
     def worker(self, kind: type, slot: int) -> Any:
-        """A class of actors for the rollout worker of a slot; slots without a reserved place go wherever there is room.
+        """An actor class for the rollout worker of a slot. Without a reserved place, Ray finds a node with room.
 
-        Colocated workers are placed by `rank`.
+        `rank` places colocated workers.
         """
         asks = rollout_resources(self.config)
         return self._actor(kind, asks, slot if slot < self.config.rollout.workers else None)
 
     def rank(self, kind: type, rank: int) -> Any:
-        """A class of actors for a rank of the learner."""
+        """An actor class for a rank of the learner."""
         place = rank if self.colocated else self.config.rollout.workers + rank
         return self._actor(kind, rank_resources(self.config), place)
 

@@ -1,4 +1,4 @@
-"""The reward pool of a run: an application of its own on Ray Serve, or one that runs already."""
+"""The reward pool of a run on Ray Serve: the run's own application, or a shared one that is already running."""
 
 import logging
 import uuid
@@ -18,14 +18,14 @@ from system.recipe.model import RunConfig
 log = logging.getLogger(__name__)
 
 APP_FILE = "serve_app"
-"""Names the application of a run, in the folder of its logs."""
+"""The file in the folder of logs that contains the name of the run's application."""
 
 
 class ServedPool:
-    """Starts the scorers of a recipe on Serve, or finds those that it shares, and ends what it started.
+    """Starts the scorers of a recipe on Serve and deletes them at the end, or uses a shared pool.
 
     Args:
-        logs: the folder for a log file of each scorer.
+        logs: the folder for the scorers' log files.
     """
 
     def __init__(self, config: RunConfig, logs: Path) -> None:
@@ -33,10 +33,10 @@ class ServedPool:
         self.app = config.reward.app or f"tempflow-{config.name}-{uuid.uuid4().hex[:8]}"
 
     def start(self) -> RewardPool:
-        """Start the scorers, wait for them, and return them behind their handles.
+        """Start the scorers, wait until all are ready, and return the pool of their handles.
 
         Raises:
-            UserError: a scorer refuses to start, there is no room for one, one is late, or the shared pool lacks one.
+            UserError: a scorer refuses to start, has no room or is late, or the shared pool lacks it.
         """
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
@@ -72,7 +72,7 @@ class ServedPool:
         PoolStart(self.app, config.scorers).wait(config.ray.start_timeout_s)
 
     def _delete_former(self) -> None:
-        """Delete the pool of this run's former driver, if that was killed before it could."""
+        """Delete the pool of this run's previous driver, if that driver was killed before it could."""
         file = self.logs / APP_FILE
         former = file.read_text() if file.exists() else None
         if former in serve.status().applications:
@@ -82,7 +82,12 @@ class ServedPool:
         running = serve.status().applications.get(self.app)
         if running is None:
             known = ", ".join(serve.status().applications) or "none"
-            raise UserError(f"reward.app: no Serve application `{self.app}` on this cluster; running: {known}")
+            raise UserError(
+                f"reward.app: no Serve application `{self.app}` on this cluster (running: {known}); start it with "
+                "`tempflow serve`"
+            )
         for scorer in self.config.scorers:
             if deployment_name(scorer.name) not in running.deployments:
-                raise UserError(f"reward.app: the pool `{self.app}` has no scorer `{scorer.name}`")
+                raise UserError(
+                    f"reward.app: the pool `{self.app}` has no scorer `{scorer.name}`; serve the same recipe"
+                )

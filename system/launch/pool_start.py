@@ -1,4 +1,4 @@
-"""Waiting for a reward pool to start, and saying why it cannot."""
+"""Waits for a reward pool to start, and says why it cannot."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from services.serving.gateway import deployment_name
 log = logging.getLogger(__name__)
 
 WAITS_FOR_A_PLACE = "to be scheduled"
-"""In what Serve (2.60) says, after 30 s, of replicas that are not placed or whose process starts slowly."""
+"""Part of Serve's (2.60) message, after 30 s, about replicas that have no place or whose process starts slowly."""
 
 
 class PoolNotReady(Exception):
@@ -25,32 +25,32 @@ class PoolNotReady(Exception):
 
 
 class PoolStart:
-    """The start of an application with these scorers, which Serve has been asked for."""
+    """Watches the start of an application with these scorers. The caller has asked Serve to run it."""
 
     def __init__(self, app: str, scorers: Sequence[ScorerSettings]) -> None:
         self.app, self.scorers = app, scorers
         self.said_no_room = False
 
     def wait(self, timeout_s: float) -> None:
-        """Until all scorers have started.
+        """Wait until all scorers have started.
 
         Raises:
-            UserError: one refuses to, there is no room for it and there will be none, or they are late.
-            RuntimeError: one cannot, or somebody has deleted them.
+            UserError: a scorer refuses to start, has no room on a cluster that cannot grow, or is late.
+            RuntimeError: a scorer cannot start, or somebody has deleted the application.
         """
         try:
             patiently(self._look, PoolNotReady, timeout_s)
         except PoolNotReady as late:
-            fix = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise it"
+            fix = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise the timeout"
             raise UserError(f"{late} within ray.start_timeout_s; {fix}") from late
 
     def _look(self) -> None:
-        """See whether all scorers have started.
+        """Check once whether all scorers have started.
 
         Raises:
-            PoolNotReady: one has not yet.
-            UserError: one refuses to, or there is no room for it and there will be none.
-            RuntimeError: one cannot, or somebody has deleted them.
+            PoolNotReady: a scorer has not started yet.
+            UserError: a scorer refuses to start, or has no room on a cluster that cannot grow.
+            RuntimeError: a scorer cannot start, or somebody has deleted the application.
         """
         application = serve.status().applications.get(self.app)
         if application is None:
@@ -61,7 +61,7 @@ class PoolStart:
             return
         late = {name: of for name, of in application.deployments.items() if of.status != DeploymentStatus.HEALTHY}
         if refused := quoted_refusal("\n".join(of.message for of in late.values())):
-            raise refused  # Serve would start the replica twice more, with the same settings.
+            raise refused  # Otherwise Serve would start the replica twice more with the same settings.
         waiting = {name for name, of in late.items() if WAITS_FOR_A_PLACE in of.message}
         if no_room := self._without_room(waiting):
             if not may_grow():
@@ -74,8 +74,9 @@ class PoolStart:
         raise PoolNotReady(f"the reward pool has not started ({said})")
 
     def _without_room(self, waiting: set[str]) -> str:
-        """What those that wait ask for beyond what is free, and what to lower; empty if they wait for something else,
-        such as a slow disk.
+        """A sentence that names the waiting scorers that ask for more than is free, and the settings to lower.
+
+        It is empty if they wait for something else, such as a slow disk.
         """
         free = ray.available_resources()
         cpus, gpus = free.get("CPU", 0), free.get("GPU", 0)
@@ -88,17 +89,17 @@ class PoolStart:
             return ""
         return (
             f"the reward pool has no room: {', '.join(asks)}, and {cpus:g} CPUs and {gpus:g} GPUs are free; lower "
-            "num_cpus, num_gpus or replicas of the scorers, or what rollout and learner ask for"
+            "num_cpus, num_gpus or replicas of the scorers, or num_cpus and num_gpus of rollout and learner"
         )
 
 
 def in_one_line(message: str) -> str:
-    """What Serve says of a deployment, and the error of a traceback that it quotes without its frames."""
+    """Serve's message about a deployment in one line. Of a quoted traceback, only the error is kept."""
     says, _, frames = message.partition("Traceback (most recent call last):")
     lines = [line.strip() for line in frames.splitlines() if line.strip()]
     return " ".join([*says.split(), *lines[-1:]])
 
 
 def may_grow() -> bool:
-    """Whether waiting for resources can help: on a cluster of more than this machine."""
+    """Whether waiting for resources can help, which is so on any cluster that is not just this machine."""
     return len(ray.nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))

@@ -1,4 +1,4 @@
-"""The roles of a run on Ray: rollout workers, learner and reward pool, started, restarted and ended together."""
+"""The roles of a run on Ray: starts, restarts and ends the rollout workers, the learner and the reward pool."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from system.recipe.model import RunConfig
 log = logging.getLogger(__name__)
 
 MAX_STARTS = 3
-"""The learner may die so often as it starts."""
+"""The number of times that the learner may start before a death at the start ends the run."""
 
 
 class RayRoles:
@@ -36,7 +36,7 @@ class RayRoles:
     Args:
         trainable: the sampling steps that the plan may train.
         logs: the folder for a log file of each process.
-        learns: whether there is a learner; False for evaluation alone.
+        learns: whether there is a learner; False for an evaluation.
     """
 
     rollouts: Fleet
@@ -47,7 +47,7 @@ class RayRoles:
         self.config, self.trainable, self.logs, self.learns = config, trainable, logs, learns
         self.placement = Placement(config, learns)
         self._ends = ExitStack()
-        """Ends what was started, the last first."""
+        """Ends everything that was started, in reverse order."""
 
     def __enter__(self) -> "RayRoles":
         try:
@@ -58,7 +58,7 @@ class RayRoles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what this run started, and nothing else on the cluster; each thing, whatever becomes of the others."""
+        """End everything that this run started, and nothing else. If one part fails to end, the others still do."""
         self._ends.close()
 
     def _start(self) -> None:
@@ -99,7 +99,7 @@ class RayRoles:
         )
 
     def _restarted(self, ranks: list[ActorHandle]) -> None:
-        """The learner has new ranks; colocated ones are the rollout workers of the first slots, too."""
+        """Handle new ranks of the learner. Colocated ranks are also the rollout workers of the first slots."""
         if self.placement.colocated:
             self.rollouts.adopt(dict(enumerate(ranks)))
 
@@ -115,14 +115,14 @@ class RayRoles:
         return worker.remote(*arguments, log_file, rank, config.deterministic)
 
     def _start_worker(self, slot: int) -> ActorHandle:
-        """A worker for a slot.
+        """Start a worker for a slot.
 
         Raises:
-            LearnerLost: the slot's worker died, and it was a rank of the learner, too: all ranks start together.
+            LearnerLost: the slot's worker died, and it was also a learner rank. All ranks must start together.
         """
         config = self.config
         if self.placement.colocated and slot < config.learner.ranks:
-            raise LearnerLost(f"the process of rollout worker {slot}, which holds rank {slot} too, died")
+            raise LearnerLost(f"the process of rollout worker {slot}, which is also learner rank {slot}, died")
         log_file = self._log_file(f"rollout-{slot}", "rollout", slot=slot)
         worker = self.placement.worker(RolloutWorker, slot)
         arguments = (config.policy, config.kernel, config.rollout, config.seed, log_file, config.deterministic)
@@ -133,10 +133,10 @@ class RayRoles:
 
 
 def start_learner(learners: RemoteLearner, timeout_s: float) -> None:
-    """Wait until all ranks have loaded the model and met; they start again if one dies on the way.
+    """Wait until all ranks have loaded the model and are connected. If one dies before that, all start again.
 
     Raises:
-        UserError: a rank refuses, they died for the third time, or they are late.
+        UserError: a rank refuses to start, the ranks died for the third time, or they are late.
     """
     start: Callable[[], None] = partial(learners.join, timeout_s)
     for deaths in range(1, MAX_STARTS + 1):
@@ -150,13 +150,15 @@ def start_learner(learners: RemoteLearner, timeout_s: float) -> None:
             ) from late
         except LearnerLost as lost:
             if deaths == MAX_STARTS:
-                raise UserError(f"the learner died {deaths} times as it started: {lost}") from lost
-            log.warning("the learner died as it started and starts again: %s", lost)
+                raise UserError(
+                    f"the learner died {deaths} times as it started: {lost}; see its log (logs/learner-*.log)"
+                ) from lost
+            log.warning("the learner died as it started, and starts again: %s", lost)
             start = learners.restart
 
 
 def gpus_asked(config: RunConfig, learns: bool) -> Mapping[str, float]:
-    """The GPUs that each role asks for, by the role's name."""
+    """The number of GPUs that each role asks for, by the role's name."""
     rollout, learner = config.rollout.num_gpus, config.learner.num_gpus
     if not learns:
         return {"rollout": rollout}
@@ -169,19 +171,19 @@ def gpus_asked(config: RunConfig, learns: bool) -> Mapping[str, float]:
 
 
 def draining_nodes() -> list[str]:
-    """The ids of the nodes that are being drained. Ray (2.60) says it in no public interface.
+    """The ids of the nodes that are being drained. Ray (2.60) has no public interface for this.
 
     Raises:
-        SystemExit: by Ray, if the driver's own node is lost.
+        SystemExit: Ray raises it if the driver's own node is lost.
     """
     return list(ray._private.state.state.get_draining_nodes())
 
 
 def no_nodes() -> list[str]:
-    """Nobody leaves a node that is being drained where each worker is a rank of the learner, too.
+    """Replaces `draining_nodes` in a colocated run: a worker that is also a learner rank does not leave its node.
 
     Raises:
-        SystemExit: as `draining_nodes`.
+        SystemExit: as `draining_nodes` raises.
     """
     draining_nodes()
     return []

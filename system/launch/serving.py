@@ -1,4 +1,4 @@
-"""A recipe's scorers as a Serve application with an HTTP side: its configuration, and the running pool."""
+"""A recipe's scorers as a Serve application with an HTTP service: its configuration, and the running pool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def serve_config(pool: PoolSettings) -> str:
-    """The pool as YAML for `serve deploy`, or for the `serveConfigV2` of a RayService."""
+    """The pool's configuration as YAML for `serve deploy` or for the `serveConfigV2` of a RayService."""
     application = {
         "name": pool.name,
         "route_prefix": "/",
@@ -40,14 +40,14 @@ def serve_config(pool: PoolSettings) -> str:
 
 
 def check_free(listen: GatewaySettings) -> None:
-    """Refuse an address that the pool's HTTP side cannot have.
+    """Check that the pool's HTTP service can listen at its address.
 
     Raises:
-        UserError: another program listens there, or the address is not one of this machine.
+        UserError: another program listens there, or the address does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that are closing
         try:
             probe.bind((listen.host, listen.port))
         except OSError as error:
@@ -58,15 +58,15 @@ def check_free(listen: GatewaySettings) -> None:
 
 def _taken(listen: GatewaySettings) -> UserError:
     return UserError(
-        f"another program listens on port {listen.port} of {listen.host}; end it, or give this pool another serve.port"
+        f"another program listens on port {listen.port} of {listen.host}; stop it, or give this pool another serve.port"
     )
 
 
 def _check_cluster(pool: PoolSettings) -> None:
-    """Refuse a cluster whose Serve, which keeps the settings it was started with, cannot do what the pool promises.
+    """Check that the cluster's Serve can run the pool. A running Serve keeps the settings that it was started with.
 
     Raises:
-        UserError: it listens elsewhere or nowhere, or it runs an application of the pool's name.
+        UserError: Serve does not listen at the pool's address, or has an application of the pool's name.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
@@ -75,7 +75,7 @@ def _check_cluster(pool: PoolSettings) -> None:
     status, there = serve.status(), client.http_config
     if not status.proxies:
         raise UserError(
-            "Serve runs on this Ray cluster without HTTP, so the pool would listen nowhere; end the jobs that use it "
+            "Serve runs on this Ray cluster without HTTP, so the pool could not be reached; end the jobs that use it "
             "and run `serve shutdown`, or use another cluster"
         )
     if (there.host, there.port) != (pool.serve.host, pool.serve.port):
@@ -85,15 +85,15 @@ def _check_cluster(pool: PoolSettings) -> None:
         )
     if pool.name in status.applications:
         raise UserError(
-            f"this Ray cluster has a Serve application `{pool.name}` already; end it, or give this pool another name=…"
+            f"this Ray cluster already has a Serve application `{pool.name}`; end it, or give this pool another name=…"
         )
 
 
 def _check_alone(listen: GatewaySettings) -> None:
-    """Refuse to share the port: Serve lets another Serve listen there too, and requests would be split between them.
+    """Refuse to share the port. Two Serves can listen on one port, and requests would be split between them.
 
     Raises:
-        UserError: another program has begun to listen there since `check_free`.
+        UserError: another program has begun to listen on the port since `check_free`.
     """
     sockets = psutil.net_connections("tcp")
     listening = [sock.laddr for sock in sockets if sock.laddr and sock.status == psutil.CONN_LISTEN]
@@ -106,16 +106,16 @@ def _check_alone(listen: GatewaySettings) -> None:
 def running_pool(
     pool: PoolSettings, starting: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[tuple[Connection, float]]:
-    """The pool with its HTTP side: Ray's connection, and the seconds until the application was ready.
+    """Run the pool with its HTTP service. Yields Ray's connection, and the seconds until the application was ready.
 
-    On the way out the application, and nothing else, is deleted.
+    At the end the application is deleted, and nothing else.
 
     Args:
-        starting: the context of its start, in which a signal may interrupt.
+        starting: a context manager around the start, in which a signal may interrupt it.
 
     Raises:
-        UserError: the pool cannot listen where it should, or a scorer refuses to start.
-        RuntimeError: one cannot start.
+        UserError: the pool cannot listen at its address, or a scorer refuses to start.
+        RuntimeError: a scorer cannot start.
     """
     from system.launch.cluster import connect, warn_of_idle_gpus
 
@@ -135,7 +135,7 @@ def running_pool(
                 except RayServeException as error:
                     said = first_line(error)
                     raise UserError(
-                        f"Serve on this cluster refuses the pool ({said}); end what is in its way"
+                        f"Serve on this cluster refuses the pool ({said}); fix that, or use another cluster"
                     ) from error
                 PoolStart(pool.name, pool.scorers).wait(math.inf)
                 if connection.started_here:

@@ -1,4 +1,4 @@
-"""What a recipe does not know: the cluster's nodes, image, volumes, secrets and queues."""
+"""The infrastructure file: the cluster's nodes, image, volumes, secrets and queues, which a recipe does not contain."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from system.manifests.texts import (
 from system.recipe.load import parse_config, read_mapping
 
 OPERATORS_OWN = frozenset({"RAY_REDIS_ADDRESS", "REDIS_USERNAME", "REDIS_PASSWORD", "RAY_enable_autoscaler_v2"})
-"""Variables that KubeRay sets itself and refuses on a head."""
+"""Environment variables that KubeRay sets itself. It refuses a head that sets them."""
 
 
 class Toleration(Settings):
-    """A taint of nodes that pods tolerate, as Kubernetes writes it."""
+    """A toleration in Kubernetes' own form: a taint of nodes that the pods tolerate."""
 
     key: LabelKey | None = None
     """Key of the taint."""
@@ -44,32 +44,36 @@ class Toleration(Settings):
     value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint; every effect if not given."""
+    """Effect of the taint. If not given, every effect is tolerated."""
     tolerationSeconds: int | None = None
-    """Seconds that a pod stays after a taint with the effect NoExecute appeared; without end if not given."""
+    """Seconds that a pod stays after a taint with the effect NoExecute appears. If not given, it stays forever."""
 
     @model_validator(mode="after")
     def _as_the_api_server_checks(self) -> Toleration:
         if self.operator == "Exists" and self.value:
-            raise ValueError("a toleration with operator Exists takes no value; leave it out, or set operator to Equal")
+            raise ValueError(
+                "a toleration with operator Exists cannot have a value; leave it out, or set operator to Equal"
+            )
         if self.operator == "Equal" and self.key is None:
             raise ValueError("a toleration without a key tolerates every taint; set operator to Exists, or give a key")
         if self.tolerationSeconds is not None and self.effect != "NoExecute":
-            raise ValueError("tolerationSeconds is for effect NoExecute; set effect to it, or leave the seconds out")
+            raise ValueError(
+                "tolerationSeconds needs effect NoExecute; set effect to NoExecute, or leave tolerationSeconds out"
+            )
         return self
 
 
 class Nodes(Settings):
-    """The pods of a role, all alike; each is a Ray node."""
+    """The pods of a role, which are all alike. Each pod is a Ray node."""
 
     cpus: int = Field(4, ge=1)
     """CPUs of one pod."""
     memory: Quantity = "16Gi"
-    """Memory of one pod, as Kubernetes writes it."""
+    """Memory of one pod, as a Kubernetes quantity."""
     gpus: int = Field(0, ge=0)
     """GPUs of one pod."""
     gpu_resource: ExtendedResource = "nvidia.com/gpu"
-    """The resource that counts GPUs, or slices of them, such as `nvidia.com/mig-3g.40gb`."""
+    """The resource by which Kubernetes counts GPUs, or slices of GPUs, such as `nvidia.com/mig-3g.40gb`."""
     resources: dict[Resource, Quantity] = Field(default_factory=dict)
     """Further resources of a pod, such as `rdma/hca: "1"`."""
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
@@ -77,21 +81,21 @@ class Nodes(Settings):
     tolerations: list[Toleration] = Field(default_factory=list)
     """Taints of Kubernetes nodes that these pods tolerate."""
     runtime_class: ObjectName | None = None
-    """The RuntimeClass of these pods; the cluster's default if not given."""
+    """The RuntimeClass of these pods. If not given, the cluster's default is used."""
     environment: dict[Variable, str] = Field(default_factory=dict)
-    """Environment variables that anybody may read, such as `NCCL_SOCKET_IFNAME`. Secrets are named under `secrets`."""
+    """Environment variables that are not secret, such as `NCCL_SOCKET_IFNAME`. For secret ones, see `secrets`."""
     grace_s: int = Field(120, ge=1)
-    """Seconds from SIGTERM to SIGKILL: time to drain, and to write the checkpoint of a stopped run."""
+    """Seconds from SIGTERM to SIGKILL: the time to drain the node and to write the checkpoint of a stopped run."""
 
     @model_validator(mode="after")
     def _resources_fit(self) -> Nodes:
         if self.gpu_resource in self.resources:
-            raise ValueError(f"resources: `{self.gpu_resource}` is what `gpus` counts; leave it out and set gpus")
+            raise ValueError(
+                f"resources: `{self.gpu_resource}` is already counted by `gpus`; leave it out and set gpus"
+            )
         for name, count in self.resources.items():
             if "/" in name and not count.isdigit():
-                raise ValueError(
-                    f"resources: `{name}` comes in whole numbers, and {count} is none; give one, such as 1"
-                )
+                raise ValueError(f"resources: `{name}` must be a whole number, and {count} is not; give one, such as 1")
         return self
 
 
@@ -108,15 +112,15 @@ class Volume(Settings):
     claim: ObjectName
     """Name of the claim."""
     size: Quantity | None = None
-    """Size of the claim, which `--part volume` then prints. If not given, the claim must exist."""
+    """Size of the claim. If given, `--part volume` prints the claim. If not given, the claim must exist."""
     storage_class: ObjectName | None = None
-    """Storage class of the claim; the cluster's default if not given."""
+    """Storage class of the claim. If not given, the cluster's default is used."""
     access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
-    """`ReadWriteOnce` is for a Kubernetes of one node: all pods of a job mount the volume."""
+    """All pods of a job mount the volume, so `ReadWriteOnce` works only on a Kubernetes cluster with one node."""
 
 
 class _Either(Settings):
-    """Settings of which exactly one of two keys is given."""
+    """Settings with two keys, of which exactly one must be given."""
 
     either: ClassVar[tuple[str, str]]
 
@@ -128,31 +132,31 @@ class _Either(Settings):
 
 
 class Models(_Either):
-    """Where model weights are: a cache in the hub's layout, or plain folders. Pods see them read-only, at /models."""
+    """The place of model weights: a cache in the hub's layout, or plain folders. Pods mount it read-only at /models."""
 
     either = ("claim", "image")
     claim: ObjectName | None = None
-    """Name of a PersistentVolumeClaim that holds them."""
+    """Name of a PersistentVolumeClaim with the weights."""
     image: Image | None = None
-    """An OCI image that is mounted as a volume."""
+    """An OCI image with the weights, which is mounted as a volume."""
 
 
 class Secrets(Settings):
     """Names of Secrets; their contents never appear in a manifest."""
 
     ray_token: ObjectName = "tempflow-ray"
-    """The Secret whose key `auth_token` is the token that Ray's dashboard, jobs and actors ask for."""
+    """The Secret with the token for Ray's dashboard, jobs and actors, under the key `auth_token`."""
     pool_token: ObjectName = "tempflow-pool"
-    """The Secret whose key `token` is the token that the reward pool asks for."""
+    """The Secret with the token for the reward pool, under the key `token`."""
     environment: Listed[ObjectName] = ()
     """Secrets whose keys become environment variables of the job's pods, such as the credentials of a bucket or a
     logger."""
     pool_environment: Listed[ObjectName] = ()
-    """The same for the pool's pods. They read what strangers send, so give them as little as their scorers need."""
+    """The same for the pool's pods. The pool reads untrusted requests, so give it only the secrets its scorers need."""
 
 
 class Egress(_Either):
-    """Somewhere that pods may connect to, beyond each other, DNS and HTTPS."""
+    """A destination that pods may connect to, in addition to each other, DNS and HTTPS."""
 
     either = ("cidr", "namespace")
     cidr: Cidr | None = None
@@ -160,11 +164,11 @@ class Egress(_Either):
     namespace: Namespace | None = None
     """A namespace of the cluster."""
     ports: Listed[Port] = Field(min_length=1)
-    """TCP ports; those of the pods, not of a service."""
+    """TCP ports of the destination's pods or hosts, not of a Kubernetes service in front of them."""
 
 
 class Queue(_Either):
-    """Gang scheduling: all pods of a job at once, or none."""
+    """Gang scheduling: all pods of a job start together or not at all."""
 
     either = ("kueue", "volcano")
     kueue: QueueName | None = None
@@ -177,36 +181,36 @@ class Infra(Settings):
     """An infrastructure file with every default filled in."""
 
     namespace: Namespace = "tempflow"
-    """The namespace of everything that is printed."""
+    """The namespace of all printed objects."""
     image: Image
     """A container image with tempflow and the modules that the recipe names (see deploy/Dockerfile)."""
     pull_secrets: Listed[ObjectName] = ()
-    """Secrets with which nodes pull the image."""
+    """Secrets that nodes use to pull the image."""
     ray_version: RayVersion = Field(default_factory=partial(version, "ray"))
-    """Ray's version in the image; the version that is installed here if not given."""
+    """The version of Ray in the image. If not given, the version that is installed here is used."""
     runs: Volume
-    """The volume of the run folders, at /runs. A retry resumes from it, and it outlives the cluster."""
+    """The volume of the run folders, mounted at /runs. It outlives the cluster, and a retry resumes from it."""
     models: Models | None = None
     """Model weights. If given, nothing is downloaded."""
     secrets: Secrets = Secrets()
     head: Nodes = Nodes(cpus=4, memory="16Gi")
-    """The node of the head, which runs no role."""
+    """The node of the head. It runs no role."""
     workers: Nodes
-    """Nodes of the rollout workers, and of each role below that has no nodes of its own."""
+    """The nodes of the rollout workers, and of every role below that has no nodes of its own."""
     learner: Nodes | None = None
-    """Nodes of the learner's ranks."""
+    """The nodes of the learner's ranks."""
     reward: PoolNodes | None = None
-    """Nodes of the reward pool, which then is a RayService, a cluster of its own."""
+    """The nodes of the reward pool. If given, the pool is a RayService in its own Ray cluster."""
     egress: Listed[Egress] = ()
-    """What else pods may connect to: a bucket that is not at port 443, a detector, another pool."""
+    """Further destinations that pods may connect to: a bucket not at port 443, a detector, another pool."""
     queue: Queue | None = None
-    """The queue that admits all pods of a job at once."""
+    """The queue that admits all pods of a job together."""
     retries: Int32 = 2
-    """New clusters that continue a run whose cluster failed. A broken recipe uses up all of them."""
+    """How many times a run whose cluster failed continues on a new cluster. A broken recipe uses up every retry."""
     keep_s: Int32 = 600
     """Seconds until the cluster of a finished job is deleted."""
     operator_namespace: Namespace = "kuberay-operator"
-    """The namespace of KubeRay's operator, which must reach the heads."""
+    """The namespace of KubeRay's operator, which must be able to reach the heads."""
     monitoring_namespace: Namespace = "monitoring"
     """The namespace of Prometheus."""
 
@@ -221,7 +225,8 @@ def load_infra(path: Path) -> Infra:
     """Read an infrastructure file.
 
     Raises:
-        UserError: names the file, the key, the value and the nearest valid key.
+        UserError: the file is missing or wrong. The message names the file, the key, the value and, for an unknown
+            key, the nearest valid one.
     """
     if not path.is_file():
         raise UserError(f"no infrastructure file at `{path}`")

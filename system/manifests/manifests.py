@@ -1,4 +1,4 @@
-"""Recipe and infrastructure in, Kubernetes documents out."""
+"""Turns a recipe and an infrastructure file into Kubernetes documents."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from system.recipe.model import RunConfig
 Part = Literal["all", "job", "pool", "volume"]
 
 IDLE_S = 300
-"""After which a node without actors goes."""
+"""Seconds after which a node without actors is removed."""
 
 
 def manifests(config: RunConfig, infra: Infra, part: Part = "all") -> list[Manifest]:
     """The documents to apply: the job with its recipe, and the pool, each with its network policy.
 
-    The policies come first, so that a refused one is seen before any pod starts.
+    The policies come first, so that a refused policy is noticed before any pod starts.
 
     Args:
-        part: `pool` and `job` alone are for pools that several jobs share. `volume`, the claim of the run folders, is
-            not among all of them: what deletes a job must not delete the runs.
+        part: `pool` or `job` alone are for a pool that several jobs share. `volume` is the claim of the run folders.
+            It is not part of `all`, because deleting a job's documents must not delete the runs.
 
     Raises:
-        UserError: a name, a path or an actor that does not fit, or no pool where one is asked for.
+        UserError: a name, a path or an actor does not fit, or `pool` is asked for and the infrastructure has none.
     """
     if part == "pool" and infra.reward is None:
-        raise UserError("this infrastructure has no pool of its own: give `reward` nodes, or leave --part out")
+        raise UserError("this infrastructure file has no nodes for a pool: give `reward` nodes, or leave out --part")
     if part == "volume":
         return _claim(infra)
     documents = []
@@ -53,7 +53,7 @@ def render(documents: list[Manifest]) -> str:
 
 
 class _Block(str):
-    """Text that is shown line by line."""
+    """Text that YAML shows line by line."""
 
 
 class _Dumper(Dumper):
@@ -71,8 +71,8 @@ def _job(config: RunConfig, infra: Infra) -> list[Manifest]:
     grows = any(group.max > group.min for group in groups.values())
     if grows and infra.queue and infra.queue.kueue:
         raise UserError(
-            "queue.kueue admits a job of a fixed size, and this recipe may grow: leave out rollout.max_workers and "
-            "bounds of replicas, or give the reward pool nodes of its own"
+            "queue.kueue needs a job of fixed size, but this recipe can grow: leave out rollout.max_workers and "
+            "ranges of replicas, or give the reward pool its own nodes"
         )
     job = {
         "apiVersion": "ray.io/v1",
@@ -117,7 +117,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
 
 
 def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: bool) -> Manifest:
-    """A Ray cluster whose head runs no role."""
+    """The spec of a Ray cluster whose head runs no role."""
     autoscaler: Manifest = {}
     if grows:
         autoscaler = {
@@ -154,7 +154,7 @@ def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: 
 
 def _without_gpus(head: Nodes) -> Nodes:
     if head.gpus:
-        raise UserError("head.gpus: the head runs no role; leave it out")
+        raise UserError("head.gpus: the head runs no role and needs no GPU; leave it out")
     return head
 
 
@@ -171,9 +171,11 @@ def _queue(infra: Infra) -> dict[str, str]:
 
 
 def _claim(infra: Infra) -> list[Manifest]:
-    """The volume of the run folders."""
+    """The PersistentVolumeClaim of the run folders."""
     if infra.runs.size is None:
-        raise UserError("runs.size: the claim is there already, says the infrastructure file; give its size to make it")
+        raise UserError(
+            "runs.size: the infrastructure file gives no size, so the claim must exist already; give a size to make it"
+        )
     spec: Manifest = {
         "accessModes": [infra.runs.access],
         "resources": {"requests": {"storage": infra.runs.size}},

@@ -1,4 +1,4 @@
-"""Who may talk to the pods of a job or a pool, and whom they may talk to."""
+"""The network policy of a job or a pool: the connections that its pods may accept and make."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from system.manifests.recipe import POOL_PORT
 DASHBOARD = 8265
 METRICS = (8080, 44217, 44227)
 DNS = (53, 5353)
-"""Wherever it runs: a node's own cache is in no namespace."""
+"""Ports of DNS, open to every address, because a node's own DNS cache is in no namespace."""
 OUTSIDE = (443, 6443)
-"""The Kubernetes API, which the autoscaler asks; buckets and loggers."""
+"""Ports of the Kubernetes API, which the autoscaler uses, and of buckets and loggers."""
 
 
 def network_policy(infra: Infra, instance: Instance) -> Manifest:
-    """For all pods of the instance: among themselves anything, beyond that only what is listed."""
+    """The policy for all pods of an instance. They may talk freely among themselves, and otherwise only as listed."""
     own = {"podSelector": {"matchLabels": instance.labels}}
     ingress = [
         {"from": [own]},

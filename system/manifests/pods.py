@@ -1,4 +1,4 @@
-"""Pods of Ray nodes: one container that may do nothing but compute, write to its volumes, and talk."""
+"""The pods of Ray nodes. Each has one container, which may only compute, write to its volumes and use the network."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ HEAD_PORTS = PORTS | {
     "as-metrics": 44217,
     "dash-metrics": 44227,
 }
-"""By the names that the operator and our PodMonitor look for."""
+"""Ports of the head, by the names that the operator and our PodMonitor expect."""
 TMP: Manifest = {"name": "tmp", "mountPath": "/tmp"}
 CALLS = "tempflow.io/calls"
-"""Label of pods that may call a pool: its name. Give it to other clients than our jobs, too."""
+"""The label of pods that may call a pool. Its value is the pool's name. Clients other than our jobs need it, too."""
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What has pods of its own: the job of a run, or a pool."""
+    """A job or a pool. Each has its own pods."""
 
     name: str
     kind: Literal["job", "pool"]
     calls: str | None = None
-    """The RayService that it asks for scores."""
+    """The RayService that a job asks for scores, if the pool is one."""
 
     @property
     def labels(self) -> dict[str, str]:
-        """Ours: KubeRay sets `app.kubernetes.io/…` on pods, and selects by it."""
+        """Labels of our own, because KubeRay sets `app.kubernetes.io/…` on pods and selects by it."""
         return {"tempflow.io/kind": self.kind, "tempflow.io/name": self.name}
 
     @property
     def has_token(self) -> bool:
-        """Whether its pods hold the pool's token."""
+        """Whether the pods get the pool's token."""
         return self.kind == "pool" or self.calls is not None
 
 
 def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_account: bool = False) -> Manifest:
-    """The template of a Ray node.
+    """The pod template of a Ray node.
 
     Args:
-        service_account: mount its token, which the head's autoscaler needs.
+        service_account: mount the service account's token, which the head's autoscaler needs.
     """
     ports = HEAD_PORTS if role == "head" else PORTS
     secrets = infra.secrets.pool_environment if instance.kind == "pool" else infra.secrets.environment
@@ -80,7 +80,7 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
 
 
 def submitter_pod(infra: Infra, instance: Instance) -> Manifest:
-    """The template of the pod that hands the job to the cluster and follows its log, on the head's kind of node."""
+    """The template of the pod that submits the job and follows its log. It runs on the head's kind of node."""
     small = {"cpu": "500m", "memory": "1Gi"}
     container = {
         "name": "ray-job-submitter",
@@ -125,12 +125,12 @@ def _tolerations(nodes: Nodes) -> list[Manifest]:
 
 
 def _given(manifest: Manifest) -> Manifest:
-    """Without what is empty."""
+    """The manifest without empty values."""
     return {key: value for key, value in manifest.items() if value not in (None, {}, [])}
 
 
 def _resources(nodes: Nodes) -> Manifest:
-    """Requests equal limits: Ray believes in the limit, and the scheduler in the request."""
+    """A pod's resources. Requests equal limits, because Ray reads the limit and Kubernetes' scheduler the request."""
     asked = {"cpu": str(nodes.cpus), "memory": nodes.memory, **nodes.resources}
     if nodes.gpus:
         asked[nodes.gpu_resource] = str(nodes.gpus)
@@ -138,8 +138,9 @@ def _resources(nodes: Nodes) -> Manifest:
 
 
 def _environment(infra: Infra, nodes: Nodes, drains: bool) -> list[Manifest]:
-    """The root is read-only, so whatever keeps a cache keeps it in /tmp. A head that drained would let its driver go on
-    while the next cluster's resumes the run.
+    """The environment of a Ray node. Caches are in /tmp, because the root file system is read-only.
+
+    The head does not drain: its driver would continue while the driver of the next cluster resumes the run.
     """
     wait_s = str(max(1, nodes.grace_s * 3 // 4))
     values = {

@@ -1,4 +1,4 @@
-"""A recipe as it runs on the cluster."""
+"""Adapts a recipe to the Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ from system.manifests.infra import Infra
 from system.recipe.model import RunConfig
 
 ROLE = "tempflow.io/role"
-"""Label of the Ray nodes of a role."""
+"""The label that names the role of a Ray node."""
 RUNS, MODELS = "/runs", "/models"
 POOL_LOGS = Path("/tmp/logs")
-"""As long as the pod: a pool reads what strangers send, and has no volume that anybody else reads."""
+"""Logs of the pool last as long as its pod. A pool reads untrusted requests, so it shares no volume with others."""
 POOL_TOKEN = "/etc/tempflow/pool-token/token"
 POOL_PORT = 8000
 PNG_OVERHEAD = 1.01
-"""A PNG of pure noise, by its pixels' bytes."""
+"""The size of a PNG of pure noise, relative to the bytes of its pixels."""
 MAX_NAME = 40
-"""The operator adds a suffix of its own to a name, and 63 characters are all there is."""
+"""The longest name. Kubernetes allows 63 characters, and the operator adds a suffix."""
 CALLER_CPUS = 0.1
-"""Of a process that passes images on to the pool and waits."""
+"""CPUs of a process that sends images to the pool and waits."""
 
 
 def resource_name(name: str) -> str:
-    """A run's name as Kubernetes allows it: names that differ stay different.
+    """Turn a run's name into one that Kubernetes allows. Different names stay different.
 
-    A name that has to be changed gets six digits that follow from it.
+    A name that must be changed gets six hexadecimal digits of its digest.
 
     Raises:
-        UserError: it is too long.
+        UserError: the name is too long, or does not begin with a letter.
     """
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if found != name:
         found = f"{found}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
     if not found[0].isalpha() or len(found) > MAX_NAME:
         raise UserError(
-            f"`{name}` makes no name for Kubernetes: give name=… that begins with a letter and has at most {MAX_NAME} "
-            f"characters, {MAX_NAME - 7} if some are neither lower-case letters, digits nor hyphens"
+            f"`{name}` is no name for Kubernetes: give name=… that begins with a letter and has at most {MAX_NAME} "
+            f"characters ({MAX_NAME - 7} if some are not lower-case letters, digits or hyphens)"
         )
     return found
 
 
 def pool_service(config: RunConfig, infra: Infra) -> str:
-    """Name of the RayService that scores."""
+    """The name of the pool's RayService."""
     assert infra.reward is not None
     return infra.reward.service or f"{resource_name(config.name)}-pool"
 
 
 def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
-    """The recipe of the job: run folders on the shared volume, roles on their nodes, scorers asked over HTTP where the
-    pool is a service.
+    """The recipe of the job: run folders are on the shared volume, and each role runs on its nodes.
+
+    If the pool is a RayService, the job's scorers send their images to it over HTTP.
 
     Raises:
-        UserError: it names a file, a service or an application that is not there.
+        UserError: the recipe names a file, a service or an application that the job's pods cannot reach.
     """
     for key, path in _paths(config):
         if not path.startswith(("/", PACKAGE_PREFIX)) and is_local(path):
@@ -73,12 +74,12 @@ def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
         url = str(scorer.options.get("url", ""))
         if urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
             raise UserError(
-                f"scorer `{scorer.name}`: nothing listens at {url} in a pod; give the service's own address"
+                f"scorer `{scorer.name}`: nothing listens at {url} inside a pod; give the address of the service"
             )
     if config.reward.app:
         raise UserError(
-            f"reward.app: the job's cluster is new and has no application `{config.reward.app}`; leave it out, and "
-            "give `reward` nodes in the infrastructure file for a pool that jobs share"
+            f"reward.app: the job starts a new cluster, which has no application `{config.reward.app}`; leave it out, "
+            "and give `reward` nodes in the infrastructure file for a pool that jobs share"
         )
     rollout = {ROLE: "rollout"}
     learner = {ROLE: "learner"} if infra.learner else rollout
@@ -97,7 +98,7 @@ def job_recipe(config: RunConfig, infra: Infra) -> RunConfig:
 
 
 def _paths(config: RunConfig) -> list[tuple[str, str]]:
-    """Files and folders that a recipe names, by key; ids of the hub are not among them."""
+    """The files and folders that a recipe names, by key, without ids of the hub."""
     named = {
         "data.train": config.data.train,
         "data.heldout": config.data.heldout,
@@ -113,7 +114,7 @@ def _paths(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
-    """The pool of the RayService."""
+    """The settings of the pool that the RayService runs."""
     labels = {ROLE: "reward"}
     return PoolSettings(
         name=pool_service(config, infra),
@@ -127,8 +128,13 @@ def pool_recipe(config: RunConfig, infra: Infra) -> PoolSettings:
 
 
 def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSettings:
-    """Stands in the job for a scorer of the service. Each process waits for one request at a time, so there are as many
-    as keep the largest pool at its target. Requests fit into `serve.max_bytes` whatever the images show.
+    """A scorer of the job that calls the same scorer of the RayService.
+
+    Each of its processes sends one request at a time, so there are enough processes to keep the largest pool busy.
+    Requests are small enough for `serve.max_bytes`, whatever the images show.
+
+    Raises:
+        UserError: `serve.max_bytes` is less than one image.
     """
     callers = ceil(scorer.replicas.max * scorer.replicas.target)
     raw_bytes = config.policy.height * config.policy.width * 3

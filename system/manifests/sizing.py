@@ -1,4 +1,4 @@
-"""How many pods the roles of a recipe need."""
+"""Counts the pods that the roles of a recipe need."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from system.manifests.infra import Infra, Nodes
 from system.recipe.model import RunConfig
 
 TINY = 1e-6
-"""Fractions of a GPU add up to whole ones."""
+"""Tolerance for rounding, so that fractions of a GPU can add up to a whole one."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What one actor asks for."""
+    """The resources that one actor asks for."""
 
     role: str
     cpus: float
@@ -26,7 +26,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Group:
-    """Pods that hold a role at the least and at the most."""
+    """The pods of a role: their kind, and the least and the greatest number."""
 
     nodes: Nodes
     min: int
@@ -34,13 +34,13 @@ class Group:
 
 
 def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
-    """Groups of the job's cluster by role: `rollout`, and `learner` where it has nodes of its own.
+    """The groups of pods in the job's cluster, by role: `rollout`, and `learner` if it has its own nodes.
 
     Args:
-        config: as it runs there, its scorers included.
+        config: the recipe of the job (`job_recipe`), with the scorers that run there.
 
     Raises:
-        UserError: an actor fits on no pod.
+        UserError: an actor is too large for a pod.
     """
     bounds = []
     for most in (False, True):
@@ -54,7 +54,7 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
 
 
 def workers(config: RunConfig, most: bool) -> list[Ask]:
-    """The rollout workers in processes of their own, at the least or at the most."""
+    """The rollout workers that are not colocated: the greatest number of them, or the least."""
     rollout = config.rollout
     count = rollout.most_workers if most else rollout.workers
     if config.placement == "colocated":
@@ -63,7 +63,7 @@ def workers(config: RunConfig, most: bool) -> list[Ask]:
 
 
 def ranks(config: RunConfig) -> list[Ask]:
-    """The learner's ranks; those that are colocated hold a rollout worker each."""
+    """The learner's ranks. A colocated rank includes a rollout worker."""
     rollout, learner = config.rollout, config.learner
     ask = Ask("a learner rank", learner.num_cpus, learner.num_gpus)
     if config.placement == "colocated":
@@ -72,7 +72,7 @@ def ranks(config: RunConfig) -> list[Ask]:
 
 
 def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
-    """The replicas of all scorers, at the least or at the most."""
+    """The replicas of all scorers: the greatest number of them, or the least."""
     return [
         Ask(f"a replica of scorer `{scorer.name}`", scorer.num_cpus, scorer.num_gpus)
         for scorer in scorers
@@ -81,16 +81,18 @@ def replicas(scorers: Iterable[ScorerSettings], most: bool) -> list[Ask]:
 
 
 def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
-    """Pods that hold all of them, by first fit, the largest first; a fraction of a GPU is a part of one device.
+    """The number of pods for all actors, by first fit with the largest actor first.
+
+    A fraction of a GPU is a share of one device.
 
     Raises:
-        UserError: one fits on no pod.
+        UserError: an actor is too large for a pod.
     """
     free: list[_Room] = []
     for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
         if ask.cpus > nodes.cpus or ask.gpus > nodes.gpus:
             raise UserError(
-                f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs; a node has {nodes.cpus} and "
+                f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs, but a node has {nodes.cpus} and "
                 f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
             )
         if not any(room.take(ask) for room in free):
@@ -101,13 +103,13 @@ def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
 
 @dataclass
 class _Room:
-    """What is left of a pod: CPUs, and a share of each GPU."""
+    """The free CPUs of a pod, and the free share of each of its GPUs."""
 
     cpus: float
     devices: list[float]
 
     def take(self, ask: Ask) -> bool:
-        """Give an actor its place, if there is one."""
+        """Reserve resources for an actor. Returns whether there were enough."""
         share = min(ask.gpus, 1.0)
         fitting = [i for i, left in enumerate(self.devices) if left + TINY >= share]
         count = ceil(ask.gpus)

@@ -1,4 +1,4 @@
-"""The kinds of text that Kubernetes takes, each refused here with its rule where the API server would refuse it."""
+"""Types of text for Kubernetes. Each refuses what the API server would refuse, and the error states the rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 OLDEST_RAY = (2, 52)
-"""KubeRay asks for it where pods authenticate by token."""
+"""The oldest version of Ray that KubeRay accepts with authentication by token."""
 
 _LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
@@ -22,7 +22,7 @@ _QUANTITY = r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?"
 
 
 def _rule(pattern: str, rule: str, longest: int) -> AfterValidator:
-    """Refuse a text that does not match the whole pattern or is too long, and say the rule."""
+    """Refuse a text that does not fully match the pattern or is too long. The error states the rule."""
 
     def check(text: str) -> str:
         if len(text) > longest or not re.fullmatch(pattern, text):
@@ -35,7 +35,7 @@ def _rule(pattern: str, rule: str, longest: int) -> AfterValidator:
 def _check_cidr(text: str) -> str:
     try:
         if not re.fullmatch("[0-9A-Fa-f.:]+/[0-9]+", text):
-            raise ValueError("it has the form ADDRESS/BITS, such as 10.1.0.0/16")
+            raise ValueError("it must have the form ADDRESS/BITS, such as 10.1.0.0/16")
         ip_network(text)
     except ValueError as error:
         raise PydanticCustomError("kubernetes_text", "give a CIDR: {why}", {"why": str(error)}) from error
@@ -54,10 +54,10 @@ _CHARACTERS = "lower-case letters, digits and hyphens, with a letter or digit at
 
 Namespace = Annotated[str, _rule(_LABEL, f"give at most 63 {_CHARACTERS}", 63)]
 ServiceName = Annotated[str, _rule(f"(?=[a-z]){_LABEL}", f"give at most 47 {_CHARACTERS}, a letter first", 47)]
-"""The operator appends to it, and 63 characters are all that the name of a service may have."""
+"""At most 47 characters, because the operator appends to it and the name of a service may have only 63."""
 ObjectName = Annotated[str, _rule(_SUBDOMAIN, f"give at most 253 {_CHARACTERS}; dots may join such names", 253)]
 QueueName = Annotated[str, _rule(_SUBDOMAIN, f"give at most 63 {_CHARACTERS}; dots may join such names", 63)]
-"""The name of an object that stands in a label."""
+"""The name of an object that is also the value of a label, which may have only 63 characters."""
 LabelKey = Annotated[
     str, _rule(f"{_PREFIXED}|{_QUALIFIED}", "give a label's key, such as zone or example.com/zone", 317)
 ]
@@ -90,4 +90,4 @@ Cidr = Annotated[str, AfterValidator(_check_cidr)]
 RayVersion = Annotated[str, AfterValidator(_check_ray)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Int32 = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""What the API server keeps a small count in."""
+"""The API server's type for small counts."""

@@ -1,4 +1,4 @@
-"""Composing a recipe: layers, the recipes over them, and `key=value` overrides over both."""
+"""Composes a recipe: layers at the bottom, recipes above them, and `key=value` overrides on top."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,26 +14,27 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "rewards": ("scorers", "reward"),
     "hardware": (),
 }
-"""The kinds of layers, the lowest first, each with the keys that recipes change for one layer of the kind only: where
-another layer is chosen, what the recipes below say of these keys no longer holds."""
+"""The kinds of layers, the lowest first, each with the keys that belong to its layer.
+
+When a recipe chooses another layer of a kind, the values that the recipes below it give to these keys are dropped."""
 DEFAULTS = find_method(DEFAULT_METHOD).defaults
 NAMELESS = {key: DEFAULTS[key]["name"] for key in ("plan", "kernel", "objective")}
-"""What a mapping without a name is."""
+"""The name that a plan, kernel or objective has by default."""
 NAMES = {f"{key}.name" for key in NAMELESS}
-"""Keys that choose a plan, a kernel or an objective: another one shares no keys with the one before."""
+"""Keys that choose a plan, a kernel or an objective. A new choice drops the other keys of the old one."""
 SCORERS = "scorers"
-"""The list whose items are changed by name."""
+"""The key of the list whose items can be changed by name."""
 
 
 class Composition:
-    """A recipe while it is composed: its values so far, and where each of them came from."""
+    """A recipe while it is composed: its values so far and the source of each."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.sources: Sources = {}
 
     def lay(self, above: dict[str, Any], source: Source) -> None:
-        """Lay the mapping of a file over the values. Scorers may be a list, or a mapping of changes by name."""
+        """Lay a file's mapping over the values. Scorers may be a list, or a mapping from names to changes."""
         laid = set(leaves(above))
         if isinstance(changes := above.get(SCORERS), dict):
             above = above | {SCORERS: change_scorers(self.values.get(SCORERS), changes, f"{source}: ")}
@@ -41,10 +42,10 @@ class Composition:
         self._trace(laid, source)
 
     def set_key(self, override: str) -> None:
-        """Set one dotted key. A scorer is named by its name or by its place in the list.
+        """Set one dotted key. A scorer is chosen by its name or by its place in the list.
 
         Raises:
-            UserError: the override has another form, or names nothing that can be set.
+            UserError: the override does not have the form key=value, or its key cannot be set.
         """
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -58,14 +59,14 @@ class Composition:
             self._trace(set(leaves(nested(reached(self.values, parts), value))), override)
 
     def _trace(self, laid: set[Key], source: Source) -> None:
-        """Note the source of the values that a file or an override has laid; the others keep theirs."""
+        """Record the source of the values that a file or an override has set. The other values keep their source."""
         self.sources = {key: source if key in laid else self.sources.get(key, source) for key in leaves(self.values)}
 
 
 def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; any other value of `above`, a list too, takes the place of that below.
+    """Lay one mapping over another. Mappings inside are merged key by key; any other value, also a list, is replaced.
 
-    So does a mapping with another `name`: another plan, kernel or objective shares no keys with the old one.
+    A mapping with another `name` replaces the old one entirely: two plans, kernels or objectives share no keys.
     """
     merged = dict(below)
     for key, value in above.items():
@@ -78,22 +79,25 @@ def lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def change_scorers(scorers: Any, changes: dict[str, Any], where: str) -> list[Any]:
-    """The list of scorers after changes by name.
+    """Change scorers by name, and return the new list.
 
-    A mapping is laid over the scorer of that name, or adds it if it has the key `scorer`. Null removes the scorer.
+    A mapping is laid over the scorer of that name. If there is none, the mapping adds it and needs the key `scorer`.
+    Null removes the scorer.
 
     Raises:
-        UserError: there is no scorer of that name, or the change is no mapping; begins with `where`.
+        UserError: there is no scorer of that name, or the change is not a mapping. The message begins with `where`.
     """
     changed = list(scorers) if isinstance(scorers, list) else []
     for name, change in changes.items():
         place = _place(changed, name)
         if not isinstance(change, dict | None):
-            raise UserError(f"{where}`scorers.{name}` is a mapping of keys to values, or null to remove the scorer")
+            raise UserError(
+                f"{where}`scorers.{name}` must be a mapping of keys to values, or null to remove the scorer"
+            )
         if place is None and change and "scorer" in change:
             changed.append({"name": name} | change)
         elif place is None:
-            raise UserError(f"{where}{_no_scorer(changed, name)}; one is added with its key `scorer`")
+            raise UserError(f"{where}{_no_scorer(changed, name)}; to add one, give its key `scorer`")
         elif change is None:
             del changed[place]
         else:

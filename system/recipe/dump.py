@@ -1,4 +1,4 @@
-"""A resolved recipe as YAML, plain or with the source of each value."""
+"""Writes a resolved recipe as YAML, plain or with the source of each value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +33,7 @@ def dump_with_sources(config: RunConfig, sources: Sources) -> str:
 
 
 def _lines(node: yaml.Node, value: Any, above: Key = ()) -> Iterator[tuple[int, Key]]:
-    """The last line of each value of a YAML text, and its place."""
+    """The number of the last line of each value in a YAML text, and the value's place."""
     below = items_of(value)
     if not below:
         yield node.end_mark.line, above
@@ -44,7 +44,7 @@ def _lines(node: yaml.Node, value: Any, above: Key = ()) -> Iterator[tuple[int, 
 
 
 def _label(source: Source) -> str:
-    """A source in a comment: a file that comes with tempflow by its place there, another one by its path."""
+    """The text of a source in a comment. The path of a file that comes with tempflow is relative to the project."""
     if isinstance(source, str):
         return "override"
     ours = source.is_relative_to(SHIPPED) or source.suffix == ".py"

@@ -1,4 +1,4 @@
-"""One sentence for what is wrong with a recipe, made from pydantic's errors."""
+"""Makes one sentence about a mistake in a recipe from pydantic's errors."""
 
 import difflib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Place = tuple[str | int, ...]
 def explain(
     error: ValidationError, model: type[BaseModel], values: dict[str, Any], source: str, sources: Sources
 ) -> str:
-    """The first problem as one sentence; an unknown key first, which may be the one that is missing, misspelt."""
+    """The first problem as one sentence. Unknown keys come first: one may be the misspelt form of a missing key."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     kind, place = problem["type"], _place(values, problem["loc"])
     key = ".".join(map(str, place))
@@ -25,7 +25,7 @@ def explain(
     origin = found or source
     if kind == CREDENTIALS:
         holder = f"{key}.{problem['msg']}".removeprefix(".")
-        return f"{source}: `{holder}`: a URL holds credentials; give them in the environment or a file instead"
+        return f"{source}: `{holder}`: the URL contains credentials; give them in the environment or a file instead"
     if kind == "missing":
         return f"{origin}: `{'.'.join(map(str, (*place, problem['loc'][-1])))}` is missing"
     if kind == "value_error" and not key:
@@ -35,15 +35,15 @@ def explain(
         return f"{origin}: unknown key `{key}`; {_hint(problem['loc'], model)}"
     if kind == "union_tag_invalid":
         context = problem["ctx"]
-        return f"{origin}: `{key}.name` = {context['tag']!r}: it is one of {context['expected_tags']}"
+        return f"{origin}: `{key}.name` = {context['tag']!r}: it must be one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
-        return f"{origin}: `{key}` = {problem['input']!r}: it is a mapping; choose by name, with {key}.name=…"
+        return f"{origin}: `{key}` = {problem['input']!r}: it must be a mapping; choose by name with {key}.name=…"
     said = str(problem["ctx"]["error"]) if kind == "value_error" else problem["msg"]
     return f"{origin}: `{key}` = {problem['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
 def _place(values: Any, loc: Place) -> Place:
-    """The place of an error in the recipe, without a missing key and the tags that pydantic gives to unions."""
+    """The place of an error in the recipe: pydantic's location without missing keys and without the tags of unions."""
     found: list[str | int] = []
     for part in loc:
         if part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int):
@@ -53,14 +53,14 @@ def _place(values: Any, loc: Place) -> Place:
 
 
 def _origin(sources: Sources, key: Key) -> Source | None:
-    """The source of the values at a place or of the value that holds it; an override among several."""
+    """The source of a value, or of the mapping or list that contains it. Of several sources, an override is chosen."""
     found = [source for known, source in sources.items() if key and key == known[: len(key)]]
     overrides = [source for source in found if isinstance(source, str)]
     return next(iter(overrides or found), source_of(sources, key))
 
 
 def _hint(loc: Place, model: type[BaseModel]) -> str:
-    """The key that an unknown one was meant to be."""
+    """A suggestion of the key that the user meant instead of an unknown one."""
     *holder, last = (str(part) for part in loc if not isinstance(part, int))
     known = list(_settings(model))
     beside = [key[-1] for place, key in known if place[:-1] == tuple(holder)]
@@ -73,7 +73,7 @@ def _hint(loc: Place, model: type[BaseModel]) -> str:
 
 
 def _settings(kind: Any, place: Key = (), key: Key = ()) -> Iterator[tuple[Key, Key]]:
-    """All settings in a type: the place that pydantic's errors have, without indexes, and the key that a recipe has."""
+    """All settings in a type: each one's place in pydantic's errors, without indexes, and its key in a recipe."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             yield (*place, name), (*key, name)

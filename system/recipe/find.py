@@ -1,4 +1,4 @@
-"""Where recipes and their layers are: files, run folders, and those that come with tempflow."""
+"""Finds recipes and layers: files, run folders, and the ones that come with tempflow."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ from actors.methods import method_file, method_names
 from services.base.errors import UserError
 
 RUN_RECIPE = "config.yaml"
-"""The recipe of a run, in its folder."""
+"""The file with the recipe of a run, in the run folder."""
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
-"""The folder of the recipes that come with tempflow. It lies beside our packages, and is not looked for on Python's
-path: a folder of that name in front of it would hide it there."""
+"""The folder of the recipes that come with tempflow, beside our packages. Python's path is not searched for it, because
+another folder named `configs` could come first there."""
 FOLDERS = {"model": "models", "rewards": "rewards", "hardware": "hardware"}
-"""The folder of each kind of layer, below that of the recipes. The layer of a method is its file in actors/methods."""
+"""The folder of each kind of layer, inside `SHIPPED`. The layer of a method is its file in actors/methods."""
 
 
 def find_recipe(name: str, beside: Path = Path()) -> Path:
     """A recipe by path, or by name among those that come with tempflow.
 
     Args:
-        beside: the folder that a path may be relative to; else it is relative to the working directory. What comes
-            with tempflow names nothing of the user's.
+        beside: the first folder that a path is relative to; the second is the working directory. A recipe that comes
+            with tempflow never refers to run folders in the working directory.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is no such recipe. The message suggests the nearest name.
     """
     for path in (beside / name, *([Path(name)] if beside != SHIPPED else [])):
         if (path / RUN_RECIPE).is_file():
@@ -33,10 +33,10 @@ def find_recipe(name: str, beside: Path = Path()) -> Path:
 
 
 def find_layer(kind: str, name: str, beside: Path = Path()) -> Path:
-    """A layer by path, or by name among those of its kind that come with tempflow.
+    """A layer by path, or by name among the layers of its kind that come with tempflow.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is no such layer. The message suggests the nearest name.
     """
     if kind in FOLDERS:
         return _find(name, beside, f"{kind} layer", SHIPPED / FOLDERS[kind])
@@ -68,7 +68,7 @@ def _find_file(name: str, beside: Path, what: str, names: Sequence[str]) -> Path
 
 
 def recipe_names() -> list[str]:
-    """Recipes that come with tempflow."""
+    """The names of the recipes that come with tempflow."""
     return _names(SHIPPED)
 
 

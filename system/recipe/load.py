@@ -1,4 +1,4 @@
-"""Reading recipes: from YAML files, their layers, run folders and overrides."""
+"""Reads recipes from YAML files, their layers, run folders and overrides."""
 
 import logging
 from collections.abc import Sequence
@@ -27,31 +27,32 @@ Config = TypeVar("Config", bound=Settings)
 File = tuple[Path, dict[str, Any]]
 """A file and the mapping in it."""
 COMMAND_LINE = Path("the command line")
-"""This stands for a file where the command line chooses layers. Their paths are relative to the working directory."""
+"""Stands for the file of layers that the command line chooses. Their paths are relative to the working directory."""
 
 RUN_PARTS = ("metrics.jsonl", "checkpoints", "driver.lock")
-"""A folder with one of these is that of a run."""
+"""A folder that contains one of these is a run folder."""
 OF_RUN = "tempflow"
-"""The key of a run's recipe that is no setting: it says what began the run."""
+"""The only key of a run's recipe that is not a setting. It records how the run was made."""
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe, apply `key=value` overrides, validate.
+    """Read a recipe, apply `key=value` overrides, and validate it.
 
     Raises:
-        UserError: names the file or override, the key, the value and the nearest valid key.
+        UserError: the recipe is wrong. The message names the file or override, the key, the value and, for an unknown
+            key, the nearest valid one.
     """
     return load_with_sources(recipe, overrides)[0]
 
 
 def load_with_sources(recipe: str, overrides: Sequence[str] = ()) -> tuple[RunConfig, Sources]:
-    """As `load_config`, with the source of each value that is no default."""
+    """Like `load_config`, and also return the source of each value that is not a default."""
     composed, source = _compose(recipe, overrides)
     return parse_config(RunConfig, composed.values, source, composed.sources), composed.sources
 
 
 def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
-    """The settings of a recipe that make its reward pool: `scorers` and `serve`; it need not hold more.
+    """Read the settings of a recipe's reward pool: `scorers` and `serve`. The recipe need not contain any others.
 
     Raises:
         UserError: as `load_config`.
@@ -62,7 +63,7 @@ def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
 
 
 def _compose(recipe: str, overrides: Sequence[str]) -> tuple[Composition, str]:
-    """A recipe with its layers below it and overrides over it, and where it was read."""
+    """Compose a recipe from its layers, its files and overrides. Also returns the path of its file."""
     folder = Path(recipe).parent if Path(recipe).name == RUN_RECIPE else Path(recipe)
     if any((folder / name).exists() for name in RUN_PARTS):
         path = folder / RUN_RECIPE
@@ -84,8 +85,9 @@ def _compose(recipe: str, overrides: Sequence[str]) -> tuple[Composition, str]:
 
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Overrides that choose layers, as a mapping; and the others, where those that choose a plan, a kernel or an
-    objective come first.
+    """Split overrides into those that choose layers, as a mapping, and the others.
+
+    Among the others, those that choose a plan, a kernel or an objective come first.
     """
     layers, values = {}, []
     for text in overrides:
@@ -98,16 +100,17 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _choose(files: list[File]) -> tuple[list[File], list[File]]:
-    """The files of the layers that recipes choose, and the recipes without these keys, the lowest first.
+    """The files of the layers that recipes choose, and the recipes without the keys that choose them, the lowest first.
 
-    A recipe's choice of a layer takes the place of that of the recipe below, whose keys for the layer end there.
+    A recipe's choice of a layer replaces the choice of the recipe below. If it is another layer, the keys of that kind
+    (`LAYERS`) are also dropped from the recipes below.
     """
     chosen: dict[str, Path] = {}
     own: list[File] = []
     for source, mapping in files:
         for kind in [kind for kind in LAYERS if kind in mapping]:
             if not isinstance(name := mapping[kind], str):
-                raise UserError(f"{source}: `{kind}` = {name!r}: it is the name of a layer, or a path to a file")
+                raise UserError(f"{source}: `{kind}` = {name!r}: it must be the name of a layer or a path to a file")
             layer = find_layer(kind, name, source.parent)
             if layer != chosen.get(kind):
                 own = [(file, {k: v for k, v in below.items() if k not in LAYERS[kind]}) for file, below in own]
@@ -117,19 +120,19 @@ def _choose(files: list[File]) -> tuple[list[File], list[File]]:
 
 
 def _layer(path: Path, kind: str) -> list[File]:
-    """The files of a layer. That of a method which comes with tempflow is its Python file, whose defaults are laid."""
+    """The files of a layer. A method that comes with tempflow is a Python file, and its defaults are the layer."""
     if path.suffix == ".py":
         return [(path, {"method": path.stem, **find_method(path.stem).defaults})]
     return _read(path, kind)
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    """The mapping of the recipe in a run folder, or of its newest checkpoint where that is torn.
+    """The mapping of the recipe in a run folder, or in its newest checkpoint if config.yaml is torn.
 
-    The run is where it lies now, which may be elsewhere than where it began.
+    `name` and `output` are set to the folder's present place, since the folder may have been moved.
 
     Raises:
-        UserError: it is in neither.
+        UserError: neither has the recipe.
     """
     from system.run.checkpoint import Checkpoints
 
@@ -137,14 +140,14 @@ def _of_run(folder: Path) -> dict[str, Any]:
     try:
         raw = read_mapping(file, "a recipe")
     except (UserError, OSError) as error:
-        log.warning("%s, so the recipe of the newest checkpoint is read", first_line(error))
+        log.warning("%s; the recipe is read from the newest checkpoint instead", first_line(error))
     by = raw.pop(OF_RUN, None) if raw else None
     if raw is None or not isinstance(by, dict) or "run" not in by:  # its last key
         kept = Checkpoints(Folder.at(str(folder / "checkpoints")), keep=1).recipe()
         if kept is None:
             raise UserError(
-                f"`{folder}` has no whole {RUN_RECIPE} and no checkpoint with the recipe of the run; give the recipe "
-                "and overrides that it began with, and checkpoint.folder=… if it had one"
+                f"`{folder}` has no intact {RUN_RECIPE} and no checkpoint with the recipe of the run; give the recipe "
+                "and overrides that the run began with, and checkpoint.folder=… if it was set"
             )
         raw = load_yaml(kept, f"the checkpoints in `{folder}`")
         by = raw.pop(OF_RUN, None)
@@ -153,9 +156,9 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) -> list[File]:
-    """A recipe, or a layer of a kind, after the files that it `extends`. Scorers beside each of them are found.
+    """A recipe, or a layer of a kind, after the files that it `extends`. Scorers beside these files can be imported.
 
-    A run that is extended gives its settings, but neither its name nor its place.
+    A recipe that extends a run takes its settings except `name` and `output`.
     """
     if path.resolve() in children:
         raise UserError(f"{path}: `extends` leads back to this file")
@@ -166,7 +169,9 @@ def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) 
         raw.pop("name", None)
         raw.pop("output", None)
     if kind and (inside := [key for key in LAYERS if key in raw]):
-        raise UserError(f"{path}: a {kind} layer names no layer, and this one has the key `{inside[0]}`; remove it")
+        raise UserError(
+            f"{path}: a {kind} layer cannot choose layers, but this one has the key `{inside[0]}`; remove it"
+        )
     parent = raw.pop("extends", None)
     if parent is None:
         return [(path, raw)]
@@ -178,16 +183,20 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        UserError: it cannot be read or holds something else; names the file and `what` it should be.
+        UserError: the file cannot be read or is not a mapping. The message names the file and `what` it should be.
     """
     raw = load_yaml(read_text(path), str(path))
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: {what} is a mapping of keys to values")
+        raise UserError(f"{path}: {what} must be a mapping of keys to values")
     return raw
 
 
 def parse_config(model: type[Config], raw: dict[str, Any], source: str, sources: Sources | None = None) -> Config:
-    """Validate a resolved mapping; errors name the source of the value, or `source` if it has none of its own."""
+    """Validate a resolved mapping.
+
+    Raises:
+        UserError: a value is wrong. The message names the value's source, or `source` if that is not known.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The model of a recipe: every setting of a run, its default and the combinations that are refused."""
+"""The model of a recipe: every setting of a run, its default, and the refused combinations."""
 
 from typing import Any, Literal
 
@@ -20,95 +20,96 @@ DEFAULTS = find_method(DEFAULT_METHOD)
 
 
 class DataSettings(Settings):
-    """Where the prompts come from: .parquet, .jsonl, .json (an array of objects), .csv, .tsv or .txt (a prompt a line).
+    """The files of prompts: .parquet, .jsonl, .json (an array of objects), .csv, .tsv or .txt (one prompt per line).
     Text is UTF-8.
     """
 
     train: str
-    """The prompts that are trained on."""
+    """The file of the prompts for training."""
     heldout: str | None = None
-    """The prompts that are only evaluated; without them nothing is evaluated."""
+    """The file of the held-out prompts, which are only evaluated. Without it nothing is evaluated."""
     prompt_column: str = "prompt"
     """The column that holds the prompts."""
     category_column: str = "category"
-    """Held-out scores are also reported by the values of this column (texts or numbers), where the file has it."""
+    """Held-out scores are also reported for each value (text or number) of this column, if the file has it."""
     prompts_per_step: int = Field(48, ge=1)
-    """Prompts of one training step."""
+    """Number of prompts in one training step."""
 
 
 class EvalSettings(Settings):
-    """Scores on held-out prompts: deterministic images, the same noise each time."""
+    """Evaluation on held-out prompts. Its images are deterministic: they start from the same noise each time."""
 
     every: int = Field(10, ge=1)
     """Steps between evaluations; the first and the last state are always evaluated."""
     prompts: int = Field(512, ge=1)
-    """Held-out prompts, from the top of the file."""
+    """Number of held-out prompts, taken from the top of the file."""
     batch: int = Field(24, ge=1)
-    """Prompts of one request to a rollout worker."""
+    """Number of prompts in one request to a rollout worker."""
     num_steps: int | None = Field(None, ge=1)
-    """T of held-out images; that of training (policy.num_steps) if not given."""
+    """Sampling steps T of held-out images. If not given, policy.num_steps is used."""
     grid: int = Field(16, ge=0)
-    """Images kept as a picture."""
+    """Number of held-out images that each evaluation saves as PNG files."""
 
 
 class CheckpointSettings(Settings):
-    """When the run's state is written, where to, and how many are kept."""
+    """When and where checkpoints are written, and how many are kept."""
 
     every: int = Field(10, ge=1)
-    """Steps between two; an evaluated step has one, too."""
+    """Steps between checkpoints. Every evaluated step has a checkpoint, too."""
     keep: int = Field(3, ge=1)
-    """The newest so many, and the one with the best held-out reward."""
+    """How many of the newest checkpoints are kept. The one with the best held-out reward is kept, too."""
     folder: str | None = None
-    """A path or a URI (`s3://bucket/prefix`) that gets a folder of the run's name; the run folder if not given."""
+    """A path or a URI (`s3://bucket/prefix`) in which a folder with the run's name is made. If not given, checkpoints
+    are in the run folder."""
 
 
 class WandbSettings(Settings):
-    """A run on Weights & Biases; the key is WANDB_API_KEY of the environment, never in a recipe."""
+    """A run on Weights & Biases. The key is read from the environment variable WANDB_API_KEY, never from a recipe."""
 
     project: str = "tempflow"
     """The project that the run belongs to."""
     entity: str | None = None
-    """The user or team; the key's own if not given."""
+    """The user or team. If not given, the default of the key's owner is used."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes to the run folder's wandb/, for `wandb sync` later."""
 
 
 class LogSettings(Settings):
-    """Where metrics and held-out pictures go beside the run folder."""
+    """Where metrics and held-out pictures are also sent, in addition to the run folder."""
 
     tensorboard: bool = False
-    """Events in the run folder's tensorboard/; `pip install 'tempflow[tensorboard]'`."""
+    """Write event files to tensorboard/ in the run folder. Needs `pip install 'tempflow[tensorboard]'`."""
     wandb: WandbSettings | None = None
-    """`{}` for the defaults; `pip install 'tempflow[wandb]'`."""
+    """Log to Weights & Biases; `{}` uses the defaults. Needs `pip install 'tempflow[wandb]'`."""
 
 
 class RaySettings(Settings):
     """The Ray cluster that runs the roles."""
 
     start_timeout_s: float = Field(900, gt=0)
-    """Seconds until the cluster must have placed every role and the models must be loaded."""
+    """Seconds within which the cluster must place every role and the models must load."""
 
 
 class RunConfig(Settings):
     """A recipe with every default filled in."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
-    """The run folder's name."""
+    """The name of the run folder."""
     output: str = "runs"
-    """The folder that holds run folders."""
+    """The folder in which run folders are made."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the prompts' order, of all noise and of the adapter's first weights."""
+    """The seed of the prompts' order, of all noise and of the adapter's initial weights."""
     steps: int = Field(ge=1)
-    """Training steps: generate, score, update, broadcast."""
+    """Number of training steps. Each step generates, scores, updates and broadcasts."""
     placement: Literal["split", "colocated"] = "split"
-    """`split`: each role in processes, and on devices, of its own. `colocated`: each rank of the learner and a rollout
-    worker take turns in one process over one copy of the base, so that no GPU waits for the other role."""
+    """`split`: each role has its own processes and devices. `colocated`: each learner rank shares one process and one
+    copy of the base model with a rollout worker. The two take turns, so that no GPU waits for the other role."""
     deterministic: bool = False
-    """Only use algorithms that give the same bits each time, in every role. A CPU does so anyway; on a GPU it makes a
-    run repeatable bit for bit, and slower."""
+    """Use only algorithms that give the same bits each time, in every role. A CPU does so anyway. On a GPU this makes
+    a run repeatable bit for bit, but slower."""
     method: str = DEFAULT_METHOD
-    """A file of actors/methods. It says what `plan`, `kernel`, `advantage` and `objective` are; the recipe's own values
-    of these keys take precedence."""
+    """The name of a file in actors/methods. It gives the defaults of `plan`, `kernel`, `advantage` and `objective`;
+    the recipe's own values take precedence."""
     policy: PolicySettings
     kernel: KernelSettings = DEFAULTS.kernel
     plan: PlanSettings = DEFAULTS.plan
@@ -119,7 +120,7 @@ class RunConfig(Settings):
     scorers: Listed[ScorerSettings] = Field(min_length=1)
     reward: RewardSettings = RewardSettings()
     serve: GatewaySettings = GatewaySettings()
-    """The HTTP side that `tempflow serve` gives the scorers. Training itself does not use it."""
+    """The HTTP service that `tempflow serve` starts for the scorers. Training itself does not use it."""
     data: DataSettings
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -129,7 +130,7 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _over_its_method(cls, raw: Any) -> Any:
-        """A recipe's own keys over those of its method.
+        """Lay a recipe's own keys over the defaults of its method.
 
         Raises:
             UserError: there is no such method.
@@ -140,7 +141,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        """Refuse combinations that make no sense; each room knows those that it speaks of."""
+        """Refuse settings that do not fit together. Each group of settings checks the combinations that concern it."""
         prompts = self.data.prompts_per_step
         self.plan.check_group(self.advantage.group)
         self.objective.check_plan(self.plan.name, self.plan.gives)
@@ -150,23 +151,23 @@ class RunConfig(Settings):
         self.rollout.check(has_adapter=self.policy.lora is not None)
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
-            raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a name of its own")
+            raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a different name")
         if not any(scorer.weight for scorer in self.scorers):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
         return self
 
     @property
     def evaluates_an_average(self) -> bool:
-        """Whether the weights that are evaluated and saved differ from those that are sampled from."""
+        """Whether evaluation and saving use other weights than sampling does."""
         weight_sets = self.objective.weight_sets(self.learner.ema)
         return used_for("evaluation", weight_sets) is not used_for("sampling", weight_sets)
 
     @property
     def eval_steps(self) -> int:
-        """T of held-out images."""
+        """Sampling steps T of held-out images."""
         return self.eval.num_steps or self.policy.num_steps
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each scorer that enters the training reward."""
+        """The weight of each scorer that counts in the training reward."""
         return {scorer.name: scorer.weight for scorer in self.scorers if scorer.weight}

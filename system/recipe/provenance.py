@@ -1,19 +1,19 @@
-"""Where each value of a recipe came from: the places of values, and the source of each."""
+"""Tracks the source of each value of a recipe by the value's place."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 Key = tuple[str, ...]
-"""The place of a value: the keys that lead to it, and for an item of a list its name, or its index if it has none."""
+"""The place of a value: the keys that lead to it. An item of a list is identified by its name, or else its index."""
 Source = Path | str
 """A file, or the text of an override."""
 Sources = dict[Key, Source]
-"""The source of each value; what is in none of them is a default."""
+"""The source of each value. A value without a source is a default."""
 
 
 def leaves(value: Any, above: Key = ()) -> Iterator[Key]:
-    """The places of the values in mappings and lists; an empty one is a value."""
+    """The places of the values in mappings and lists. An empty mapping or list counts as a value."""
     below = items_of(value)
     if not below:
         yield above
@@ -22,7 +22,7 @@ def leaves(value: Any, above: Key = ()) -> Iterator[Key]:
 
 
 def items_of(value: Any) -> list[tuple[str, Any]]:
-    """What a mapping or a list holds, by name."""
+    """The items of a mapping or a list, each with its name."""
     if isinstance(value, dict):
         return [(str(key), item) for key, item in value.items()]
     return [(_name(item, i), item) for i, item in enumerate(value)] if isinstance(value, list) else []
@@ -47,12 +47,12 @@ def reached(value: Any, parts: Sequence[str | int]) -> Key:
 
 
 def nested(key: Key, value: Any) -> Any:
-    """The value below the mappings of its place."""
+    """Wrap a value in the mappings that lead to its place."""
     for part in reversed(key):
         value = {part: value}
     return value
 
 
 def source_of(sources: Sources, key: Key) -> Source | None:
-    """The source of the value at a place, or of the value that holds it."""
+    """The source of the value at a place, or of the mapping or list that contains it."""
     return next((sources[key[:n]] for n in range(len(key), 0, -1) if key[:n] in sources), None)

@@ -1,6 +1,6 @@
-"""The HTML report of a run: one file, no network.
+"""The HTML report of a run: one file that needs no network.
 
-data.py      what a run folder holds, and the paired differences
+data.py      reads a run folder, and computes paired differences
 pictures.py  the images before and after
 canvas.py    one figure as an SVG that follows the page's colours
 figures.py   the figures

@@ -1,4 +1,4 @@
-"""Writes a run's report.html: one file, no network."""
+"""Writes a run's report.html: one file that needs no network."""
 
 import logging
 import math
@@ -19,19 +19,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Headline:
-    """A held-out score of the whole run, as the page shows it."""
+    """A held-out score before and after training, as the page shows it."""
 
     name: str
     role: str
     score: str
     change: str
     verdict: str
-    """`up` or `down` where the interval excludes 0, else empty."""
+    """`up` or `down` if the interval excludes 0, else empty."""
     note: str
 
 
 def pages(package: str) -> Environment:
-    """Templates of a package, and the style that all pages share."""
+    """The templates of a package, and the style sheet that all pages share."""
     return Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("system.report", ".")]),
         autoescape=True,
@@ -42,12 +42,12 @@ def pages(package: str) -> Environment:
 
 
 def build_report(run: Path) -> Path:
-    """Write `run/report.html` from what the folder holds, however little; returns its path.
+    """Write `run/report.html` from the files in the folder, even if only a few exist. Returns the report's path.
 
-    The page and the log say what is left out because it is missing or torn.
+    The page and the log name everything that is left out because it is missing or torn.
 
     Raises:
-        UserError: the folder has no metrics.jsonl, or no readable line in it.
+        UserError: the folder has no metrics.jsonl, or that file has no readable line.
     """
     read = read_run(run)
     environment = pages("system.report")
@@ -77,7 +77,7 @@ def build_report(run: Path) -> Path:
 
 
 def summary(run: Run) -> str:
-    """The run in one line, from what its recipe says."""
+    """A one-line summary of the run, from its recipe."""
     policy, plan, kernel = run.section("policy"), run.section("plan"), run.section("kernel")
     settings = [f"{plan[key]} {key}" for key in ("seeds", "explorations") if key in plan]
     if "prompts_per_step" in run.section("data"):
@@ -98,7 +98,7 @@ def summary(run: Run) -> str:
 
 
 def headlines(run: Run, paired: list[PairedScore]) -> list[Headline]:
-    """Each held-out scorer before and after; the first score alone while there is no second evaluation."""
+    """Each held-out score before and after. While there is only one evaluation, the first score alone."""
     roles = {name: "training reward" if weight else "not trained on" for name, weight in run.weights.items()}
     if paired:
         return [
@@ -123,14 +123,14 @@ def headlines(run: Run, paired: list[PairedScore]) -> list[Headline]:
 
 
 def verdict(pair: PairedScore) -> str:
-    """Which way the whole interval lies from 0."""
+    """The side of 0 on which the whole interval lies: `up` or `down`. Empty if the interval includes 0."""
     if pair.difference - pair.half_interval > 0:
         return "up"
     return "down" if pair.difference + pair.half_interval < 0 else ""
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Cost so far and how the run was made, as (label, value)."""
+    """The run's cost so far, its seed and its version of tempflow, as (label, value)."""
     made_by, planned = run.section("tempflow"), run.config.get("steps")
     done, elapsed = run.lines[-1]["step"], run.last("elapsed_s")
     counts = {"NFE": "nfe", "images": "decodes", "scores": "scores"}
@@ -145,7 +145,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: 8.2 s, 12 min 30 s, 3 h 20 min."""
+    """A duration with at most two units: 8.2 s, 12 min 30 s, 3 h 20 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -153,24 +153,24 @@ def duration(seconds: float) -> str:
 
 
 def decimals(pair: PairedScore) -> int:
-    """Decimals that show two digits of the interval, three at least and six at most."""
+    """The number of decimals, from three to six, that shows two digits of the interval."""
     if not pair.half_interval > 0:
         return 3
     return min(6, max(3, 1 - math.floor(math.log10(pair.half_interval))))
 
 
 def score(value: float, places: int, sign: str = "") -> str:
-    """A number with a true minus sign; a dash where there is none."""
+    """A number with a typographic minus sign; a dash if it is NaN."""
     return "–" if math.isnan(value) else f"{value:{sign}.{places}f}".replace("-", "−")
 
 
 def brief(value: float | None) -> str:
-    """Four significant digits; a dash for a hole."""
+    """A number with four significant digits; a dash for a hole."""
     return "–" if value is None else f"{value:.4g}".replace("-", "−")
 
 
 def difference(pair: PairedScore) -> str:
-    """The mean paired difference, signed."""
+    """The mean paired difference with its sign."""
     return score(pair.difference, decimals(pair), "+")
 
 

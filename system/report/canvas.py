@@ -1,4 +1,4 @@
-"""One figure as inline SVG whose text is text and whose colours are the page's, so that it follows light and dark."""
+"""Draws a figure as inline SVG. Its text stays text, and it uses the page's colours, so it follows light and dark."""
 
 import io
 import math
@@ -38,16 +38,16 @@ VARIABLES = {
     RED: "red",
     GREY: "grey",
 }
-"""Colour to the style sheet's variable that takes its place; the colour itself stays as the fallback."""
+"""The style sheet's variable that replaces each colour. The colour itself stays as the fallback."""
 LEGEND_CHARACTERS = 44
-"""Labels of at most this length together stand four in a row, longer ones three."""
+"""If all labels together are at most this long, the legend has four in a row, otherwise three."""
 MARKED_POINTS = 30
-"""Lines of at most this many points also mark them: one point alone would be invisible."""
+"""Lines with at most this many points also mark each point, since a line of one point is invisible."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with its words; without an SVG the caption says what is missing."""
+    """A figure with its texts. Without an SVG, the caption says what is missing."""
 
     title: str
     caption: str
@@ -70,7 +70,7 @@ def draw(key: str, plot: Callable[[Axes], None]) -> Markup:
 
 
 def draw_png(path: Path, plot: Callable[[Axes], None]) -> None:
-    """The same as a picture on white, for documents."""
+    """Save what `plot` draws as a PNG on white, for documents."""
     with mpl.rc_context(SETTINGS):
         _paint(plot, PNG_INCHES).savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
 
@@ -86,7 +86,7 @@ def _paint(plot: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
 
 
 def style(axis: Axes, sides: Sequence[str] = ("left", "bottom")) -> None:
-    """Quiet axes on a transparent ground."""
+    """Style axes: few lines, no background."""
     axis.patch.set_alpha(0)
     axis.tick_params(colors=INK, length=3)
     axis.grid(color=GRID, linewidth=0.7)
@@ -100,7 +100,7 @@ def style(axis: Axes, sides: Sequence[str] = ("left", "bottom")) -> None:
 
 
 def second_axis(axis: Axes, label: str) -> Axes:
-    """A y axis on the right, over the same x."""
+    """A second y axis on the right with the same x axis."""
     twin = axis.twinx()
     style(twin, ("right",))
     twin.grid(visible=False)
@@ -109,7 +109,7 @@ def second_axis(axis: Axes, label: str) -> Axes:
 
 
 def training_axis(axis: Axes, y: str) -> None:
-    """Whole training steps along x, and the label of y with its unit."""
+    """Label the axes: whole training steps along x, and y with its unit."""
     low, high = axis.get_xlim()
     if high - low < 2:
         axis.set_xlim(low - 1, high + 1)
@@ -119,7 +119,7 @@ def training_axis(axis: Axes, y: str) -> None:
 
 
 def cost_axis(axis: Axes, steps: Sequence[int], nfe: Sequence[float]) -> None:
-    """The NFE spent at the training steps that x marks, along the top."""
+    """Show the NFE spent at the marked training steps along the top."""
     if len(steps) < 2 or nfe[-1] <= nfe[0]:
         return
     low, high = axis.get_xlim()
@@ -136,7 +136,7 @@ def cost_axis(axis: Axes, steps: Sequence[int], nfe: Sequence[float]) -> None:
 def line(
     axis: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str, dashed: bool = False
 ) -> None:
-    """A line over training steps, with its points where they are few."""
+    """Draw a line over training steps. If it has few points, they are marked."""
     marker = "o" if len(steps) <= MARKED_POINTS else None
     axis.plot(
         steps, values, linestyle="--" if dashed else "-", color=colour, linewidth=1.3, marker=marker, ms=3, label=label
@@ -144,7 +144,7 @@ def line(
 
 
 def log_axis(axis: Axes, values: Sequence[float]) -> None:
-    """A logarithmic y axis over whole decades that hold all (positive) values."""
+    """Make y logarithmic, over the whole decades that contain all values, which must be positive."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     axis.set_yscale("log")
     axis.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
@@ -186,7 +186,7 @@ def _legend(figure: Figure) -> None:
 
 
 def _adapt(svg: str, key: str) -> str:
-    """Leave the XML prologue out, make ids unique in the page, and put variables in the place of colours."""
+    """Remove the XML prologue, make ids unique in the page, and replace colours with variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="([^"]+)"', rf' id="{key}-\1"', svg)

@@ -1,4 +1,4 @@
-"""What the report reads from a run folder."""
+"""Reads a run folder for the report."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from system.run.metrics_file import MetricsFile, missing_steps
 Z_95 = 1.96
 NOT_SCORES = {"row", "prompt", "category"}
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading a torn Parquet file raises."""
+"""Errors that reading a torn Parquet file raises."""
 
 
 @dataclass(frozen=True)
 class PairedScore:
-    """A score before and after on the same prompts and noise; holes are dropped in pairs."""
+    """A score before and after training on the same prompts and noise. A pair with a hole is dropped."""
 
     name: str
     category: str | None
@@ -37,32 +37,32 @@ class PairedScore:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read."""
+    """The content of a run folder."""
 
     path: Path
     config: dict[str, Any]
     config_text: str
     lines: list[dict[str, Any]]
-    """The lines of metrics.jsonl in the order of their steps, one a step."""
+    """The lines of metrics.jsonl in the order of their steps, one per step."""
     evals: dict[int, pa.Table]
     left_out: list[str]
-    """What is missing or cannot be read, a sentence each."""
+    """One sentence for each part that is missing or cannot be read."""
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Lines of training steps."""
+        """The lines of training steps."""
         return [line for line in self.lines if line["step"] > 0]
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each scorer of the recipe in the training reward; 0 is a scorer that is only watched."""
+        """The weight of each scorer of the recipe in the training reward. A scorer with weight 0 is only watched."""
         listed = self.config.get("scorers")
         entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return {str(entry["name"]): number(entry.get("weight")) or 0.0 for entry in entries if "name" in entry}
 
     @property
     def scorers(self) -> list[str]:
-        """Scorers of the held-out evaluation: those of the recipe in its order, then any others."""
+        """The scorers of the held-out evaluation: first the recipe's in its order, then any others."""
         if self.evals:
             columns = [set(table.column_names) for table in self.evals.values()]
             known = set.intersection(*columns) - NOT_SCORES
@@ -72,18 +72,18 @@ class Run:
         return [name for name in self.weights if name in known] + sorted(known - set(self.weights))
 
     def section(self, key: str) -> dict[str, Any]:
-        """A part of the recipe; empty where it is missing."""
+        """A section of the recipe; empty if it is missing."""
         part = self.config.get(key)
         return part if isinstance(part, dict) else {}
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a scalar key, where it is a finite number."""
+        """The steps and values of a scalar key at the steps where it is a finite number."""
         points = [(line["step"], number(line.get(key))) for line in self.lines]
         known = [(step, value) for step, value in points if value is not None]
         return [step for step, _ in known], [value for _, value in known]
 
     def last(self, key: str) -> float | None:
-        """The latest value of a scalar key."""
+        """The latest value of a scalar key; None if it has none."""
         values = self.series(key)[1]
         return values[-1] if values else None
 
@@ -99,21 +99,21 @@ def read_run(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: it has no metrics.jsonl, or no readable line in it.
+        UserError: the folder has no metrics.jsonl, or that file has no readable line.
     """
     metrics_file, config_file = path / "metrics.jsonl", path / "config.yaml"
     if not metrics_file.is_file():
         raise UserError(f"`{path}` is not a run: it has no metrics.jsonl")
     lines = MetricsFile(metrics_file).read()
     if not lines:
-        raise UserError(f"nothing is recorded in `{metrics_file}` yet: it has no line with a step")
+        raise UserError(f"`{metrics_file}` has no readable line yet; wait until the run has recorded a step")
     text = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
     try:
         config = load_yaml(text, str(config_file))
     except UserError:
         config = None
     missing = missing_steps(lines, lines[-1]["step"])
-    left_out = [f"metrics.jsonl has no whole line of step {missing}."] if missing else []
+    left_out = [f"metrics.jsonl has no intact line for step {missing}."] if missing else []
     evals = {}
     for step, file in tables(path / "eval").items():
         try:
@@ -127,7 +127,8 @@ def _read_eval(file: Path) -> pa.Table:
     """The table of an evaluation.
 
     Raises:
-        ValueError: it is another table; others of `UNREADABLE`: it is torn.
+        ValueError: the table is not that of an evaluation.
+        OSError, ArrowException: the file is torn.
     """
     table = pq.read_table(file)
     table.validate(full=True)
@@ -137,7 +138,10 @@ def _read_eval(file: Path) -> pa.Table:
 
 
 def paired_scores(run: Run) -> list[PairedScore]:
-    """First against last evaluation, for each scorer overall and by category; empty with fewer than two."""
+    """The last evaluation compared with the first, for each scorer overall and by category.
+
+    The list is empty if there are fewer than two evaluations.
+    """
     if len(run.evals) < 2:
         return []
     first, last = run.evals[min(run.evals)], run.evals[max(run.evals)]
@@ -155,12 +159,17 @@ def paired_scores(run: Run) -> list[PairedScore]:
 
 
 def scores(table: pa.Table, scorer: str) -> np.ndarray:
-    """A scorer's column, (N,); NaN is a hole."""
+    """The scores of a scorer, (N,). NaN is a hole."""
     return np.array([math.nan if value is None else value for value in table[scorer].to_pylist()], dtype=float)
 
 
 def paired_score(name: str, category: str | None, before: np.ndarray, after: np.ndarray) -> PairedScore:
-    """The means (N,) before and after over the pairs without a hole, and their difference."""
+    """The means before and after, over the pairs without a hole, and their difference.
+
+    Args:
+        before: scores (N,).
+        after: scores (N,) of the same prompts.
+    """
     known = ~np.isnan(before) & ~np.isnan(after)
     before, after = before[known], after[known]
     if len(before) == 0:
@@ -173,7 +182,10 @@ def paired_score(name: str, category: str | None, before: np.ndarray, after: np.
 
 
 def by_sampling_step(lines: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """Mean over training steps of a list by sampling step, (T,); NaN where nothing was drawn, empty if unrecorded."""
+    """The mean over training steps of a list with one value per sampling step, (T,).
+
+    It is NaN at sampling steps that drew no noise, and empty if the key was never recorded.
+    """
     rows = [[number(value) for value in line[key]] for line in lines if isinstance(line.get(key), list)]
     columns = max((len(row) for row in rows), default=0)
     known = [[value for row in rows for value in row[i : i + 1] if value is not None] for i in range(columns)]

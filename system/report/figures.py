@@ -1,4 +1,4 @@
-"""The report's figures: each reads a run and gives panels, an SVG with its words or what is missing."""
+"""The report's figures. Each function reads a run and returns panels: an SVG with its texts, or what is missing."""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ SMOOTHING_STEPS = 5
 FEWEST_STEPS_TO_SMOOTH = 10
 FEWEST_STEPS_TO_CORRELATE = 5
 SMALLEST_SHARE = 0.005
-"""Of the time: stages below it go into `other`."""
+"""Stages with a smaller share of the total time are added to `other`."""
 STAGES = {"generate": BLUE, "update": ORANGE, "export": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
-"""Stages that follow one another within a step, bottom up; scoring runs within `generate`."""
+"""The consecutive stages of a step, from the bottom of the figure up. Scoring runs during `generate`."""
 ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
 
 
 def curves(run: Run) -> list[Panel]:
-    """Training reward and held-out scores over training steps, a panel a scorer."""
+    """Training reward and held-out scores over training steps, one panel per scorer."""
     keys = {key for recorded in run.lines for key in recorded}
     parts = [key.split("/") for key in keys]
     trained = sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
@@ -90,7 +90,7 @@ def _combined_curve(run: Run, steps: list[int], values: list[float]) -> Panel:
 
 
 def branches(run: Run) -> list[Panel]:
-    """Reward spread of siblings by branch step with the injected noise over it, and the loss weights."""
+    """The reward spread of siblings and the injected noise by branch step, and the loss weights."""
     lines = [recorded for recorded in run.steps if isinstance(recorded.get("branch/std"), list)]
     spread, noise = by_sampling_step(lines, "branch/std"), by_sampling_step(lines, "branch/noise_level")
     drawn = np.flatnonzero(~np.isnan(spread))
@@ -173,7 +173,7 @@ def health(run: Run) -> list[Panel]:
             clip if isinstance(clip, int | float) and clip > 0 else None,
         ),
         _gradient(run, limit if isinstance(limit, int | float) else None),
-        _shares(run, shares, "What teaches nothing", "share", "shares",
+        _shares(run, shares, "Groups and actions without effect", "share", "shares",
                 "Share of the groups whose rewards do not differ, and of the actions whose gradient the clip cuts."),
         _holes(run),
     ]  # fmt: skip
@@ -242,7 +242,7 @@ def _holes(run: Run) -> Panel:
 
 
 def time_use(run: Run) -> list[Panel]:
-    """Seconds a stage, stacked, and the idle share of each role."""
+    """The seconds of each stage, stacked, and the idle share of each role."""
     roles = {role: f"idle/{role}" for role in ROLES}
     idle = "Share of each step, evaluation left out, in which the processes of a role wait; dashes mark the mean."
     return [
@@ -296,7 +296,7 @@ def _shares(
     colours: Sequence[str] = SERIES,
     means: bool = False,
 ) -> Panel:
-    """Lines of shares in percent; with `means` each line's mean is in the legend and drawn across."""
+    """Lines of shares in percent. With `means`, each line's mean is in the legend and drawn across the figure."""
     series = {label: run.series(key) for label, key in keys.items()}
     if not any(steps for steps, _ in series.values()):
         return Panel(title, "Not recorded in this run.")
@@ -316,7 +316,7 @@ def _shares(
 
 
 def _smoothed(axis: Axes, steps: list[int], values: list[float], colour: str, label: str) -> None:
-    """A line with its running mean, or the plain line where there are few points."""
+    """Draw a line with its running mean, or the line alone if it has few points."""
     if len(steps) < FEWEST_STEPS_TO_SMOOTH:
         line(axis, steps, values, colour, label)
         return
@@ -331,7 +331,7 @@ def _smoothing_note(steps: list[int]) -> str:
 
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred running mean; the window shrinks at both ends."""
+    """The centred running mean. The window shrinks at both ends."""
     half = window // 2
     return np.array([np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 

@@ -1,4 +1,4 @@
-"""Images of the same prompts and noise before and after training, ready to stand in the page."""
+"""Images of the same prompts and noise before and after training, encoded for the page."""
 
 import base64
 import io
@@ -12,16 +12,16 @@ from services.base.errors import first_line
 from system.report.data import Run, number
 
 MAX_SIDE_PX = 512
-"""Larger images are shrunk to this and stored as JPEG, so that the page stays small."""
+"""Larger images are shrunk to this size and stored as JPEG, so that the page stays small."""
 PIXELATED_SIDE_PX = 128
-"""Up to this size an image is shown with its pixels, not smoothed."""
+"""Images up to this size are shown with sharp pixels, not smoothed."""
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error)
-"""What reading a torn picture raises."""
+"""Errors that reading a torn picture raises."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as a data URI, and the step it is of."""
+    """One image as a data URI, and the step that it belongs to."""
 
     step: int
     uri: str
@@ -31,7 +31,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """One prompt's images: before and after, or the first alone while there is no second evaluation."""
+    """One prompt's images before and after. While there is only one evaluation, the first image alone."""
 
     prompt: str
     pictures: list[Picture]

@@ -1,4 +1,4 @@
-"""Checkpoints: everything the next step needs, sealed by a manifest of checksums that is written last."""
+"""Checkpoints hold everything the next step needs. A manifest of checksums, written last, makes a checkpoint valid."""
 
 import json
 import logging
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 STATE_FILE, RECIPE_FILE, MANIFEST_FILE = "state.json", "recipe.yaml", "manifest.json"
 DRIVER_FILE = "driver"
-"""Beside the checkpoints: the driver that may write them."""
+"""The file beside the checkpoints that names the only driver that may write them."""
 NAME = re.compile(r"step_(\d{6,})")
 DAMAGE = (ValueError, TypeError, AttributeError, KeyError, FileNotFoundError)
-"""What reading a torn or altered file raises; other OSErrors are the storage's, which may have the file yet."""
+"""Errors that mean a torn or altered file. Any other OSError is a fault of the storage, and the file may be intact."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands after a whole step."""
+    """The state of a run after a completed step."""
 
     step: int = 0
     """Steps done; also the policy version."""
@@ -34,45 +34,46 @@ class RunState:
     scores: int = 0
     elapsed_s: float = 0.0
     heldout: float | None = None
-    """Held-out reward of this step's policy, where it was evaluated."""
+    """Held-out reward of this step's policy; None if it was not evaluated."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. That of step 0 holds no weights, since they follow from the recipe."""
+    """A valid checkpoint. The checkpoint of step 0 contains no weights, because the recipe determines them."""
 
     folder: Folder
     state: RunState
     recipe: str
-    """The config.yaml of the run that wrote it."""
+    """The config.yaml of the run that wrote the checkpoint."""
 
 
 class Damaged(Exception):
-    """A checkpoint is torn or altered, or was never sealed; says why."""
+    """A checkpoint is torn or altered, or its manifest was never written. The message says why."""
 
 
 class Checkpoints:
     """The checkpoints of a run, one folder each.
 
     Args:
-        folder: on any storage.
-        keep: so many newest ones are kept, and the one with the best held-out reward.
+        folder: the folder of the checkpoints, on any storage.
+        keep: how many of the newest checkpoints are kept. The one with the best held-out reward is kept, too.
     """
 
     def __init__(self, folder: Folder, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self.driver = f"{platform.node()} {os.getpid()} {uuid.uuid4().hex}"
         self._whole: dict[str, RunState] = {}
-        """Those that this process has written or verified."""
+        """The checkpoints that this process has written or verified."""
 
     def claim(self) -> None:
-        """Let this driver be the one that writes here. One that did so before, maybe on another machine, is refused
-        from now on, so that two of them never interleave.
+        """Make this driver the only one that may write here.
+
+        An earlier driver, which may run on another machine, is refused from now on, so that two never write in turns.
         """
         self.folder.write(DRIVER_FILE, self.driver.encode())
 
     def check_claim(self) -> None:
-        """Refuse what another driver has taken over.
+        """Check that this driver may still write here.
 
         Raises:
             UserError: another driver has taken over.
@@ -82,12 +83,12 @@ class Checkpoints:
         if driver != self.driver:
             host, process, *_ = [*driver.split(), "?", "?"]
             raise UserError(
-                f"another driver has taken over the checkpoints in {self.folder} (process {process} on {host}), and "
-                "this one ends; let one driver at a time work on a run"
+                f"another driver has taken over the checkpoints in {self.folder} (process {process} on {host}), so "
+                "this one stops; run only one driver at a time for a run"
             )
 
     def begin(self, step: int) -> Folder:
-        """An empty folder for the learner's files; without `commit` it counts for nothing.
+        """Return an empty folder for the learner's files. It becomes a checkpoint only with `commit`.
 
         Raises:
             UserError: another driver has taken over.
@@ -100,15 +101,15 @@ class Checkpoints:
         return folder
 
     def commit(self, state: RunState, sha256: Mapping[str, str], recipe: str) -> None:
-        """Seal a checkpoint whose files are written, and then remove those that are not kept.
+        """Write the manifest of a checkpoint whose files are written, then remove the checkpoints that are not kept.
 
         Args:
-            sha256: of each of the learner's files.
+            sha256: the checksum of each of the learner's files.
             recipe: the run's config.yaml.
 
         Raises:
             UserError: another driver has taken over.
-            OSError: the storage failed. A failure to remove an old checkpoint is only logged.
+            OSError: the storage failed. If an old checkpoint cannot be removed, that is only logged.
         """
         folder = self._of(state.step)
         sealed = dict(sha256)
@@ -121,13 +122,13 @@ class Checkpoints:
         try:
             self._forget()
         except OSError as error:
-            log.warning("old checkpoints in %s are not removed: %s", self.folder, first_line(error))
+            log.warning("old checkpoints in %s could not be removed: %s", self.folder, first_line(error))
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; torn or altered ones are passed over, and the log says so.
+        """The newest valid checkpoint. Torn or altered ones are skipped with a warning in the log.
 
         Raises:
-            UserError: all that were sealed are torn or altered.
+            UserError: there are checkpoints with a manifest, and all of them are torn or altered.
             OSError: the storage cannot be read.
         """
         damaged = {}
@@ -139,15 +140,15 @@ class Checkpoints:
             except Damaged as damage:
                 self._whole.pop(name, None)
                 damaged[name] = damage
-                log.warning("checkpoint %s is not usable (%s); trying the one before it", folder, damage)
+                log.warning("checkpoint %s cannot be used (%s); trying the one before it", folder, damage)
         self._refuse(damaged)
         return None
 
     def recipe(self) -> str | None:
-        """The config.yaml of the run that the newest readable one is of; None if there are no checkpoints.
+        """The config.yaml in the newest checkpoint whose copy of it is intact; None if there are no checkpoints.
 
         Raises:
-            UserError: all that were sealed are torn or altered.
+            UserError: there are checkpoints with a manifest, and all of them are torn or altered.
             OSError: the storage cannot be read.
         """
         damaged = {}
@@ -162,26 +163,31 @@ class Checkpoints:
         return None
 
     def _refuse(self, damaged: Mapping[str, Damaged]) -> None:
-        """Checkpoints that were sealed and are all damaged, newest first, are not the same as none."""
+        """Refuse to continue where every checkpoint is damaged and at least one has a manifest.
+
+        Args:
+            damaged: why each checkpoint is unusable, the newest first.
+        """
         sealed = [name for name in damaged if MANIFEST_FILE in (self.folder / name).names()]
         if sealed:
             raise UserError(
-                f"no checkpoint in {self.folder} is usable; of {len(sealed)} the newest is {sealed[0]} "
-                f"({damaged[sealed[0]]}): put a whole one back, or give a new run another name=…"
+                f"no checkpoint in {self.folder} can be used; the newest of {len(sealed)} is {sealed[0]} "
+                f"({damaged[sealed[0]]}): restore an intact one, or start a new run with another name=…"
             )
 
     def _of(self, step: int) -> Folder:
         return self.folder / _name(step)
 
     def _names(self) -> list[str]:
-        """In the order of their steps. Files, and folders of other names, are not ours."""
+        """The names of the checkpoints in the order of their steps. Files and folders with other names are ignored."""
         found = [name for name in self.folder.folders() if NAME.fullmatch(name) and name == _name(_step(name))]
         return sorted(found, key=_step)
 
     def _forget(self) -> None:
-        """Remove what is not kept. Only whole checkpoints count: damaged ones must not crowd them out.
+        """Remove the checkpoints that are not kept. Damaged ones do not count towards `keep`.
 
-        The newest are verified until there are enough, and of the others only those that claim to be better.
+        Checkpoints are verified from the newest on until `keep` are valid. Of the older ones, only those that may be
+        the best are verified.
         """
         names = self._names()
         kept: list[str] = []
@@ -196,7 +202,7 @@ class Checkpoints:
             self._whole.pop(name, None)
 
     def _heldout(self, name: str) -> float | None:
-        """What a checkpoint says of its held-out reward, not verified; None where it says nothing."""
+        """The held-out reward that a checkpoint records, without verifying it; None if it records none."""
         if name in self._whole:
             return self._whole[name].heldout
         try:
@@ -205,12 +211,12 @@ class Checkpoints:
             return None
 
     def _is_whole(self, name: str) -> bool:
-        """Whether this process has written it, or finds it whole; it is read once."""
+        """Whether a checkpoint is valid. One that this process has written or verified is not read again."""
         if name not in self._whole:
             try:
                 self._whole[name] = _verified(self.folder / name)
             except Damaged as damage:
-                log.warning("checkpoint %s is not usable (%s) and is removed", self.folder / name, damage)
+                log.warning("checkpoint %s cannot be used (%s) and is removed", self.folder / name, damage)
         return name in self._whole
 
 
@@ -223,10 +229,10 @@ def _step(name: str) -> int:
 
 
 def _manifest(folder: Folder) -> dict[str, str]:
-    """SHA-256 by file.
+    """The SHA-256 of each file of a checkpoint, from its manifest.
 
     Raises:
-        Damaged: it cannot be read, or lacks a file that every checkpoint has.
+        Damaged: the manifest cannot be read, or lacks a file that every checkpoint has.
     """
     try:
         expected_of = json.loads(folder.read(MANIFEST_FILE))["sha256"]
@@ -242,7 +248,7 @@ def _check(folder: Folder, expected_of: Mapping[str, str]) -> None:
     """Compare files with their checksums.
 
     Raises:
-        Damaged: one differs or is missing.
+        Damaged: a file differs or is missing.
         OSError: the storage cannot be read.
     """
     for name, expected in expected_of.items():
@@ -255,10 +261,10 @@ def _check(folder: Folder, expected_of: Mapping[str, str]) -> None:
 
 
 def _verified(folder: Folder) -> RunState:
-    """The state of a checkpoint all of whose files match their checksums.
+    """Check every file of a checkpoint against its checksum, and return the checkpoint's state.
 
     Raises:
-        Damaged: one does not.
+        Damaged: a file does not match, or the state cannot be read or is of another step.
         OSError: the storage cannot be read.
     """
     _check(folder, _manifest(folder))

@@ -1,18 +1,18 @@
-"""The folder a run leaves behind.
+"""The run folder: everything a run writes.
 
 config.yaml     the resolved recipe, with tempflow's version and git commit, the run's identity and its inputs
-metrics.jsonl   a line a step
-experience/     Parquet, a file a step: every leaf with its rewards and advantage
-eval/           Parquet, a file an evaluation: every held-out image with its scores
-samples/        a folder an evaluation: pictures of the first held-out prompts
-checkpoints/    what a resumed run needs
+metrics.jsonl   one line per step
+experience/     Parquet, one file per step: every leaf with its rewards and advantage
+eval/           Parquet, one file per evaluation: every held-out image with its scores
+samples/        one folder per evaluation: pictures of the first held-out prompts
+checkpoints/    everything that a resumed run needs
 lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
-logs/           a file a process: JSON lines
+logs/           one file of JSON lines per process
 driver.lock     locked while a driver works on the run
-tensorboard/, wandb/   where the recipe asks for them (loggers.py)
+tensorboard/, wandb/   if the recipe asks for them (loggers.py)
 report.html
 
-What a step leaves is on the disk before its line of metrics, and that line before the step's checkpoint is sealed.
+The order of writing within a step: its other files first, then its line of metrics, then its checkpoint's manifest.
 """
 
 import errno
@@ -43,35 +43,35 @@ log = logging.getLogger(__name__)
 
 TABLE = re.compile(r"step_(\d{6,})\.parquet")
 CHECKPOINTS_LOCK = "checkpoints.lock"
-"""In `checkpoint.folder`, which another run folder may name, too."""
+"""The lock file in `checkpoint.folder`, which several run folders may share."""
 
 
 class RunFolder:
     """Writes and reads one run's folder."""
 
     recorded: Recorded
-    """The recipe and the identity of the run; `open` sets it."""
+    """The recipe and the identity of the run. `open` sets it."""
     recipe: str
-    """config.yaml, as `open` has written it and each checkpoint holds it."""
+    """The text of config.yaml, which `open` writes and each checkpoint contains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.loggers: Sequence[MetricsLogger] = ()
-        """Told what is written down."""
+        """These loggers receive the metrics and pictures that are written to the folder."""
         self.notes: list[str] = []
-        """What the log is to say of how the run was opened, once there is a log."""
+        """Sentences about how the run was opened, for the log file, which does not exist yet at that moment."""
 
     @classmethod
     @contextmanager
     def open(cls, config: RunConfig, resume: bool, accept_changes: bool = False) -> Iterator["RunFolder"]:
-        """A new folder for a new run, or the existing one on `resume`, for this driver alone.
+        """Open a new folder for a new run, or the existing folder with `resume`. A lock keeps other drivers out.
 
         Args:
-            accept_changes: continue although a file or a model that the recipe names is not the same any more.
+            accept_changes: continue even if a file or a model that the recipe names has changed.
 
         Raises:
-            UserError: the run has begun or there are checkpoints of it and `resume` is off; its checkpoints are
-                missing; it began with another recipe or other inputs; or it has a driver already.
+            UserError: the run or checkpoints of it exist and `resume` is off; its checkpoints are missing; it began
+                with another recipe or other inputs; or another driver works on it.
         """
         run = cls(Path(config.output) / config.name)
         kept = config.checkpoint.folder or str(run.path / "checkpoints")
@@ -90,9 +90,9 @@ class RunFolder:
             yield run
 
     def _checkpoints_locked(self, settings: CheckpointSettings) -> AbstractContextManager[None]:
-        """A lock on the run's part of `checkpoint.folder`, where that is on this machine.
+        """A lock on the run's part of `checkpoint.folder`, if that is on this machine.
 
-        A folder that is missing although the run has begun is not made: the run is going to be refused.
+        If the run has begun and the folder is missing, the folder is not made, because the run will be refused.
         """
         folder = self.checkpoints(settings).folder.local
         if settings.folder is None or folder is None or (self.begun and not folder.is_dir()):
@@ -121,10 +121,10 @@ class RunFolder:
         changed = differences(before.config, config)
         changed.pop("output", None)
         if changed:
-            self.notes.append(f"{what} continues with other settings: {'; '.join(changed.values())}")
+            self.notes.append(f"{what} continues with changed settings: {'; '.join(changed.values())}")
         if rounds := rounding_differences(before.config, config):
             self.notes.append(
-                f"the weights will not be bit for bit those of a run that kept its settings: {'; '.join(rounds)}"
+                f"the weights will differ in rounding from those of an unchanged run: {'; '.join(rounds)}"
             )
         _check_of(theirs, before, checkpoints)
         return Recorded(config, before.run, self._accepted(before, read_inputs(config), what, accept_changes))
@@ -133,31 +133,31 @@ class RunFolder:
         """The inputs of a run that continues.
 
         Raises:
-            UserError: one has changed, and that is not accepted.
+            UserError: an input has changed, and `accept_changes` is off.
         """
         changed = ", ".join(changed_inputs(before.inputs, now))
         if changed and not accept_changes:
             raise UserError(
-                f"{what} began with another content of {changed}; "
-                "put the old content back, or add --accept-changes to continue with the new one"
+                f"the content of {changed} has changed since {what} began; "
+                "restore the old content, or add --accept-changes to continue with the new one"
             )
         if changed:
-            self.notes.append(f"{what} continues with another content of {changed}")
+            self.notes.append(f"{what} continues with changed content of {changed}")
         return before.inputs | now
 
     def _own(self, theirs: Recorded) -> Recorded:
-        """What config.yaml says; where it is torn or missing, what the checkpoints say."""
+        """The recipe in config.yaml, or the checkpoints' recipe if that file is torn or missing."""
         try:
             return self._read_own()
         except UserError as error:
-            self.notes.append(f"the recipe of the newest checkpoint takes the place of config.yaml: {error}")
+            self.notes.append(f"the recipe of the newest checkpoint is used instead of config.yaml: {error}")
             return theirs
 
     def _read_own(self) -> Recorded:
-        """What config.yaml says.
+        """The recipe in config.yaml.
 
         Raises:
-            UserError: it is torn or missing.
+            UserError: the file is torn or missing.
         """
         try:
             text = self.config_file.read_text(errors="replace")
@@ -166,30 +166,30 @@ class RunFolder:
         return read_recorded(text, str(self.config_file))
 
     def _lost(self, checkpoints: Checkpoints) -> UserError:
-        """Why a run that has begun does not begin again where it finds no checkpoint."""
-        last, advice = self.last_step(), "mount or put back what held them"
+        """The error for a run that has begun and has no checkpoint: it must not silently start again."""
+        last, advice = self.last_step(), "mount or restore the storage that had them"
         recorded = "has begun" if last is None else f"has recorded step {last}"
         try:
             settings = self._read_own().config.checkpoint
             if str(kept := self._checkpoint_folder(settings)) != str(checkpoints.folder):
                 override = f"checkpoint.folder={settings.folder or 'null'}"
-                advice = f"its config.yaml says that they are in `{kept}`, so add {override}"
+                advice = f"its config.yaml names `{kept}`, so add {override}"
         except UserError as error:
             advice += f" ({error})"
         return UserError(
             f"the run `{self.path}` {recorded}, but there is no checkpoint of it in `{checkpoints.folder}`; "
-            f"{advice}, or give a new run another name=…"
+            f"{advice}, or start a new run with another name=…"
         )
 
     def newest_checkpoint(self, checkpoints: Checkpoints, steps: int) -> Checkpoint | None:
-        """The checkpoint that this run continues from; None where nothing is recorded yet.
+        """The checkpoint that this run continues from; None if nothing is recorded yet.
 
         Args:
-            steps: of the whole run.
+            steps: training steps of the whole run.
 
         Raises:
-            UserError: it is missing, or is of another run or recipe, or what is recorded after it would not be made
-                again.
+            UserError: the checkpoint is missing, or belongs to another run or recipe; or steps that are recorded
+                after it would be lost, because `steps` is too small to repeat them.
         """
         found = checkpoints.latest()
         if found is None:
@@ -203,18 +203,18 @@ class RunFolder:
         if found.state.step < last and steps < last:
             raise UserError(
                 f"the run `{self.path}` has recorded step {last}, and its newest checkpoint is of step "
-                f"{found.state.step}: steps={steps} would lose what comes after it; set steps to {last} or more"
+                f"{found.state.step}: steps={steps} would lose the later steps; set steps to {last} or more"
             )
         return found
 
     @property
     def begun(self) -> bool:
-        """Whether anything is recorded, readable or not: metrics, or the experience of a step."""
+        """Whether any metrics or any step's experience are recorded, even if they cannot be read."""
         has_metrics = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         return has_metrics or bool(tables(self.path / "experience"))
 
     def last_step(self) -> int | None:
-        """The last one that is recorded."""
+        """The last recorded step; None if there is none."""
         lines = self.read_metrics()
         return lines[-1]["step"] if lines else None
 
@@ -227,10 +227,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def checkpoints(self, settings: CheckpointSettings) -> Checkpoints:
-        """Of this run, in its folder or where the settings say.
+        """The checkpoints of this run, in its folder or where the settings say.
 
         Raises:
-            UserError: the settings name no storage, or a link that leads nowhere.
+            UserError: the settings name an unknown storage or a broken link.
         """
         folder = self._checkpoint_folder(settings)
         if folder.local is not None:
@@ -244,7 +244,7 @@ class RunFolder:
 
     @property
     def trained(self) -> Path:
-        """`lora/` or, where every weight is trained, `transformer/`."""
+        """`lora/`, or `transformer/` if every weight is trained."""
         return self.path / ("lora" if self.recorded.config.policy.lora else "transformer")
 
     @property
@@ -255,7 +255,7 @@ class RunFolder:
         """The recipe of a run that has begun, from config.yaml or else from the checkpoints in the run folder.
 
         Raises:
-            UserError: it is in neither.
+            UserError: neither has it.
         """
         try:
             return self._read_own().config
@@ -271,7 +271,7 @@ class RunFolder:
             logger.log_metrics(line["step"], line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines in the order of their steps."""
+        """All intact lines in the order of their steps."""
         return MetricsFile(self.metrics_file).read()
 
     def amend_metrics(self, extra: dict[str, Any]) -> None:
@@ -284,13 +284,14 @@ class RunFolder:
         return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
 
     def forget_after(self, step: int) -> None:
-        """Drop what was recorded after `step`, so that a resumed run records it again; the log names the steps up to
-        it whose lines are missing, unless the folder is new.
+        """Drop everything recorded after `step`, so that a resumed run records it again.
+
+        The log names the steps up to `step` whose metrics are missing, unless the folder is new.
         """
         lines, was_new = self.read_metrics(), not self.begun
         MetricsFile(self.metrics_file).forget_after(step)
         if not was_new and (missing := missing_steps(lines, step)):
-            log.warning("%s has no whole line of step %s", self.metrics_file, missing)
+            log.warning("%s has no intact line for step %s", self.metrics_file, missing)
         for folder in ("experience", "eval"):
             for of_step, file in tables(self.path / folder).items():
                 if of_step > step:
@@ -321,10 +322,11 @@ class RunFolder:
 
 @contextmanager
 def _named(setting: str, place: object) -> Iterator[None]:
-    """Make one sentence of a storage that does not answer or cannot be written. A full one is named elsewhere.
+    """Turn an error of a storage that does not answer or cannot be written into one sentence.
 
     Raises:
         UserError: the sentence.
+        OSError: the storage is full; the caller reports that.
     """
     try:
         yield
@@ -332,23 +334,23 @@ def _named(setting: str, place: object) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         said = first_line(error)
-        raise UserError(f"{setting}: `{place}` cannot be used ({said}); correct it, or set {setting}") from error
+        raise UserError(f"{setting}: `{place}` cannot be used ({said}); fix it, or change {setting}") from error
 
 
 def tables(folder: Path) -> dict[int, Path]:
-    """The Parquet files that a run has written to a folder, by their step in order; it leaves other names alone."""
+    """The Parquet files that a run has written to a folder, by step, in order. Files with other names are ignored."""
     files = {int(match[1]): path for path in folder.glob("*.parquet") if (match := TABLE.fullmatch(path.name))}
     return dict(sorted(files.items()))
 
 
 def _check_of(theirs: Recorded, ours: Recorded, checkpoints: Checkpoints) -> None:
-    """Refuse checkpoints of another run, which may have the same name and recipe.
+    """Refuse checkpoints of another run, even if it has the same name and recipe.
 
     Raises:
-        UserError: they are.
+        UserError: the checkpoints belong to another run.
     """
     if theirs.run != ours.run:
         raise UserError(
-            f"the checkpoints in `{checkpoints.folder}` are of another run of the same name; "
-            "set checkpoint.folder to the one that holds this run's, or give the new run another name=…"
+            f"the checkpoints in `{checkpoints.folder}` belong to another run of the same name; "
+            "set checkpoint.folder to the folder with this run's checkpoints, or start a new run with another name=…"
         )

@@ -1,4 +1,4 @@
-"""What a recipe names beside itself: files and models, and whether they are still the same."""
+"""The inputs of a recipe: the files and models that it names, and whether they have changed."""
 
 from services.base.errors import UserError
 from services.base.fingerprint import fingerprint_of
@@ -6,7 +6,7 @@ from system.recipe.model import RunConfig
 
 
 def named_inputs(config: RunConfig) -> dict[str, str]:
-    """Files and models by the key that names them; of a scorer's options every text, which may name one."""
+    """Files and models by the key that names them. Every text among a scorer's options counts, as it may name one."""
     data, policy = config.data, config.policy
     named = {
         "data.train": data.train,
@@ -20,10 +20,10 @@ def named_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def read_inputs(config: RunConfig) -> dict[str, str]:
-    """Fingerprints by key; those that cannot be known here are left out.
+    """Fingerprints of the inputs by key. Inputs that cannot be looked up on this machine are left out.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: an input cannot be read.
     """
     found = {}
     for key, name in named_inputs(config).items():
@@ -37,5 +37,5 @@ def read_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Keys whose fingerprints are known on both sides, and differ."""
+    """Keys whose fingerprint is known both before and now, and differs."""
     return [key for key in now if key in before and before[key] != now[key]]

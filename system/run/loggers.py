@@ -1,4 +1,4 @@
-"""Metrics and held-out pictures on TensorBoard and Weights & Biases, beside the run folder."""
+"""Sends metrics and held-out pictures to TensorBoard and Weights & Biases, in addition to the run folder."""
 
 import importlib.util
 import math
@@ -22,20 +22,20 @@ WANDB_ID_FILE = "wandb_id"
 
 
 class MetricsLogger(Protocol):
-    """Something that is told what a run folder writes down."""
+    """Receives the metrics and pictures that a run folder writes."""
 
     def log_metrics(self, step: int, line: Mapping[str, Any]) -> None:
-        """Metrics of a step, or some more of the last one; what is no finite number is left out."""
+        """Log metrics of a step, or more metrics of the last step. Values that are not finite numbers are left out."""
 
     def log_images(self, step: int, images_NHWC: np.ndarray) -> None:
-        """Held-out pictures, uint8, the same prompts each time; put together as one."""
+        """Log held-out pictures, uint8, as one tiled picture. The prompts are the same each time."""
 
     def forget_after(self, step: int, last: int) -> None:
-        """The steps after `step`, up to `last`, are going to be made again."""
+        """Prepare for the steps after `step`, up to `last`, to be run and logged again."""
 
 
 def check_loggers(settings: LogSettings) -> None:
-    """Refuse what can be known to fail before anything starts.
+    """Check before the run starts that the loggers can work.
 
     Raises:
         UserError: a package or the key is missing.
@@ -50,7 +50,7 @@ def check_loggers(settings: LogSettings) -> None:
 
 @contextmanager
 def open_loggers(config: RunConfig, folder: Path) -> Iterator[Sequence[MetricsLogger]]:
-    """Those that the recipe asks for; a run that is resumed goes on with its own."""
+    """Open the loggers that the recipe asks for. A resumed run continues its earlier logs."""
     with ExitStack() as stack:
         loggers: list[MetricsLogger] = []
         if config.log.tensorboard:
@@ -61,7 +61,7 @@ def open_loggers(config: RunConfig, folder: Path) -> Iterator[Sequence[MetricsLo
 
 
 class TensorBoard:
-    """Event files; TensorBoard drops what it has read of steps that are made again.
+    """Writes event files. When steps are repeated, TensorBoard drops the values that it read before.
 
     Args:
         writer: an `EventFileWriter`.
@@ -100,11 +100,12 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run on W&B, which cannot forget: steps that are made again have the same bits and are not sent again (nor is an
-    evaluation of such a step that was missing).
+    """Logs to a run on W&B, which cannot delete steps. Repeated steps give the same bits, so they are not sent again.
+
+    If the evaluation of such a step had not been sent before, it is not sent now either.
 
     Args:
-        run: what `wandb.init` gives.
+        run: the run that `wandb.init` returns.
     """
 
     def __init__(self, run: Any) -> None:
@@ -162,7 +163,7 @@ def _wandb(config: RunConfig, settings: WandbSettings, folder: Path) -> Iterator
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers among the metrics of a step, by key; those of a list, a number a sampling step, by KEY/i."""
+    """The finite numbers among the metrics of a step, by key. Item i of a list (sampling step i) gets the key KEY/i."""
     flat: dict[str, Any] = {}
     for key, value in line.items():
         flat |= {f"{key}/{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
@@ -171,7 +172,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tiled(images_NHWC: np.ndarray) -> np.ndarray:
-    """N images as one, in rows of ⌈√N⌉, the rest black."""
+    """Tile N images into one picture, ⌈√N⌉ in a row. Empty cells are black."""
     count, height, width, channels = images_NHWC.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a JSON object a line, a line a step. A torn line is left out, and the missing steps are named."""
+"""metrics.jsonl has one line per step, and each line is a JSON object. Torn lines are skipped when it is read."""
 
 import json
 import math
@@ -21,7 +21,7 @@ class MetricsFile:
     path: Path
 
     def read(self) -> list[Line]:
-        """The whole lines in the order of their steps; of a step that has several, the latest."""
+        """The intact lines in the order of their steps. If a step has several lines, the latest is used."""
         by_step = {line["step"]: line for line in map(_parsed, self._texts()) if line is not None}
         return [by_step[step] for step in sorted(by_step)]
 
@@ -29,15 +29,16 @@ class MetricsFile:
         append(self.path, _text(line).encode() + b"\n")
 
     def amend(self, extra: Line) -> Line:
-        """Add keys to the line of the last step, which is returned as it was."""
+        """Add keys to the line of the last step. Returns the line without them."""
         last = self.read()[-1]
         texts = [text for text in self._texts() if (line := _parsed(text)) is None or line["step"] != last["step"]]
         self._write([*texts, _text(last | extra)])
         return last
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps, and a torn end. What is torn before the last line that stays is left as it
-        is, since somebody may still read something in it.
+        """Drop the lines of later steps and a torn end of the file.
+
+        Torn lines before the last kept line stay, because a person may still be able to read something in them.
         """
         texts, stays = self._texts(), 0
         kept: list[str] = []
@@ -56,14 +57,14 @@ class MetricsFile:
         return [line for line in text.split("\n") if line]
 
     def _write(self, texts: Iterable[str]) -> None:
-        """Replace the file, if that changes anything."""
+        """Replace the file if the content differs."""
         content = "".join(text + "\n" for text in texts).encode("utf-8", errors="surrogateescape")
         if (self.path.read_bytes() if self.path.exists() else b"") != content:
             write_atomically(self.path, content)
 
 
 def missing_steps(lines: list[Line], last: int) -> str | None:
-    """The steps from 0 to `last` that have no line, such as `3, 5–9`; None if there are none."""
+    """The steps from 0 to `last` that have no line, such as `3, 5–9`; None if no line is missing."""
     steps = {line["step"] for line in lines}
     ranges: list[list[int]] = []
     for step in range(last + 1):
@@ -77,7 +78,7 @@ def missing_steps(lines: list[Line], last: int) -> str | None:
 
 
 def _parsed(text: str) -> Line | None:
-    """The line, or None where it is torn: no JSON, or no object with a step."""
+    """The line as an object, or None if it is torn: it is not JSON, or not an object with a step."""
     try:
         line = json.loads(text.encode())
     except ValueError:
@@ -90,7 +91,7 @@ def _text(line: Line) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: holes become null."""
+    """Make values fit for JSON. NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

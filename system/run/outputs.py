@@ -1,4 +1,4 @@
-"""Where commands write their results, checked before the work that makes them."""
+"""Checks the places where commands write their results, before the work begins."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from services.base.errors import UserError
 
 
 def check_output(file: Path, option: str) -> None:
-    """Refuse a file that cannot be written; its folder is made.
+    """Refuse a file that cannot be written. The file's folder is made.
 
     Raises:
-        UserError: begins with `option`.
+        UserError: the file cannot be written. The message begins with `option`.
     """
     if file.is_dir():
         raise UserError(f"{option}: `{file}` is a folder; give the name of a file")
@@ -23,7 +23,7 @@ def make_output_folder(folder: Path, option: str) -> None:
     """Make a folder for results.
 
     Raises:
-        UserError: it cannot be made or written to; begins with `option`.
+        UserError: the folder cannot be made or written to. The message begins with `option`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

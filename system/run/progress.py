@@ -1,4 +1,4 @@
-"""Progress that moves: a live table on a terminal, a line a step elsewhere."""
+"""Shows a run's progress: a live table on a terminal, one line per step elsewhere."""
 
 import math
 import time
@@ -15,15 +15,14 @@ from rich.text import Text
 from system.commands.plain import plain
 
 SHOWN = 12
-"""Steps on a terminal."""
+"""Steps shown on a terminal."""
 
 
 class Progress:
-    """Shows where a run stands. Use as a context manager.
+    """Shows the progress of a run. Use as a context manager.
 
     Args:
-        steps: of the whole run.
-        first: steps done before this process began.
+        steps: training steps of the whole run.
     """
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
@@ -49,7 +48,7 @@ class Progress:
             self.live.stop()
 
     def stage(self, step: int, name: str, done: int = 0, of: int = 0) -> None:
-        """Say what is going on within a step."""
+        """Show the current stage within a step."""
         count = f" {done}/{of}" if of else ""
         self.now = Text(f"step {step}/{self.steps}: {name}{count}")
         if self.live:
@@ -68,7 +67,7 @@ class Progress:
             self.console.print(plain(describe(line, self.steps, self.time_left_s())), soft_wrap=True)
 
     def time_left_s(self) -> float | None:
-        """Estimated from the steps that this process has done."""
+        """The remaining time, estimated from the steps that this process has done; None before the first."""
         return (self.steps - self.at) * self.done_s / self.done if self.done else None
 
     def _view(self) -> Group:
@@ -109,7 +108,7 @@ def rewards(line: dict[str, Any]) -> dict[str, float]:
 
 
 def heldout(line: dict[str, Any]) -> dict[str, float]:
-    """Mean held-out score by scorer, categories left out."""
+    """Mean held-out score by scorer, without the scores by category."""
     return {key.split("/")[1]: line[key] for key in line if key.startswith("eval/") and key.count("/") == 1}
 
 

@@ -1,4 +1,4 @@
-"""The recipe as a run records it, in config.yaml and in each checkpoint: with the run's identity and its inputs."""
+"""The recipe with the run's identity and its inputs, as a run records it in config.yaml and in each checkpoint."""
 
 import subprocess
 import uuid
@@ -22,80 +22,79 @@ FREE = (
     *("rollout.offload_text_encoders", "rollout.task_timeout_s"),
     *("learner.num_cpus", "learner.num_gpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift"),
 )
-"""Settings that a resumed run may change, with all below them: none of them enters the arithmetic of a step."""
+"""Settings that a resumed run may change, with all settings below them. None affects the arithmetic of a step."""
 
 ROUNDING = (
     *("rollout.micro_batch", "rollout.decode_batch", "rollout.threads", "rollout.merge_adapter"),
     *("learner.micro_batch", "learner.threads", "learner.ranks", "learner.shard"),
     *("policy.compile", "policy.attention", "policy.device", "deterministic"),
 )
-"""Settings that a resumed run may change, too, and that change how results are rounded: its weights are no longer bit
-for bit those of a run that kept them.
-"""
+"""Further settings that a resumed run may change. They change how results are rounded, so the weights are no longer the
+same bit for bit as without the change."""
 
 
 MAX_CHARS = 80
-"""A value is shown up to this length in a sentence."""
+"""Longer values are cut to this length in messages."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recipe, the run that it began, and what it named then."""
+    """A recipe, the run that began with it, and the inputs that it named then."""
 
     config: RunConfig
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Drawn at random when a run begins, so that two runs of one name and recipe are told apart."""
+    """The run's identity: a random text that distinguishes two runs of the same name and recipe."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Fingerprints of files and models, by the key that names them (inputs.py)."""
     folders: list[str] = field(default_factory=own_folders)
-    """Where scorers are imported from, so that the run continues from its folder alone."""
+    """Folders that scorers are imported from, so that the run folder alone is enough to resume."""
 
     def text(self) -> str:
-        """The YAML of it; `tempflow` comes last, so that a file without it is torn."""
+        """The record as YAML. The key `tempflow` comes last, so that a file without it is known to be torn."""
         made_by = {"version": __version__, "commit": git_commit(), "folders": self.folders}
         by = {**made_by, "inputs": self.inputs, "run": self.run}
         return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: by})
 
 
 def read_recorded(text: str, source: str) -> Recorded:
-    """Read what `text` wrote.
+    """Read a record that `Recorded.text` made.
 
     Raises:
-        UserError: it is torn, or something else; names the source.
+        UserError: the text is torn, or is not such a record. The message names the source.
     """
     raw = load_yaml(text, source)
     by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
     if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
-        raise UserError(f"{source}: not the recipe of a run: its end, with the run's identity, is missing")
+        raise UserError(f"{source}: not the complete recipe of a run: its end with the run's identity is missing")
     return Recorded(parse_config(RunConfig, raw, source), by["run"], by["inputs"])
 
 
 def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
-    """Refuse to continue with another recipe than a run began with.
+    """Refuse to continue a run with another recipe than it began with.
 
     Raises:
-        UserError: names each setting, what it was and what it is now.
+        UserError: settings differ. The message names each with its old and new value.
     """
     changed = [said for key, said in differences(before, now).items() if not _among(key, (*FREE, *ROUNDING))]
     if changed:
         raise UserError(
             f"{what} began with other settings: {'; '.join(changed)}. Resume with the same recipe and overrides ("
-            "of a run in a folder `tempflow train FOLDER --resume` knows both), or give the new run another name=…"
+            "`tempflow train FOLDER --resume` reads both from the run folder), or start a new run with another name=…"
         )
 
 
 def rounding_differences(before: RunConfig, now: RunConfig) -> list[str]:
-    """The changed settings that change how results are rounded, what each was, and what it is now."""
+    """The changed settings that affect rounding, each as a text with the key, the old and the new value."""
     return [said for key, said in differences(before, now).items() if _among(key, ROUNDING)]
 
 
 def _among(key: str, settings: Iterable[str]) -> bool:
-    """Whether a key is one of the settings, or below one."""
+    """Whether a key is one of the settings or below one of them."""
     return any(f"{key}.".startswith(f"{setting}.") for setting in settings)
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, str]:
-    """What differs between two recipes: by key, what it was and what it is now."""
+    """The differences between two recipes: by key, a text with the key, the old and the new value."""
     return dict(_differences(before.model_dump(), now.model_dump(), ""))
 
 
@@ -116,7 +115,7 @@ def _short(value: Any) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, with a mark where it was changed; None outside a checkout."""
+    """The commit of the running checkout, with `-dirty` if files were changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         described = subprocess.run(

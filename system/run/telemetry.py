@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl as metrics of Ray, for Prometheus; docs/monitoring.md lists them."""
+"""Exports the lines of metrics.jsonl as Ray metrics for Prometheus. docs/monitoring.md lists them."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Gauge
 from services.base.gauges import LastingGauges, Reading
 
 BY_STEP = "sampling_step"
-"""The tag of values that a line holds as a list."""
+"""The tag for values that are a list in a line: one per sampling step."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,22 @@ class Export:
     """One metric."""
 
     key: str
-    """Of metrics.jsonl. A part in braces matches anything and becomes a tag."""
+    """The key in metrics.jsonl. A part in braces matches anything and becomes a tag."""
     name: str
-    """Without the `ray_` that Ray puts before it."""
+    """The metric's name without the prefix `ray_`, which Ray adds."""
     kind: Literal["gauge", "count", "total"]
-    """A count is of one step, a total is so far; both are exported as counters, of what this process did."""
+    """A count is the number in one step, a total the number so far. Both are exported as counters of this process."""
     description: str
     by_step: bool = False
     """Whether the value is a list by sampling step."""
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Beside `run`."""
+        """The names of the tags, except `run`."""
         return (*re.findall(r"\{(\w+)\}", self.key), *([BY_STEP] if self.by_step else []))
 
     def match(self, key: str) -> dict[str, str] | None:
-        """The tags in `key`, in ASCII, since Ray takes no other; None if it is another metric's."""
+        """The tags in `key`, in ASCII because Ray accepts nothing else; None if `key` belongs to another metric."""
         found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>.+?)", self.key), key)
         return {tag: ascii(part)[1:-1] for tag, part in found.groupdict().items()} if found else None
 
@@ -101,7 +101,7 @@ EXPORTS = [
     Export("idle/{role}", "tempflow_idle_ratio", "gauge", "share of the step that a role's processes waited"),
     Export("bytes/images_peak", "tempflow_images_in_flight_peak_bytes", "gauge", "most image bytes in flight at once"),
     Export("bytes/weights", "tempflow_weights_bytes", "gauge", "size of one policy version"),
-    Export("workers", "tempflow_rollout_workers", "gauge", "rollout workers that are there now"),
+    Export("workers", "tempflow_rollout_workers", "gauge", "rollout workers that are running now"),
     Export(
         "workers/{worker}/version",
         "tempflow_rollout_policy_version",
@@ -111,24 +111,25 @@ EXPORTS = [
     Export("workers_replaced", "tempflow_rollout_workers_replaced_total", "total", "rollout workers replaced"),
     Export("learner_restarts", "tempflow_learner_restarts_total", "total", "restarts of the learner"),
 ]
-"""The first whose key fits counts."""
+"""All metrics. If several keys match, the first one is used."""
 
 UNEXPORTED = {"nfe", "elapsed_s", "branch/noise_level", "branch/weight"}
-"""Keys that others add up to, and constants of the recipe."""
+"""Keys that are not exported: sums of other keys, and constants of the recipe."""
 
 Tags = tuple[tuple[str, str], ...]
 Tagged = tuple[Export, Tags]
 
 
 class Telemetry:
-    """Exports what a run records, until its exit. A gauge stays as it was last recorded; a hole drops it. Until the
-    first line, the time of the last step is that of the beginning.
+    """Exports the metrics that a run records, until the context manager exits.
 
-    Counters count what this process did: also steps that a lost learner makes again, never those before a resume.
+    A gauge keeps its last recorded value; a hole removes it. Until the first line, the time of the last step is the
+    start time of this object. Counters count the work of this process: they include the steps that are repeated
+    after a learner was lost, and exclude the steps before a resume.
 
     Args:
-        run: tag of every metric.
-        live: keys and values that may change within a step.
+        run: the value of the tag `run`, which every metric has.
+        live: returns keys and values that may change within a step.
     """
 
     def __init__(self, run: str, live: Callable[[], Mapping[str, Any]]) -> None:
@@ -148,11 +149,11 @@ class Telemetry:
         self.gauges.close()
 
     def restored(self, totals: Mapping[str, float]) -> None:
-        """Count from these values of keys that are totals."""
+        """Set the values from which totals are counted, by key."""
         self.counted |= totals
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Take a line of metrics.jsonl."""
+        """Export a line of metrics.jsonl."""
         gauges = dict(self.values)
         for (export, tags), value in _flatten(line):
             if export.kind == "gauge":
@@ -168,14 +169,14 @@ class Telemetry:
             self.metrics[export].inc(value, {"run": self.run, **dict(tags)})
 
     def _read(self) -> Iterator[Reading]:
-        """What the gauges say now."""
+        """The current values of the gauges."""
         values = self.values | dict(_flatten(self.live()))
         for (export, tags), value in values.items():
             yield self.metrics[export], value, {"run": self.run, **dict(tags)}
 
 
 def _flatten(line: Mapping[str, Any]) -> Iterator[tuple[Tagged, float]]:
-    """Each number of a line with its metric and tags; NaN is a hole."""
+    """Each number in a line with its metric and tags. NaN is a hole."""
     for key, value in line.items():
         found = _find(key)
         if found is None:

@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_never_exported(sd3_folder):
         ("learner.betas=[.nan, 0.9]", "learner.betas.0"),
         ("kernel.noise_level=.nan", "kernel.noise_level"),
         ("scorers.0.weight=-.inf", "scorers.0.weight"),
-        ("scorers.0.options.scale=.nan", "options holds a number that is not finite"),
+        ("scorers.0.options.scale=.nan", "options contains a number that is not finite"),
     ],
 )
 def test_a_setting_that_is_not_finite_is_refused(override, named):

@@ -149,7 +149,7 @@ def peft_without_config(folder: Path) -> None:
     ("change", "message"),
     [
         (shutil.rmtree, "there is no folder"),
-        (truncated, "is torn or no safetensors file"),
+        (truncated, "is torn or not a safetensors file"),
         (without_a_module, rf"it lacks 2 of the weights that this recipe trains, such as {MODULE}\.lora_A"),
         (with_a_module, r"it has 2 that the recipe does not train, such as proj_out\.lora_A"),
         (other_shape, rf"{MODULE}\.lora_A.* has the shape \(4, 17\), and this model needs \(4, 16\)"),

@@ -28,7 +28,7 @@ def test_a_gpu_has_an_index_without_which_no_process_group_starts(gpu, setting):
 
 @pytest.mark.parametrize("setting", ["gpu", "mps", "cuda:", "cuda:x", "", "cpu:0"])
 def test_a_device_that_is_none_is_refused(gpu, setting):
-    with pytest.raises(UserError, match="it is auto, cpu, cuda or cuda:N"):
+    with pytest.raises(UserError, match="it must be auto, cpu, cuda or cuda:N"):
         device_of(setting)
 
 
@@ -75,7 +75,7 @@ def test_a_role_without_gpus_sees_none_and_a_deterministic_one_is_so_before_cuda
     if num_gpus == "0":
         assert not said
     else:
-        assert re.fullmatch(r"this role asks for [\d.]+ GPUs and PyTorch \S+ finds none \(.+\); install .*", said)
+        assert re.fullmatch(r"this role asks for [\d.]+ GPUs, but PyTorch \S+ finds none \(.+\); install .*", said)
 
 
 FAILS = """

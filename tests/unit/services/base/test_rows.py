@@ -74,7 +74,7 @@ def test_labels_are_texts_numbers_and_truth_values(tmp_path):
     assert list(table.labels("a")) == ["true", "false"]
     with pytest.raises(UserError, match=r"line 5: `b` is \[1\], not text or a number"):
         lines.labels("b")
-    with pytest.raises(UserError, match="column `b` holds binary"):
+    with pytest.raises(UserError, match="column `b` contains binary"):
         table.labels("b")
 
 
@@ -83,24 +83,28 @@ def test_labels_are_texts_numbers_and_truth_values(tmp_path):
     [
         ("p.txt", "one\ncafé".encode("latin-1"), r"is not UTF-8 \(line 2\); save it as UTF-8"),
         ("p.csv", "prompt\none".encode("utf-16"), "is UTF-16; save it as UTF-8"),
-        ("p.txt", "one".encode("utf-16-le"), "holds NUL characters"),
+        ("p.txt", "one".encode("utf-16-le"), "contains NUL characters"),
         ("p.jsonl", b'{"prompt": "a"}\n{oops', "line 2: not JSON: Expecting property name"),
-        ("p.jsonl", b'{"prompt": "a"}\n["a"]', r'line 2: a row is an object with columns, and this is \["a"\]'),
+        ("p.jsonl", b'{"prompt": "a"}\n["a"]', r'line 2: a row must be an object with columns, not \["a"\]'),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 5}', "line 2: `prompt` is 5, not text"),
         ("p.jsonl", b'{"prompt": "a"}\n{"tag": "x"}', "line 2: `prompt` is missing"),
-        ("p.jsonl", b'{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\uD83D"}', "line 2: a text holds half of a surrogate"),
+        (
+            "p.jsonl",
+            b'{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\uD83D"}',
+            "line 2: a text contains half of a surrogate",
+        ),
         ("p.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", "line 1: not JSON that can be read"),
         ("p.jsonl", b"[" * 100_000, "line 1: not JSON that can be read"),
-        ("p.json", b'[{"prompt": "a"}, "b"]', 'row 2: a row is an object with columns, and this is "b"'),
-        ("p.json", b'[{"prompt": "\\ude00"}]', "row 1: a text holds half of a surrogate"),
-        ("p.json", b'{"prompt": "a"}', "read as an array of objects"),
+        ("p.json", b'[{"prompt": "a"}, "b"]', 'row 2: a row must be an object with columns, not "b"'),
+        ("p.json", b'[{"prompt": "\\ude00"}]', "row 1: a text contains half of a surrogate"),
+        ("p.json", b'{"prompt": "a"}', "must be an array of objects"),
         ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', "not JSON: Extra data"),
         ("p.csv", b"prompt,tag\na,b\nc,d,e", "line 3: 3 cells below a header of 2 columns"),
         ("p.csv", b"prompt,prompt\na,b", "two columns `prompt`"),
         ("p.csv", b"prompt,tag\na,b\n,d", "line 3: `prompt` is missing"),
-        ("p.tsv", b'prompt\ttag\n"JAZZ" on a sign\tb', "line 2: .*expected after.*quoted as in CSV"),
+        ("p.tsv", b'prompt\ttag\n"JAZZ" on a sign\tb', "line 2: .*expected after.*or contains a line break, as in CSV"),
         ("p.parquet", b"nonsense", "not a readable Parquet file"),
-        ("p.xlsx", b"", r"has the suffix \.xlsx, which is not read; use one of \.parquet, \.jsonl, .*\.txt"),
+        ("p.xlsx", b"", r"has the suffix \.xlsx, which is not supported; use one of \.parquet, \.jsonl, .*\.txt"),
         ("p.txt.gz", b"", r"has the suffix \.gz"),
     ],
 )
@@ -118,7 +122,7 @@ def test_bad_columns_of_parquet_are_named(tmp_path):
         with pytest.raises(UserError, match=message):
             read_rows(str(tmp_path / "p.parquet"), "prompt file", "prompt").texts("prompt")
 
-    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` holds int64, not text")
+    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` contains int64, not text")
     refuses(pa.table({"prompt": ["a", None]}), "row 2: `prompt` is missing")
     refuses(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "two columns `prompt`")
     latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())

@@ -48,18 +48,18 @@ def test_nan_and_merged_keys():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: 1\nname: a\nsteps: 3", r"mine\.yaml is not YAML: the key `steps` of line 3 is in line 1 already"),
-        ("a:\n  - {b: 1, 'b': 2}", "the key `b` of line 2 is in line 2 already"),
-        ("1: a\n0x1: b", "the key `1` of line 2 is in line 1 already"),
+        ("steps: 1\nname: a\nsteps: 3", r"mine\.yaml is not YAML: the key `steps` of line 3 is already in line 1"),
+        ("a:\n  - {b: 1, 'b': 2}", "the key `b` of line 2 is already in line 2"),
+        ("1: a\n0x1: b", "the key `1` of line 2 is already in line 1"),
         ("a: [1", r"mine\.yaml is not YAML: .*line 1"),
-        ("a: !!int x", "`x` in line 1 has a tag and is no int"),
+        ("a: !!int x", "`x` in line 1 has a tag but is not a valid int"),
         ("!!float [1]", "expected a scalar node"),
         ("a: !!timestamp 2024-01-01", "tag:yaml.org,2002:timestamp"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: " + "9" * 5000, "too many digits"),
         ("a: &a [*a]", "recursive"),
         ("[" * 5000, "nested too deeply"),
-        ('\na: "\\ud800"', "line 2 holds half of a surrogate pair"),
+        ('\na: "\\ud800"', "line 2 contains half of a surrogate pair"),
         ('\na: "x\u2028y"', r"mine\.yaml, line 2: write U\+2028 as \\L between double quotes"),
     ],
 )

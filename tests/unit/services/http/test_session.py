@@ -23,10 +23,10 @@ def test_a_token_is_the_line_in_its_file(tmp_path, monkeypatch):
     [
         ("secret".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (b"secret\xff", "is not UTF-8"),
-        (b"secret\nmore", "not one line of ASCII"),
-        ("secr\u00e9t".encode(), "not one line of ASCII"),
-        (b"secret\x1b", "not one line of ASCII"),
-        (b" \n", "no token in .*; write it there, or set TEMPFLOW_TOKEN"),
+        (b"secret\nmore", "must be one line of ASCII"),
+        ("secr\u00e9t".encode(), "must be one line of ASCII"),
+        (b"secret\x1b", "must be one line of ASCII"),
+        (b" \n", "no token in .*; write the token there, or set TEMPFLOW_TOKEN"),
     ],
 )
 def test_what_is_no_token_is_named_and_not_repeated(tmp_path, content, message):
@@ -38,7 +38,7 @@ def test_what_is_no_token_is_named_and_not_repeated(tmp_path, content, message):
 
 def test_a_token_of_the_environment_must_fit_a_header_too(monkeypatch):
     monkeypatch.setenv("GENEVAL_TOKEN", "two\nlines")
-    with pytest.raises(UserError, match="the token in GENEVAL_TOKEN is not one line"):
+    with pytest.raises(UserError, match="the token in GENEVAL_TOKEN must be one line"):
         read_token(None, "GENEVAL_TOKEN")
 
 

@@ -151,7 +151,7 @@ NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
         (NEEDED % '[{"class": "cup"}]', "line 2, is not GenEval's: it needs 'count'"),
         (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*no number from 1 on"),
         (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*no number from 1 on"),
-        (NEEDED % '"cup"', "line 2, .*has cup, which is no list of objects"),
+        (NEEDED % '"cup"', "line 2, .*has cup, which is not a list of objects"),
         (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2, .*an earlier object"),
         (NEEDED % "[]" + '\n{"prompt": "x"}', "line 3, is not GenEval's: it needs 'include'"),
         (NEEDED % "[" + "", "line 2: not JSON"),

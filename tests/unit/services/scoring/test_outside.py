@@ -76,7 +76,7 @@ def test_one_that_is_down_for_three_minutes_is_waited_for_and_named_in_the_log(k
     assert 180 <= clock.now <= 190
     waits, back = [record.message for record in caplog.records]
     assert re.fullmatch(rf"no answer from .*{down.url}\S*: ConnectionError; waiting up to {PATIENCE_S:.0f} s.*", waits)
-    assert back == f"the wait is over, after {clock.now:.0f} s"
+    assert back == f"the wait is over after {clock.now:.0f} s"
 
 
 def test_pauses_grow_and_have_jitter(scorer, clock):

@@ -15,7 +15,7 @@ from services.scoring.remote import Remote, wait_for_pool
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 SCORES, _ = write_answer(Answer({"size": np.array([1.0, np.nan])}, {}), ARROW)
 STARTING = (503, "application/json", b'{"detail": "no replica of size is running"}')
-FULL = (429, "application/json", b'{"detail": "the pool has its fill of images; come again"}')
+FULL = (429, "application/json", b'{"detail": "the pool has too many images waiting; send the request again later"}')
 PROXY = (404, "text/plain", b"Path '/v1/score' not found.")
 REFUSED = (401, "application/json", b'{"detail": "send the pool\'s token as a bearer token"}')
 FAILED = (502, "application/json", b'{"detail": "a scorer failed: ValueError"}')
@@ -67,7 +67,7 @@ def test_a_pool_that_is_away_starting_or_full_is_asked_again(pool, caplog):
     assert asked == ["/v1/score?scorers=size"] * 4
     assert [record.message.partition(";")[0] for record in caplog.records] == [
         f"{url} answered 404: Path '/v1/score' not found.",
-        "the wait is over, after 0 s",
+        "the wait is over after 0 s",
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_pool_that_refuses_or_fails_is_not(pool, answer):
 
 def test_the_wait_has_an_end(pool):
     url, asked = pool(*[FULL] * 1000)
-    with pytest.raises(PoolAway, match="its fill"):
+    with pytest.raises(PoolAway, match="too many images waiting"):
         Remote(url, "size", patience_s=0.2)(IMAGES, ["a", "b"])
     assert len(asked) > 1
 

@@ -111,7 +111,7 @@ def test_images_and_pixels_in_the_gateway_are_bounded_and_counted_out_again(serv
             ):
                 answer = await refused
                 assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
-                assert answer.json() == {"detail": f"the pool has its fill of {why}; come again"}
+                assert answer.json() == {"detail": f"the pool has too many {why} waiting; send the request again later"}
             second = asyncio.create_task(pool.score(*[image()] * 4, run="b"))
             await pool.waits_at_scorer(2)
             pool.scorer.open.set()
@@ -170,7 +170,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(serving):
     assert asyncio.run(ask()).json() == {
         "scores": {"size": [7, None, None]},
         "errors": [
-            {"index": 1, "reason": "its prompt has 4 characters; at most 3 are read"},
+            {"index": 1, "reason": "its prompt has 4 characters; at most 3 are allowed"},
             {"index": 2, "reason": "is none of PNG, JPEG, WEBP"},
         ],
     }

@@ -36,7 +36,7 @@ def test_a_pool_of_the_same_cluster(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     running = {"pool": ["scorer-size", "Gateway"]}.get
-    with pytest.raises(UserError, match="no Ray cluster runs"):
+    with pytest.raises(UserError, match="no Ray cluster is running"):
         shared_pool("pool", ["size"], running)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert shared_pool("pool", ["size"], running).level == "ok"

@@ -30,11 +30,11 @@ from tests.helpers.tiny import tiny_settings
             By.TRAIN,
             r"the workers beyond learner\.ranks",
         ),
-        (["scorers.0.options.device=gpu"], By.TRAIN, r"options\.device `gpu`: it is auto, cpu, cuda or cuda:N"),
+        (["scorers.0.options.device=gpu"], By.TRAIN, r"options\.device `gpu`: it must be auto, cpu, cuda or cuda:N"),
         (["policy.device=cuda", "placement=colocated"], By.TRAIN, r"the workers beyond learner\.ranks"),
         (["policy.device=cuda", "placement=colocated", "rollout.workers=1"], By.TRAIN, r"and learner\.num_gpus = 0"),
         (["policy.device=auto"], By.TRAIN, None),
-        (["scorers.0.options.device=cuda"], By.EVAL, r"scorer `pickscore`: options\.device is cuda and num_gpus is 0"),
+        (["scorers.0.options.device=cuda"], By.EVAL, r"scorer `pickscore`: options\.device is cuda but num_gpus is 0"),
         (["scorers.0.options.device=cuda", "scorers.0.num_gpus=0.1"], By.EVAL, None),
     ],
 )
@@ -80,5 +80,5 @@ def test_an_adapter_that_is_torn_or_not_finite_is_refused(sd3_folder, tmp_path):
     with pytest.raises(UserError, match="holds NaN or infinity"):
         list(recipe.adapter(config))
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(UserError, match="is torn or no safetensors file"):
+    with pytest.raises(UserError, match="is torn or not a safetensors file"):
         list(recipe.adapter(config))

@@ -34,5 +34,5 @@ def test_an_adapter_that_is_torn_or_holds_nan_is_refused_before_any_role_starts(
     for command, arguments in given.items():
         done = in_process(command, recipe, *arguments, address=NOBODY)
         assert done.returncode == 2, done.stderr
-        assert "is torn or no safetensors file" in done.stderr
+        assert "is torn or not a safetensors file" in done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr

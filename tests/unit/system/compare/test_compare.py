@@ -47,7 +47,10 @@ def test_an_override_alone_is_for_every_contender_before_its_own(tmp_path):
     assert [(config.eval.prompts, config.learner.lr) for config in configs] == [(64, 1e-4), (64, 2e-4)]
     (several,) = parse_contenders(["learner.lr=1e-4 eval.prompts=64", "shapes"])
     assert several.overrides == ("learner.lr=1e-4", "eval.prompts=64")
-    for texts, message in ((["eval.prompts=64"], "nothing to compare"), (["shapes", "name=x"], "one contender's")):
+    for texts, message in (
+        (["eval.prompts=64"], "nothing to compare"),
+        (["shapes", "name=x"], "must belong to one contender"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_contenders(texts)
 
@@ -86,7 +89,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(contenders, mes
 
 def test_a_result_of_another_budget_is_not_taken_for_this_one(tmp_path):
     result("shapes", 0, 0.5, 0.6).save(tmp_path / "shapes-seed0.json")
-    with pytest.raises(UserError, match=r"shapes-seed0\.json is of another recipe or budget"):
+    with pytest.raises(UserError, match=r"shapes-seed0\.json belongs to another recipe or budget"):
         run_all(parse_contenders(["shapes"]), [0], 8000, 2, tmp_path, Console())
 
 
@@ -94,13 +97,13 @@ def test_a_run_folder_of_another_budget_is_not_gone_on_with(tmp_path):
     contenders = parse_contenders(["shapes"])
     with RunFolder.open(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False) as run:
         run.append_metrics({"step": 0})
-    with pytest.raises(UserError, match=r"runs/shapes-seed0 is of another recipe or budget"):
+    with pytest.raises(UserError, match=r"runs/shapes-seed0 belongs to another recipe or budget"):
         run_all(contenders, [0], 8000, 2, tmp_path, Console())
 
 
 def test_a_stale_result_of_the_last_seed_is_found_before_anything_runs(tmp_path):
     result("shapes", 2, 0.5, 0.6).save(tmp_path / "shapes-seed2.json")
-    with pytest.raises(UserError, match=r"shapes-seed2\.json is of another recipe or budget"):
+    with pytest.raises(UserError, match=r"shapes-seed2\.json belongs to another recipe or budget"):
         run_all(parse_contenders(["shapes"]), range(3), 8000, 2, tmp_path, Console())
     assert not (tmp_path / "runs").exists()
 

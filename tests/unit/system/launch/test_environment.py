@@ -52,7 +52,7 @@ def test_something_else_than_ray_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("http://127.0.0.1:8265", "the address of a dashboard, for `ray job`; unset it"),
+        ("http://127.0.0.1:8265", "the address of a dashboard, which only `ray job` uses; unset it"),
         ("127.0.0.1:1", "no Ray answers at 127.0.0.1:1: correct RAY_ADDRESS"),
         ("ray://127.0.0.1:1", "no Ray answers at ray://127.0.0.1:1"),
         ("nonsense", "no Ray answers at nonsense"),
@@ -89,7 +89,7 @@ def test_the_note_of_another_user_is_not_believed(monkeypatch, listening, home, 
 
     monkeypatch.setattr(Path, "stat", owned)
     assert running_ray() == (listening if attached else None)
-    assert ("another user's and is ignored" in caplog.text) != attached
+    assert ("belongs to another user and is ignored" in caplog.text) != attached
 
 
 def test_a_temporary_folder_too_long_for_sockets_is_refused(monkeypatch, home):
@@ -128,7 +128,9 @@ def test_the_token_of_a_ray_that_starts_here_is_its_owners_alone(home, umask):
     check_start()
     for mode in (0o640, 0o604):
         file.chmod(mode)
-        with pytest.raises(UserError, match=r"others can open Ray's token .*; delete the file"):
+        with pytest.raises(
+            UserError, match=r"others can open .*, and with Ray's token in it they can run code as you; delete the file"
+        ):
             check_start()
 
 
@@ -143,7 +145,9 @@ def test_no_token_file_is_made_where_the_environment_has_the_token_or_wants_none
 
 def test_a_home_that_cannot_keep_the_token_is_refused(monkeypatch, home):
     home.write_text("no folder")
-    with pytest.raises(UserError, match=r"Ray's token cannot be kept in .*auth_token; set HOME to a folder of yours"):
+    with pytest.raises(
+        UserError, match=r"Ray's token cannot be stored in .*auth_token; set HOME to a folder that you can write to"
+    ):
         check_start()
 
 

@@ -44,7 +44,7 @@ def test_a_port_that_another_program_has_is_refused_before_ray_starts(taken, poo
     monkeypatch.setattr("system.launch.cluster.connect", lambda: pytest.fail("Ray was started"))
     asked = pool.model_copy(update={"serve": GatewaySettings(port=taken)})
     with (
-        pytest.raises(UserError, match=f"another program listens on port {taken} of 127.0.0.1; end it"),
+        pytest.raises(UserError, match=f"another program listens on port {taken} of 127.0.0.1; stop it"),
         running_pool(asked),
     ):
         pass
@@ -79,7 +79,7 @@ def test_a_port_that_somebody_took_meanwhile_is_refused(taken, pool):
         ("0.0.0.0", 8000, {"node": "HEALTHY"}, {}, r"listens at 0\.0\.0\.0:8000, not at 127\.0\.0\.1:8000"),
         ("127.0.0.1", 8001, {"node": "HEALTHY"}, {}, r"listens at 127\.0\.0\.1:8001, not at"),
         ("127.0.0.1", 8000, {}, {}, "without HTTP"),
-        ("127.0.0.1", 8000, {"node": "HEALTHY"}, {"pool": None}, "application `pool` already"),
+        ("127.0.0.1", 8000, {"node": "HEALTHY"}, {"pool": None}, "already has a Serve application `pool`"),
     ],
 )
 def test_what_listens_on_a_cluster_must_be_what_the_pool_promises(

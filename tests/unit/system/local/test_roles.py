@@ -67,7 +67,7 @@ def test_a_run_ahead_of_its_learner_continues_with_the_same_bits(sd3_folder, tmp
 
 
 def test_several_ranks_are_refused():
-    with pytest.raises(UserError, match=r"learner\.ranks: 2 ranks need as many processes, and --local has one"):
+    with pytest.raises(UserError, match=r"learner\.ranks: 2 ranks need one process each, but --local has only one"):
         refuse(load_config("shapes", ["learner.ranks=2"]), By.LOCAL)
 
 

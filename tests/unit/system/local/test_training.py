@@ -99,7 +99,7 @@ def test_a_run_whose_checkpoints_are_not_found_is_refused_and_no_record_is_touch
     elsewhere.rename(tmp_path / "mounted")
     unmounted = train(f"checkpoint.folder={elsewhere}", "--resume")
     assert unmounted.returncode == 2
-    assert "mount or put back what held them" in unmounted.stderr
+    assert "mount or restore the storage that had them" in unmounted.stderr
     assert files(run) == before
     assert not elsewhere.exists()
 
@@ -107,13 +107,13 @@ def test_a_run_whose_checkpoints_are_not_found_is_refused_and_no_record_is_touch
     (tmp_path / "prompts.txt").write_text((tmp_path / "prompts.txt").read_text().replace("3", "three"))
     replaced = train(f"checkpoint.folder={elsewhere}", "--resume")
     assert replaced.returncode == 2
-    assert "began with another content of data.train, data.heldout" in replaced.stderr
+    assert "the content of data.train, data.heldout has changed since the run" in replaced.stderr
     assert files(run) == before
 
     again = train(f"checkpoint.folder={elsewhere}", "--resume", "--accept-changes")
     assert again.returncode == 0, again.stderr
     assert [line["step"] for line in metrics(run)] == [0, 1, 2, 3, 4]
-    assert "continues with another content of data.train" in (run / "logs" / "driver.log").read_text()
+    assert "continues with changed content of data.train" in (run / "logs" / "driver.log").read_text()
 
 
 def test_a_scorer_that_always_raises_stops_the_run(train, tmp_path):
@@ -153,7 +153,7 @@ def test_a_full_gpu_is_a_sentence_in_the_terminal_and_the_log_and_a_smaller_batc
 
     train("name=full", "--resume", "rollout.micro_batch=4", "rollout.decode_batch=4")
     assert [line["step"] for line in metrics(tmp_path / "runs" / "full")] == [0, 1, 2, 3, 4]
-    assert "not be bit for bit those of a run that kept its settings: rollout.micro_batch was 8" in log.read_text()
+    assert "differ in rounding from those of an unchanged run: rollout.micro_batch was 8" in log.read_text()
 
 
 def raises(error: Exception):

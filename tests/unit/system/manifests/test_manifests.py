@@ -110,7 +110,7 @@ def test_pods_hold_all_actors(asks, count):
 
 
 def test_an_actor_that_fits_nowhere_is_named():
-    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 1 GPUs; a node has 8 and 0"):
+    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 1 GPUs, but a node has 8 and 0"):
         manifests(recipe("rollout.num_gpus=0"), infra(OWN, learner={"cpus": 8}))
 
 
@@ -278,7 +278,7 @@ def test_the_claim_of_the_runs_is_applied_alone():
     assert "PersistentVolumeClaim" not in by_kind(manifests(recipe(), sized))
     (claim,) = manifests(recipe(), sized, "volume")
     check(claim)
-    with pytest.raises(UserError, match=r"runs.size: the claim is there already"):
+    with pytest.raises(UserError, match=r"runs.size: the infrastructure file gives no size"):
         manifests(recipe(), infra(OWN), "volume")
 
 
@@ -307,14 +307,18 @@ def test_a_queue_labels_the_job():
         (["data.train=prompts/train.txt"], OWN, r"data.train: `prompts/train.txt` is a path on this machine"),
         ([f"name=x{'y' * 40}"], OWN, "at most 40 characters"),
         (["name=3d"], OWN, "that begins with a letter"),
-        (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue admits a job of a fixed size"),
+        (["rollout.max_workers=9"], OWN | {"queue": {"kueue": "q"}}, "queue.kueue needs a job of fixed size"),
         ([], OWN | {"head": {"gpus": 1}}, "head.gpus"),
         (["serve.max_bytes=1000"], OWN, "serve.max_bytes: 1000 is less than one image"),
         (["policy.adapter=runs/earlier/lora"], OWN, "policy.adapter: `runs/earlier/lora` is a path on this machine"),
         (["checkpoint.folder=here"], OWN, "checkpoint.folder: `here` is a path on this machine"),
         (["scorers.0.options.metadata=x.jsonl"], OWN, r"scorers.0.options.metadata: `x.jsonl` is a path"),
-        (["scorers.0.options.url=http://127.0.0.1:8100/x"], OWN, "nothing listens at http://127.0.0.1:8100/x in a pod"),
-        (["reward.app=shared"], OWN, "reward.app: the job's cluster is new"),
+        (
+            ["scorers.0.options.url=http://127.0.0.1:8100/x"],
+            OWN,
+            "nothing listens at http://127.0.0.1:8100/x inside a pod",
+        ),
+        (["reward.app=shared"], OWN, "reward.app: the job starts a new cluster"),
     ],
 )
 def test_what_does_not_fit_is_the_users_mistake(overrides, raw, sentence):
@@ -335,7 +339,7 @@ def test_a_pool_alone_needs_nodes_of_its_own():
         ("image: x\nruns: {claim: runs}\nworker: {}", "unknown key `worker`; did you mean `workers`"),
         ("image: x\nruns: {claim: Runs}\nworkers: {}", "`runs.claim` = 'Runs': give at most 253 lower-case"),
         ("image: x\nruns: {claim: runs}\nworkers: {}\nqueue: {}", "queue: give kueue or volcano"),
-        ("- image", "an infrastructure file is a mapping"),
+        ("- image", "an infrastructure file must be a mapping"),
         ("image: [", "not YAML"),
     ],
 )
@@ -472,7 +476,7 @@ REFUSED = [
     ("workers.resources.gpu", "1", "with its domain"),
     ("workers.resources.cpu", "1", "with its domain"),
     ("workers.resources.rdma/hca", "0", "a quantity above 0"),
-    ("workers.resources.rdma/hca", "1.5", "whole numbers"),
+    ("workers.resources.rdma/hca", "1.5", "whole number"),
     ("workers.resources.nvidia.com/gpu", "1", "set gpus"),
     ("workers.node_selector.a b", "x", "a label's key"),
     ("workers.node_selector.A.b/c/d", "x", "a label's key"),
@@ -480,7 +484,7 @@ REFUSED = [
     ("workers.node_selector.zone", "a b", "at most 63"),
     ("workers.tolerations", [{"key": "spot", "operator": "In"}], "'Equal' or 'Exists'"),
     ("workers.tolerations", [{"key": "spot", "effect": "Never"}], "'NoSchedule'"),
-    ("workers.tolerations", [{"key": "spot", "operator": "Exists", "value": "x"}], "takes no value"),
+    ("workers.tolerations", [{"key": "spot", "operator": "Exists", "value": "x"}], "cannot have a value"),
     ("workers.tolerations", [{"effect": "NoSchedule"}], "without a key"),
     ("workers.tolerations", [{"key": "spot", "tolerationSeconds": 5}], "effect NoExecute"),
     ("reward.service", "a" * 48, "at most 47"),
@@ -521,5 +525,5 @@ def test_runs_of_different_names_have_different_resources():
     assert len(set(found)) == len(names)
     assert all(re.fullmatch(r"run-a(-[0-9a-f]{6})?", name) for name in found)
     for name in ("3d", "x" * 41, "X" * 40):
-        with pytest.raises(UserError, match="makes no name for Kubernetes"):
+        with pytest.raises(UserError, match="is no name for Kubernetes"):
             resource_name(name)

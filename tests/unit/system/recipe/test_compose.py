@@ -147,9 +147,12 @@ def test_a_layer_of_ones_own_is_found_beside_the_recipe_that_names_it(written, t
     [
         ({"mine": "extends: mine.yaml"}, "mine.yaml: `extends` leads back to this file"),
         ({"mine": "extends: ../{folder}/mine.yaml"}, "mine.yaml: `extends` leads back to this file"),
-        ({"mine": "method: awm"}, "mine.yaml: a hardware layer names no layer, and this one has the key `method`"),
+        (
+            {"mine": "method: awm"},
+            "mine.yaml: a hardware layer cannot choose layers, but this one has the key `method`",
+        ),
         ({"mine": "extends: sd35_pickscore"}, "no hardware layer `sd35_pickscore`"),
-        ({"mine": "- 1"}, "mine.yaml: a hardware layer is a mapping"),
+        ({"mine": "- 1"}, "mine.yaml: a hardware layer must be a mapping"),
     ],
 )
 def test_a_wrong_layer_is_refused(written, tmp_path, files, says):
@@ -161,7 +164,7 @@ def test_a_wrong_layer_is_refused(written, tmp_path, files, says):
 
 
 def test_a_layer_is_a_name(written):
-    with pytest.raises(UserError, match=r"recipe\.yaml: `hardware` = 8: it is the name of a layer, or a path"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: `hardware` = 8: it must be the name of a layer or a path"):
         load_config(written(recipe="{extends: shapes, hardware: 8}"))
     with pytest.raises(UserError, match="the command line: `hardware` = None"):
         load_config("shapes", ["hardware="])
@@ -219,9 +222,9 @@ def test_overrides_name_scorers(overrides, found):
         ("scorers.size=null", "there is no scorer `size`; the scorers are pickscore, judge"),
         (
             "scorers.size={weight: 1}",
-            "there is no scorer `size`; the scorers are pickscore, judge; one is added with its key `scorer`",
+            "there is no scorer `size`; the scorers are pickscore, judge; to add one, give its key `scorer`",
         ),
-        ("scorers.judge=3", "`scorers.judge` is a mapping of keys to values, or null to remove the scorer"),
+        ("scorers.judge=3", "`scorers.judge` must be a mapping of keys to values, or null to remove the scorer"),
         ("scorers.2.weight=1", "`scorers` has no `2`"),
     ],
 )

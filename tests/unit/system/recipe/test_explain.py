@@ -78,7 +78,7 @@ def test_a_wrong_recipe_is_explained(recipe, changes, message):
     ],
 )
 def test_a_url_with_credentials_is_refused_and_not_repeated(recipe, changes, key):
-    with pytest.raises(UserError, match=f"`{key}`: a URL holds credentials") as refused:
+    with pytest.raises(UserError, match=f"`{key}`: the URL contains credentials") as refused:
         load_config(recipe(**changes))
     assert "hush" not in str(refused.value)
     assert "hush" not in str(refused.value.__cause__)
@@ -109,8 +109,8 @@ def test_a_wrong_override_is_named(recipe, override, message):
         (["leaner.lr=1"], "an override: unknown key `leaner`"),
         (["leaner.lr=1"], "did you mean `learner`?"),
         (["learner.lr=0"], "learner.lr=0: `learner.lr` = 0: input should be greater than 0"),
-        (["plan=chain"], "plan=chain: `plan` = 'chain': it is a mapping; choose by name, with plan.name=…"),
-        (["kernel.name=ode"], "kernel.name=ode: `kernel.name` = 'ode': it is one of 'flow_sde', 'cps', 'dance'"),
+        (["plan=chain"], "plan=chain: `plan` = 'chain': it must be a mapping; choose by name with plan.name=…"),
+        (["kernel.name=ode"], "kernel.name=ode: `kernel.name` = 'ode': it must be one of 'flow_sde', 'cps', 'dance'"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_right_one(overrides, says):

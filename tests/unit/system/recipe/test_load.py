@@ -44,7 +44,7 @@ def test_a_pool_needs_scorers_only_and_a_training_recipe_has_them(recipe, tmp_pa
     assert (pool.name, pool.serve.port, pool.serve.max_images, pool.scorers[0].replicas.max) == ("pool", 9000, 3, 4)
     with pytest.raises(UserError, match=r"unknown key `serve.prot`.*did you mean `port`"):
         load_pool(str(path), ["serve.prot=1"])
-    with pytest.raises(UserError, match=r"max is 1, below min, 2"):
+    with pytest.raises(UserError, match=r"max is 1, which is less than min, 2"):
         load_pool(str(path), ["scorers.0.replicas.max=1", "scorers.0.replicas.min=2"])
 
 

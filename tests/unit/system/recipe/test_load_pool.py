@@ -10,5 +10,5 @@ from system.recipe.load import load_pool
 def test_a_scorer_is_not_named_like_a_column_beside_its_own(name, tmp_path):
     path = tmp_path / "pool.yaml"
     path.write_text(f"scorers:\n- {{name: {name}, scorer: jpeg_size}}\n")
-    with pytest.raises(UserError, match=f"`scorers.0.name` = '{name}': a column of the tables that scores go to has"):
+    with pytest.raises(UserError, match=f"`scorers.0.name` = '{name}': the tables of scores already have a column"):
         load_pool(str(path))

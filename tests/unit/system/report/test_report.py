@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path_factory):
     with pytest.raises(UserError, match="not a run"):
         build_report(tmp_path_factory.mktemp("empty"))
     run.joinpath("metrics.jsonl").write_text('\n{"cut": \n[]\n')
-    with pytest.raises(UserError, match="nothing is recorded"):
+    with pytest.raises(UserError, match="has no readable line yet"):
         build_report(run)
 
 
@@ -283,8 +283,8 @@ def test_a_table_of_something_else_is_left_out(run):
 def test_steps_whose_lines_are_torn_are_named(run, caplog):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(lines[0] + "\0" * 20 + "\n" + lines[2][:9] + "\n" + lines[3])
-    assert "metrics.jsonl has no whole line of step 1–2." in Page(build_report(run).read_text()).text
-    assert "metrics.jsonl has no whole line of step 1–2." in caplog.text
+    assert "metrics.jsonl has no intact line for step 1–2." in Page(build_report(run).read_text()).text
+    assert "metrics.jsonl has no intact line for step 1–2." in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"\0" * 50, b"name: [", b"- a list"])

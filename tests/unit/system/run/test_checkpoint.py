@@ -105,7 +105,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new_one(fold
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(Folder, "remove", remove)
         checkpoints.commit(RunState(step=4), digests, "seed: 0")
-    assert "are not removed: not yours" in caplog.text
+    assert "could not be removed: not yours" in caplog.text
     assert checkpoints.latest().state.step == 4
     save(checkpoints, 6)
     assert steps(folder) == [6]
@@ -209,7 +209,7 @@ def test_the_recipe_is_that_of_the_newest_that_can_be_read(folder):
     (folder / "step_000004").write("recipe.yaml", b"seed: 7")
     assert checkpoints.recipe() == "seed: 0"
     (folder / "step_000002").write("recipe.yaml", b"seed: 7")
-    with pytest.raises(UserError, match=r"of 2 the newest is step_000004 \(recipe.yaml does not match its checksum\)"):
+    with pytest.raises(UserError, match=r"the newest of 2 is step_000004 \(recipe.yaml does not match its checksum\)"):
         checkpoints.recipe()
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         found = checkpoints.latest()
     assert found.state.step == 2
-    assert "step_000004 is not usable" in caplog.text
+    assert "step_000004 cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"stride": 2}'])
@@ -262,7 +262,7 @@ def test_a_run_does_not_begin_again_where_every_checkpoint_is_damaged(folder):
     for step in (4, 6):
         save(checkpoints, step)
         (folder / f"step_{step:06d}").write("trained.safetensors", b"altered")
-    with pytest.raises(UserError, match="of 2 the newest is step_000006"):
+    with pytest.raises(UserError, match="the newest of 2 is step_000006"):
         checkpoints.latest()
 
 

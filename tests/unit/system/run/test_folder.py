@@ -106,11 +106,11 @@ def test_records_without_a_checkpoint_are_refused_and_not_begun_again(tmp_path):
     kept = tmp_path / "kept"
     begin(config(tmp_path, **kept_in(kept)))
     nowhere = rf"has recorded step 2, but there is no checkpoint of it in `{tmp_path}/mine/checkpoints`"
-    advice = rf"its config.yaml says that they are in `{kept}/mine`, so add checkpoint.folder={kept}, or give a new run"
+    advice = rf"its config.yaml names `{kept}/mine`, so add checkpoint.folder={kept}, or start a new run"
     refused(config(tmp_path), True, f"{nowhere}; {advice}")
 
     shutil.move(kept, tmp_path / "elsewhere")
-    message = rf"no checkpoint of it in `{kept}/mine`; mount or put back what held them, or"
+    message = rf"no checkpoint of it in `{kept}/mine`; mount or restore the storage that had them, or"
     refused(config(tmp_path, **kept_in(kept)), True, message)
     assert not kept.exists()
     assert newest(config(tmp_path, **kept_in(tmp_path / "elsewhere"))) == 2
@@ -180,21 +180,21 @@ def test_checkpoints_without_a_run_folder_are_continued_only_if_asked_and_with_t
     shutil.rmtree(tmp_path / "new")
     for step in (0, 2):
         (tmp_path / "kept" / "mine" / f"step_{step:06d}" / "recipe.yaml").write_text("- no recipe")
-    refused(settings(), True, "no checkpoint in .*kept/mine is usable")
+    refused(settings(), True, "no checkpoint in .*kept/mine can be used")
 
 
 def test_two_runs_of_one_name_and_recipe_are_told_apart(tmp_path):
     kept = kept_in(tmp_path / "kept")
     begin(config(tmp_path / "one", **kept))
     begin(config(tmp_path / "two"))
-    of_another = "the checkpoints in `.*kept/mine` are of another run of the same name"
+    of_another = "the checkpoints in `.*kept/mine` belong to another run of the same name"
     refused(config(tmp_path / "two", **kept), True, of_another)
 
     settings = config(tmp_path / "two")
     with RunFolder.open(settings, resume=True) as run:
         shutil.rmtree(run.path / "checkpoints")
         shutil.copytree(tmp_path / "kept" / "mine", run.path / "checkpoints")
-        with pytest.raises(UserError, match="are of another run of the same name"):
+        with pytest.raises(UserError, match="belong to another run of the same name"):
             run.newest_checkpoint(run.checkpoints(settings.checkpoint), 9)
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_recipe_is_not_restored(tmp_path):
     with RunFolder.open(config(tmp_path / "other", seed=1), resume=True) as run:
         seal(run, config(tmp_path / "other"), 3)
     shutil.copytree(other.path / "checkpoints" / "step_000003", newer)
-    refused(config(tmp_path), True, "are of another run of the same name")
+    refused(config(tmp_path), True, "belong to another run of the same name")
     with RunFolder.open(config(tmp_path, name="third"), resume=False) as run:
         shutil.copytree(newer.parent, run.path / "checkpoints")
         with pytest.raises(UserError, match="step_000003` began with other settings: seed was 1 and is 0"):
@@ -259,7 +259,7 @@ def test_a_torn_recipe_is_that_of_the_newest_checkpoint(tmp_path, damage):
         run.config_file.write_bytes(torn[damage])
     refused(config(tmp_path, seed=5), True, "began with other settings: seed was")
     with RunFolder.open(config(tmp_path, seed=3), resume=True) as again:
-        assert [note for note in again.notes if "takes the place of config.yaml" in note]
+        assert [note for note in again.notes if "is used instead of config.yaml" in note]
         assert again.config_file.read_bytes() == whole
     run.config_file.write_bytes(torn.get(damage, b""))
     assert run.read_config().seed == 3
@@ -315,14 +315,14 @@ def test_steps_whose_lines_are_torn_are_named_and_files_of_others_left_alone(tmp
     notes.parent.mkdir()
     notes.write_bytes(b"")
     run.forget_after(4)
-    assert "has no whole line of step 1, 3\n" in caplog.text
+    assert "has no intact line for step 1, 3\n" in caplog.text
     assert [line["step"] for line in run.read_metrics()] == [0, 2, 4]
     assert run.metrics_file.read_bytes() == b"\n".join([*lines[:5], b""])
     assert notes.exists()
     assert len(list((run.path / "experience").iterdir())) == 5
     run.metrics_file.write_bytes(b"\n".join(lines[:3]))
     run.forget_after(4)
-    assert "has no whole line of step 1, 3–4\n" in caplog.text
+    assert "has no intact line for step 1, 3–4\n" in caplog.text
 
 
 def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tmp_path):
@@ -337,16 +337,18 @@ def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tm
     run = begin(settings())
     prompts.write_text("a dog")
     refused(
-        settings(), True, "began with another content of data.train; put the old content back, or add --accept-changes"
+        settings(),
+        True,
+        "the content of data.train has changed since .* began; restore the old content, or add --accept-changes",
     )
     (model / "weights").write_bytes(b"two")
-    refused(settings(), True, "another content of data.train, policy.model; put")
+    refused(settings(), True, "the content of data.train, policy.model has changed since")
     with RunFolder.open(settings(), resume=True, accept_changes=True) as again:
-        assert again.notes == [f"the run `{run.path}` continues with another content of data.train, policy.model"]
+        assert again.notes == [f"the run `{run.path}` continues with changed content of data.train, policy.model"]
     with RunFolder.open(settings(), resume=True) as again:
         assert again.notes == []
     prompts.write_text("a cat")
-    refused(settings(), True, "another content of data.train; put")
+    refused(settings(), True, "the content of data.train has changed since")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +409,7 @@ def test_a_run_folder_is_the_recipe_of_its_run_wherever_it_lies_now(tmp_path):
 def test_the_log_says_which_free_settings_a_resumed_run_changes(tmp_path):
     begin(config(tmp_path, steps=9))
     with RunFolder.open(config(tmp_path, steps=12), resume=True) as run:
-        assert run.notes == [f"the run `{run.path}` continues with other settings: steps was 9 and is 12"]
+        assert run.notes == [f"the run `{run.path}` continues with changed settings: steps was 9 and is 12"]
 
 
 def test_the_log_names_what_rounds_otherwise(tmp_path):
@@ -416,7 +418,7 @@ def test_the_log_names_what_rounds_otherwise(tmp_path):
         continues, rounds = run.notes
     assert continues.endswith("rollout.workers was 1 and is 2; rollout.micro_batch was 24 and is 6")
     assert rounds == (
-        "the weights will not be bit for bit those of a run that kept its settings: rollout.micro_batch was 24 and is 6"
+        "the weights will differ in rounding from those of an unchanged run: rollout.micro_batch was 24 and is 6"
     )
 
 
@@ -434,7 +436,7 @@ def test_a_run_folder_whose_recipe_is_torn_has_it_in_its_checkpoint(tmp_path, da
             file.unlink()
     assert load_config(str(run.path)) == whole
     shutil.rmtree(run.path / "checkpoints")
-    with pytest.raises(UserError, match=r"has no whole config\.yaml and no checkpoint with the recipe"):
+    with pytest.raises(UserError, match=r"has no intact config\.yaml and no checkpoint with the recipe"):
         load_config(str(run.path))
 
 
@@ -458,7 +460,7 @@ def test_what_would_be_refused_at_the_restore_is_refused_before_anything_starts(
     for name in ("step_000000", "step_000002"):
         (run.path / "checkpoints" / name / "state.json").write_text("{}")
     damaged = files(run.path)
-    refused(config(tmp_path, steps=9), True, "is usable")
+    refused(config(tmp_path, steps=9), True, "can be used")
     assert files(run.path) == damaged != before
 
 
@@ -466,4 +468,4 @@ def test_records_that_are_torn_altogether_are_named_at_the_restore(tmp_path, cap
     run = begin(config(tmp_path, steps=9), recorded=2, sealed=(0, 2))
     run.metrics_file.write_bytes(bytes(run.metrics_file.stat().st_size))
     run.forget_after(2)
-    assert "has no whole line of step 0–2" in caplog.text
+    assert "has no intact line for step 0–2" in caplog.text
