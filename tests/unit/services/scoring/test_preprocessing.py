@@ -22,7 +22,7 @@ from services.scoring.hpsv3 import HPSv3
 from services.scoring.pickscore import PickScore
 from system.miniature import ASSETS
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import clip_tokenizer
+from system.bench.gpu.tiny.parts import clip_tokenizer
 
 ROOMS = ("system", "actors", "services")
 CHOSEN_BY_PACKAGES = re.compile(r"\w*ImageProcessor(Fast)?|Auto(Image|Video)?Processor|\w*VideoProcessor")
