@@ -76,7 +76,12 @@ def _measure_model(record: Record, model: str | None, settings: PolicySettings, 
             name = f"{work} of {model or 'the miniature'} in {settings.dtype} with {count} latents"
             if not record.has_time(name):
                 return
-            cells: dict[str, Cell] = {"model": model or "miniature", "dtype": settings.dtype, "work": work, "latents": count}
+            cells: dict[str, Cell] = {
+                "model": model or "miniature",
+                "dtype": settings.dtype,
+                "work": work,
+                "latents": count,
+            }
             try:
                 taken, memory = timed(step(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
             except torch.OutOfMemoryError:

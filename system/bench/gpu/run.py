@@ -110,7 +110,9 @@ def _check_one_card(folder: Path, name: str, device: str) -> None:
     for part, other in others.items():
         if other != device and "unknown" not in (other, device):
             part_file(folder, name).unlink()
-            raise UserError(f"--output: `{folder}` has results of `{other}` ({part}), and this is `{device}`; name another")
+            raise UserError(
+                f"--output: `{folder}` has results of `{other}` ({part}), and this is `{device}`; name another"
+            )
 
 
 def _say(findings: Findings, console: Console) -> None:
