@@ -38,8 +38,8 @@ def measure(record: Record) -> None:
     """A row for each model, dtype, number of latents and kind of work."""
     device = device_of(record.device)
     peaks = {dtype: product_rate(device, DTYPES[dtype]) for dtype in LATENTS}
-    models: dict[str | None, str] = {None: "shapes"} if record.small else dict(RECIPES)
-    for model, recipe in models.items():
+    models: list[tuple[str | None, str]] = [(None, "shapes")] if record.small else [*RECIPES.items()]
+    for model, recipe in models:
         for dtype in LATENTS:
             settings = load_config(recipe).policy.model_copy(update={"device": record.device, "dtype": dtype})
             if why := too_large(model, settings):

@@ -45,7 +45,7 @@ def settings_of(model: str, folder: Path, **changes: Any) -> PolicySettings:
     tiny = TINY[model]
     if not (folder / model).exists():
         tiny.build(folder / model)
-    own = {
+    own: dict[str, Any] = {
         "model": str(folder / model),
         "height": 16,
         "width": 16,

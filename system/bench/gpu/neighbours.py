@@ -87,7 +87,8 @@ class Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent, return_dict=False)[0]
+        decode: Any = self.vae.decode
+        return decode(latent, return_dict=False)[0]
 
 
 class HPSv3Forward(nn.Module):

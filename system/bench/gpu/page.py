@@ -99,10 +99,8 @@ def curves(table: Table) -> list[Panel]:
 
     def plot(axis: Axes) -> None:
         for place, (label, points) in enumerate(by_line.items()):
-            dash = ("-", "--", ":")[place // len(SERIES) % 3]
-            axis.plot(
-                *zip(*points, strict=True), dash, color=SERIES[place % len(SERIES)], marker="o", ms=3, label=label
-            )
+            dash, colour = ("-", "--", ":")[place // len(SERIES) % 3], SERIES[place % len(SERIES)]
+            axis.plot(*zip(*points, strict=True), dash, color=colour, marker="o", ms=3, label=label)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xlabel("latents in a forward")

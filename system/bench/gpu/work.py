@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def plan_of(settings: PolicySettings) -> Plan:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Products and convolutions of fp32 are fp32 on a GPU, too."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = False
