@@ -37,7 +37,7 @@ def measure(record: Record) -> None:
 
 
 def first_ratio(settings: PolicySettings) -> tuple[float, float]:
-    """max |ρ − 1| before the first optimizer step of an update; and the gradient's norm, which is 0 if nothing learns."""
+    """max |ρ − 1| before the first optimizer step of an update, and the gradient's norm: 0 if nothing learns."""
     if settings.compile:
         torch.compiler.reset()  # a process compiles only so many versions of one forward, and runs the rest eagerly
     decisions, _ = task_of(settings)
