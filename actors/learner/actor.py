@@ -117,7 +117,7 @@ class LearnerWorker:
         yield label
 
     def _buckets(self) -> list[list[str]]:
-        size = self.policy.export_dtype.itemsize
+        size = self.policy.family.dtype.itemsize
         num_bytes = {name: parameter.numel() * size for name, parameter in self.policy.parameters.items()}
         return bucketed(num_bytes, self.bucket_bytes)
 

@@ -122,7 +122,10 @@ class Learner:
                 self._old(minibatch, spare, monitor) if m or stale else None for m, minibatch in enumerate(minibatches)
             ]
         if self.settings.max_staleness:
-            self.past[self.version] = {name: value.detach().clone() for name, value in self._sampled().items()}
+            live = self.policy.parameters
+            self.past[self.version] = {
+                name: value.detach().to(live[name].dtype, copy=True) for name, value in self._sampled().items()
+            }
             self.past.pop(self.version - self.settings.max_staleness, None)
         norms = []
         for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
@@ -226,23 +229,23 @@ class Learner:
     def export(self, version: int | None = None) -> Weights:
         """The weights to sample from: the current ones, or those of a version before that are kept."""
         if version is None or version == self.version:
-            return self._weights(self.version, self._sampled())
-        return self._weights(version, self._past(version))
+            return self._weights(self.version, self._sampled(), self.policy.family.dtype)
+        return self._weights(version, self._past(version), self.policy.family.dtype)
 
     def evaluated(self) -> Weights:
-        """The weights that evaluation and the saved model use."""
-        return self._weights(self.version, self._used_for("evaluation"))
+        """The weights that evaluation uses."""
+        return self._weights(self.version, self._used_for("evaluation"), self.policy.family.dtype)
 
     def _sampled(self) -> Mapping[str, Tensor]:
         return self._used_for("sampling")
 
     def _used_for(self, use: Use) -> Mapping[str, Tensor]:
-        """The weight set that the objective declares for this use, or the current weights."""
+        """The weight set that the objective declares for this use, or the current weights; both in fp32."""
         weight_set = used_for(use, (average.weight_set for average in self.averages.values()))
-        return self.averages[weight_set.name].shadow if weight_set else self.policy.parameters
+        return self.averages[weight_set.name].shadow if weight_set else self.masters.tensors
 
-    def _weights(self, version: int, values: Mapping[str, Tensor]) -> Weights:
-        """Their arrays, which the first rank has.
+    def _weights(self, version: int, values: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+        """Their arrays in `dtype`, which the first rank has.
 
         Raises:
             UserError: a weight is not finite; on every rank, after the collectives.
@@ -253,7 +256,7 @@ class Learner:
             if not bool(whole.isfinite().all()):
                 broken.append(name)
             if not self.ranks.rank:
-                arrays[name] = to_array(whole.to(self.policy.export_dtype))
+                arrays[name] = to_array(whole.to(dtype))
         if broken:
             raise UserError(
                 f"policy version {version} has weights that are not finite ({len(broken)} tensors, such as "
@@ -300,7 +303,7 @@ class Learner:
         }
 
     def save_model(self, folder: Path) -> None:
-        """Write the evaluated weights in diffusers' layout."""
-        weights = self.evaluated()
+        """Write the weights that evaluation uses in diffusers' layout; an adapter in fp32."""
+        weights = self._weights(self.version, self._used_for("evaluation"), self.policy.saved_dtype)
         if not self.ranks.rank:
             self.policy.save(folder, weights.arrays)

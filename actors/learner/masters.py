@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Masters:
     """For each trained parameter an fp32 tensor that gathers its gradients and takes the optimizer's steps.
 
-    A parameter that is fp32 already (an adapter) is its own master. Steps of 1e-5 would be lost in bf16, whose values
+    A parameter that is fp32 already is its own master. Steps of 1e-5 would be lost in bf16, whose values
     lie 2⁻⁸ apart in relative size.
 
     Attributes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from actors.policy.arrays import to_array, to_tensor
+from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.settings import LoraSettings, PolicySettings
@@ -28,7 +29,7 @@ from services.base.paths import resolve_model
 
 
 class Policy:
-    """A base model and what is trained of it: a LoRA adapter in fp32, or every weight in the compute dtype.
+    """A base model and what is trained of it, a LoRA adapter or every weight, all in the compute dtype.
 
     Attributes:
         family: text encoding, velocity and decoding of the model.
@@ -55,10 +56,12 @@ class Policy:
         self._base = None if settings.lora else {name: p.detach().clone() for name, p in self.parameters.items()}
         if settings.adapter:
             self._start_from(Path(settings.adapter))
+        if settings.attention:
+            _choose_attention(self.transformer, settings.attention)
         if settings.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if settings.compile:
-            self.transformer.compile()
+            compile_blocks(self.transformer)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -87,9 +90,10 @@ class Policy:
                 self.transformer.add_adapter(config)
             except ValueError as error:
                 raise UserError(f"policy.lora.targets: {error}") from error
+        # PEFT adds the matrices in fp32 and would convert each layer's input to fp32 and its output back.
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(self.family.dtype)
 
     def _start_from(self, folder: Path) -> None:
         self.load(read_trained(folder, self.settings.lora, "policy.adapter"))
@@ -132,8 +136,8 @@ class Policy:
                 parameter.data, values[name] = values[name], parameter.data
 
     @property
-    def export_dtype(self) -> torch.dtype:
-        """Of weights on their way to the workers."""
+    def saved_dtype(self) -> torch.dtype:
+        """Of weights in a saved model. An adapter is small enough to keep what the learner has in fp32."""
         return torch.float32 if self.settings.lora else self.family.dtype
 
     def arrays(self) -> Arrays:
@@ -184,18 +188,19 @@ class Policy:
             raise _storage_error(error) from error
 
     def _save(self, folder: Path, values: Arrays) -> None:
+        tensors = {name: to_tensor(array).to(self.saved_dtype) for name, array in values.items()}
         if self.settings.lora is None:
             # Not save_pretrained: `values` need not be the live ones.
             folder.mkdir(parents=True, exist_ok=True)
             self.transformer.save_config(folder)
-            save_file({name: to_tensor(a).to(self.family.dtype) for name, a in values.items()}, folder / WEIGHTS_FILE)
+            save_file(tensors, folder / WEIGHTS_FILE)
             return
         scale = self.settings.lora.alpha / self.settings.lora.rank
         self.family.pipeline_class.save_lora_weights(
             folder,
             transformer_lora_layers={
-                name.replace(".default.", "."): to_tensor(a * scale if ".lora_B." in name else a)
-                for name, a in values.items()
+                name.replace(".default.", "."): tensor * scale if ".lora_B." in name else tensor
+                for name, tensor in tensors.items()
             },
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
             # PEFT keeps the targets in a set, whose order differs from process to process.
@@ -219,6 +224,21 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Fam
             f"policy.model: `{settings.model}` cannot be loaded ({type(error).__name__}: {said}); "
             "`tempflow doctor RECIPE` compares its files"
         ) from error
+
+
+def _choose_attention(transformer: nn.Module, name: str) -> None:
+    """Let each attention layer use the back end of this name.
+
+    Raises:
+        UserError: the model has no choice, or the back end is not installed.
+    """
+    processors = transformer.attn_processors.values()  # type: ignore[operator]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise UserError(f"policy.attention: {type(transformer).__name__} has one back end only; remove the setting")
+    try:
+        transformer.set_attention_backend(name)  # type: ignore[operator]
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UserError(f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())})") from error
 
 
 def _storage_error(error: SafetensorError) -> Exception:

@@ -83,7 +83,22 @@ class PolicySettings(Settings):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward instead of keeping them: less memory, more time."""
     compile: bool = False
-    """Compile the transformer with `torch.compile`. Rollout and learner compile one shape each."""
+    """Compile each block of the transformer with `torch.compile`, for static shapes."""
+    attention: (
+        Literal[
+            "native",
+            "_native_cudnn",
+            "_native_flash",
+            "_native_efficient",
+            "_native_math",
+            "flash",
+            "_flash_3",
+            "xformers",
+        ]
+        | None
+    ) = None
+    """The attention back end, by diffusers' own name of it; PyTorch chooses one if not given. `flash`, `_flash_3` and
+    `xformers` need their packages. FLUX, FLUX.2 and Qwen-Image have a choice, SD3 has none."""
     lora: LoraSettings | None = LoraSettings()
     """The trained adapter; `null` trains every weight of the transformer instead."""
     adapter: str | None = None

@@ -1,13 +1,14 @@
 """FSDP2: a transformer that is too large for one device lies in shards on the learner's ranks."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from actors.policy.blocks import blocks
 
 
 def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, whole: Iterable[nn.Parameter]) -> None:
@@ -24,9 +25,7 @@ def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, whole: Itera
     # Inputs come in the dtype that the family chose: timesteps, for one, in fp32.
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     kept = set(whole)
-    names: Any = transformer._no_split_modules
-    blocks = [module for module in transformer.modules() if type(module).__name__ in names]
-    for module in (*blocks, transformer):
+    for module in (*blocks(transformer), transformer):
         # The root too gives back what it gathered: between two forwards the shards may hold another policy.
         fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=kept, reshard_after_forward=True)
     for module in transformer.modules():

@@ -64,9 +64,9 @@ def test_each_familys_run_on_ray_is_the_run_of_one_process(case, tiny_folder, as
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)])
 def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the_same_bits(
-    recipe, tempflow, in_process, tmp_path, how
+    recipe, in_process, tmp_path, how
 ):
-    """Ctrl-C goes to all processes of a terminal, SIGTERM to the driver."""
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the driver. The run is resumed in one process."""
     command = [sys.executable, "-m", "system", "train", str(recipe), "name=stopped", "steps=400"]
     run = tmp_path / "runs" / "stopped"
     process = subprocess.Popen(
@@ -88,7 +88,7 @@ def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
     assert (run / "report.html").exists()
 
     steps = f"steps={stopped_at + 2}"
-    assert tempflow("train", recipe, "name=stopped", steps, "--resume").returncode == 0
+    assert in_process("train", recipe, "--local", "name=stopped", steps, "--resume").returncode == 0
     assert in_process("train", recipe, "--local", "name=whole", steps).returncode == 0
     assert adapter(run, stopped_at + 2) == adapter(tmp_path / "runs" / "whole", stopped_at + 2)
 

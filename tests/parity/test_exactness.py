@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.policy.policy import Policy
@@ -47,6 +49,29 @@ def test_ratio_is_exactly_one_with_a_compiled_model(case, dtype, tiny_folder):
     stats = learner_of(tiny_folder(case), GrpoSettings(optimizer_steps=2), settings, **changes).update(batch)
     assert stats.first_ratio_deviation == 0.0
     assert stats.ratio_max_deviation > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FAMILIES[:2], ids=str)
+def test_a_compiled_model_gives_the_same_bits_whichever_shape_comes_first(case, tiny_folder):
+    """With dynamic shapes, the second shape would get a graph that the first one does not have."""
+
+    def velocities(*sizes: int) -> dict[int, torch.Tensor]:
+        torch.compiler.reset()
+        policy = Policy(tiny_settings(tiny_folder(case), compile=True, **case.settings), seed=0)
+        conditioning, found = policy.family.encode(["a cat"]), {}
+        for size in sizes:
+            x_NZ = torch.randn(size, *policy.family.latent_shape, generator=torch.Generator().manual_seed(0))
+            rows = {name: tensor.expand(size, *tensor.shape[1:]) for name, tensor in conditioning.items()}
+            with torch.no_grad():
+                found[size] = policy.family.velocity(x_NZ, torch.full((size,), 0.5), rows)
+        return found
+
+    counters.clear()
+    first, second = velocities(2, 5), velocities(5, 2)
+    assert all(torch.equal(first[size], second[size]) for size in (2, 5))
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] >= 4
 
 
 def generated(folder, micro_batch: int, **changes):

@@ -15,7 +15,6 @@ from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
 from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
-from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -244,9 +243,9 @@ def test_the_learning_rate_falls_with_the_version_and_a_restored_learner_knows_w
     assert all(np.array_equal(array, arrays[name]) for name, array in learner.export().arrays.items())
 
 
-def of_version(folder, learner, version):
+def of_version(learner, version):
     """Decisions sampled from the weights that the learner exports for a version."""
-    generator = Generator(Policy(tiny_settings(folder), 0), KERNEL, RolloutSettings(micro_batch=8))
+    generator = Generator(Policy(learner.policy.settings, 0), KERNEL, RolloutSettings(micro_batch=8))
     generator.load(learner.export(version))
     decisions, *_ = generator.generate(Task(0, "a prompt", (0, version, 0), version), PLAN)
     return [(decisions, np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape))]
@@ -256,8 +255,8 @@ def test_a_stale_update_compares_with_the_version_that_generated(sd3_folder):
     """Two versions behind, the ratio is exp(log p now − log p of the rollout), and there is no drift."""
     learner = learner_of(sd3_folder, settings=LearnerSettings(lr=1e-2, micro_batch=8, max_staleness=2))
     for version in range(2):
-        learner.update(of_version(sd3_folder, learner, version))
-    ((decisions, advantage),) = batch = of_version(sd3_folder, learner, 0)
+        learner.update(of_version(learner, version))
+    ((decisions, advantage),) = batch = of_version(learner, 0)
     micro = next(learner.objective.micro_batches(decisions, advantage))
     now_NK = learner.objective.old(micro)[: micro.real].numpy()
     ratio_NK = np.exp(now_NK - decisions.log_prob_NK)
@@ -268,21 +267,22 @@ def test_a_stale_update_compares_with_the_version_that_generated(sd3_folder):
     assert stats.nfe == 4 * PLAN.decisions
 
 
-def test_the_last_versions_are_kept_and_survive_a_restart(sd3_folder, tmp_path):
-    settings = LearnerSettings(lr=1e-2, max_staleness=2)
-    learner = learner_of(sd3_folder, settings=settings)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_last_versions_are_kept_and_survive_a_restart(sd3_folder, tmp_path, dtype):
+    settings = LearnerSettings(lr=1e-2, max_staleness=2, max_drift=10)
+    learner = learner_of(sd3_folder, settings=settings, dtype=dtype)
     exported = [learner.export(0).checksum]
     for version in range(4):
-        learner.update(of_version(sd3_folder, learner, max(0, version - 2)), behaviour=max(0, version - 2))
+        learner.update(of_version(learner, max(0, version - 2)), behaviour=max(0, version - 2))
         exported.append(learner.export().checksum)
     assert [learner.export(version).checksum for version in (2, 3, 4)] == exported[2:]
     assert learner.export(3).version == 3
     with pytest.raises(RuntimeError, match=r"asked for policy version 1, holding \[2, 3, 4\]"):
         learner.export(1)
     keep(learner, tmp_path)
-    again = learner_of(sd3_folder, settings=settings)
+    again = learner_of(sd3_folder, settings=settings, dtype=dtype)
     again.restore(Folder.at(str(tmp_path)), 4)
-    batch = of_version(sd3_folder, again, 2)
+    batch = of_version(again, 2)
     assert [again.export(version).checksum for version in (2, 3, 4)] == exported[2:]
     for one in (learner, again):
         one.update(batch, behaviour=2)

@@ -1,4 +1,4 @@
-"""Full fine-tuning: fp32 masters under bf16 weights, the frozen reference, files that diffusers reads."""
+"""fp32 masters under bf16 weights, of an adapter or of a whole model; its reference and its saved files."""
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from tests.helpers.learners import keep, learner_of, tasks_of
 from tests.helpers.tiny import stir, tiny_settings
 
 FULL = {"lora": None, "dtype": "bf16"}
+TRAINED = pytest.mark.parametrize("trained", [FULL, {"dtype": "bf16"}], ids=["every weight", "adapter"])
 SMALL_LR = LearnerSettings(lr=1e-6, weight_decay=0, micro_batch=3, max_drift=10)
 
 
@@ -28,10 +29,11 @@ def test_ratio_is_exactly_one_with_every_weight_trained(sd3_folder, dtype, optim
     assert stats.kl == 0.0 if optimizer_steps == 1 else stats.kl > 0
 
 
-def test_steps_too_small_for_bf16_add_up_in_the_masters(sd3_folder):
-    learner = learner_of(sd3_folder, settings=SMALL_LR, **FULL)
+@TRAINED
+def test_steps_too_small_for_bf16_add_up_in_the_masters(sd3_folder, trained):
+    learner = learner_of(sd3_folder, settings=SMALL_LR, **trained)
     masters = {name: tensor.detach().clone() for name, tensor in learner.masters.tensors.items()}
-    learner.update(tasks_of(sd3_folder, **FULL))
+    learner.update(tasks_of(sd3_folder, **trained))
     moved = max(
         float((tensor.detach() - masters[name]).abs().max()) for name, tensor in learner.masters.tensors.items()
     )
@@ -43,11 +45,12 @@ def test_steps_too_small_for_bf16_add_up_in_the_masters(sd3_folder):
         assert torch.equal(master.bfloat16(), parameter)
 
 
-def test_gradients_of_micro_batches_add_up_in_fp32(sd3_folder):
-    batch = tasks_of(sd3_folder, **FULL)
+@TRAINED
+def test_gradients_of_micro_batches_add_up_in_fp32(sd3_folder, trained):
+    batch = tasks_of(sd3_folder, **trained)
     norms = [
-        learner_of(sd3_folder, settings=LearnerSettings(micro_batch=size, max_drift=10), **FULL).update(batch).grad_norm
-        for size in (1, 16)
+        learner_of(sd3_folder, settings=LearnerSettings(micro_batch=n, max_drift=10), **trained).update(batch).grad_norm
+        for n in (1, 16)
     ]
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
@@ -62,20 +65,21 @@ def test_the_reference_is_the_base_before_training(sd3_folder):
     assert policy.export(1).checksum == trained != base
 
 
+@TRAINED
 @pytest.mark.parametrize("ema", [None, EmaSettings(every=1)])
-def test_a_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema):
-    batch = tasks_of(sd3_folder, **FULL)
+def test_a_restored_learner_continues_bit_for_bit(sd3_folder, tmp_path, ema, trained):
+    batch = tasks_of(sd3_folder, **trained)
     settings = LearnerSettings(lr=1e-4, ema=ema, max_drift=10)
-    learner = learner_of(sd3_folder, settings=settings, **FULL)
+    learner = learner_of(sd3_folder, settings=settings, **trained)
     learner.update(batch)
     keep(learner, tmp_path)
     learner.update(batch)
-    again = learner_of(sd3_folder, settings=settings, **FULL)
+    again = learner_of(sd3_folder, settings=settings, **trained)
     again.restore(Folder.at(str(tmp_path)), 1)
     again.update(batch)
     assert again.export().checksum == learner.export().checksum
     assert again.evaluated().checksum == learner.evaluated().checksum
-    workers = Policy(tiny_settings(sd3_folder, **FULL), seed=0)
+    workers = Policy(tiny_settings(sd3_folder, **trained), seed=0)
     assert workers.load(again.evaluated().arrays) == again.evaluated().checksum
 
 
@@ -90,6 +94,17 @@ def test_the_saved_transformer_is_read_by_diffusers_and_by_us(sd3_folder, tmp_pa
     assert started.export(0).checksum == policy.export(0).checksum
     with pytest.raises(UserError, match=r"holds a whole transformer"):
         read_trained(tmp_path / "transformer", tiny_settings(sd3_folder).lora, "--adapter")
+
+
+def test_a_saved_adapter_keeps_the_masters_bits(sd3_folder, tmp_path):
+    settings = LearnerSettings(lr=1e-4, max_drift=10)
+    learner = learner_of(sd3_folder, settings=settings, dtype="bf16")
+    learner.update(tasks_of(sd3_folder, dtype="bf16"))
+    learner.save_model(tmp_path)
+    saved = read_trained(tmp_path, learner.policy.settings.lora, "--adapter")
+    for name, master in learner.masters.tensors.items():
+        assert torch.equal(to_tensor(saved[name]), master.detach())
+    assert any(not torch.equal(master, master.bfloat16().float()) for master in learner.masters.tensors.values())
 
 
 def test_bf16_keeps_its_bits_as_an_array():
