@@ -161,7 +161,8 @@ def _hpsv3(changes: dict[str, Any]) -> nn.Module:
 
 def _qwen_text(changes: dict[str, Any]) -> nn.Module:
     sizes = QWEN_7B | changes
-    vision: dict[str, Any] = {"out_hidden_size": sizes["hidden_size"]} | ({"depth": 1} if changes else {})
+    vision: dict[str, Any] = {"hidden_size": 1280, "out_hidden_size": sizes["hidden_size"]}
+    vision |= {"depth": 1} if changes else {}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=sizes, vision_config=vision))
 
 

@@ -135,7 +135,7 @@ class Record:
         """Whether `what` may still begin; if not, the findings say that it was left out."""
         if time.monotonic() - self.started < self.bound_s:
             return True
-        self.note(f"{what} was left out: the part had used its {self.bound_s:.0f} seconds.")
+        self.note(f"{what[:1].upper()}{what[1:]} was left out: the part had used its {self.bound_s:.0f} seconds.")
         return False
 
     @contextmanager

@@ -87,7 +87,7 @@ def run_process(name: str, path: Path, timeout_s: float) -> Findings:
         try:
             ended = f"the process of the part ended with code {process.wait(timeout_s)}"
         except subprocess.TimeoutExpired:
-            ended = f"the part was killed after {timeout_s:.0f} seconds"
+            ended = f"the part was killed after {timeout_s:g} seconds"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
