@@ -34,5 +34,6 @@ if __name__ == "__main__":
     import torch
 
     DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    prepare_torch(threads=torch.get_num_threads(), num_gpus=int(DEVICE == "cuda"), deterministic=False)
+    THREADS = torch.get_num_threads() if DEVICE == "cuda" else 1  # tiny models do not gain by more
+    prepare_torch(THREADS, num_gpus=int(DEVICE == "cuda"), deterministic=False)
     run_part(sys.argv[1], Path(sys.argv[2]), DEVICE)
