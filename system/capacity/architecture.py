@@ -1,0 +1,154 @@
+"""The shapes of a model without its weights: from its folder, or from the configurations of known models in `models/`.
+
+`models/ORG/NAME/` has the layout of a model folder of diffusers, JSON files alone, with the keys that shapes depend on.
+They are facts of the published models: numbers of parameters are compared with the published ones in a test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.policy.families import family_class, pipeline_name
+from actors.policy.family import DTYPES, Family
+from actors.policy.settings import PolicySettings
+from services.base.errors import UserError
+from services.base.paths import resolve_model
+
+KNOWN = Path(__file__).parent / "models"
+
+META = torch.device("meta")
+
+
+def known_models() -> list[str]:
+    """The hub ids whose shapes are in this package."""
+    return sorted(path.parent.relative_to(KNOWN).as_posix() for path in KNOWN.glob("*/*/model_index.json"))
+
+
+def architecture(model: str) -> Path:
+    """The folder with a model's configurations: its own if it is on this machine, else that of the known model.
+
+    Raises:
+        UserError: neither exists.
+    """
+    folder = Path(resolve_model(model))
+    if (folder / "model_index.json").is_file():
+        return folder
+    if model in known_models():
+        return KNOWN / model
+    raise UserError(
+        f"policy.model: the shapes of `{model}` are not known without its files; give its folder, or one of "
+        f"{', '.join(known_models())}"
+    )
+
+
+def parts(folder: Path) -> dict[str, tuple[str, str]]:
+    """Library and class of each part of a pipeline that the folder has a configuration for, by the part's name."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in index.items()
+        if isinstance(entry, list) and entry[0] and (folder / name / "config.json").is_file()
+    }
+
+
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a part."""
+    return json.loads((folder / part / "config.json").read_text())
+
+
+def build_part(
+    folder: Path,
+    part: str,
+    device: torch.device = META,
+    dtype: torch.dtype = torch.float32,
+    changes: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A part of a model with random weights (`meta`: none), made on the device in the dtype.
+
+    Args:
+        changes: other values for keys of its configuration, such as fewer layers.
+
+    Raises:
+        UserError: the folder has no such part.
+    """
+    found = parts(folder).get(part)
+    if found is None:
+        raise UserError(f"`{folder}` has no {part}; it has {', '.join(parts(folder))}")
+    library, name = found
+    kind: Any = getattr(importlib.import_module(library), name)
+    config = config_of(folder, part) | (changes or {})
+    with device, default_dtype(dtype):
+        if library == "diffusers":
+            return kind.from_config(config)
+        return kind(kind.config_class.from_dict(config))
+
+
+def build_family(
+    settings: PolicySettings,
+    device: torch.device,
+    extra: tuple[str, ...] = (),
+    changes: dict[str, Any] | None = None,
+) -> Family:
+    """The family that drives `settings.model`, with random weights: the transformer in the compute dtype and no more.
+
+    Args:
+        extra: further parts: `vae` (fp32), and text encoders (compute dtype).
+        changes: other values for keys of the transformer's configuration.
+
+    Raises:
+        UserError: the model is not known, or lacks a part.
+    """
+    folder = architecture(settings.model)
+    local = settings.model_copy(update={"model": str(folder)})
+    driver, dtype = family_class(local), DTYPES[settings.dtype]
+    index = json.loads((folder / "model_index.json").read_text())
+    scheduler = getattr(importlib.import_module("diffusers"), index["scheduler"][1])
+    made: dict[str, Any] = {"transformer": build_part(folder, "transformer", device, dtype, changes)}
+    for part in extra:
+        made[part] = build_part(folder, part, device, torch.float32 if part == "vae" else dtype)
+    made["scheduler"] = scheduler.from_config(json.loads((folder / "scheduler/scheduler_config.json").read_text()))
+    names = driver.pipeline_class._get_signature_keys(driver.pipeline_class)[0]
+    options = {key: index[key] for key in ("is_distilled",) if key in index}
+    return driver(settings, driver.pipeline_class(**(dict.fromkeys(names) | made), **options), config_of(folder, "vae"))
+
+
+def conditioning_shapes(settings: PolicySettings, guided: bool) -> dict[str, tuple[int, ...]]:
+    """The shape of each text embedding of one prompt, by name, as the family's `encode` gives them."""
+    folder = architecture(settings.model)
+    transformer, tokens = config_of(folder, "transformer"), settings.max_sequence_length
+    pipeline = pipeline_name(str(folder))
+    if pipeline == "StableDiffusion3Pipeline":
+        tokens += config_of(folder, "text_encoder")["max_position_embeddings"]
+    shapes: dict[str, tuple[int, ...]] = {"prompt": (1, tokens, transformer["joint_attention_dim"])}
+    if "pooled_projection_dim" in transformer:
+        shapes["pooled"] = (1, transformer["pooled_projection_dim"])
+    if pipeline == "QwenImagePipeline":
+        shapes["mask"] = (1, tokens)
+    return shapes | ({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})
+
+
+def random_conditioning(family: Family) -> dict[str, Tensor]:
+    """Embeddings of one prompt, random ones; a mask is of ones."""
+    return {
+        name: (torch.ones if name.endswith("mask") else torch.randn)(shape, device=family.device, dtype=family.dtype)
+        for name, shape in conditioning_shapes(family.settings, family.guided).items()
+    }
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The dtype of new floating-point tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
