@@ -2,6 +2,7 @@
 
 import subprocess
 
+import psutil
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -26,7 +27,7 @@ def measure(record: Record) -> None:
         "matmul_bf16_tflops": product_rate(device, torch.bfloat16) / TERA,
         **fp32_rates(device),
         "attention_bf16_tflops": attention_rate(device) / TERA,
-        "memory_tb_s": memory_rate(device) / TERA,
+        "memory_tb_per_s": memory_rate(device) / TERA,
     }
     for name, rate in rates.items():
         record.row("Rates", rate=name, measured=rate)
@@ -80,8 +81,10 @@ def memory_rate(device: torch.device) -> float:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Bytes of the card; 0 on a CPU."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    """Bytes of the card, or of the machine where there is none."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def capability(device: torch.device) -> str:

@@ -20,6 +20,7 @@ from system.bench.gpu.record import Cell, Record
 from system.bench.gpu.work import free
 from system.bench.measure import alternate, flops_of
 from system.bench.models import FULL_SIZES, bench_policy
+from system.capacity.architecture import architecture, build_part
 from system.recipe.load import load_config
 
 GB = 1e9
@@ -61,9 +62,7 @@ def too_large(model: str | None, settings: PolicySettings) -> str:
 
 def weight_bytes(model: str, settings: PolicySettings) -> int:
     """Bytes of the transformer's weights in the compute dtype."""
-    shapes = FULL_SIZES[model]
-    with torch.device("meta"):
-        transformer = shapes.transformer(**shapes.config)
+    transformer = build_part(architecture(FULL_SIZES[model]), "transformer")
     return sum(p.numel() for p in transformer.parameters()) * DTYPES[settings.dtype].itemsize
 
 

@@ -4,51 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import Tensor, nn
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLModel,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import CLIPConfig, CLIPModel, Qwen2VLConfig, Qwen2VLModel
 
 from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS, reward_head
-from system.bench.models import VAE
+from system.capacity.architecture import architecture, build_part, default_dtype
 
+SD35, QWEN_IMAGE = "stabilityai/stable-diffusion-3.5-medium", "Qwen/Qwen-Image"
 LATENT_CHANNELS, VAE_SCALE = 16, 8
 CLIP_TOKENS, CLIP_PX = 77, 224
-QWEN_TOKENS = 256
+LONG_TOKENS = 256
 PATCH_PX, MERGE = 14, 2
 CHARACTERS_A_TOKEN = 4
 """Of English text, about: it gives the length of HPSv3's instruction without its tokenizer."""
 
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-CLIP_H_VISION = CLIP_G | {"num_attention_heads": 16, "patch_size": PATCH_PX}
-"""PickScore's CLIP is laion/CLIP-ViT-H-14-laion2B-s32B-b79K."""
-T5_XXL = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
-QWEN_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+CLIP_H = {
+    "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "patch_size": PATCH_PX,
+    },
+    "projection_dim": 1024,
 }
-"""The language model of Qwen2.5-VL-7B, which encodes Qwen-Image's prompts, and of Qwen2-VL-7B, HPSv3's base."""
+"""PickScore's, as laion/CLIP-ViT-H-14-laion2B-s32B-b79K."""
+QWEN2_VL = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 3584},
+}
+"""HPSv3's base, Qwen/Qwen2-VL-7B-Instruct."""
+FEW_LAYERS = {"num_hidden_layers": 1}
+NARROW = FEW_LAYERS | {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
 
+Changes = dict[str, Any]
 Inputs = dict[str, Tensor]
 
 
@@ -56,10 +58,8 @@ Inputs = dict[str, Tensor]
 class Neighbour:
     """A model, and what a run calls it with."""
 
-    build: Callable[[dict[str, Any]], nn.Module]
-    """Takes changes of the sizes, which are empty for the published shapes."""
-    small: dict[str, Any]
-    """The changes for a CPU."""
+    build: Callable[[torch.device, torch.dtype, bool], nn.Module]
+    """On a device, in a dtype; small, for a CPU, or as published."""
     dtype: torch.dtype
     """Of the weights, as a run has them."""
     inputs: Callable[[int, int], Inputs]
@@ -68,15 +68,10 @@ class Neighbour:
     """What a row is: a prompt or an image."""
 
     def make(self, device: torch.device, small: bool) -> nn.Module:
-        """The model on the device; a small one in fp32, since some CPUs take seconds for a product in bf16."""
+        """The model, ready to run; a small one in fp32, since some CPUs take seconds for a product in bf16."""
         torch.manual_seed(0)
-        standard = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32 if small else self.dtype)
-        try:
-            with torch.device(device):
-                return self.build(self.small if small else {}).eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(standard)
+        model = self.build(device, torch.float32 if small else self.dtype, small)
+        return model.eval().requires_grad_(False)
 
 
 class Decoder(nn.Module):
@@ -143,64 +138,52 @@ def _judged(rows: int, _: int) -> Inputs:
     }
 
 
-def _clip(changes: dict[str, Any]) -> nn.Module:
-    text, vision = CLIP_H | changes, CLIP_H_VISION | changes
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=CLIP_H["hidden_size"]))
+def _part(
+    model: str, part: str, small_changes: Changes, device: torch.device, dtype: torch.dtype, small: bool
+) -> nn.Module:
+    built = build_part(architecture(model), part, device, dtype, small_changes if small else None)
+    return Decoder(built) if part == "vae" else built
 
 
-def _text(sizes: dict[str, Any], changes: dict[str, Any]) -> nn.Module:
-    config = CLIPTextConfig(**(sizes | changes), projection_dim=sizes["hidden_size"])
-    return CLIPTextModelWithProjection(config)
+def _pickscore(device: torch.device, dtype: torch.dtype, small: bool) -> nn.Module:
+    config = _changed(CLIP_H, text_config=FEW_LAYERS, vision_config=FEW_LAYERS) if small else CLIP_H
+    with device, default_dtype(dtype):
+        return CLIPModel(CLIPConfig(**config))
 
 
-def _hpsv3(changes: dict[str, Any]) -> nn.Module:
-    sizes = QWEN_7B | changes
-    vision: dict[str, Any] = {"hidden_size": sizes["hidden_size"]} | ({"depth": 1} if changes else {})
-    return HPSv3Forward(Qwen2VLConfig(text_config=sizes, vision_config=vision))
+def _hpsv3(device: torch.device, dtype: torch.dtype, small: bool) -> nn.Module:
+    config = _changed(QWEN2_VL, text_config=NARROW, vision_config={"depth": 1, "hidden_size": 256})
+    with device, default_dtype(dtype):
+        return HPSv3Forward(Qwen2VLConfig(**(config if small else QWEN2_VL)))
 
 
-def _qwen_text(changes: dict[str, Any]) -> nn.Module:
-    sizes = QWEN_7B | changes
-    vision: dict[str, Any] = {"hidden_size": 1280, "out_hidden_size": sizes["hidden_size"]}
-    vision |= {"depth": 1} if changes else {}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=sizes, vision_config=vision))
+def _changed(config: Changes, **changes: Changes) -> Changes:
+    """A configuration with other values in its inner ones."""
+    return config | {name: config[name] | inner for name, inner in changes.items()}
 
 
-FEW_LAYERS = {"num_hidden_layers": 1}
-NARROW = {"num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
-THIN = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+def _sd35(part: str, **small_changes: Any) -> Callable[[torch.device, torch.dtype, bool], nn.Module]:
+    return partial(_part, SD35, part, small_changes)
+
+
+SMALL_QWEN = _changed(
+    QWEN2_VL, text_config=NARROW, vision_config={"depth": 1, "hidden_size": 1280, "out_hidden_size": 256}
+)
+VAE = _sd35("vae", block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+QWEN_VAE = partial(_part, QWEN_IMAGE, "vae", {"base_dim": 32, "num_res_blocks": 1})
+QWEN_TEXT = partial(_part, QWEN_IMAGE, "text_encoder", SMALL_QWEN)
+CLIP_IDS, LONG_IDS = (lambda rows, _, tokens=n: _ids(rows, tokens) for n in (CLIP_TOKENS, LONG_TOKENS))
+FP32, BF16 = torch.float32, torch.bfloat16
 
 NEIGHBOURS = {
-    "VAE of SD3 and FLUX.1, fp32": Neighbour(
-        lambda changes: Decoder(AutoencoderKL(**(VAE | changes))), THIN, torch.float32, _latents, "image"
-    ),
-    "VAE of SD3 and FLUX.1, bf16": Neighbour(
-        lambda changes: Decoder(AutoencoderKL(**(VAE | changes))), THIN, torch.bfloat16, _latents, "image"
-    ),
-    "VAE of Qwen-Image, fp32": Neighbour(
-        lambda changes: Decoder(AutoencoderKLQwenImage(**changes)),
-        {"base_dim": 32, "num_res_blocks": 1},
-        torch.float32,
-        _frames,
-        "image",
-    ),
-    "CLIP-L text": Neighbour(
-        lambda changes: _text(CLIP_L, changes), FEW_LAYERS, torch.bfloat16, lambda n, _: _ids(n, CLIP_TOKENS), "prompt"
-    ),
-    "CLIP-G text": Neighbour(
-        lambda changes: _text(CLIP_G, changes), FEW_LAYERS, torch.bfloat16, lambda n, _: _ids(n, CLIP_TOKENS), "prompt"
-    ),
-    "T5-XXL, 256 tokens": Neighbour(
-        lambda changes: T5EncoderModel(T5Config(**(T5_XXL | changes), feed_forward_proj="gated-gelu")),
-        {"num_layers": 1, "d_ff": 256, "d_model": 256},
-        torch.bfloat16,
-        lambda n, _: _ids(n, 256),
-        "prompt",
-    ),
-    "Qwen2.5-VL-7B text, 256 tokens": Neighbour(
-        _qwen_text, NARROW, torch.bfloat16, lambda n, _: _ids(n, QWEN_TOKENS), "prompt"
-    ),
-    "PickScore": Neighbour(_clip, FEW_LAYERS, torch.float32, _pairs, "image"),
-    "HPSv3": Neighbour(_hpsv3, NARROW, torch.bfloat16, _judged, "image"),
+    "VAE of SD3 and FLUX.1, fp32": Neighbour(VAE, FP32, _latents, "image"),
+    "VAE of SD3 and FLUX.1, bf16": Neighbour(VAE, BF16, _latents, "image"),
+    "VAE of Qwen-Image, fp32": Neighbour(QWEN_VAE, FP32, _frames, "image"),
+    "CLIP-L text": Neighbour(_sd35("text_encoder", **FEW_LAYERS), BF16, CLIP_IDS, "prompt"),
+    "CLIP-G text": Neighbour(_sd35("text_encoder_2", **FEW_LAYERS), BF16, CLIP_IDS, "prompt"),
+    "T5-XXL, 256 tokens": Neighbour(_sd35("text_encoder_3", num_layers=1, d_ff=256), BF16, LONG_IDS, "prompt"),
+    "Qwen2.5-VL-7B text, 256 tokens": Neighbour(QWEN_TEXT, BF16, LONG_IDS, "prompt"),
+    "PickScore": Neighbour(_pickscore, FP32, _pairs, "image"),
+    "HPSv3": Neighbour(_hpsv3, BF16, _judged, "image"),
 }
 """By name. The VAE runs in fp32; bf16 shows what that costs."""
