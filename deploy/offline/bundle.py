@@ -75,7 +75,18 @@ def download(requirement: str, wheels: Path, target: Sequence[str], without_torc
         if without_torch:
             pinned = re.search(r"^torch==([\d.]+)", constraints.read_text(), re.MULTILINE)
             more += [stand_in(Path(aside), pinned[1] if pinned else "999"), "--find-links", aside]
-        pip("download", "--quiet", "--only-binary", ":all:", "--constraint", constraints, "--dest", wheels, *target, *more)
+        pip(
+            "download",
+            "--quiet",
+            "--only-binary",
+            ":all:",
+            "--constraint",
+            constraints,
+            "--dest",
+            wheels,
+            *target,
+            *more,
+        )
     for file in wheels.glob("torch-*+left.out-*.whl"):
         file.unlink()
 
@@ -122,7 +133,7 @@ def main() -> None:
     parser.add_argument("--extras", default="", help="such as ocr,tensorboard")
     torch = parser.add_mutually_exclusive_group()
     torch.add_argument("--without-torch", action="store_true", help="the machine has PyTorch already")
-    torch.add_argument("--torch-index", help="the package index of a CUDA build of PyTorch; else the registry's default")
+    torch.add_argument("--torch-index", help="the package index of a CUDA build of PyTorch")
     parser.add_argument("--constraints", type=Path, default=CONSTRAINTS, help="versions; the tested ones by default")
     parser.add_argument("--part-mb", type=int, default=100, help="the most MB of one file")
     given = parser.parse_args()

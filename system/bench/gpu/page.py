@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -44,11 +44,16 @@ def write_tables(results: Mapping[str, Findings], path: Path) -> None:
         lines += [""] if one.checks else []
         for table in one.tables:
             names = columns(table)
-            lines += [f"{table.title}:", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-            lines += [f"| {' | '.join(cell(row.get(key)) for key in names)} |" for row in table.rows]
+            lines += [f"{table.title}:", "", _line(names), f"|{'---|' * len(names)}"]
+            lines += [_line([cell(row.get(key)) for key in names]) for row in table.rows]
             lines += [""]
         lines += [f"- {note}" for note in one.notes] + ([""] if one.notes else [])
     write_atomically(path, ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
 def device_of(results: Mapping[str, Findings]) -> str:

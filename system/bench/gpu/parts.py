@@ -65,4 +65,9 @@ PARTS = {
 """By name."""
 
 GRACE_S = 45
-"""A part that is not done so many seconds after its bound is killed: it hangs, or one row of it takes that long."""
+"""A part that is not done so many seconds after its bound ends with the stacks of its threads: it hangs, or one row of
+it takes that long."""
+WITHOUT_GPU = 4
+"""Bounds are so many times as long on a CPU."""
+LONGEST_S = 1200
+"""A process of a part that cannot even end itself is killed after so many seconds."""

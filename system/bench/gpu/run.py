@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rich.console import Console
 from services.base.errors import UserError
 from services.base.storage import write_atomically
 from system.bench.gpu.page import write_page, write_tables
-from system.bench.gpu.parts import GRACE_S, PARTS
+from system.bench.gpu.parts import LONGEST_S, PARTS
 from system.bench.gpu.record import Findings, State
 from system.commands.plain import plain
 from system.run.outputs import make_output_folder
@@ -52,7 +53,7 @@ def run_gpu(folder: Path, names: Sequence[str], again: bool, console: Console) -
             console.print(plain(f"{title}: passed before; --again runs it again"))
             continue
         console.print(plain(f"{title}: about {PARTS[name].estimate_s:.0f} s on an H100, by an estimate on paper"))
-        findings = run_process(name, path, PARTS[name].bound_s + GRACE_S)
+        findings = run_process(name, path)
         _check_one_card(folder, name, findings.device)
         console.print(plain(f"{title}: {findings.state} in {findings.seconds:.0f} s on {findings.device}"))
         _say(findings, console)
@@ -71,7 +72,7 @@ def part_file(folder: Path, name: str) -> Path:
     return folder / "parts" / f"{name}.json"
 
 
-def run_process(name: str, path: Path, timeout_s: float) -> Findings:
+def run_process(name: str, path: Path, timeout_s: float = LONGEST_S) -> Findings:
     """Run a part in a process of its own, which is killed with all that it started after so many seconds."""
     path.unlink(missing_ok=True)
     started, log = time.monotonic(), path.with_suffix(".log")
@@ -89,9 +90,9 @@ def run_process(name: str, path: Path, timeout_s: float) -> Findings:
         except subprocess.TimeoutExpired:
             ended = f"the part was killed after {timeout_s:g} seconds"
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # processes that it started may outlive it
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
     findings = Findings.load(path) if path.exists() else Findings("unknown", False, "")
     if findings.state is State.RUNNING:  # it could not say itself how it ended
         findings.state, findings.seconds = State.FAILED, round(time.monotonic() - started, 2)
@@ -116,14 +117,15 @@ def _check_one_card(folder: Path, name: str, device: str) -> None:
 
 
 def _say(findings: Findings, console: Console) -> None:
-    """The checks that failed and the last line of a traceback."""
+    """The checks that failed, what was left out, and how the part ended if not by itself."""
     for check in findings.checks:
         if not check.passed:
             console.print(plain(f"  {check.name}: FAILED: {check.said}"), soft_wrap=True)
     for note in findings.notes:
         console.print(plain(f"  {note}"), soft_wrap=True)
     if findings.traceback:
-        console.print(plain(f"  {findings.traceback.strip().splitlines()[-1]}"), soft_wrap=True)
+        lines = findings.traceback.strip().splitlines()
+        console.print(plain(f"  {lines[-1 if lines[0].startswith('Traceback') else 0]}"), soft_wrap=True)
 
 
 def read_results(folder: Path) -> dict[str, Findings]:

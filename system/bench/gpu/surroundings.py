@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from services.base.devices import device_of
 from services.scoring.hpsv3 import PIXELS
 from system.bench.gpu.neighbours import NEIGHBOURS, Neighbour
-from system.bench.gpu.record import Record
+from system.bench.gpu.record import Cell, Record
 from system.bench.gpu.work import free
 from system.bench.measure import alternate
 from system.bench.models import bench_policy
@@ -38,9 +38,9 @@ def measure(record: Record) -> None:
             _measure_model(record, name, neighbour, device)
             free()
     for name, images_per_s in preprocessing(SIDE_PX[device.type]):
-        record.row(PREPROCESSING, scorer=name, images_per_s=images_per_s)
-    for what in ("adapter", "all weights"):
-        if record.has_time(f"the export of the {what}"):
+        record.row(PREPROCESSING, scorer=name, **{"images a second": images_per_s})
+    for what in ("an adapter", "all weights"):
+        if record.has_time(f"the export of {what}"):
             num_bytes, best = export(record.device, whole=what == "all weights")
             cells = {"MB": num_bytes / MB, "seconds": best, "MB/s": num_bytes / MB / best}
             record.row(EXPORTS, weights=what, **cells)
@@ -62,8 +62,13 @@ def _measure_model(record: Record, name: str, neighbour: Neighbour, device: torc
     except torch.OutOfMemoryError:
         record.row(MODELS, model=name, batch=count, note="out of memory")
         return
-    size = sum(p.numel() for p in model.parameters()) / GIGA
-    record.row(MODELS, model=name, parameters_G=size, batch=count, of=neighbour.of, per_s=count / best)
+    cells: dict[str, Cell] = {
+        "parameters, 10⁹": sum(p.numel() for p in model.parameters()) / GIGA,
+        "batch": count,
+        "of": f"{neighbour.of}s",
+        "a second": count / best,
+    }
+    record.row(MODELS, model=name, **cells)
 
 
 def preprocessing(side_px: int) -> Iterator[tuple[str, float]]:

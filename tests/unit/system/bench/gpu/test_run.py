@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.base.errors import UserError
 from system.bench.gpu import run
-from system.bench.gpu.parts import GRACE_S, PARTS
+from system.bench.gpu.parts import PARTS
 from system.bench.gpu.record import Check, Findings, State
 from system.bench.gpu.run import run_gpu, run_process
 from tests.helpers.paths import ROOT
@@ -29,8 +29,7 @@ def parts(monkeypatch):
         def __init__(self) -> None:
             self.ran: list[str] = []
 
-        def __call__(self, name, path, timeout_s):
-            assert timeout_s == PARTS[name].bound_s + GRACE_S
+        def __call__(self, name, path):
             self.ran.append(name)
             failed = name in self.failing
             checks = [Check("numbers", not failed, "0.2 apart" if failed else "equal")]
@@ -75,10 +74,10 @@ def test_a_second_call_runs_what_failed_or_is_missing_and_again_runs_all(parts, 
 def test_results_are_written_after_each_part(parts, tmp_path, monkeypatch):
     """A call that is interrupted in its third part keeps two."""
 
-    def interrupted(name, path, timeout_s):
+    def interrupted(name, path):
         if name == list(PARTS)[2]:
             raise KeyboardInterrupt
-        return parts(name, path, timeout_s)
+        return parts(name, path)
 
     monkeypatch.setattr(run, "run_process", interrupted)
     with pytest.raises(KeyboardInterrupt):
