@@ -91,33 +91,41 @@ def build_part(
         return kind(kind.config_class.from_dict(config))
 
 
-def build_family(
-    settings: PolicySettings,
-    device: torch.device,
-    extra: tuple[str, ...] = (),
-    changes: dict[str, Any] | None = None,
-) -> Family:
+def build_family(settings: PolicySettings, device: torch.device, extra: tuple[str, ...] = ()) -> Family:
     """The family that drives `settings.model`, with random weights: the transformer in the compute dtype and no more.
 
     Args:
         extra: further parts: `vae` (fp32), and text encoders (compute dtype).
-        changes: other values for keys of the transformer's configuration.
 
     Raises:
         UserError: the model is not known, or lacks a part.
     """
+    folder, dtype = architecture(settings.model), DTYPES[settings.dtype]
+    return assemble(
+        settings,
+        {
+            part: build_part(folder, part, device, torch.float32 if part == "vae" else dtype)
+            for part in ("transformer", *extra)
+        },
+    )
+
+
+def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:
+    """The family that drives `settings.model`, over the parts of its pipeline that are made already; others are None.
+
+    Raises:
+        UserError: the model is not known.
+    """
     folder = architecture(settings.model)
-    local = settings.model_copy(update={"model": str(folder)})
-    driver, dtype = family_class(local), DTYPES[settings.dtype]
+    driver = family_class(settings.model_copy(update={"model": str(folder)}))
     index = json.loads((folder / "model_index.json").read_text())
-    scheduler = getattr(importlib.import_module("diffusers"), index["scheduler"][1])
-    made: dict[str, Any] = {"transformer": build_part(folder, "transformer", device, dtype, changes)}
-    for part in extra:
-        made[part] = build_part(folder, part, device, torch.float32 if part == "vae" else dtype)
-    made["scheduler"] = scheduler.from_config(json.loads((folder / "scheduler/scheduler_config.json").read_text()))
-    names = driver.pipeline_class._get_signature_keys(driver.pipeline_class)[0]
-    options = {key: index[key] for key in ("is_distilled",) if key in index}
-    return driver(settings, driver.pipeline_class(**(dict.fromkeys(names) | made), **options), config_of(folder, "vae"))
+    scheduler = getattr(importlib.import_module("diffusers"), index["scheduler"][1]).from_config(
+        json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    )
+    names, optional = driver.pipeline_class._get_signature_keys(driver.pipeline_class)
+    options = {key: index[key] for key in optional if key in index and not isinstance(index[key], list)}
+    pipe = driver.pipeline_class(**dict.fromkeys(names) | made | options | {"scheduler": scheduler})
+    return driver(settings, pipe, config_of(folder, "vae"))
 
 
 def conditioning_shapes(settings: PolicySettings, guided: bool) -> dict[str, tuple[int, ...]]:
