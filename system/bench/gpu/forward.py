@@ -6,6 +6,7 @@ Models have the shapes of the published ones and random weights; on a CPU, the m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from system.bench.gpu.work import free
 from system.bench.measure import alternate, flops_of
 from system.bench.models import FULL_SIZES, bench_policy
 from system.capacity.architecture import architecture, build_part
+from system.capacity.passes import learner_pass, rollout_pass
 from system.recipe.load import load_config
 
 GB = 1e9
@@ -31,6 +33,7 @@ SMALL_LATENTS = {"bf16": (1, 2), "fp32": (1, 2)}
 ROUNDS = {"bf16": 3, "fp32": 1}
 PASSES = {"sampling": 1, "learning": 3}
 """NFE of a forward, and of a forward with its backward."""
+MEMORY = "Memory beside the weights, against the estimate of a recipe"
 MOST_OF_MEMORY = 0.95
 """Weights may take so much of the memory that is free."""
 
@@ -69,32 +72,47 @@ def weight_bytes(model: str, settings: PolicySettings) -> int:
 def _measure_model(record: Record, model: str | None, settings: PolicySettings, peak: float) -> None:
     policy, conditioning = bench_policy(settings, model, with_vae=False)
     latents = (SMALL_LATENTS if record.small else LATENTS)[settings.dtype]
+    largest: dict[str, tuple[int, int]] = {}
     for work, passes in PASSES.items():
         flops = flops_of(step(policy, conditioning, 1, work))
         for count in latents:
             name = f"{work} of {model or 'the miniature'} in {settings.dtype} with {count} latents"
             if not record.has_time(name):
                 return
-            cells: dict[str, Cell] = {
-                "model": model or "miniature",
-                "dtype": settings.dtype,
-                "work": work,
-                "latents": count,
-            }
+            cells: dict[str, Cell] = {"model": model or "miniature", "dtype": settings.dtype, "work": work}
+            cells["latents"] = count
             try:
-                taken, memory = timed(step(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
+                taken = timed(step(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
             except torch.OutOfMemoryError:
                 record.row(THROUGHPUT, **cells, note="out of memory")
                 free()
                 continue
             nfe = count * policy.family.forwards_per_row
             cells |= {
-                "ms an NFE": taken / (nfe * passes) * 1e3,
-                "NFE/s": nfe * passes / taken,
-                "share of the matrix peak": flops * count / taken / peak,
-                "peak memory, GB": memory / GB if memory else None,
+                "ms an NFE": taken.seconds / (nfe * passes) * 1e3,
+                "NFE/s": nfe * passes / taken.seconds,
+                "share of the matrix peak": flops * count / taken.seconds / peak,
+                "peak memory, GB": taken.peak_bytes / GB if taken.peak_bytes else None,
             }
             record.row(THROUGHPUT, **cells)
+            largest[work] = count, taken.made_bytes
+    if model and settings.dtype == "bf16":
+        _compare_memory(record, model, policy.settings, largest)
+
+
+def _compare_memory(record: Record, model: str, settings: PolicySettings, measured: dict[str, tuple[int, int]]) -> None:
+    """Rows of what a call holds at most beyond the weights, against what the estimate of a recipe says."""
+    for work, (count, made_bytes) in measured.items():
+        if record.has_time(f"the estimated memory of {work} of {model}"):
+            expected = estimated_bytes(settings, count, work)
+            cells = {"measured, GB": made_bytes / GB, "estimated, GB": expected / GB, "ratio": made_bytes / expected}
+            record.row(MEMORY, model=model, work=work, latents=count, **cells)
+
+
+def estimated_bytes(settings: PolicySettings, count: int, work: str) -> float:
+    """What the estimate says that a forward of so many latents (and its backward) holds at most, beside the weights."""
+    traced = rollout_pass(settings, count) if work == "sampling" else learner_pass(settings, count, compares=False)
+    return traced.peak_bytes
 
 
 def step(policy: Policy, conditioning: Conditioning, count: int, work: str) -> Callable[[], None]:
@@ -118,9 +136,24 @@ def _learn(policy: Policy, x_NZ: torch.Tensor, sigma_N: torch.Tensor, rows: Cond
         parameter.grad = None
 
 
-def timed(call: Callable[[], None], rounds: int, device: torch.device) -> tuple[float, int]:
-    """Best seconds of a call, and the most bytes that were allocated during the calls; 0 on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+@dataclass(frozen=True)
+class Timed:
+    """What a call took."""
+
+    seconds: float
+    """Of the best round."""
+    peak_bytes: int = 0
+    """The most that was allocated, the weights included; 0 on a CPU."""
+    made_bytes: int = 0
+    """The same without what was allocated before."""
+
+
+def timed(call: Callable[[], None], rounds: int, device: torch.device) -> Timed:
+    """Time a call after one round that is not counted, and find the memory that it takes."""
+    if device.type == "cpu":
+        return Timed(alternate({"call": call}, rounds, device)["call"])
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     best = alternate({"call": call}, rounds, device)["call"]
-    return best, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    peak = torch.cuda.max_memory_allocated(device)
+    return Timed(best, peak, peak - before)

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -13,7 +14,7 @@ from actors.policy.families import FAMILIES
 from services.scoring.hpsv3 import LENGTH_STEP
 from system.bench.gpu import card, forward, training
 from system.bench.gpu.determinism import differing
-from system.bench.gpu.forward import THROUGHPUT, step, too_large, weight_bytes
+from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, step, too_large, weight_bytes
 from system.bench.gpu.models import MINIATURE, TINY, settings_of
 from system.bench.gpu.neighbours import NEIGHBOURS
 from system.bench.gpu.parity import BOUNDS, beyond, differences
@@ -24,6 +25,7 @@ from system.bench.gpu.work import task_of, update_of
 from system.bench.models import bench_policy
 from system.capacity.architecture import META
 from system.capacity.cards import Card
+from system.capacity.trace import Trace
 from system.recipe.load import load_config
 from tests.helpers.paths import ROOT
 
@@ -40,6 +42,14 @@ BILLIONS = {
     "HPSv3": 7.750,
 }
 """Parameters of the published models: CLIP with its projection, Qwen2.5-VL with its language head, HPSv3 without."""
+
+
+class FakePolicy:
+    """Settings, a device and the number of forwards of a row."""
+
+    def __init__(self, settings) -> None:
+        self.settings, self.device = settings, CPU
+        self.family = SimpleNamespace(forwards_per_row=2)
 
 
 @pytest.fixture
@@ -166,7 +176,7 @@ def test_running_out_of_memory_is_a_row_that_says_so_and_the_next_row_follows(re
     def timed(call, rounds, device):
         if call.args[1].shape[0] == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 2.0, 3 * 10**9
+        return Timed(2.0, 3 * 10**9, 10**9)
 
     monkeypatch.setattr(forward, "timed", timed)
     forward.measure(record)
@@ -179,6 +189,40 @@ def test_running_out_of_memory_is_a_row_that_says_so_and_the_next_row_follows(re
     assert learned["ms an NFE"] == pytest.approx(1000 / 3)
     assert learned["peak memory, GB"] == 3
     assert len(rows) == len(table.rows) == 8
+
+
+def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeypatch):
+    """On a model of full size without weights: nothing of it runs."""
+    measured = {("sampling", 1): 10, ("sampling", 2): 20, ("learning", 1): 30}
+    monkeypatch.setattr(forward, "bench_policy", lambda settings, model, with_vae: (FakePolicy(settings), {}))
+    monkeypatch.setattr(forward, "step", lambda policy, conditioning, count, work: (work, count))
+    monkeypatch.setattr(forward, "flops_of", lambda call: 1)
+
+    def timed(call, rounds, device):
+        if call not in measured:
+            raise torch.OutOfMemoryError
+        return Timed(1.0, 99, measured[call])
+
+    monkeypatch.setattr(forward, "timed", timed)
+    monkeypatch.setattr(forward, "estimated_bytes", lambda settings, count, work: 5 * count)
+    settings = load_config("sd35_pickscore").policy
+    forward._measure_model(record, "sd35-medium", settings, 1.0)
+    (table,) = [table for table in record.findings.tables if table.title == MEMORY]
+    assert [(row["work"], row["latents"], row["ratio"]) for row in table.rows] == [
+        ("sampling", 2, 2.0),
+        ("learning", 1, 6.0),
+    ]
+
+
+def test_the_estimate_is_asked_for_the_pass_that_is_measured(monkeypatch):
+    asked = []
+    for name in ("rollout_pass", "learner_pass"):
+        monkeypatch.setattr(
+            forward, name, lambda *given, _name=name, **more: asked.append((_name, given[1])) or Trace()
+        )
+    for work in forward.PASSES:
+        forward.estimated_bytes(load_config("sd35_pickscore").policy, 4, work)
+    assert asked == [("rollout_pass", 4), ("learner_pass", 4)]
 
 
 def test_a_model_that_does_not_fit_is_left_out_with_both_sizes(monkeypatch):
