@@ -51,7 +51,7 @@ PARTS = {
     ),
     "forward": Part(
         "Forwards and backwards",
-        "NFE a second, share of the measured matrix-product peak, and memory against the estimate, of full-size models.",
+        "NFE a second, share of the measured matrix-product peak, and memory against the estimate, at full size.",
         estimate_s=110,
         bound_s=130,
     ),

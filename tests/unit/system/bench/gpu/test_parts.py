@@ -216,12 +216,14 @@ def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeyp
 
 def test_the_estimate_is_asked_for_the_pass_that_is_measured(monkeypatch):
     asked = []
+
+    def note(name):
+        return lambda settings, rows, **more: asked.append((name, rows)) or Trace(peak_bytes=7)
+
     for name in ("rollout_pass", "learner_pass"):
-        monkeypatch.setattr(
-            forward, name, lambda *given, _name=name, **more: asked.append((_name, given[1])) or Trace()
-        )
-    for work in forward.PASSES:
-        forward.estimated_bytes(load_config("sd35_pickscore").policy, 4, work)
+        monkeypatch.setattr(forward, name, note(name))
+    settings = load_config("sd35_pickscore").policy
+    assert [forward.estimated_bytes(settings, 4, work) for work in forward.PASSES] == [7, 7]
     assert asked == [("rollout_pass", 4), ("learner_pass", 4)]
 
 

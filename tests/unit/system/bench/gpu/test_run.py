@@ -112,6 +112,34 @@ def test_a_part_that_hangs_or_dies_without_a_word_has_failed(tmp_path):
     assert "KeyError: 'nowhere'" in dies.traceback
 
 
+HANGS = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from system.bench.gpu import process
+
+def hangs(record):
+    record.row("Speed", model="one")
+    time.sleep(600)
+
+process.GRACE_S, process.PARTS = 0, {"card": replace(process.PARTS["card"], bound_s=0.1)}
+process.import_module = lambda name: SimpleNamespace(measure=hangs)
+process.run_part("card", Path(sys.argv[1]), "cpu")
+"""
+
+
+def test_a_part_that_hangs_ends_by_itself_and_says_where(tmp_path):
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "card.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in hangs" in done.stderr
+    found = Findings.load(tmp_path / "card.json")
+    assert found.state is State.RUNNING
+    assert found.tables[0].rows == [{"model": "one"}]
+
+
 def test_it_runs_where_ray_is_not_installed_and_shows_itself_on_one_page(tmp_path):
     """Through the command line, with a package in Ray's place that cannot be imported; also each part's own file."""
     (tmp_path / "ray.py").write_text("raise ImportError('there is no Ray')")
