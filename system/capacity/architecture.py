@@ -86,9 +86,12 @@ def build_part(
     kind: Any = getattr(importlib.import_module(library), name)
     config = config_of(folder, part) | (changes or {})
     with device, default_dtype(dtype):
-        if library == "diffusers":
-            return kind.from_config(config)
-        return kind(kind.config_class.from_dict(config))
+        made = kind.from_config(config) if library == "diffusers" else kind(kind.config_class.from_dict(config))
+    for module in made.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)  # as if loaded from a file in this dtype
+    return made
 
 
 def build_family(settings: PolicySettings, device: torch.device, extra: tuple[str, ...] = ()) -> Family:

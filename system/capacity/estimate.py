@@ -1,78 +1,10 @@
-"""What a recipe costs, by role and step, before anything starts."""
+"""Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
 
-import json
-import math
-from pathlib import Path
-
-from rich.table import Table
-
-from actors.policy.families import family_class, vae_scale
+from actors.policy.families import family_class
 from actors.rollout.plans import Plan, make_plan
-from services.base.headers import shapes_below
-from services.base.paths import resolve_model
-from services.scoring.settings import ScorerSettings
-from system.capacity.in_flight import task_image_bytes
+from actors.rollout.plans.plan import visits
+from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.recipe.model import RunConfig
-
-FP32_BYTES, BF16_BYTES = 4, 2
-MB = 1e6
-
-
-def estimate_table(config: RunConfig) -> Table:
-    """NFE, images, MB moved and weights of one training step, by role.
-
-    Where the plan draws its steps, the figures are of its first draw. Weights are the model's as a process holds them;
-    adapters, gradients, the optimizer's state and activations come on top.
-    """
-    table = Table(title="one training step")
-    for column in ("role", "processes", "NFE", "images", "MB moved", "MB of weights a process"):
-        table.add_column(column, justify="left" if column == "role" else "right")
-    for row in estimate(config):
-        table.add_row(*row)
-    return table
-
-
-def estimate(config: RunConfig) -> list[tuple[str, ...]]:
-    """Rows of the table, as text; a figure that needs the model's files says `?` where they are not on this machine."""
-    plan = make_plan(config.plan, config.policy.num_steps)
-    prompts = config.data.prompts_per_step
-    guided = family_class(config.policy).forwards(config.policy)
-    images, experience = step_bytes(config, plan)
-    folder = Path(resolve_model(config.policy.model))
-    size = FP32_BYTES if config.policy.dtype == "fp32" else BF16_BYTES
-    base = size * parameters(folder)
-    trained_in_shards = config.learner.shard and config.policy.lora is None
-    transformer = (FP32_BYTES if trained_in_shards else size) * parameters(folder / "transformer")
-    held = transformer / (config.learner.ranks if config.learner.shard else 1)
-    learn = prompts * guided * _passes(config, plan, stale=config.learner.max_staleness > 0)
-    training = [scorer for scorer in config.scorers if scorer.weight]
-    return [
-        (
-            "rollout",
-            str(config.rollout.workers),
-            f"{prompts * plan.nfe * guided:,}",
-            f"{prompts * plan.leaves:,}",
-            _mb(images + experience),
-            _mb(base),
-        ),
-        (
-            "reward",
-            str(sum(scorer.replicas.max for scorer in training)),
-            "0",
-            f"{prompts * plan.leaves * len(training):,}",
-            _mb(images * len(training)),
-            ", ".join(_mb(_scorer_bytes(scorer)) for scorer in training),
-        ),
-        ("learner", str(config.learner.ranks), f"{round(learn):,}", "0", _mb(experience), _mb(held)),
-    ]
-
-
-def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
-    """Bytes of one step's images and of its experience; NaN for the latter where the model's files are elsewhere."""
-    prompts = config.data.prompts_per_step
-    trained = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
-    experience = prompts * trained * latent_bytes(config, Path(resolve_model(config.policy.model)))
-    return prompts * task_image_bytes(config, plan), experience
 
 
 def steps_within(config: RunConfig, budget: int) -> int:
@@ -94,37 +26,62 @@ def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
     """Transformer passes of the learner for one task, which an older policy version generated if `stale`; a backward
     counts 2.
     """
-    objective = config.objective
+    return config.objective.task_passes(trained_rows(config, plan), stale)
+
+
+def trained_rows(config: RunConfig, plan: Plan) -> int:
+    """Rows of the update for one task: its decisions, or its images at each noise level."""
     items = plan.decisions if plan.trained_steps else plan.leaves
-    if config.advantage.keep and config.advantage.group == "prompt_step" and not objective.kl:
+    if config.advantage.keep and config.advantage.group == "prompt_step" and not config.objective.kl:
         kept = 2 * config.advantage.keep
         items = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
-    return objective.task_passes(objective.rows(items, config.policy.num_steps), stale)
+    return config.objective.rows(items, config.policy.num_steps)
 
 
-def _mb(count: float) -> str:
-    return "?" if math.isnan(count) or not count else f"{count / MB:,.1f}"
+def live_rows(plan: Plan) -> list[int]:
+    """Rows that need a velocity at each step: trunks, and the branches that are not finished."""
+    rows, steps = plan.trunks(), len(plan.forks)
+    for i, (trunks, fork) in enumerate(zip(plan.trunks(), plan.forks, strict=True)):
+        branching = [(trunks * fork.width, stride) for stride in fork.strides] if fork.keep_trunk and fork.width else []
+        if fork.baseline:
+            branching.append((trunks, 1.0))
+        for count, stride in branching:
+            for at in visits(i + 1, steps, stride)[:-1]:
+                rows[at] += count
+    return rows
 
 
-def parameters(folder: Path) -> float:
-    """Parameters in the safetensors below a folder; NaN where it is not on this machine."""
-    return float(sum(math.prod(shape) for _, shape in shapes_below(folder))) if folder.is_dir() else math.nan
+def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
+    """Bytes of one step's images, and of its states and actions (or final latents) in fp32.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    from system.capacity.memory import experience_bytes
+
+    prompts = config.data.prompts_per_step
+    return prompts * task_image_bytes(config, plan), prompts * experience_bytes(config)
 
 
-def _scorer_bytes(scorer: ScorerSettings) -> float:
-    """Bytes of the safetensors of its model; NaN where it has none or they are not on this machine."""
-    folder = Path(resolve_model(str(scorer.options["model"]))) if "model" in scorer.options else None
-    if folder is None or not folder.is_dir():
-        return math.nan
-    return float(sum(path.stat().st_size for path in folder.rglob("*.safetensors")))
+def store_bytes(config: RunConfig) -> float:
+    """Most bytes in the object store at one time: images that wait for scores, and the experience of steps in flight.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    steps = config.learner.max_staleness + 1
+    images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
+    return min(steps * images, bytes_in_flight(config)) + steps * experience
 
 
-def latent_bytes(config: RunConfig, folder: Path) -> float:
-    """Bytes of one fp32 latent, from the model's own configuration files."""
-    path = folder / "vae" / "config.json"
-    if not path.is_file():
-        return math.nan
-    vae = json.loads(path.read_text())
-    scale = vae_scale(vae)
-    channels = vae.get("latent_channels") or vae["z_dim"]
-    return float(channels * (config.policy.height // scale) * (config.policy.width // scale) * FP32_BYTES)
+def checkpoint_bytes(config: RunConfig) -> float:
+    """Bytes of one checkpoint: weights, Adam's two moments, weight sets and the saved model, all in fp32.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
+    from system.capacity.passes import trained_parameters
+
+    arrays = 2 + ADAM_MOMENTS + len(config.objective.weight_sets(config.learner.ema))
+    return float(arrays * FP32_BYTES * trained_parameters(local_policy(config)))

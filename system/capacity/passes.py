@@ -29,7 +29,7 @@ from system.capacity.architecture import (
     parts,
     random_conditioning,
 )
-from system.capacity.trace import Operator, Trace, as_fake, fake, traced
+from system.capacity.trace import Kind, Operator, Trace, as_fake, fake, traced
 
 CPU = torch.device("cpu")
 LEAST = 2
@@ -152,7 +152,7 @@ def encode_pass(settings: PolicySettings, guided: bool) -> Trace:
         config = config_of(folder, part)
         tokens = config.get("max_position_embeddings", math.inf) if config["model_type"].startswith("clip") else 0
         length = int(tokens or settings.max_sequence_length)
-        kind = "matmul_bf16" if settings.dtype == "bf16" else "matmul_fp32"
+        kind: Kind = "matmul_bf16" if settings.dtype == "bf16" else "matmul_fp32"
         operators[Operator(kind, 2 * count * length, num_bytes)] += 1 + guided
     return Trace(operators)
 

@@ -171,7 +171,8 @@ def as_fake(module: torch.nn.Module) -> None:
     Tensors that are plain attributes, such as tables of rotary embeddings, are replaced too.
     """
     for part in module.modules():
-        for held in (part._parameters, part._buffers, part.__dict__):
+        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, part.__dict__)
+        for held in places:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, Tensor):
                     held[name] = _like(tensor)

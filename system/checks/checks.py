@@ -56,6 +56,7 @@ MACHINE_CHECKS: tuple[tuple[MachineCheck, By], ...] = (
     (machine.torch, By.DOCTOR),
     (machine.cpus, By.TRAIN | By.DOCTOR),
     (machine.gpus, By.TRAIN | By.DOCTOR),
+    (machine.memory, By.TRAIN | By.DOCTOR),  # seconds, where there is a GPU
     (machine.cluster, By.TRAIN | By.DOCTOR),  # `connect` makes it again; here it comes before the run folder
     (machine.shared_memory, By.DOCTOR),
     (machine.disks, By.DOCTOR),

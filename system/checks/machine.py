@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import platform
 import shutil
@@ -11,8 +10,9 @@ import stat
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from services.base.errors import UserError
 from services.base.storage import is_local
 from system.checks.finding import Finding
 from system.launch.environment import LOOPBACK, check_start, needs_token, running_ray, token_file
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 LEAST_FREE_BYTES = 2**30
 """The least room that a run folder needs, for metrics, experience, pictures and logs."""
-ADAM_COPIES = 4
-"""A checkpoint holds four fp32 arrays per trained weight: the weight, two moments, a moving average."""
 SHM = Path("/dev/shm")
 EXTRAS = {"ocr": "rapidocr", "tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -138,19 +136,45 @@ def shared_memory(config: RunConfig | None) -> Iterator[Finding]:
     yield _room("shared memory", says, needed <= free, fix)
 
 
+def memory(config: RunConfig | None) -> Iterator[Finding]:
+    """Every process of the recipe has room on the GPUs of this machine.
+
+    Nothing is said where there is no GPU, where the recipe asks for none, or where its model's shapes are not known.
+    """
+    import torch
+
+    if config is None or not gpus_wanted(config) or not torch.cuda.is_available():
+        return
+    from dataclasses import replace
+
+    from system.capacity.cards import CARDS, GB
+    from system.capacity.plan import plan_of
+    from system.capacity.plan_text import fit_sentence
+
+    device = torch.cuda.get_device_properties(0)
+    card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only its memory counts here
+    plan = plan_of(config, torch.cuda.device_count(), card)
+    level: Literal["ok", "warning", "problem"] = "ok"
+    if not plan.fits:
+        level = "warning" if running_ray() else "problem"  # the nodes of a cluster may have other cards
+    yield Finding(level, "gpu memory", fit_sentence(plan))
+
+
 def store_bytes(config: RunConfig) -> float:
     """Bytes in the object store at once: images that wait for scores, and the experience of all steps in flight.
 
-    The experience is left out if the model's files are not on this machine.
+    The experience is left out where the shapes of the policy's model are not known.
     """
     from actors.rollout.plans import make_plan
-    from system.capacity.estimate import step_bytes
-    from system.capacity.in_flight import bytes_in_flight
+    from system.capacity.estimate import store_bytes as with_experience
+    from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 
-    steps = config.learner.max_staleness + 1
-    images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
-    known = 0.0 if math.isnan(experience) else experience
-    return min(steps * images, bytes_in_flight(config)) + steps * known
+    try:
+        return with_experience(config)
+    except UserError:
+        plan = make_plan(config.plan, config.policy.num_steps)
+        images = config.data.prompts_per_step * task_image_bytes(config, plan)
+        return float(min((config.learner.max_staleness + 1) * images, bytes_in_flight(config)))
 
 
 def disks(config: RunConfig | None) -> Iterator[Finding]:
@@ -187,18 +211,13 @@ def _disk(what: str, folder: Path, needed: float, unknown: str = "") -> Finding:
 
 
 def checkpoint_bytes(config: RunConfig) -> float:
-    """Bytes of one checkpoint, from the shapes in the model's files; 0 if they are not on this machine."""
-    from services.base.headers import shapes_below
-    from services.base.paths import resolve_model
-    from system.capacity.estimate import FP32_BYTES
+    """Bytes of one checkpoint; 0 if the shapes of the policy's model are not known."""
+    from system.capacity.estimate import checkpoint_bytes as of_known
 
-    lora, weights = config.policy.lora, 0
-    for name, shape in shapes_below(Path(resolve_model(config.policy.model), "transformer")):
-        if lora is None:
-            weights += math.prod(shape)
-        elif name.removesuffix(".weight").endswith(lora.targets):
-            weights += lora.rank * sum(shape)
-    return float(ADAM_COPIES * FP32_BYTES * weights)
+    try:
+        return of_known(config)
+    except UserError:
+        return 0.0
 
 
 def extras(config: RunConfig | None) -> Iterator[Finding]:

@@ -16,7 +16,20 @@ from system.commands.plain import printable
 from system.launch.environment import listen_on_loopback
 from system.loop.stop import STOPPED_EXIT_CODE, Stopped
 
-COMMANDS = ("train", "evaluate", "sample", "serve", "deploy", "score", "doctor", "report", "bench", "compare", "config")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "sample",
+    "serve",
+    "deploy",
+    "score",
+    "plan",
+    "doctor",
+    "report",
+    "bench",
+    "compare",
+    "config",
+)
 """The files of the commands, in the order of the help."""
 
 app = typer.Typer(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from system.commands.arguments import Overrides, Recipe, console
+from system.commands.plain import plain
 
 if TYPE_CHECKING:
     from system.recipe.model import RunConfig
@@ -47,10 +48,15 @@ def show_cost(config: RunConfig, sources: Sources) -> None:
     Raises:
         UserError: the first problem that a check finds.
     """
-    from system.capacity.estimate import estimate_table
+    from system.capacity.cards import CARDS
+    from system.capacity.plan import plan_of
+    from system.capacity.plan_text import plan_sentences, plan_table
     from system.checks.checks import By, refuse
     from system.recipe.dump import dump_with_sources
 
     refuse(config, By.DRY_RUN)
     typer.echo(dump_with_sources(config, sources))
-    console.print(estimate_table(config))
+    plan = plan_of(config, None, CARDS["H100"])
+    console.print(plan_table(config, plan))
+    for sentence in plan_sentences(config, plan, None):
+        console.print(plain(sentence), soft_wrap=True)

@@ -1,56 +1,12 @@
-"""What a step is said to cost, against the miniature itself."""
-
-from pathlib import Path
+"""Counts that follow from a plan."""
 
 import pytest
-from diffusers import SD3Transformer2DModel
 
 from actors.rollout.plans import make_plan
-from services.base.paths import resolve_model
-from system.capacity.estimate import estimate, steps_within
+from system.capacity.estimate import live_rows, steps_within, trained_rows
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
-
-RANKS = ["learner.ranks=4", "policy.dtype=bf16"]
-
-
-def rows(*overrides: str) -> dict[str, tuple[str, ...]]:
-    return {row[0]: row for row in estimate(load_config("shapes", overrides))}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "bytes_each"),
-    [
-        (["policy.dtype=fp32"], 4),
-        (["policy.dtype=bf16"], 2),
-        (RANKS, 2),
-        ([*RANKS, "learner.shard=true"], 2 / 4),
-        ([*RANKS, "learner.shard=true", "policy.lora=null"], 4 / 4),
-    ],
-    ids=["fp32", "bf16", "whole on each rank", "sharded base", "sharded and trained: fp32"],
-)
-def test_the_learners_weights_are_those_of_a_process(overrides, bytes_each):
-    folder = resolve_model(load_config("shapes").policy.model)
-    count = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer").num_parameters()
-    assert rows(*overrides)["learner"][-1] == f"{bytes_each * count / 1e6:,.1f}"
-    assert float(rows(*overrides)["learner"][-1]) > 0.5
-
-
-def test_a_scorer_without_a_model_has_no_weights(tmp_path, monkeypatch):
-    (tmp_path / "other.safetensors").write_bytes(b"x" * 2**21)
-    monkeypatch.chdir(tmp_path)
-    assert rows("scorers=[{name: size, scorer: jpeg_size}]")["reward"][-1] == "?"
-    judge = Path(resolve_model("package:system.miniature/assets/reward"))
-    files = sum(path.stat().st_size for path in judge.rglob("*.safetensors"))
-    assert rows()["reward"][-1] == f"{files / 1e6:,.1f}"
-
-
-def test_images_and_trained_decisions_are_the_plans():
-    """4 prompts, 4 seeds, the first 4 steps, 6 actions; the learner passes each decision 3 times."""
-    found = rows()
-    assert found["rollout"][3] == str(4 * 4 * 4 * 6)
-    assert found["learner"][2] == str(4 * 4 * 4 * 3)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +29,19 @@ def test_images_in_flight_let_every_worker_work(recipe):
     assert bytes_in_flight(config) == 2 * 24 * task
     bounded = load_config(recipe, ["rollout.max_bytes_in_flight=5"])
     assert bytes_in_flight(bounded) == 5
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_rows_of_all_steps_are_the_plans_forwards(recipe):
+    config = load_config(recipe)
+    for step in range(3):
+        plan = make_plan(config.plan, config.policy.num_steps, (0, step, 0))
+        assert sum(live_rows(plan)) == plan.nfe
+
+
+def test_rows_of_a_trunk_and_of_images():
+    config = load_config("shapes")  # 4 seeds, 6 actions at each of the first 4 of 6 steps
+    assert live_rows(make_plan(config.plan, 6)) == [4, 28, 52, 76, 96, 96]
+    assert trained_rows(config, make_plan(config.plan, 6)) == 16
+    nft = load_config("sd35_nft")
+    assert trained_rows(nft, make_plan(nft.plan, 10)) == 24 * 9

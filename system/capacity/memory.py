@@ -1,0 +1,206 @@
+"""The memory of each process of a run on its GPU, from the recipe alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import ceil, prod
+
+import torch
+
+from actors.policy.families import family_class
+from actors.policy.family import DTYPES
+from actors.policy.settings import PolicySettings
+from actors.rollout.plans import Plan, make_plan
+from system.capacity.architecture import architecture, conditioning_shapes
+from system.capacity.cards import GB, Card
+from system.capacity.passes import (
+    decode_pass,
+    largest_block_bytes,
+    latent_shape,
+    learner_pass,
+    part_sizes,
+    rollout_pass,
+    text_encoders,
+    trained_parameters,
+)
+from system.capacity.scorers import Reward, reward_of
+from system.recipe.model import RunConfig
+
+FP32_BYTES = 4
+ADAM_MOMENTS = 2
+CONTEXT_BYTES = 1.0 * GB
+"""What CUDA and its libraries take in each process, an assumption."""
+USABLE = 0.95
+"""Share of a card's memory that can be filled: the rest is lost to fragments of the allocator, an assumption."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """The memory of one process on its GPU: what it always holds, and what each of its phases takes for a time."""
+
+    role: str
+    """`rollout`, `learner`, `colocated`, or `scorer NAME`."""
+    count: int
+    gpus: float
+    """GPUs that one of them asks for."""
+    held: dict[str, float]
+    """Bytes by what they are."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Bytes at the peak of each phase. Phases follow each other, so that the largest counts."""
+
+    @property
+    def peak_bytes(self) -> float:
+        return sum(self.held.values()) + max(self.phases.values(), default=0.0)
+
+    @property
+    def phase(self) -> str:
+        """The phase with the peak."""
+        return max(self.phases, key=lambda name: self.phases[name], default="")
+
+    def fits(self, card: Card) -> bool:
+        """Whether it fits its share of the card."""
+        return self.peak_bytes + CONTEXT_BYTES <= USABLE * card.memory_bytes * min(1.0, self.gpus or 1.0)
+
+
+def local_policy(config: RunConfig) -> PolicySettings:
+    """The policy's settings, its model being the folder that holds its shapes."""
+    return config.policy.model_copy(update={"model": str(architecture(config.policy.model))})
+
+
+def forwards_per_row(policy: PolicySettings) -> int:
+    """Rows of the model for one velocity: 2 with classifier-free guidance."""
+    return family_class(policy).forwards(policy)
+
+
+def first_plan(config: RunConfig) -> Plan:
+    """The plan of a task. Where steps are drawn, that of the first draw."""
+    return make_plan(config.plan, config.policy.num_steps)
+
+
+def experience_bytes(config: RunConfig) -> float:
+    """Bytes of what one task gives the learner in fp32: states and actions, or final latents, and text embeddings."""
+    plan, policy = first_plan(config), local_policy(config)
+    arrays = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
+    text = conditioning_shapes(policy, forwards_per_row(policy) > 1).values()
+    return FP32_BYTES * (arrays * prod(latent_shape(policy)) + sum(prod(shape) for shape in text))
+
+
+def processes(config: RunConfig) -> list[Process]:
+    """Every kind of process of a run that computes with a model.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    policy = local_policy(config)
+    rollout, learner = config.rollout, config.learner
+    generates, learns = _rollout_phases(config, policy), _learner_phases(config, policy)
+    shared = _base(policy, 1.0)
+    both: list[Process]
+    if config.placement == "colocated":
+        held = shared | _decoders(config, policy) | _trained(config, policy) | _sampled(policy)
+        gpus = max(rollout.num_gpus, learner.num_gpus)
+        both = [Process("colocated", learner.ranks, gpus, held, generates | learns)]
+        alone = rollout.workers - learner.ranks
+    else:
+        share = 1 / learner.ranks if learner.shard else 1.0
+        held = _base(policy, share, sharded=learner.shard) | _trained(config, policy)
+        both = [Process("learner", learner.ranks, learner.num_gpus, held, learns)]
+        alone = rollout.workers
+    if alone:
+        held = shared | _decoders(config, policy) | _adapter(policy) | _pristine(policy, 1.0, policy.dtype)
+        both.insert(0, Process("rollout", alone, rollout.num_gpus, held, generates))
+    return both + list(_scorers(config))
+
+
+def _base(policy: PolicySettings, share: float, sharded: bool = False) -> dict[str, float]:
+    trains_all = sharded and policy.lora is None
+    dtype = torch.float32 if trains_all else DTYPES[policy.dtype]
+    return {"transformer": share * part_sizes(policy.model, "transformer", dtype)[1]}
+
+
+def _adapter(policy: PolicySettings) -> dict[str, float]:
+    if policy.lora is None:
+        return {}
+    return {"adapter": float(trained_parameters(policy) * DTYPES[policy.dtype].itemsize)}
+
+
+def _sampled(policy: PolicySettings) -> dict[str, float]:
+    """The weights that a colocated worker samples from, beside those that it trains."""
+    return {"sampled weights": float(trained_parameters(policy) * DTYPES[policy.dtype].itemsize)}
+
+
+def _pristine(policy: PolicySettings, share: float, dtype: str) -> dict[str, float]:
+    """The base that a policy without an adapter keeps to compare with."""
+    if policy.lora is not None:
+        return {}
+    return {"base for comparison": share * trained_parameters(policy) * DTYPES[dtype].itemsize}
+
+
+def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
+    """All that a learner keeps for the trained parameters."""
+    count, learner = trained_parameters(policy), config.learner
+    whole = learner.shard and policy.lora is None
+    share = 1 / learner.ranks if whole else 1.0
+    sets = len(config.objective.weight_sets(learner.ema))
+    fp32 = share * FP32_BYTES * count
+    held = {"gradients": fp32, "Adam": ADAM_MOMENTS * fp32}
+    if policy.dtype != "fp32" and not whole:
+        held["fp32 masters"] = fp32
+    if sets:
+        held["weight sets"] = sets * fp32
+    if learner.max_staleness:
+        held["past versions"] = float(learner.max_staleness * count * DTYPES[policy.dtype].itemsize)
+    return held | _adapter(policy) | _pristine(policy, share, "fp32" if whole else policy.dtype)
+
+
+def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
+    held = {"VAE": float(part_sizes(policy.model, "vae", torch.float32)[1])}
+    if not config.rollout.offload_text_encoders:
+        held["text encoders"] = float(sum(num_bytes for _, num_bytes in text_encoders(policy).values()))
+    return held
+
+
+def rollout_rows(config: RunConfig) -> int:
+    """Velocities of one micro-batch of the sampler."""
+    return max(1, config.rollout.micro_batch // forwards_per_row(local_policy(config)))
+
+
+def compared(config: RunConfig) -> int:
+    """Forwards without a gradient that the loss of a row needs beside its own forward and backward."""
+    return config.objective.passes - 3
+
+
+def _rollout_phases(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
+    plan, one = first_plan(config), prod(latent_shape(policy)) * FP32_BYTES
+    latents = plan.leaves * one + 2 * experience_bytes(config)  # recorded, and once more where they are put together
+    phases = {
+        "sampling": latents + rollout_pass(policy, rollout_rows(config)).peak_bytes,
+        "decoding": latents + decode_pass(policy, config.rollout.decode_batch).peak_bytes,
+    }
+    if config.rollout.offload_text_encoders:
+        phases["encoding text"] = float(sum(num_bytes for _, num_bytes in text_encoders(policy).values()))
+    return phases
+
+
+def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
+    peak = learner_pass(policy, config.learner.micro_batch, bool(compared(config))).peak_bytes
+    if config.learner.shard:
+        peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
+    return {"learning": peak}
+
+
+def _scorers(config: RunConfig) -> Iterator[Process]:
+    for scorer in config.scorers:
+        found: Reward = reward_of(scorer)
+        if found.num_bytes and not config.reward.app:
+            role = f"scorer {scorer.name}"
+            held, phases = {"weights": found.num_bytes}, {"scoring": found.activation_bytes}
+            yield Process(role, scorer.replicas.max, scorer.num_gpus, held, phases)
+
+
+def reward_gpus(config: RunConfig) -> int:
+    """Cards that the replicas of all scorers take, fractions put together."""
+    if config.reward.app:
+        return 0
+    return ceil(sum(scorer.replicas.max * scorer.num_gpus for scorer in config.scorers) - 1e-6)

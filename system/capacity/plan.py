@@ -1,0 +1,220 @@
+"""Whether a recipe fits the GPUs that it is given, how long it takes and what it costs: all of `tempflow plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from services.base.errors import UserError
+from system.capacity.cards import CARDS, GB, Card
+from system.capacity.estimate import checkpoint_bytes, store_bytes
+from system.capacity.memory import (
+    USABLE,
+    Process,
+    processes,
+    reward_gpus,
+)
+from system.capacity.timing import Step, Task, step_seconds, task_seconds
+from system.recipe.model import RunConfig
+
+MOST_PADDING = 0.03
+"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its plan."""
+HOUR_S, DAY_S = 3600, 86400
+MOST_HALVINGS = 6
+
+
+@dataclass(frozen=True)
+class Split:
+    """GPUs of the roles, and the seconds of a step with them."""
+
+    placement: str
+    rollout: int
+    learner: int
+    reward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe needs."""
+
+    card: Card
+    gpus: int
+    """GPUs that there are."""
+    asked: float
+    """GPUs that the recipe's roles ask for."""
+    processes: list[Process]
+    task: Task
+    step: Step
+    fits: bool
+    fix: str | None
+    """The one setting that makes it fit, or a sentence that says that none does; None where it fits."""
+    store_bytes: float
+    """Most of the object store at one time: images in flight and the experience of the steps in flight."""
+    checkpoint_bytes: float
+    disk_bytes_per_day: float
+    """Checkpoints that are written in a day; older ones are deleted."""
+    gpu_hours: float
+    """Of all steps, evaluation included."""
+    best: Split
+    """The fastest split of as many GPUs that fits; the recipe's own where no other is faster."""
+    own: Split
+
+
+def parse_gpus(text: str) -> tuple[int, Card]:
+    """`8xH100`: a number and a card.
+
+    Raises:
+        UserError: it is no such text, or the card is not known.
+    """
+    count, _, name = text.partition("x")
+    if not count.isdigit() or not int(count) or not name:
+        raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+    found = next((card for card in CARDS.values() if card.name.lower() == name.lower()), None)
+    if found is None:
+        raise UserError(f"--gpus: no card `{name}`; there are {', '.join(CARDS)}, or give --card with a measured one")
+    return int(count), found
+
+
+def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
+    """What a recipe needs, on so many of a card; on as many as it asks for if not given.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    found = processes(config)
+    task = task_seconds(config, card)
+    step = step_seconds(config, card, task)
+    asked = sum(one.count * one.gpus for one in found if not one.role.startswith("scorer")) + reward_gpus(config)
+    have = gpus if gpus is not None else round(asked + 0.49)
+    fits = fits_card(found, card)
+    own = _split_of(config, step)
+    size = checkpoint_bytes(config)
+    seconds = step.total + step.evaluation
+    return Plan(
+        card,
+        have,
+        asked,
+        found,
+        task,
+        step,
+        fits,
+        None if fits else _fix(config, card),
+        store_bytes(config),
+        size,
+        size * DAY_S / (seconds * config.checkpoint.every),
+        seconds * config.steps / HOUR_S * have,
+        min([own, *_splits(config, card, task, own, have)], key=lambda split: split.seconds),
+        own,
+    )
+
+
+def fits_card(found: list[Process], card: Card) -> bool:
+    """Whether every process fits its share of the card. Scorers share cards, so that they count together."""
+    scorers = [one for one in found if one.role.startswith("scorer") and one.gpus]
+    if not all(one.fits(card) for one in found if one not in scorers):
+        return False
+    cards = max(1, round(sum(one.count * one.gpus for one in scorers) + 0.49))
+    total = sum(one.count * one.peak_bytes for one in scorers)
+    return total <= USABLE * card.memory_bytes * cards and all(one.peak_bytes < card.memory_bytes for one in scorers)
+
+
+def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
+    """A recipe with other values: `changed(config, learner={"micro_batch": 2})`."""
+    return config.model_copy(
+        update={room: getattr(config, room).model_copy(update=values) for room, values in rooms.items()}
+    )
+
+
+def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    if not config.policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing=true", changed(config, policy={"gradient_checkpointing": True})
+    if not config.rollout.offload_text_encoders:
+        yield "rollout.offload_text_encoders=true", changed(config, rollout={"offload_text_encoders": True})
+    for room, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
+        value = getattr(getattr(config, room), key)
+        for _ in range(MOST_HALVINGS):
+            if value > 1:
+                value //= 2
+                yield f"{room}.{key}={value}", changed(config, **{room: {key: value}})
+    if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
+        yield "learner.shard=true", changed(config, learner={"shard": True})
+
+
+def _fix(config: RunConfig, card: Card) -> str:
+    for text, other in single_changes(config):
+        if fits_card(processes(other), card):
+            return f"set {text}"
+    return f"no single setting makes it fit a {card.name}; take a card with more memory, or a smaller model"
+
+
+def _split_of(config: RunConfig, step: Step) -> Split:
+    colocated = config.placement == "colocated"
+    return Split(
+        config.placement,
+        config.rollout.workers,
+        config.learner.ranks if not colocated else 0,
+        reward_gpus(config),
+        step.total,
+    )
+
+
+def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) -> Iterator[Split]:
+    """Other splits of as many whole GPUs between rollout and learner, the rewards keeping theirs."""
+    if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
+        return
+    left, prompts = have - own.reward, config.data.prompts_per_step
+    kept = config.model_copy(update={"placement": "split"})
+    if not config.learner.shard and not config.learner.max_staleness and 1 <= left <= prompts:
+        kept = config.model_copy(update={"placement": "colocated"})
+        kept = changed(kept, rollout={"workers": left, "max_workers": None}, learner={"ranks": left})
+        if fits_card(processes(kept), card):
+            yield Split("colocated", left, 0, own.reward, step_seconds(kept, card, task).total)
+    for ranks in range(2 if config.learner.shard else 1, min(left, prompts + 1)):
+        other = config.model_copy(update={"placement": "split"})
+        other = changed(other, rollout={"workers": left - ranks, "max_workers": None}, learner={"ranks": ranks})
+        if fits_card(processes(other), card):
+            yield Split("split", left - ranks, ranks, own.reward, step_seconds(other, card, task).total)
+
+
+def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
+    """Numbers with their units in the keys."""
+    task, step = plan.task, plan.step
+    return {
+        "card": plan.card.name,
+        "rates": plan.card.source,
+        "gpus": plan.gpus,
+        "gpus_asked": plan.asked,
+        "fits": plan.fits,
+        "fix": plan.fix,
+        "memory_gb": {
+            one.role: {
+                "processes": one.count,
+                "gpus_each": one.gpus,
+                "peak": one.peak_bytes / GB,
+                "peak_phase": one.phase,
+                "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
+                "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
+            }
+            for one in plan.processes
+        },
+        "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
+        "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
+        "step_s": {
+            "rollout": step.rollout,
+            "scoring": step.scoring,
+            "learning": step.learning,
+            "total": step.total,
+            "evaluation": step.evaluation,
+        },
+        "idle": step.idle,
+        "store_gb": plan.store_bytes / GB,
+        "checkpoint_gb": plan.checkpoint_bytes / GB,
+        "disk_gb_per_day": plan.disk_bytes_per_day / GB,
+        "gpu_hours": plan.gpu_hours,
+        "price": None if price is None else price * plan.gpu_hours,
+        "best_split": vars(plan.best),
+        "own_split": vars(plan.own),
+    }

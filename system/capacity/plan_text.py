@@ -1,0 +1,118 @@
+"""A plan as a person reads it: a table of the roles, and a sentence for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from system.capacity.cards import GB
+from system.capacity.memory import Process
+from system.capacity.plan import HOUR_S, MOST_PADDING, Plan, Split
+from system.recipe.model import RunConfig
+
+
+def plan_table(config: RunConfig, plan: Plan) -> Table:
+    """A line for each kind of process."""
+    card = plan.card
+    title = f"{config.name} on {f'{plan.gpus} x ' if plan.gpus else ''}{card.name}, rates {card.source}"
+    table = Table(title=title)
+    for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "held", "phase", "s a step", "waits"):
+        table.add_column(column, justify="left" if column in ("role", "held", "phase") else "right")
+    for one in plan.processes:
+        table.add_row(
+            one.role,
+            f"{one.count} x {one.gpus:g} GPU",
+            f"{one.peak_bytes / GB:.1f}",
+            _parts(one.held),
+            _parts(one.phases),
+            *_time(one, plan),
+        )
+    return table
+
+
+def _parts(parts: dict[str, float]) -> str:
+    """The largest first; what is less than 50 MB is not shown."""
+    largest = sorted(parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in largest if num_bytes >= 0.05 * GB)
+
+
+def _time(one: Process, plan: Plan) -> tuple[str, str]:
+    step = plan.step
+    match one.role:
+        case "rollout":
+            return _s(step.rollout), _share(step.idle.get("rollout", step.idle.get("rollout and learner", 0.0)))
+        case "learner":
+            return _s(step.learning), _share(step.idle["learner"])
+        case "colocated":
+            return _s(step.rollout + step.learning), _share(step.idle["rollout and learner"])
+    return (_s(step.scoring), _share(step.idle["reward"])) if "reward" in step.idle else ("", "")
+
+
+def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterator[str]:
+    """What follows from the plan, the answer to "does it fit" first."""
+    yield fit_sentence(plan)
+    if plan.gpus and plan.asked > plan.gpus:
+        yield (
+            f"The recipe's roles ask for {plan.asked:g} GPUs, and there are {plan.gpus}: choose another `hardware`, or "
+            "lower rollout.workers and learner.ranks."
+        )
+    step, task = plan.step, plan.task
+    again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
+    yield (
+        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it, "
+        f"learning {_s(step.learning)}."
+    )
+    hours = config.steps * (step.total + step.evaluation) / HOUR_S
+    cost = f", {price * plan.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
+    yield f"{config.steps:,} steps take {hours:,.3g} h, {plan.gpu_hours:,.4g} GPU-hours{cost}."
+    yield f"{step.waits.capitalize()} GPUs wait longest: {_share(step.idle[step.waits])} of a step."
+    if plan.best != plan.own:
+        saved = 1 - plan.best.seconds / plan.own.seconds
+        yield f"{_split(plan.best)} would take {_s(plan.best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
+    too_much = (
+        f", more than {MOST_PADDING:.0%}: choose micro-batches that divide the rows" if pads_too_much(plan) else ""
+    )
+    yield (
+        f"Padding is {_share(task.sampling_padding)} of the rows of sampling and {_share(task.learning_padding)} of "
+        f"learning{too_much}."
+    )
+    yield (
+        f"The object store holds up to {_gb(plan.store_bytes)} GB; a checkpoint has {_gb(plan.checkpoint_bytes)} GB, "
+        f"and {_gb(plan.disk_bytes_per_day)} GB of them are written in a day."
+    )
+
+
+def pads_too_much(plan: Plan) -> bool:
+    """Whether more rows are padding than a recipe should have."""
+    return max(plan.task.sampling_padding, plan.task.learning_padding) > MOST_PADDING
+
+
+def fit_sentence(plan: Plan) -> str:
+    """Whether it fits, or what makes it fit."""
+    if plan.fits:
+        return f"It fits: every process has room on its {plan.card.name}."
+    largest = max(plan.processes, key=lambda one: one.peak_bytes)
+    return (
+        f"It does not fit: {largest.role} takes {_gb(largest.peak_bytes)} GB in {largest.phase}, and each "
+        f"{plan.card.name} has {plan.card.memory_gb:g} GB; {plan.fix}."
+    )
+
+
+def _split(split: Split) -> str:
+    reward = f" and {split.reward} of rewards" if split.reward else ""
+    if split.placement == "colocated":
+        return f"Colocated, {split.rollout} GPUs of both roles{reward},"
+    return f"Split, {split.rollout} GPUs of rollout, {split.learner} of the learner{reward},"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / GB:.3g}" if num_bytes < 10 * GB else f"{num_bytes / GB:.1f}"
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 or not share else f"{share:.1%}"

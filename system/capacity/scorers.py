@@ -1,0 +1,92 @@
+"""What a reward model takes: bytes on its GPU, and work for an image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from services.base.paths import resolve_model
+from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS
+from services.scoring.settings import ScorerSettings
+from system.capacity.architecture import KNOWN, META
+from system.capacity.passes import sizes
+from system.capacity.trace import Operator, Trace
+
+CHARACTERS_PER_TOKEN = 4
+PATCH_PX = 28
+"""Side of the square of pixels that is one token of Qwen2-VL."""
+PREPROCESSING_S = {"hpsv3": 0.03}
+"""Seconds on the CPU for an image, one after another; measured on a CPU for HPSv3, not known for others."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a scorer takes. All is 0 for a scorer that is no model of this process or whose model is not known."""
+
+    num_bytes: float = 0
+    """Weights."""
+    activation_bytes: float = 0
+    per_image: Trace = field(default_factory=Trace)
+    cpu_s: float = 0
+    """Seconds on the CPU for an image, before the GPU begins."""
+    known: bool = False
+
+
+def reward_of(scorer: ScorerSettings) -> Reward:
+    """By the scorer's model: CLIP models and HPSv3, from their configuration on this machine or the known one."""
+    match scorer.scorer:
+        case "pickscore" | "clipscore":
+            model = str(scorer.options.get("model", "yuvalkirstain/PickScore_v1"))
+            folder = _folder(model)
+            return _clip(str(folder), int(scorer.options.get("batch_size", 16))) if folder else Reward()
+        case "hpsv3":
+            base = _folder(str(scorer.options.get("base", "Qwen/Qwen2-VL-7B-Instruct")))
+            return _hpsv3(str(base), int(scorer.options.get("batch_size", 8))) if base else Reward()
+    return Reward()
+
+
+def _folder(model: str) -> Path | None:
+    for folder in (Path(resolve_model(model)), KNOWN / model):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+@cache
+def _clip(folder: str, batch: int) -> Reward:
+    """fp32. Vision tokens by patches, text tokens by the longest text; activations are those of the widest layer."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig.from_dict(json.loads((Path(folder) / "config.json").read_text()))
+    with META:
+        model = CLIPModel(config)
+    vision, text = config.vision_config, config.text_config
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    flops = 2 * (tokens * sizes(model.vision_model)[0] + text.max_position_embeddings * sizes(model.text_model)[0])
+    num_bytes = sizes(model)[1]
+    work = Operator("matmul_fp32", flops, num_bytes // batch)
+    widest = 4 * batch * tokens * (vision.intermediate_size + 4 * vision.hidden_size)
+    return Reward(num_bytes, 2 * widest, Trace(Counter({work: 1})), known=True)
+
+
+@cache
+def _hpsv3(folder: str, batch: int) -> Reward:
+    """bf16. Tokens are those of the image, of the instruction and of a prompt, padded as the scorer pads them."""
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    config = Qwen2VLConfig.from_dict(json.loads((Path(folder) / "config.json").read_text()))
+    with META:
+        model = Qwen2VLModel(config).to(torch.bfloat16)
+    image = PIXELS // PATCH_PX**2
+    text = len(INSTRUCTION.read_text()) // CHARACTERS_PER_TOKEN
+    length = -(-(image + text) // LENGTH_STEP) * LENGTH_STEP
+    flops = 2 * (length * sizes(model.language_model)[0] + 4 * image * sizes(model.visual)[0])
+    num_bytes = sizes(model)[1]
+    work = Operator("matmul_bf16", flops, num_bytes // batch)
+    widest = 2 * batch * length * (2 * config.text_config.intermediate_size + 4 * config.text_config.hidden_size)
+    return Reward(num_bytes, 2 * widest, Trace(Counter({work: 1})), PREPROCESSING_S["hpsv3"], known=True)

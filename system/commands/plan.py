@@ -1,0 +1,44 @@
+"""`tempflow plan`: whether a recipe fits the GPUs, how long it takes and what it costs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from system.commands.arguments import Overrides, Recipe, console
+from system.commands.plain import plain
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs that there are, such as 8xH100; as many H100s as it asks for if not given.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="A gpu.json of `tempflow bench gpu`, whose measured card is used."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="The price of a GPU-hour, in any currency.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say whether a recipe fits its GPUs, how long it takes and what it costs. Needs no weights, GPU or network."""
+    import json as encoder
+
+    from system.capacity.cards import CARDS, Card
+    from system.capacity.plan import as_json, parse_gpus, plan_of
+    from system.capacity.plan_text import plan_sentences, plan_table
+    from system.recipe.load import load_config
+
+    config = load_config(recipe, overrides or [])
+    count, kind = parse_gpus(gpus) if gpus else (None, CARDS["H100"])
+    found = plan_of(config, count, Card.measured_in(card) if card else kind)
+    if json:
+        console.print_json(encoder.dumps(as_json(found, price)))
+        return
+    console.print(plan_table(config, found))
+    for sentence in plan_sentences(config, found, price):
+        console.print(plain(sentence), soft_wrap=True)

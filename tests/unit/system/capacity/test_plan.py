@@ -1,0 +1,158 @@
+"""A plan: memory by hand, what makes a recipe fit, seconds by hand, and what the command says."""
+
+import json
+from math import ceil
+
+import pytest
+
+from services.base.errors import UserError
+from system.capacity.cards import CARDS, Card
+from system.capacity.estimate import checkpoint_bytes, store_bytes
+from system.capacity.memory import processes
+from system.capacity.passes import learner_pass, rollout_pass, trained_parameters
+from system.capacity.plan import fits_card, parse_gpus, plan_of, single_changes
+from system.capacity.timing import step_seconds, task_seconds
+from system.recipe.load import load_config
+from tests.helpers.command_line import tempflow
+
+H100 = CARDS["H100"]
+
+
+def by_role(*overrides: str, recipe: str = "shapes"):
+    return {one.role: one for one in processes(load_config(recipe, list(overrides)))}
+
+
+def test_what_a_learner_holds_for_what_it_trains():
+    config = load_config("shapes", ["policy.dtype=bf16", "learner.ema={}"])
+    count = trained_parameters(config.policy)
+    held = {one.role: one for one in processes(config)}["learner"].held
+    assert held["adapter"] == 2 * count
+    assert held["gradients"] == held["fp32 masters"] == held["weight sets"] == 4 * count
+    assert held["Adam"] == 8 * count
+    fp32 = by_role("policy.dtype=fp32")["learner"].held
+    assert "fp32 masters" not in fp32
+    assert "weight sets" not in fp32
+    assert fp32["adapter"] == 4 * count
+
+
+def test_full_fine_tuning_in_shards():
+    ranks = ["policy.lora=null", "policy.dtype=bf16", "learner.ranks=4"]
+    whole, parts = by_role(*ranks)["learner"].held, by_role(*ranks, "learner.shard=true")["learner"].held
+    assert parts["Adam"] == whole["Adam"] / 4
+    assert parts["transformer"] == pytest.approx(2 * whole["transformer"] / 4, rel=0.01)  # fp32, a quarter of it
+    assert "fp32 masters" in whole
+    assert "fp32 masters" not in parts
+    assert by_role(*ranks)["rollout"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
+
+
+def test_colocated_roles_share_one_base_and_their_phases_take_turns():
+    split, colocated = by_role(), by_role("placement=colocated", "rollout.workers=1")
+    assert set(colocated) == {"colocated", "scorer pickscore"}
+    one = colocated["colocated"]
+    assert one.held["transformer"] == split["learner"].held["transformer"] == split["rollout"].held["transformer"]
+    assert one.phases == split["rollout"].phases | split["learner"].phases
+    assert one.peak_bytes == sum(one.held.values()) + max(one.phases.values())
+
+
+def test_offloaded_text_encoders_are_a_phase():
+    held, away = by_role()["rollout"], by_role("rollout.offload_text_encoders=true")["rollout"]
+    assert away.phases["encoding text"] == held.held["text encoders"]
+    assert "text encoders" not in away.held
+
+
+def test_the_setting_that_makes_it_fit_is_found_and_does():
+    config = load_config("shapes", ["learner.micro_batch=64"])
+    learner = {one.role: one for one in processes(config)}["learner"]
+    small = Card("small", (learner.peak_bytes + 1e9) / 0.95 / 1e9 - 0.01, 1, 1, 1, 1, 1, "0.0")
+    assert not fits_card(processes(config), small)
+    fix = plan_of(config, None, small).fix
+    assert fix is not None
+    setting = fix.removeprefix("set ")
+    assert fits_card(processes(load_config("shapes", ["learner.micro_batch=64", setting])), small)
+    none = Card("tiny", 0.5, 1, 1, 1, 1, 1, "0.0")
+    assert "no single setting" in str(plan_of(config, None, none).fix)
+
+
+def test_a_change_is_of_one_setting():
+    config = load_config("shapes", ["rollout.micro_batch=4"])
+    texts = [text for text, _ in single_changes(config)]
+    assert texts[0] == "policy.gradient_checkpointing=true"
+    assert [text for text in texts if text.startswith("rollout.micro_batch")] == [
+        "rollout.micro_batch=2",
+        "rollout.micro_batch=1",
+    ]
+
+
+def test_seconds_are_passes_times_their_roofline():
+    config = load_config("shapes", ["objective.optimizer_steps=2"])
+    task = task_seconds(config, H100)
+    rounds = sum(ceil(rows / 24) for rows in (4, 28, 52, 76, 96, 96))
+    assert task.sampling == pytest.approx(rounds * rollout_pass(config.policy, 24).seconds(H100))
+    forward, update = (p.seconds(H100) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False)))
+    assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
+    assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
+    assert task.learning_padding == 0
+    step = step_seconds(config, H100, task)
+    assert step.rollout == pytest.approx(2 * task.rollout)  # 4 prompts, 2 workers
+    assert step.learning == pytest.approx(4 * task.learning)
+    assert step.total == pytest.approx(step.rollout + task.scoring + step.learning)
+    assert step.idle["learner"] == pytest.approx(1 - step.learning / step.total)
+
+
+def test_a_stale_learner_works_beside_the_rollout():
+    config = load_config("shapes", ["learner.max_staleness=1"])
+    step = step_seconds(config, H100, task_seconds(config, H100))
+    assert step.total == pytest.approx(max(step.rollout + task_seconds(config, H100).scoring, step.learning))
+
+
+def test_a_step_ends_with_the_role_that_has_most_to_do():
+    on_paper = task_seconds(load_config("shapes"), H100)
+    one, four = (
+        step_seconds(load_config("shapes", [f"rollout.workers={n}"]), H100, on_paper).rollout for n in (1, 4)
+    )
+    assert one == pytest.approx(4 * four)
+
+
+def test_bytes_of_the_store_and_of_a_checkpoint():
+    config = load_config("shapes")
+    latent, text = 4 * 16 * 16 * 16, 4 * sum_of_text(config)
+    images = 4 * 96 * 64 * 64 * 3
+    assert store_bytes(config) == pytest.approx(images + 4 * ((16 + 96) * latent_bytes(config) + text))
+    assert latent > 0
+    assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
+    assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
+
+
+def latent_bytes(config):
+    from actors.policy.policy import Policy
+
+    shape = Policy(config.policy, seed=0).family.latent_shape
+    return 4 * shape[0] * shape[1] * shape[2]
+
+
+def sum_of_text(config):
+    from actors.policy.policy import Policy
+
+    return sum(tensor.numel() for tensor in Policy(config.policy, seed=0).family.encode(["a"]).values())
+
+
+def test_gpus_as_text():
+    assert parse_gpus("8xH100") == (8, H100)
+    assert parse_gpus("2xa100-40") == (2, CARDS["A100-40"])
+    for text in ("H100", "0xH100", "8", "x", "-1xH100"):
+        with pytest.raises(UserError, match="8xH100"):
+            parse_gpus(text)
+    with pytest.raises(UserError, match="RTX-4090"):
+        parse_gpus("8xV100")
+
+
+def test_the_command_says_it_in_a_table_and_in_json():
+    table = tempflow("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5")
+    assert table.exit_code == 0
+    for text in ("on paper", "It fits", "RTX-4090", "Padding is", "GPU-hours"):
+        assert text in table.output
+    found = json.loads(tempflow("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5", "--json").output)
+    assert found["rates"] == "on paper"
+    assert found["gpus"] == 2
+    assert found["price"] == pytest.approx(0.5 * found["gpu_hours"])
+    assert set(found["memory_gb"]) == {"rollout", "learner", "scorer pickscore"}
