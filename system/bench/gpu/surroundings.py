@@ -33,6 +33,8 @@ MODELS, PREPROCESSING, EXPORTS = "Models", "Preprocessing of images in one CPU p
 def measure(record: Record) -> None:
     """A row for each model, for each preprocessing, and for the export of an adapter and of all weights."""
     device = device_of(record.device)
+    if record.small:
+        record.note("There is no GPU: the models have few layers, and all of them compute in fp32.")
     for name, neighbour in NEIGHBOURS.items():
         if record.has_time(name):
             _measure_model(record, name, neighbour, device)
