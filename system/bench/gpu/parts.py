@@ -39,7 +39,7 @@ PARTS = {
     ),
     "determinism": Part(
         "The same bits again",
-        "With deterministic algorithms, two processes give the same rollouts and the same weights; and what that costs.",
+        "With deterministic algorithms, two processes give the same rollouts and weights; and what that costs.",
         estimate_s=90,
         bound_s=100,
     ),
