@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from actors.policy.families import family_class, pipeline_name
@@ -24,6 +26,9 @@ from services.base.paths import resolve_model
 
 KNOWN = Path(__file__).parent / "models"
 
+NEEDED = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+"""Files that a cache which was filled in part can lack."""
+
 META = torch.device("meta")
 
 
@@ -33,7 +38,9 @@ def known_models() -> list[str]:
 
 
 def architecture(model: str) -> Path:
-    """The folder with a model's configurations: its own if it is on this machine, else that of the known model.
+    """The folder with a model's configurations: its own, that of the known model, or the one in the hub's cache.
+
+    Asks nothing of the network.
 
     Raises:
         UserError: neither exists.
@@ -43,6 +50,11 @@ def architecture(model: str) -> Path:
         return folder
     if model in known_models():
         return KNOWN / model
+    cached = None
+    with suppress(HFValidationError):  # a path, which no hub has
+        cached = try_to_load_from_cache(model, "model_index.json")
+    if isinstance(cached, str) and all((Path(cached).parent / file).is_file() for file in NEEDED):
+        return Path(cached).parent
     raise UserError(
         f"policy.model: the shapes of `{model}` are not known without its files; give its folder, or one of "
         f"{', '.join(known_models())}"

@@ -201,6 +201,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
             for one in plan.processes
         },
         "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
+        "task_counts": {"nfe": task.nfe, "images": task.images, "learner_nfe": task.passes},
         "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
         "step_s": {
             "rollout": step.rollout,

@@ -23,18 +23,18 @@ def plan_table(config: RunConfig, plan: Plan) -> Table:
         table.add_row(
             one.role,
             f"{one.count} x {one.gpus:g} GPU",
-            f"{one.peak_bytes / GB:.1f}",
-            _parts(one.held),
-            _parts(one.phases),
+            _gb(one.peak_bytes),
+            _parts(one.held, one.peak_bytes),
+            _parts(one.phases, one.peak_bytes),
             *_time(one, plan),
         )
     return table
 
 
-def _parts(parts: dict[str, float]) -> str:
-    """The largest first; what is less than 50 MB is not shown."""
+def _parts(parts: dict[str, float], whole: float) -> str:
+    """The largest first; what is less than 1% of the process is not shown."""
     largest = sorted(parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in largest if num_bytes >= 0.05 * GB)
+    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in largest if num_bytes >= 0.01 * whole)
 
 
 def _time(one: Process, plan: Plan) -> tuple[str, str]:
@@ -57,7 +57,11 @@ def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterat
             f"The recipe's roles ask for {plan.asked:g} GPUs, and there are {plan.gpus}: choose another `hardware`, or "
             "lower rollout.workers and learner.ranks."
         )
-    step, task = plan.step, plan.task
+    step, task, prompts = plan.step, plan.task, config.data.prompts_per_step
+    yield (
+        f"A step has {prompts} prompts: {prompts * task.nfe:,} NFE of sampling, {prompts * task.images:,} images, "
+        f"{prompts * task.passes:,.0f} NFE of learning."
+    )
     again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
     yield (
         f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it, "

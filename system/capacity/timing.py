@@ -31,6 +31,7 @@ class Task:
     learning: float
     nfe: int
     """Forwards that the task needs; those of guidance count."""
+    images: int
     passes: float
     """Passes of the learner that it needs; a backward counts 2."""
     sampling_padding: float
@@ -82,6 +83,7 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
         max((plan.leaves * _image_seconds(config, card, name) for name in config.weights), default=0.0),
         micro_batches * (update + again * objective.compares_with_old * forward),
         plan.nfe * each,
+        plan.leaves,
         each * objective.task_passes(trained, stale),
         1 - plan.nfe / (forwards * rows),
         1 - trained / (micro_batches * micro_batch),

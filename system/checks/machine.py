@@ -153,7 +153,10 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only its memory counts here
-    plan = plan_of(config, torch.cuda.device_count(), card)
+    try:
+        plan = plan_of(config, torch.cuda.device_count(), card)
+    except UserError:  # another check says what is wrong with the model
+        return
     level: Literal["ok", "warning", "problem"] = "ok"
     if not plan.fits:
         level = "warning" if running_ray() else "problem"  # the nodes of a cluster may have other cards

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.base.errors import UserError
 from system.commands.arguments import Overrides, Recipe, console
 from system.commands.plain import plain
 
@@ -56,7 +57,11 @@ def show_cost(config: RunConfig, sources: Sources) -> None:
 
     refuse(config, By.DRY_RUN)
     typer.echo(dump_with_sources(config, sources))
-    plan = plan_of(config, None, CARDS["H100"])
+    try:
+        plan = plan_of(config, None, CARDS["H100"])
+    except UserError as unknown:  # the recipe is in order, and its cost is not known
+        console.print(plain(unknown), soft_wrap=True)
+        return
     console.print(plan_table(config, plan))
     for sentence in plan_sentences(config, plan, None):
         console.print(plain(sentence), soft_wrap=True)

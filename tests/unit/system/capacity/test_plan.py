@@ -5,6 +5,7 @@ from math import ceil
 
 import pytest
 
+from actors.policy.policy import Policy
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.estimate import checkpoint_bytes, store_bytes
@@ -13,7 +14,6 @@ from system.capacity.passes import learner_pass, rollout_pass, trained_parameter
 from system.capacity.plan import fits_card, parse_gpus, plan_of, single_changes
 from system.capacity.timing import step_seconds, task_seconds
 from system.recipe.load import load_config
-from tests.helpers.command_line import tempflow
 
 H100 = CARDS["H100"]
 
@@ -88,7 +88,9 @@ def test_seconds_are_passes_times_their_roofline():
     task = task_seconds(config, H100)
     rounds = sum(ceil(rows / 24) for rows in (4, 28, 52, 76, 96, 96))
     assert task.sampling == pytest.approx(rounds * rollout_pass(config.policy, 24).seconds(H100))
-    forward, update = (p.seconds(H100) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False)))
+    forward, update = (
+        p.seconds(H100) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
+    )
     assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
     assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
     assert task.learning_padding == 0
@@ -107,32 +109,25 @@ def test_a_stale_learner_works_beside_the_rollout():
 
 def test_a_step_ends_with_the_role_that_has_most_to_do():
     on_paper = task_seconds(load_config("shapes"), H100)
-    one, four = (
-        step_seconds(load_config("shapes", [f"rollout.workers={n}"]), H100, on_paper).rollout for n in (1, 4)
-    )
+    one, four = (step_seconds(load_config("shapes", [f"rollout.workers={n}"]), H100, on_paper).rollout for n in (1, 4))
     assert one == pytest.approx(4 * four)
 
 
 def test_bytes_of_the_store_and_of_a_checkpoint():
     config = load_config("shapes")
-    latent, text = 4 * 16 * 16 * 16, 4 * sum_of_text(config)
+    text = 4 * sum_of_text(config)
     images = 4 * 96 * 64 * 64 * 3
     assert store_bytes(config) == pytest.approx(images + 4 * ((16 + 96) * latent_bytes(config) + text))
-    assert latent > 0
     assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
     assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
 
 
 def latent_bytes(config):
-    from actors.policy.policy import Policy
-
     shape = Policy(config.policy, seed=0).family.latent_shape
     return 4 * shape[0] * shape[1] * shape[2]
 
 
 def sum_of_text(config):
-    from actors.policy.policy import Policy
-
     return sum(tensor.numel() for tensor in Policy(config.policy, seed=0).family.encode(["a"]).values())
 
 
@@ -146,12 +141,12 @@ def test_gpus_as_text():
         parse_gpus("8xV100")
 
 
-def test_the_command_says_it_in_a_table_and_in_json():
-    table = tempflow("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5")
-    assert table.exit_code == 0
+def test_the_command_says_it_in_a_table_and_in_json(in_process):
+    table = in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5")
+    assert table.returncode == 0
     for text in ("on paper", "It fits", "RTX-4090", "Padding is", "GPU-hours"):
-        assert text in table.output
-    found = json.loads(tempflow("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5", "--json").output)
+        assert text in table.stdout
+    found = json.loads(in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5", "--json").stdout)
     assert found["rates"] == "on paper"
     assert found["gpus"] == 2
     assert found["price"] == pytest.approx(0.5 * found["gpu_hours"])

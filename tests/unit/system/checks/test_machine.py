@@ -2,11 +2,9 @@
 
 import os
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from services.base.errors import UserError
 from system.checks import machine
@@ -105,8 +103,8 @@ def test_the_size_of_a_checkpoint_is_that_of_the_adapter_the_moments_and_the_ave
     recipe = shapes(f"policy.model={sd3_folder}", f"policy.lora={{rank: {lora.rank}, alpha: {lora.alpha}}}")
     assert machine.checkpoint_bytes(recipe) == 4 * sum(array.nbytes for array in arrays)
     whole = recipe.model_copy(update={"policy": recipe.policy.model_copy(update={"lora": None})})
-    (file,) = (Path(sd3_folder) / "transformer").glob("*.safetensors")
-    assert machine.checkpoint_bytes(whole) == 4 * 4 * sum(array.size for array in load_file(file).values())
+    every = Policy(tiny_settings(sd3_folder, num_steps=4, lora=None), seed=0).arrays().values()
+    assert machine.checkpoint_bytes(whole) == 4 * 4 * sum(array.size for array in every)
     assert machine.checkpoint_bytes(shapes("policy.model=org/elsewhere")) == 0
 
 
@@ -143,3 +141,22 @@ def test_extras_that_are_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert [finding.says for finding in machine.extras(None)] == ["not installed"] * 3
     assert "not installed" not in installed
+
+
+@pytest.mark.parametrize(("cluster", "level"), [(None, "problem"), ("10.0.0.1:6379", "warning")])
+def test_a_gpu_that_is_too_small_is_named_with_the_setting_that_helps(monkeypatch, cluster, level):
+    import torch
+
+    asks = shapes("rollout.num_gpus=1", "learner.num_gpus=1", "learner.micro_batch=64", "rollout.workers=1")
+    monkeypatch.setattr(machine, "running_ray", lambda: cluster)
+    assert not list(machine.memory(asks))  # this machine has none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for total, expected in ((2 * 10**9, "ok"), (1.12 * 10**9, level)):
+        card = type("Properties", (), {"name": "Small", "total_memory": total})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        (found,) = machine.memory(asks)
+        assert found.level == expected
+    assert "It does not fit: learner takes" in found.says
+    assert "set policy.gradient_checkpointing=true" in found.says
+    assert not list(machine.memory(shapes()))  # no role asks for a GPU
