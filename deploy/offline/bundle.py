@@ -25,6 +25,8 @@ CONSTRAINTS = HERE.parent / "constraints.txt"
 INSTALLER, SUMS, REQUIREMENT = "install.py", "SHA256SUMS", "REQUIREMENT"
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """Older names of manylinux_2_N."""
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "tempflow_entry.py", "system", "actors", "services", "configs")
+"""What the wheel is built from, as in the container image."""
 CHUNK_BYTES = 2**20
 MB = 10**6
 
@@ -61,6 +63,17 @@ def stand_in(folder: Path, version: str) -> str:
         for name, text in (files | {record: "".join(f"{name},,\n" for name in (*files, record))}).items():
             wheel.writestr(name, text)
     return f"torch=={version}"
+
+
+def build(wheels: Path) -> Path:
+    """Build tempflow's own wheel, from a copy: setuptools would add what an earlier build has left in the checkout."""
+    with TemporaryDirectory() as aside:
+        for name in SOURCES:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            copy(ROOT / name, Path(aside) / name)
+        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, aside)
+    (own,) = wheels.glob("tempflow-*.whl")
+    return own
 
 
 def download(requirement: str, wheels: Path, target: Sequence[str], without_torch: bool, constraints: Path) -> None:
@@ -147,8 +160,7 @@ def main() -> None:
     extras = f"[{given.extras}]" if given.extras else ""
     with TemporaryDirectory() as aside:
         wheels = Path(aside)
-        pip("wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ROOT)
-        (own,) = wheels.glob("tempflow-*.whl")
+        own = build(wheels)
         download(f"tempflow{extras} @ {own.as_uri()}", wheels, target, given.without_torch, given.constraints)
         count = len([*wheels.glob("*.whl")])
         parts = pack(wheels, given.folder, f"tempflow{extras}=={own.name.split('-')[1]}", given.part_mb * MB)

@@ -1,5 +1,6 @@
 """The offline bundle: what pip resolves, in parts, checked before anything is installed."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.offline.bundle import download, pack, platforms
+from deploy.offline.bundle import SOURCES, download, pack, platforms
+from tests.helpers.paths import ROOT
 
 PART_BYTES = 700
 
@@ -129,3 +131,8 @@ def test_platforms_are_those_of_the_glibc_and_older_ones():
     assert tags[:2] == ["manylinux_2_17_x86_64", "manylinux2014_x86_64"]
     assert tags[-2:] == ["manylinux_2_5_x86_64", "manylinux1_x86_64"]
     assert not [tag for tag in tags if "2_18" in tag or "2_28" in tag]
+
+
+def test_the_wheel_is_built_from_what_the_image_is_built_from():
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(SOURCES) == {name for line in copied for name in line.split() if not name.startswith(("deploy/", "--"))}
