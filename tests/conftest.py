@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from system.bench.gpu.tiny.sd3 import build_sd3
 from system.launch.environment import make_token
 from tests.helpers.command_line import in_process
 from tests.helpers.families import Case
 from tests.helpers.recipes import recipe
-from tests.helpers.tiny import build_sd3
 
 __all__ = ["in_process", "recipe"]
 

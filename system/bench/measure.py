@@ -89,9 +89,9 @@ def flops_of(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, rounds: int = 5, side: int | None = None) -> float:
     """FLOP/s of one large matrix product: what the device gives at best, in practice."""
-    side = PEAK_SIDE[device.type]
+    side = side or PEAK_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = alternate({"product": lambda: left @ right}, rounds, device)["product"]
     return 2 * side**3 / best

@@ -31,7 +31,7 @@ def run_bench(
         UserError: no such benchmark or model, or one that needs the recipe's own model.
     """
     if kind not in KINDS:
-        raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)}")
+        raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)} and gpu")
     if full_size is not None and full_size not in FULL_SIZES:
         raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
     if full_size and kind not in OF_A_MODEL:

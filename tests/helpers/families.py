@@ -9,10 +9,10 @@ from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline, Stabl
 from torch import Tensor
 
 from actors.policy.policy import Policy
-from tests.helpers.tiny import build_sd3
-from tests.helpers.tiny_flux import build_flux
-from tests.helpers.tiny_flux2 import build_flux2
-from tests.helpers.tiny_qwen import build_qwen
+from system.bench.gpu.tiny.flux import build_flux
+from system.bench.gpu.tiny.flux2 import build_flux2
+from system.bench.gpu.tiny.qwen import build_qwen
+from system.bench.gpu.tiny.sd3 import build_sd3
 
 
 @dataclass(frozen=True)

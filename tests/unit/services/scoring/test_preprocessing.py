@@ -20,9 +20,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from services.scoring.clipscore import ClipScore
 from services.scoring.hpsv3 import HPSv3
 from services.scoring.pickscore import PickScore
+from system.bench.gpu.tiny.parts import clip_tokenizer
 from system.miniature import ASSETS
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny import clip_tokenizer
 
 ROOMS = ("system", "actors", "services")
 CHOSEN_BY_PACKAGES = re.compile(r"\w*ImageProcessor(Fast)?|Auto(Image|Video)?Processor|\w*VideoProcessor")

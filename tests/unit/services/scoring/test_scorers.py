@@ -18,7 +18,7 @@ from services.scoring.ocr import Ocr, quoted, text_reward
 from services.scoring.pickscore import PickScore
 from services.scoring.scorer import check_scorer, load_scorer, own_folders
 from services.scoring.settings import ScorerSettings
-from tests.helpers.tiny import clip_tokenizer
+from system.bench.gpu.tiny.parts import clip_tokenizer
 
 
 class Brightness:

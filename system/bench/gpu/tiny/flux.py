@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from tests.helpers.tiny import clip_tokenizer, loud
+from system.bench.gpu.tiny.parts import clip_tokenizer, loud
 
 
 def build_flux(folder: Path, seed: int = 0, guidance_embeds: bool = True) -> Path:

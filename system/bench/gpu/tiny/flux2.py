@@ -11,8 +11,8 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tests.helpers.tiny import loud
-from tests.helpers.tiny_qwen import qwen_tokenizer
+from system.bench.gpu.tiny.parts import loud
+from system.bench.gpu.tiny.qwen import qwen_tokenizer
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -1,0 +1,157 @@
+"""Two processes that ask for deterministic algorithms give the same bits; and what such algorithms cost.
+
+`python -m system.bench.gpu.determinism DEVICE deterministic|usual` prints what one process made, as JSON. It is a
+process of its own because the settings must be made before CUDA starts.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from actors.policy.family import Conditioning
+from actors.policy.kernels import make_kernel
+from actors.policy.policy import Policy
+from actors.policy.settings import PolicySettings
+from actors.rollout.sampler import Sampler
+from actors.trajectory import Decisions
+from services.base.devices import prepare_torch
+from system.bench.gpu.models import MINIATURE, TINY, settings_of
+from system.bench.gpu.record import Record
+from system.bench.gpu.work import (
+    KERNEL,
+    advantages,
+    free,
+    learner_of,
+    plan_of,
+    policy_of,
+    stir,
+    task_of,
+    update_of,
+)
+from system.bench.measure import alternate
+from system.bench.models import bench_policy
+from system.recipe.load import load_config
+
+PROCESS_TIMEOUT_S = 300
+LONG = {"height": 128, "width": 128}
+"""1,024 image tokens of a tiny model: attention kernels share the work on a row among blocks only beyond some hundred
+tokens, and only then does the order of their sums vary. A CPU would take minutes for it."""
+TIMED_RECIPE, TIMED_MODEL = "sd35_pickscore", "sd35-medium"
+TIMED = {"num_steps": 5}
+TIMED_LATENTS, TIMED_DECISIONS, ROUNDS = 8, 2, 3
+
+Made = dict[str, dict[str, list[str]]]
+"""The digests of two rollouts and two updates, and of the weights before, by model."""
+
+
+def measure(record: Record) -> None:
+    """Compare the bits of two processes, and their times with those of a process with the usual algorithms."""
+    one, usual = run_process(record.device, "deterministic"), run_process(record.device, "usual")
+    two = run_process(record.device, "deterministic")
+    for model, wrong in differing(one["made"], two["made"]).items():
+        repeats = all(len(set(usual["made"][model][what])) == 1 for what in ("rollouts", "updates"))
+        record.check(
+            model,
+            not wrong,
+            (wrong or "rollouts and weights are equal, within a process and between two")
+            + ("" if repeats else "; with the usual algorithms they differ"),
+        )
+    for what, seconds in one["seconds"].items():
+        record.row(
+            f"What it costs, measured on {one['timed']}",
+            **{"work": what, "usual, s": usual["seconds"][what], "deterministic, s": seconds},
+            ratio=seconds / usual["seconds"][what],
+        )
+
+
+def run_process(device: str, mode: str) -> dict[str, Any]:
+    """What one process made: `made`, and the `seconds` of its timed work on the model `timed`.
+
+    Raises:
+        RuntimeError: it failed; holds the end of what it said.
+    """
+    command = [sys.executable, "-m", "system.bench.gpu.determinism", device, mode]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
+    if run.returncode:
+        raise RuntimeError(f"the process with {mode} algorithms failed:\n{run.stderr[-4000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def differing(one: Made, two: Made) -> dict[str, str]:
+    """What differs within one process or between both, in words, by model; empty where nothing does."""
+    found = {}
+    for model, digests in one.items():
+        wrong = [what for what in ("rollouts", "updates") if len({*digests[what], *two[model][what]}) > 1]
+        if digests["updates"][0] == digests["before"][0]:
+            wrong.append("nothing was learned, so the weights")
+        found[model] = f"{' and '.join(wrong)} differ" if wrong else ""
+    return found
+
+
+def made(device: str, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Digests of every family's tiny model and the miniature, in the dtypes of a run."""
+    yield f"{MINIATURE}, fp32", digests(settings_of(MINIATURE, folder, device=device))
+    for model, tiny in TINY.items():
+        size = LONG if device == "cuda" and not tiny.fixed_size else {}
+        yield f"{model}, bf16", digests(settings_of(model, folder, device=device, dtype="bf16", **size))
+
+
+def digests(settings: PolicySettings) -> dict[str, list[str]]:
+    """Of two rollouts and of the weights after two updates, each by a policy of its own; and of the weights before."""
+    (decisions, images), again = task_of(settings), task_of(settings)
+    rollouts = [
+        hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        for arrays in (
+            (made.state_NZ, made.action_NKZ, made.log_prob_NK, shown) for made, shown in ((decisions, images), again)
+        )
+    ]
+    updates = [update_of(settings, decisions)[0].export().checksum for _ in range(2)]
+    free()
+    return {"rollouts": rollouts, "updates": updates, "before": [policy_of(settings).export(0).checksum]}
+
+
+def timed_policy(device: str) -> tuple[str, Policy, Conditioning]:
+    """What is timed: a model of full size on a GPU, else the miniature."""
+    if device == "cpu":
+        settings, full_size, name = load_config("shapes").policy, None, f"the {MINIATURE}"
+    else:
+        settings, full_size, name = load_config(TIMED_RECIPE).policy, TIMED_MODEL, f"{TIMED_MODEL} with random weights"
+    policy, conditioning = bench_policy(settings.model_copy(update={"device": device, **TIMED}), full_size, False)
+    stir(policy, scale=0.01)
+    return name, policy, conditioning
+
+
+def seconds(policy: Policy, conditioning: Conditioning) -> dict[str, float]:
+    """Best times of a rollout and of an update."""
+    plan, kernel = plan_of(policy.settings), make_kernel(KERNEL, policy.sigmas)
+    sampler = Sampler(policy.family, policy.sigmas, kernel, TIMED_LATENTS)
+    learner = learner_of(policy, TIMED_DECISIONS)
+
+    def rollout() -> Decisions:
+        return sampler(plan, [(0, 0, 0, 0)], [0], conditioning).decisions
+
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
+    decisions = replace(rollout(), conditioning=arrays)
+    scored = [(decisions, 1e-9 * advantages(decisions))]  # the weights hardly move
+    return alternate({"a rollout": rollout, "an update": lambda: learner.update(scored)}, ROUNDS, policy.device)
+
+
+def main(device: str, mode: str) -> None:
+    threads = torch.get_num_threads() if device == "cuda" else 1
+    prepare_torch(threads, num_gpus=int(device == "cuda"), deterministic=mode == "deterministic")
+    with TemporaryDirectory() as folder:
+        found = dict(made(device, Path(folder)))
+    name, policy, conditioning = timed_policy(device)
+    print(json.dumps({"made": found, "timed": name, "seconds": seconds(policy, conditioning)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,64 @@
+"""The first ratio of an update in bf16 is exactly 1; and the drift between rollout and learner by sampling step."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from actors.policy.settings import PolicySettings
+from system.bench.gpu.models import MINIATURE, MODELS, settings_of
+from system.bench.gpu.record import Record
+from system.bench.gpu.work import free, task_of, update_of
+
+GUIDANCE = 4.5
+ROLLOUT_ROWS, LEARNER_ROWS = 24, 5
+"""Unequal micro-batches, as recipes have them: a kernel may add up in another order for another number of rows."""
+
+
+def measure(record: Record) -> None:
+    """Check every model, eager and compiled; then measure drift on the miniature."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for compiled in (False, True):
+            if compiled and record.small:
+                record.note("Compiled models were left out: there is no GPU, and compiling for a CPU takes minutes.")
+                continue
+            for model in MODELS:
+                how = f"{model}, {'compiled' if compiled else 'eager'}"
+                if record.has_time(f"the first ratio of {how}"):
+                    settings = settings_of(model, folder, dtype="bf16", device=record.device, compile=compiled)
+                    deviation, grad_norm = first_ratio(settings)
+                    said = f"first |ρ − 1| = {deviation:g}, gradient norm {grad_norm:.3g}"
+                    record.check(how, deviation == 0 and grad_norm > 0, said)
+        for dtype in ("fp32", "bf16"):
+            if record.has_time(f"the drift in {dtype}"):
+                settings = settings_of(MINIATURE, folder, dtype=dtype, device=record.device, guidance=GUIDANCE)
+                _drift(record, settings)
+
+
+def first_ratio(settings: PolicySettings) -> tuple[float, float]:
+    """max |ρ − 1| before the first optimizer step of an update, and the gradient's norm: 0 if nothing learns."""
+    if settings.compile:
+        torch.compiler.reset()  # a process compiles only so many versions of one forward, and runs the rest eagerly
+    decisions, _ = task_of(settings)
+    _, stats = update_of(settings, decisions)
+    free()
+    return stats.first_ratio_deviation, stats.grad_norm
+
+
+def _drift(record: Record, settings: PolicySettings) -> None:
+    """Rows of |log p(rollout) − log p(learner)| by sampling step."""
+    decisions, _ = task_of(settings, ROLLOUT_ROWS)
+    _, stats = update_of(settings, decisions, LEARNER_ROWS)
+    title = (
+        f"Drift |Δ log p| of the miniature at guidance {GUIDANCE}: micro-batches of {ROLLOUT_ROWS} rows in the rollout "
+        f"and of {LEARNER_ROWS} decisions in the learner"
+    )
+    for i, (mean, most) in enumerate(zip(stats.drift_mean, stats.drift_max, strict=True)):
+        if mean == mean:
+            record.row(title, dtype=settings.dtype, step=i, mean=mean, max=most)
+    record.check(
+        f"first ratio at guidance {GUIDANCE}, {settings.dtype}",
+        stats.first_ratio_deviation == 0,
+        f"first |ρ − 1| = {stats.first_ratio_deviation:g}",
+    )

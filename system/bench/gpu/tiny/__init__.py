@@ -1,0 +1,1 @@
+"""A tiny random pipeline of each family, through the real classes of diffusers and transformers."""
