@@ -147,7 +147,7 @@ def _fix(config: RunConfig, card: Card) -> str:
     for text, other in single_changes(config):
         if fits_card(processes(other), card):
             return f"set {text}"
-    return f"no single setting makes it fit a {card.name}; take a card with more memory, or a smaller model"
+    return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
 
 
 def _split_of(config: RunConfig, step: Step) -> Split:

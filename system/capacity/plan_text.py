@@ -9,6 +9,7 @@ from rich.table import Table
 from system.capacity.cards import GB
 from system.capacity.memory import Process
 from system.capacity.plan import HOUR_S, MOST_PADDING, Plan, Split
+from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
 
@@ -70,7 +71,11 @@ def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterat
     hours = config.steps * (step.total + step.evaluation) / HOUR_S
     cost = f", {price * plan.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
     yield f"{config.steps:,} steps take {hours:,.3g} h, {plan.gpu_hours:,.4g} GPU-hours{cost}."
-    yield f"{step.waits.capitalize()} GPUs wait longest: {_share(step.idle[step.waits])} of a step."
+    if not plan.asked:
+        yield f"The recipe's roles ask for no GPU: the seconds are those of a {plan.card.name} for each process."
+    yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
+    if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer).known]:
+        yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
     if plan.best != plan.own:
         saved = 1 - plan.best.seconds / plan.own.seconds
         yield f"{_split(plan.best)} would take {_s(plan.best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
@@ -81,9 +86,10 @@ def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterat
         f"Padding is {_share(task.sampling_padding)} of the rows of sampling and {_share(task.learning_padding)} of "
         f"learning{too_much}."
     )
+    daily = f", and {_gb(plan.disk_bytes_per_day)} GB of them are written in a day" if plan.asked else ""
     yield (
-        f"The object store holds up to {_gb(plan.store_bytes)} GB; a checkpoint has {_gb(plan.checkpoint_bytes)} GB, "
-        f"and {_gb(plan.disk_bytes_per_day)} GB of them are written in a day."
+        f"The object store holds up to {_gb(plan.store_bytes)} GB; a checkpoint has {_gb(plan.checkpoint_bytes)} GB"
+        f"{daily}."
     )
 
 
