@@ -1,8 +1,9 @@
-"""Methods, one file each: what a recipe with `method: NAME` gets where it says nothing itself.
+"""Methods, one file each. A method gives the defaults of a recipe with `method: NAME`.
 
-Each file holds `METHOD`: the plan, kernel, advantage rule and objective that make the method, with the published
-settings. Its docstring names the paper, the weight sets, the cost, the refusals and the deviations. Nothing else names
-a method: the files are found by listing this folder. They import no Torch, so that a recipe can be checked without it.
+Each file defines `METHOD`: the plan, kernel, advantage rule and objective of the method, with the published settings.
+The file's docstring names the paper, the weight sets, the cost, the refused settings and the deviations. No other code
+names a method: the files are found by listing this folder. They do not import PyTorch, so that a recipe can be checked
+without it.
 """
 
 import difflib
@@ -29,7 +30,7 @@ class Method:
 
     plan: PlanSettings
     kernel: KernelSettings
-    """Not used where the plan has no stochastic step."""
+    """The kernel is not used if the plan has no stochastic step."""
     advantage: AdvantageSettings
     objective: ObjectiveSettings
     ema: EmaSettings | None = None
@@ -37,18 +38,18 @@ class Method:
 
     @property
     def defaults(self) -> dict[str, dict[str, Any]]:
-        """The keys of a recipe that the method sets; the recipe's own lie over them."""
+        """The keys of a recipe that the method sets. The recipe's own values take precedence."""
         given = {key: _given(getattr(self, key)) for key in ("plan", "kernel", "advantage", "objective")}
         return given if self.ema is None else given | {"learner": {"ema": self.ema.model_dump(mode="json")}}
 
 
 def _given(settings: Settings) -> dict[str, Any]:
-    """The values that a method gives, and the name, which says whose values they are."""
+    """The values that a method sets, and the `name` that they belong to."""
     return settings.model_dump(mode="json", include={*settings.model_fields_set, "name"})
 
 
 def method_names() -> list[str]:
-    """All methods, in alphabetical order."""
+    """The names of all methods in alphabetical order."""
     return list(METHODS)
 
 
@@ -56,7 +57,7 @@ def find_method(name: str) -> Method:
     """A method by the name of its file.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is no such method. The message suggests the nearest name.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
@@ -68,7 +69,7 @@ def method_file(name: str) -> Path:
     """The file of a method.
 
     Raises:
-        UserError: there is no such method; names the nearest.
+        UserError: there is no such method. The message suggests the nearest name.
     """
     find_method(name)
     return Path(__file__).with_name(f"{name}.py")
@@ -87,4 +88,4 @@ else:
         Union[tuple(Annotated[kind, Tag(kind.model_fields["name"].default)] for kind in _OBJECTIVES)],  # noqa: UP007
         Discriminator(name_or("grpo")),
     ]
-    """The objectives of all methods, told apart by `name`."""
+    """The objectives of all methods, distinguished by `name`."""

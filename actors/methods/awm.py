@@ -1,18 +1,18 @@
 """AWM, Advantage Weighted Matching (arXiv 2509.25050): flow matching on finished images, weighted by their advantages.
 
-24 deterministic images of a prompt are noised to a few levels. The flow-matching loss there stands for −log p, in a
-clipped surrogate; two more terms hold the velocity to the base (β) and to a moving average of the policy. The formula
-is computed in `actors/learner/objectives/awm.py`.
+24 deterministic images of a prompt are noised to a few noise levels. The flow-matching loss at these levels takes the
+place of −log p in a clipped surrogate. Two more terms keep the velocity near the base (β) and near a moving average of
+the policy. `actors/learner/objectives/awm.py` computes the formula.
 
-Weight sets: the current weights, and the EMA of learner.ema, which the loss compares with and which is evaluated and
-saved.
-Cost of a prompt at T = 14: 336 sampling forwards, 24 images, 144 rows of training; a row costs 3 passes, one more for
-each of the two terms that is on.
+Weight sets: the current weights, and the moving average of learner.ema. The loss compares with the average, and the
+average is evaluated and saved.
+Cost of a prompt at T = 14: 336 sampling forwards, 24 images, 144 rows of training. A row costs 3 passes, and one more
+for each of the two terms that is used.
 
-Refuses ema_weight without learner.ema: there is no average to hold to. Its plan has to give images.
+Refuses ema_weight without learner.ema, because there is no average to compare with. The plan must give images.
 
-Deviations: the code keeps an average of its own for the loss, of decay min(.001·step, .3), beside the one of decay .99
-that is evaluated; here both are one.
+Deviations: the code has two averages, one for the loss with decay min(.001·step, .3), and one that is evaluated with
+decay .99. Here one average is used for both.
 """
 
 from typing import Literal
@@ -34,23 +34,23 @@ class AwmSettings(LeafObjectiveSettings):
     name: Literal["awm"] = "awm"
     clip_range: float = Field(1.0, gt=0)
     power: float = Field(0.25, gt=0)
-    """p of the generalised Huber loss; 1 is the squared error."""
+    """The exponent p of the generalised Huber loss. 1 is the squared error."""
     ema_weight: float = Field(1.0, ge=0)
-    """Weight of the term that holds the policy to its own moving average (learner.ema)."""
+    """The weight of the term that keeps the policy near its own moving average (learner.ema)."""
 
     @property
     def passes(self) -> int:
-        """A row costs one more where the loss compares with the moving average."""
+        """A row costs one more pass if the loss compares with the moving average."""
         return super().passes + bool(self.ema_weight)
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
-        """The loss compares with the EMA too."""
+        """The weight sets. The loss also uses the moving average if `ema_weight` is not 0."""
         if ema and self.ema_weight:
             return (ema.weight_set("loss"),)
         return super().weight_sets(ema)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """Refuses a weight for a moving average that the recipe does not have."""
+        """Refuse `ema_weight` if the recipe has no moving average."""
         super().check(kernel, learner, prompts_per_step)
         if self.ema_weight and not learner.ema:
             raise ValueError("objective.ema_weight: there is no moving average; set learner.ema, or the weight to 0")

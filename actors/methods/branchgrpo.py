@@ -1,17 +1,17 @@
-"""BranchGRPO (arXiv 2509.06040): a tree from one noise whose edges are all stochastic.
+"""BranchGRPO (arXiv 2509.06040): a tree that grows from one noise, with stochastic edges only.
 
-Every trajectory splits in two at steps 0, 3, 6 and 9. A node's reward is the mean of its leaves', and nodes are
-compared within their depth. Two kinds of pruning save training: depth pruning leaves a sliding run of 2 steps out of
-the loss, width pruning keeps the 4 best and the 4 worst nodes of a depth.
+Every trajectory splits in two at steps 0, 3, 6 and 9. A node's reward is the mean of its leaves' rewards, and nodes are
+compared within their depth. Two kinds of pruning save training time: depth pruning leaves a sliding run of 2 steps out
+of the loss, and width pruning keeps the 4 best and the 4 worst nodes of each depth.
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 20: 203 sampling forwards, 16 images, 202 rows of training before pruning.
 
-Refuses any group but prompt_step: nodes of other depths have other numbers of leaves.
+Refuses any group except prompt_step, because nodes of different depths have different numbers of leaves.
 
 Deviations: the last step is never trained. The code scales the noise at splits by 4 and computes the log-prob with the
-unscaled std; here both have the kernel's. Its pruned depths slide every 30 training steps and stop at the last split;
-here they slide after each step, through all trained steps, and start over.
+unscaled std; here both use the kernel's std. In the code the pruned depths slide every 30 training steps and stop at
+the last split; here they slide after each training step, through all trained steps, and then start over.
 """
 
 from actors.learner.settings import AdvantageSettings, GrpoSettings

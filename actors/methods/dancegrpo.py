@@ -1,12 +1,12 @@
-"""DanceGRPO (arXiv 2505.07818): stochastic trajectories from one noise, a random part of whose steps is trained.
+"""DanceGRPO (arXiv 2505.07818): stochastic trajectories from one noise, trained at a random part of their steps.
 
-12 chains of a prompt share their initial noise. 60% of the steps, drawn anew for each training step, enter the loss.
-The kernel has a constant diffusion of .3.
+12 chains of a prompt share their initial noise. 60% of the steps enter the loss; they are drawn anew for each training
+step. The kernel has a constant diffusion of .3.
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
-Cost of a prompt at T = 16: 181 sampling forwards (192 with noises of their own), 12 images, 108 rows of training.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
+Cost of a prompt at T = 16: 181 sampling forwards (192 with different noises), 12 images, 108 rows of training.
 
-Deviations: the code may train the last step too; here it is never trained.
+Deviations: the code may also train the last step; here it is never trained.
 """
 
 from actors.learner.settings import AdvantageSettings, GrpoSettings

@@ -1,15 +1,15 @@
 """Flow-GRPO (arXiv 2505.05470): stochastic trajectories, and the reward of the final image for every step.
 
-24 chains of a prompt start from noises of their own; all steps but the last are trained. The rewards are centred within
-the prompt and divided by the standard deviation of the whole batch. Its "Prompt" variant divides by the prompt's own:
-advantage.std = group.
+24 chains of a prompt start from different noises. All steps except the last are trained. The rewards are centred within
+the prompt and divided by the standard deviation of the whole batch. The "Prompt" variant divides by the prompt's own
+standard deviation (advantage.std = group).
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 10: 240 sampling forwards, 24 images, 216 rows of training.
-Published with β = .04 for GenEval and OCR and .01 for PickScore, and two optimizer steps: values of a recipe. The KL
-term leaves |dt| out of the variance.
+Published with β = .04 for GenEval and OCR, β = .01 for PickScore, and two optimizer steps. These values belong in a
+recipe. The variance in the KL term does not include |dt|.
 
-Deviations: groups whose rewards are all equal are not dropped but count with advantage 0.
+Deviations: groups with equal rewards are not dropped; they count with advantage 0.
 """
 
 from actors.learner.settings import AdvantageSettings, GrpoSettings

@@ -1,15 +1,16 @@
-"""Flow-GRPO-Fast: Flow-GRPO (arXiv 2505.05470) with three stochastic steps in the first half, drawn anew each step.
+"""Flow-GRPO-Fast: Flow-GRPO (arXiv 2505.05470) with a window of three stochastic steps in the first half.
 
-The kernel is CPS (arXiv 2509.05952). The published option to sample and train without guidance is policy.guidance = 1.
+The window's place is drawn anew for each training step. The kernel is CPS (arXiv 2509.05952). The published option to
+sample and train without guidance is policy.guidance = 1.
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 10: from 171 sampling forwards (the window begins at step 2) to 217 (at step 0), 24 images, 72
 rows of training.
 
-Refuses noise weights: the gradient of CPS's surrogate scales with the noise by itself.
+Refuses noise weights, because the gradient of CPS's surrogate is already proportional to the noise.
 
-Deviations: all trajectories of a prompt branch from one, as the text says; the code starts each from a noise of its own
-(plan.shared_noise = false).
+Deviations: all trajectories of a prompt branch from one trajectory, as in the paper. The code starts each from its own
+noise (plan.shared_noise = false).
 """
 
 from actors.learner.settings import AdvantageSettings, GrpoSettings

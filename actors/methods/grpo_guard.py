@@ -1,12 +1,12 @@
-"""GRPO-Guard (arXiv 2510.22319): Flow-GRPO whose ratios are normalised, so that a clip range means the same everywhere.
+"""GRPO-Guard (arXiv 2510.22319): Flow-GRPO with normalised ratios, so that a clip range is comparable at all steps.
 
-ρ = exp{(log p − log p_old + mean (μ − μ_old)² / (2s²)) · s}, and the loss of a step is divided by |dt|. The formula is
-computed in `actors/learner/objectives/guard.py`; plan, kernel and advantage rule are those of `flow_grpo`.
+ρ = exp{(log p − log p_old + mean (μ − μ_old)² / (2s²)) · s}, and the loss of a step is divided by |dt|.
+`actors/learner/objectives/guard.py` computes the formula. Plan, kernel and advantage rule are those of `flow_grpo`.
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
-Cost of a prompt: that of `flow_grpo`. Later minibatches keep μ_old, a latent for each decision.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
+Cost of a prompt: as `flow_grpo`. Later minibatches also store μ_old, one latent for each decision.
 
-Refuses the CPS kernel, whose log p is no density: there is nothing to normalise.
+Refuses the CPS kernel, because its log p is not a density and cannot be normalised.
 """
 
 from dataclasses import replace
@@ -18,18 +18,18 @@ from actors.policy.settings import CPSSettings, KernelSettings
 
 
 class GuardSettings(DecisionObjectiveSettings):
-    """GRPO-Guard: normalised ratios, and steps weighted by 1 / |dt|."""
+    """GRPO-Guard: ratios are normalised, and steps are weighted by 1 / |dt|."""
 
     loss = "actors.learner.objectives.guard:GrpoGuard"
 
     name: Literal["grpo_guard"] = "grpo_guard"
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """Refuses a kernel whose actions have no Normal density."""
+        """Refuse a kernel whose actions have no Normal density."""
         super().check(kernel, learner, prompts_per_step)
         if isinstance(kernel, CPSSettings):
             raise ValueError(
-                "objective.name: grpo_guard normalises a Normal log-density, and the CPS kernel has none; "
+                "objective.name: grpo_guard normalises a Normal log-density, but the CPS kernel has none; "
                 "set kernel.name to flow_sde or dance"
             )
 

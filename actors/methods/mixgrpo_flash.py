@@ -1,12 +1,12 @@
 """MixGRPO-Flash (arXiv 2507.21802): MixGRPO that finishes its images in fewer steps.
 
-After the window the remaining steps are compressed to two fifths of their number (Flash*: one fifth, plan.stride = 5)
-and taken by DPM-Solver++ of second order. All else is `mixgrpo`.
+After the window, the number of remaining steps is reduced to two fifths (Flash*: to one fifth, plan.stride = 5), and
+they are computed with second-order DPM-Solver++. Everything else is as in `mixgrpo`.
 
 Cost of a prompt at T = 25 with the window at the start: 145 sampling forwards instead of 289.
 
-Deviations: the compressed steps are points of the full grid, where the code makes a new grid from the window's end; the
-first step after the window is of first order, where the code uses the x̂₀ of the last stochastic step.
+Deviations: the remaining steps are points of the full grid; the code makes a new grid that begins at the window's end.
+The first step after the window is of first order; the code uses the x̂₀ of the last stochastic step.
 """
 
 from dataclasses import replace

@@ -1,15 +1,15 @@
-"""DiffusionNFT (arXiv 2509.16117): images of a slow copy of the policy, implicit positive and negative policies.
+"""DiffusionNFT (arXiv 2509.16117): trains an implicit positive and an implicit negative policy on finished images.
 
-24 deterministic images of a prompt come from the old policy, a slow copy. Its velocity and the trained one span two
-implicit policies: images of high reward should have come from the one, images of low reward from the other. There is
-no ratio, hence nothing is clipped. The formula is computed in `actors/learner/objectives/nft.py`.
+The old policy, a slowly updated copy, makes 24 deterministic images of a prompt. Its velocity and the trained velocity
+define two implicit policies: one should make the images with high reward, the other those with low reward. There is no
+ratio, so nothing is clipped. `actors/learner/objectives/nft.py` computes the formula.
 
 Weight sets: the current weights, which are evaluated and saved unless the recipe has learner.ema; and `old`, the slow
-copy, which is sampled from and which the loss compares with. It follows after each training step.
-Cost of a prompt at T = 10: 240 sampling forwards, 24 images, 216 rows of training; a row costs 4 passes, 5 with β.
+copy. Images are sampled from `old`, the loss compares with it, and it is updated after each training step.
+Cost of a prompt at T = 10: 240 sampling forwards, 24 images, 216 rows of training. A row costs 4 passes, or 5 with β.
 
-Refuses max_staleness: the loss compares with the old policy as it is now, not as it was when an image was made. Its
-plan has to give images.
+Refuses max_staleness, because the loss compares with the present old policy, not with the one that made an image. The
+plan must give images.
 """
 
 from typing import ClassVar, Literal
@@ -24,18 +24,18 @@ from actors.rollout.plans.settings import SamplesSettings
 
 
 class NftSettings(LeafObjectiveSettings):
-    """DiffusionNFT: implicit positive and negative policies, on images sampled from an older one."""
+    """DiffusionNFT: implicit positive and negative policies, trained on images of a slowly updated copy."""
 
     loss = "actors.learner.objectives.nft:Nft"
     compares_with_old: ClassVar[bool] = False
 
     name: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0)
-    """How far the implicit policies lie from the old one."""
+    """The distance of the implicit policies from the old policy."""
     scale: float = Field(5.0, gt=0)
-    """Factor of the policy's loss."""
+    """A factor on the policy's loss."""
     advantage_clip: float = Field(5.0, gt=0)
-    """r = clip(A / (2 · advantage_clip) + ½, 0, 1)."""
+    """The advantage A becomes the weight r = clip(A / (2 · advantage_clip) + ½, 0, 1)."""
     old_rate: float = Field(0.001, ge=0)
     """The old policy keeps min(old_rate · step, old_most) of itself after each training step."""
     old_most: float = Field(0.5, ge=0, lt=1)
@@ -43,11 +43,11 @@ class NftSettings(LeafObjectiveSettings):
 
     @property
     def passes(self) -> int:
-        """A row costs one more, for the old policy."""
+        """A row costs one more pass, for the old policy."""
         return super().passes + 1
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
-        """The old policy stands still during an update."""
+        """The weight sets, with the old policy, which does not change during an update."""
         old = WeightSet(
             "old",
             "training_step",
@@ -57,12 +57,12 @@ class NftSettings(LeafObjectiveSettings):
         return (*super().weight_sets(ema), old)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """Refuses experience of an earlier version."""
+        """Refuse experience from earlier policy versions."""
         super().check(kernel, learner, prompts_per_step)
         if learner.max_staleness:
             raise ValueError(
-                "learner.max_staleness: DiffusionNFT compares with the policy that its images came from as it is now; "
-                "set max_staleness to 0"
+                "learner.max_staleness: DiffusionNFT compares with the present old policy, which must be the one that "
+                "made the images; set max_staleness to 0"
             )
 
 

@@ -1,31 +1,32 @@
 """TP-GRPO, TurningPoint-GRPO (arXiv 2602.06422): each step is rewarded for its own gain.
 
-Trajectories are stochastic at all steps but the last. Each of their states is also completed by ODE, and R_i is the
-reward of the image that the state of step i leads to; R is that of the final image. The action of step i gets the gain
-d_i = R_{i+1} − R_i instead of the final reward. At a turning point, where a trend begins that lasts to the end, it gets
-R − R_i, which includes what later steps made of it. Step i is a turning point where
+Trajectories are stochastic at all steps except the last. Each of their states is also completed by ODE. R_i is the
+reward of the image that the state of step i leads to, and R is the reward of the final image. The action of step i gets
+the gain d_i = R_{i+1} − R_i instead of the final reward. At a turning point a trend begins that lasts to the end. There
+the action gets R − R_i, which includes the effect on later steps. Step i is a turning point if
 
-- d_i has the sign of the whole change R − R_0, and d_{i−1} has the other one (the first step only has to have it);
-- what follows, R − R_{i+1}, has the sign of d_i (the consistency constraint).
+- d_i has the sign of the whole change R − R_0, and d_{i−1} has the opposite sign (not required at the first step);
+- the remaining change R − R_{i+1} has the sign of d_i (the consistency constraint).
 
-Turning points are balanced: of those that go up and those that go down, as many are kept as there are of the fewer
-ones, the largest |R − R_i| first. Advantages are normalised over the trajectories of a prompt at each step.
+Turning points are balanced: equally many upward and downward ones are kept, those with the largest |R − R_i|.
+Advantages are normalised over the trajectories of a prompt at each step.
 
-Weight sets: the current weights, and an EMA where the recipe has learner.ema.
+Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 10: 1,320 sampling forwards, of which 1,080 complete the baselines, 240 images, 216 rows of
-training. The reference runs 1,536 forwards: it samples the first baseline from its noise, and completes a state that it
-has just evaluated. Other values of T need plan.size = T − 1.
-Published on SD3.5-M with CFG 4.5, T = 10, β = 1e-4 (4e-4 for one of the tasks) and two optimizer steps: values of a
-recipe.
+training. The reference runs 1,536 forwards: it samples the first baseline from its noise, and for the other baselines
+it evaluates each state a second time. Other values of T need plan.size = T − 1.
+Published on SD3.5-M with CFG 4.5, T = 10, β = 1e-4 (4e-4 for one of the tasks) and two optimizer steps. These values
+belong in a recipe.
 
-Refuses plan.baselines = false: without baselines there are no gains. Refuses noise weights, as the kernel is CPS.
+Refuses plan.baselines = false, because gains need baselines. Refuses noise weights, because the kernel is CPS.
 
-Read from the paper's abstract, public reviews of its method and appendix, and its code (YunzeTong/TurningPoint-GRPO,
+Sources: the paper's abstract, public reviews of its method and appendix, and its code (YunzeTong/TurningPoint-GRPO,
 scripts/multi_node/common_op3.sh for SD3.5-M).
 
-Deviations: turning points are balanced over the trajectories of a prompt, by the sign of R − R_i; the code does so over
-the images of one forward batch, by the sign of R − R_0. An action whose gain or trend needs a reward that is missing is
-a hole. Not found: how the authors treat rewards that tie (d_i = 0); here, as in their code, neither sign is had.
+Deviations: turning points are balanced over the trajectories of a prompt, by the sign of R − R_i; the code balances
+them over the images of one forward batch, by the sign of R − R_0. If an action's gain or trend needs a missing reward,
+the action is a hole. The text does not say how equal rewards (d_i = 0) are treated; here, as in the code, d_i then
+has neither sign.
 """
 
 import numpy as np
@@ -38,10 +39,11 @@ from actors.trajectory import Tree
 
 
 def turning_point_rewards(tree: Tree, reward_M: np.ndarray) -> np.ndarray:
-    """The reward of each action, (N, K): its gain, or at a turning point the change from its state to the end.
+    """The reward of each action, (N, K): its gain or, at a turning point, the change from its state to the end.
 
-    An action's first leaf is the baseline of its state, its second one that of the next state (or the final image), its
-    last one the final image. A trajectory is told by its final image. Shape legend: A actions, L leaves, M images.
+    An action's first leaf is the baseline of its state, the second is the baseline of the next state (or the final
+    image), and the last is the final image, which identifies the trajectory. Shape legend: A actions, L leaves,
+    M images.
     """
     num_decisions, siblings, _ = tree.leaf_NKL.shape
     leaf_AL = tree.leaf_NKL.reshape(num_decisions * siblings, -1)
@@ -65,7 +67,10 @@ def turning_point_rewards(tree: Tree, reward_M: np.ndarray) -> np.ndarray:
 
 
 def _balanced(turns_A: np.ndarray, change_A: np.ndarray) -> np.ndarray:
-    """As many turning points up as down, those of the largest changes; all of them where they go one way."""
+    """Keep equally many upward and downward turning points, those with the largest changes.
+
+    If all turning points have the same direction, all are kept.
+    """
     sides = [np.flatnonzero(turns_A & (sign * change_A > 0)) for sign in (1, -1)]
     count = min(map(len, sides))
     if not count:

@@ -1,1 +1,1 @@
-"""The reward pool as the training loop sees it."""
+"""The training loop's interface to the reward pool."""

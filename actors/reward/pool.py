@@ -1,4 +1,4 @@
-"""Rewards on Ray Serve: images in, scores by scorer out, failures as holes."""
+"""Rewards on Ray Serve: sends images to all scorers and collects the scores. A failure leaves holes."""
 
 import contextvars
 import logging
@@ -27,14 +27,14 @@ BACKOFF_S = 0.5
 
 @dataclass
 class Chunk:
-    """Some images of a job for one scorer: what goes out as one request."""
+    """One request: some images of a job, for one scorer."""
 
     scorer: ScorerSettings
     start: int
-    """The place of its first image among those of the job."""
+    """The index of the chunk's first image in the job."""
     prompts: list[str]
     deadline: float
-    """The time until which it may wait for its turn, by the monotonic clock."""
+    """The time, by the monotonic clock, until which the request may wait for its turn."""
     sent: float = 0.0
     failures: int = 0
     reason: str = ""
@@ -42,13 +42,13 @@ class Chunk:
 
 
 class RewardPool:
-    """Rewards on Ray Serve: calls every scorer at once through its handle.
+    """Rewards on Ray Serve: calls all scorers in parallel through their handles.
 
     Args:
-        handles: by scorer name; anything with `score.remote(images, prompts, start, run)`.
-        scorers: the timeouts, attempts and request sizes of each.
-        concurrency: how many jobs are scored at the same time; further jobs wait for their turn.
-        run: the label of this run on the pool's metrics.
+        handles: the handle of each scorer, by name: any object with `score.remote(images, prompts, start, run)`.
+        scorers: the settings of the scorers, for their timeouts, attempts and request sizes.
+        concurrency: how many jobs are scored at the same time. Further jobs wait for their turn.
+        run: the label of this run in the pool's metrics.
     """
 
     def __init__(
@@ -59,32 +59,32 @@ class RewardPool:
         self.run = run
         self.closed = threading.Event()
         self._door = threading.Lock()
-        """Held to submit a job and to close, so that no job comes to a pool that is closed."""
+        """The lock for submitting a job and for closing, so that no job is submitted to a closed pool."""
         self._threads = ThreadPoolExecutor(concurrency, "score")
 
     def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
         """Score the images of one job with the named scorers, in parallel.
 
-        A request that fails or takes too long is sent again, to whichever replica Serve picks; one that fails every
-        attempt leaves holes. One that finds the pool's queues full waits for its turn, for at most its timeout, which
-        is no failure. A scorer that fails is no error of the future.
+        A request that fails or takes too long is sent again, to a replica that Serve chooses. If every attempt fails,
+        its images are holes. If the pool's queues are full, the request waits for its turn for at most its timeout, and
+        this does not count as a failure. A failing scorer does not make the future fail.
 
         Args:
             images: a reference to (M, H, W, 3) uint8.
-            finite_M: whether each image is finite; the others are holes, whatever a scorer makes of their black pixels.
+            finite_M: whether each image is finite. The others are holes, whatever a scorer returns for them.
 
         Returns:
-            The scores. The future raises Lost if the images are lost with the node that held them. It is cancelled if
-            the pool closes before its turn, or is closed.
+            A future of the scores. It raises Lost if the images are lost together with their node. It is cancelled if
+            the pool is closed, or closes before the job's turn.
         """
-        context = contextvars.copy_context()  # It holds what the log says of the place, such as step and task.
+        context = contextvars.copy_context()  # The log's place in the run, such as step and task.
         with self._door:
             if not self.closed.is_set():
                 return self._threads.submit(context.run, self._score, images, list(prompts), names, finite_M)
         return cancelled()
 
     def close(self) -> None:
-        """Let jobs that are being scored end at once, with holes, and cancel those that wait."""
+        """End the jobs that are being scored at once, with holes, and cancel the waiting ones."""
         with self._door:
             self.closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -114,7 +114,7 @@ class RewardPool:
         return handle.score.remote(images, chunk.prompts, chunk.start, self.run)
 
     def _receive(self, chunk: Chunk, response: DeploymentResponse, scores: Scores) -> bool:
-        """Whether the chunk has its scores. If not, it counts a failure, unless the pool was merely full.
+        """Wait for the scores of a chunk. Returns whether they came. If not, a failure counts unless the pool was full.
 
         Raises:
             Lost: the images are lost.

@@ -8,36 +8,36 @@ import numpy as np
 
 @dataclass
 class Scores:
-    """What the reward models gave for the M images of one job."""
+    """The scores of the M images of one job."""
 
     by_scorer: dict[str, np.ndarray] = field(default_factory=dict)
-    """(M,) float64 each; NaN is a hole."""
+    """The scores of each scorer, (M,) float64. NaN is a hole."""
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds of work, by scorer."""
     latency_s: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds from sending each answered request to its answer, waiting included, by scorer."""
+    """The seconds from sending each answered request to its answer, including the time in queues, by scorer."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Why a scorer left requests without an answer."""
+    """Why requests failed at every attempt, by scorer."""
     not_finite: int = 0
-    """Images that have no score because their latent or their pixels are NaN or infinite."""
+    """The number of images without a score because their latent or pixels are NaN or infinite."""
     retries: int = 0
-    """Requests that were sent again."""
+    """The number of requests that were sent again."""
 
     def add(self, name: str, start: int, score_N: np.ndarray, busy_s: float, latency_s: float) -> None:
-        """Take the answer to one request: the scores of the images from number `start`."""
+        """Add the answer to one request: the scores of the images from index `start` on."""
         self.by_scorer[name][start : start + len(score_N)] = score_N
         self.busy_s[name] = self.busy_s.get(name, 0) + busy_s
         self.latency_s.setdefault(name, []).append(latency_s)
 
     def without(self, finite_M: np.ndarray) -> "Scores":
-        """Make holes of the images that are not finite, whatever their scores; returns these scores."""
+        """Turn the scores of images that are not finite into holes. Returns this object."""
         self.not_finite = int((~finite_M).sum())
         for score_M in self.by_scorer.values():
             score_M[~finite_M] = np.nan
         return self
 
     def combined(self, weights: dict[str, float]) -> np.ndarray:
-        """Weighted sum of the raw scores, (M,); a hole where any scorer with weight has one."""
+        """The weighted sum of the raw scores, (M,). It is a hole if any scorer with a weight has a hole."""
         return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
 
 

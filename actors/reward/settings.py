@@ -1,4 +1,4 @@
-"""Settings of the reward pool as the training loop uses it."""
+"""The training loop's settings for the reward pool."""
 
 from typing import Literal
 
@@ -8,15 +8,16 @@ from services.base.settings import Settings
 
 
 class RewardSettings(Settings):
-    """Where scores come from and what the loop does with them."""
+    """The source of scores, and how the training loop uses them."""
 
     app: str | None = None
-    """The Serve application of a pool that already runs on this cluster (`tempflow serve`) and has scorers with the
-    recipe's names. If not given, the run starts a pool of its own."""
+    """The name of a Serve application: a pool that already runs on this cluster (`tempflow serve`) and has the recipe's
+    scorers. If not given, the run starts its own pool."""
     combine: Literal["raw", "group_norm"] = "raw"
-    """How several scorers make one advantage: `raw` adds the weighted scores and normalises the sum; `group_norm`
-    normalises each scorer within its groups and adds the weighted advantages, so that scales do not matter."""
+    """How the scores of several scorers become one advantage. `raw` adds the weighted scores and normalises the sum.
+    `group_norm` normalises each scorer's scores within their groups and adds the weighted advantages, so that the
+    scorers' scales do not matter."""
     max_hole_share: float = Field(0.2, ge=0, lt=1)
-    """A step with a larger share of images without a training reward stops the run."""
+    """The largest share of images without a training reward. A step with a larger share stops the run."""
     concurrency: int = Field(8, ge=1)
-    """Tasks that are scored at the same time."""
+    """The number of tasks that are scored at the same time."""

@@ -1,1 +1,1 @@
-"""Generation: plans, the wavefront sampler, and the actor that runs them."""
+"""Rollout: plans, the wavefront sampler, and the actor that runs them."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RolloutWorker:
-    """A `Generator` in a process of its own."""
+    """A `Generator` in its own process."""
 
     generator: Generator
 
@@ -45,18 +45,18 @@ class RolloutWorker:
         LastingGauges(gpu_memory(log_file.role, log_file.run))
 
     def ready(self) -> str:
-        """The id of the node, once the model is loaded."""
+        """Wait until the model is loaded. Returns the id of the node."""
         return ray.get_runtime_context().get_node_id()
 
     def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
-        """Take a policy version; returns the version and the checksum of the live parameters."""
+        """Load a policy version. Returns the version and the checksum of the loaded parameters."""
         arrays = {name: array for bucket in buckets for name, array in bucket.items()}
         return self.generator.load(Weights(label.version, label.checksum, arrays))
 
     @ray.method(num_returns=3)
     @ending_with_its_gpu()
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
-        """What the learner trains on, images for the reward pool, and what the driver reads."""
+        """Run a task. Returns the learner's training data, the images for the reward pool, and the driver's part."""
         with at(step=task.step, task=task.index):
             return self.generator.generate(task, plan)
 

@@ -1,4 +1,4 @@
-"""The rollout workers on Ray: jobs in, futures of their answers out, dead workers replaced."""
+"""The rollout workers on Ray: gives jobs to them, returns futures of the answers, and replaces dead workers."""
 
 import logging
 import threading
@@ -30,9 +30,9 @@ from services.base.futures import cancel
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-"""The longest time between two looks at timeouts, at nodes, and at whether a slow worker should take a job."""
+"""The longest time between two checks of timeouts, of nodes, and of whether a slow worker should get a job."""
 LOOK_S = 1.0
-"""Seconds between two looks at the nodes."""
+"""Seconds between two checks of the nodes."""
 SMALL_RESULT_TIMEOUT_S = 120
 IMAGES_TIMEOUT_S = 120
 MAX_DEATHS_PER_JOB = 3
@@ -40,27 +40,27 @@ MAX_DEATHS_AT_START = 3
 
 
 class Fleet:
-    """Rollouts on Ray: slots for workers, and a thread that gives the waiting jobs to free workers.
+    """Rollouts on Ray: slots for workers, and a thread that gives waiting jobs to free workers.
 
-    Jobs go out in their order, as `Schedule` says. A worker gets the weights of a job with the job, unless it holds
-    them. A job whose worker dies or hangs runs again on another worker; the slot gets a new worker, which takes jobs
-    once it has loaded its model. A worker on a node that is being drained (`ray drain-node`, a spot node) finishes its
-    job, gets no other, and leaves.
+    Jobs are given out in order, as `Schedule` decides. If a worker does not have the weights of a job, they are sent
+    with the job. If a worker dies or hangs, its job runs again on another worker, and its slot gets a new worker, which
+    takes jobs once it has loaded its model. A worker on a node that is being drained (`ray drain-node`, a spot node)
+    finishes its job, gets no other job, and ends.
 
-    One thread owns all state. Other threads only put requests into its inbox, and it holds no lock when it resolves a
+    One thread owns all state. Other threads only put requests into its inbox. The thread has no lock when it resolves a
     future, so the callbacks of a future may call the fleet. Every future is resolved: with a result, with an error, or
     as cancelled when the fleet closes.
 
     Args:
-        start_worker: makes the worker of a slot; the worker may wait for a place on the cluster.
-        slots: workers that the run needs to begin.
-        task_timeout_s: a job that takes longer counts as lost, and its worker is replaced.
+        start_worker: makes the worker of a slot. The worker may wait for a place on the cluster.
+        slots: the number of workers that the run needs to begin.
+        task_timeout_s: seconds after which a job counts as lost and its worker is replaced.
         image_bytes: bytes of one image.
-        bytes_in_flight: the bound on the bytes of images that are generated or wait for scores.
-        alive: workers of slots that live already and that `adopt` replaces if they die.
-        more: further slots, whose workers come and go as the cluster has room.
-        start_timeout_s: how long jobs may wait while there is no worker at all.
-        look: looks after the cluster: gives the ids of the nodes that are being drained, and raises what ends the run.
+        bytes_in_flight: the most bytes of images that are being generated or wait for scores.
+        alive: running workers by slot. If one dies while it starts, the fleet waits for `adopt` to replace it.
+        more: the number of further slots. Their workers join while the cluster has room, and may leave.
+        start_timeout_s: seconds that jobs may wait while there is no worker at all.
+        look: returns the ids of the nodes that are being drained. An error that it raises ends the run.
         end_worker: ends a worker's process.
     """
 
@@ -84,19 +84,19 @@ class Fleet:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._closed = False
         self._door = threading.Lock()
-        """Held to put a job into the inbox and to close, so that no job is left in the inbox of a closed fleet."""
+        """The lock for adding a job to the inbox and for closing, so that no job is left in a closed fleet's inbox."""
         self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
         self._schedule = Schedule(slots + more)
         self._waiting: deque[Job] = deque()
         self._running: dict[Run, None] = {}
-        """The jobs on workers, in the order in which they began."""
+        """The jobs on workers, in the order of their start."""
         self._needed = set(range(slots))
-        """Slots without which the run does not begin and whose workers have not come yet."""
+        """The slots that the run needs to begin and whose workers have not loaded their model yet."""
         self._ready: Future[None] = Future()
         self._leaving: Collection[str] = ()
         self._next_look = 0.0
         self._last_seen = time.monotonic()
-        """When there was a worker, or nothing to do, for the last time."""
+        """The last time at which there was a worker or no job was waiting."""
         self._given = dict(alive or {})
         self._slots = [self._new_slot(number, 1) for number in range(slots + more)]
         self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
@@ -108,7 +108,7 @@ class Fleet:
         """Wait until the workers that the run needs have loaded their model.
 
         Raises:
-            UserError: a worker refuses to start, has died as it started for the third time, or is late.
+            UserError: a worker refuses to start, died for the third time as it started, or is late.
         """
         try:
             self._ready.result(timeout_s)
@@ -122,13 +122,13 @@ class Fleet:
             ) from late
 
     def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
-        """Take workers that live into their slots. Jobs that come later find them there."""
+        """Put running workers into their slots. Jobs that are submitted later can use them."""
         nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
         for (number, worker), node in zip(workers.items(), nodes, strict=True):
             self._inbox.put(partial(self._adopt, number, worker, node))
 
     def generate(self, task: Task, plan: Plan, weights: Exported) -> Future[Generated]:
-        """Run a task by its plan."""
+        """Run a task with its plan."""
         num_bytes = plan.leaves * self.image_bytes
 
         def answer(refs: list[ObjectRef], read: Any) -> Generated:
@@ -147,8 +147,8 @@ class Fleet:
         """Generate deterministic images, one for each prompt.
 
         Args:
-            weights: the weights to sample from; None for those that the model came with.
-            base: leave out what is trained.
+            weights: the weights to sample from; None for the model's original weights.
+            base: sample from the base model, without the trained weights.
         """
         num_bytes = len(prompts) * self.image_bytes
 
@@ -161,7 +161,7 @@ class Fleet:
         return self._submit(Job(start, answer, weights, num_bytes, False))
 
     def cancel(self) -> None:
-        """Cancel the jobs that no worker has yet."""
+        """Cancel the jobs that have not been given to a worker."""
         self._inbox.put(self._cancel)
 
     def take_peak_bytes(self) -> int:
@@ -175,16 +175,16 @@ class Fleet:
 
     @property
     def workers(self) -> dict[int, ActorHandle]:
-        """The workers that have loaded their model, by slot."""
+        """The workers that have loaded their model, by their slot."""
         return {slot.number: slot.worker for slot in self._joined()}
 
     @property
     def starting(self) -> int:
-        """How many slots have a worker that has not loaded its model."""
+        """The number of slots whose worker has not loaded its model yet."""
         return len(self._slots) - len(self._joined())
 
     def close(self) -> None:
-        """Cancel what is not finished, and end the workers."""
+        """Cancel all unfinished jobs, and end the workers."""
         self._inbox.put(self._close)
         self._thread.join(SMALL_RESULT_TIMEOUT_S)
         for slot in self._slots:
@@ -208,7 +208,7 @@ class Fleet:
     # What only the fleet's thread calls.
 
     def _serve(self) -> None:
-        """Handle the inbox and give out jobs until closed. An error that no retry can fix ends every unfinished job."""
+        """Handle requests and give out jobs until the fleet closes. An unexpected error ends every unfinished job."""
         while not (self._closed and self._inbox.empty()):
             try:
                 self._handle_requests()
@@ -217,7 +217,7 @@ class Fleet:
                 self._look_after_time(now)
                 self._look_after_nodes(now)
             except (Exception, SystemExit) as error:  # Ray raises SystemExit when the driver's node is lost.
-                log.warning("the fleet gives up its jobs: %s", first_line(error))
+                log.warning("all rollout jobs fail: %s", first_line(error))
                 self._fail_all(error)
                 if isinstance(error, SystemExit):
                     self._close()
@@ -225,7 +225,7 @@ class Fleet:
             self._ready.set_exception(RuntimeError("the fleet is closed"))
 
     def _handle_requests(self) -> None:
-        """Handle what is in the inbox, after a wait if it is empty. A request that raises leaves the others there."""
+        """Handle the requests in the inbox, or wait for one. If one raises, the others stay in the inbox."""
         try:
             request = self._inbox.get(timeout=POLL_S)
         except Empty:
@@ -249,7 +249,7 @@ class Fleet:
             if job.state is JobState.WAITING:
                 if not self.budget.reserve(job.num_bytes):
                     return
-                job.state = JobState.WAITING_AGAIN  # It holds its bytes, whatever becomes of its start.
+                job.state = JobState.WAITING_AGAIN  # It keeps its bytes, even if its start fails.
             self._start(job, self._slots[number], now)
             self._waiting.remove(job)
 
@@ -287,10 +287,10 @@ class Fleet:
         self._finish(run.job, result)
 
     def _confirm(self, run: Run) -> None:
-        """Note that the worker holds the weights that it was sent.
+        """Check that the worker has loaded the weights that it was sent, and record it.
 
         Raises:
-            RuntimeError: it holds something else.
+            RuntimeError: the worker has other weights.
         """
         assert run.job.weights is not None
         assert run.confirmation is not None
@@ -301,14 +301,14 @@ class Fleet:
         run.slot.held = label
 
     def _free(self, run: Run, typical: bool) -> None:
-        """The worker of a run has no job; unless another worker is in its slot by now."""
+        """Mark the worker of a run as free, unless its slot has another worker by now."""
         if self._slots[run.slot.number] is run.slot:
             self._schedule.ends(run.slot.number, time.monotonic(), typical)
             if run.slot.node in self._leaving:
                 self._leave(run.slot)
 
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
-        """Resolve a job's future; give its bytes back unless it has images that own them."""
+        """Resolve a job's future. Its bytes are released, unless its images own them."""
         holds = job.state is not JobState.WAITING
         job.state = JobState.DONE
         if error is not None and holds:
@@ -318,16 +318,16 @@ class Fleet:
                 job.future.set_exception(error)
             else:
                 job.future.set_result(result)
-        except InvalidStateError:  # Whoever waited has cancelled it.
+        except InvalidStateError:  # The caller has cancelled it.
             if error is None:
                 result.images.release()
 
     def _lost(self, run: Run, why: Exception) -> None:
-        """The job waits for another worker; the slot gets a new one, unless it has one by now."""
+        """Let the job wait for another worker. The slot gets a new worker, unless it has one by now."""
         job = run.job
         job.deaths += 1
         if job.deaths >= MAX_DEATHS_PER_JOB:
-            many = RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last: {why}")
+            many = RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last one: {why}")
             many.__cause__ = why
             self._finish(job, error=many)
         else:
@@ -339,16 +339,16 @@ class Fleet:
             self._vacate(run.slot)
 
     def _vacate(self, slot: Slot) -> None:
-        """End a worker and start another in its slot."""
+        """End a worker, and start another one in its slot."""
         self._end_worker(slot.worker)
         self._slots[slot.number] = self._new_slot(slot.number, 1)
 
     def _leave(self, slot: Slot) -> None:
-        log.info("rollout worker %d leaves a node that is drained", slot.number)
+        log.info("rollout worker %d leaves a node that is being drained", slot.number)
         self._vacate(slot)
 
     def _new_slot(self, number: int, starts: int) -> Slot:
-        """A slot with a worker that loads its model."""
+        """Make a slot, with a worker that begins to load its model."""
         given = self._given.pop(number, None)
         slot = Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
         self._schedule.starts(number)
@@ -357,7 +357,7 @@ class Fleet:
         return slot
 
     def _welcome(self, slot: Slot, node: Future[str]) -> None:
-        """Let a worker take jobs that has loaded its model, or start it again if it died on the way."""
+        """Handle a worker's start: it takes jobs if it has loaded its model, and is started again if it has died."""
         if self._slots[slot.number] is not slot:
             return  # Another worker was adopted into the slot.
         error = node.exception()
@@ -394,10 +394,10 @@ class Fleet:
         self._join(slot)
 
     def _look_after_time(self, now: float) -> None:
-        """Give up on jobs that take too long, and on all of them if there is no worker for too long.
+        """Treat jobs that take too long as lost.
 
         Raises:
-            RuntimeError: there was no worker for `start_timeout_s`.
+            RuntimeError: jobs are waiting, and there was no worker for `start_timeout_s` seconds.
         """
         while self._running and now > (run := next(iter(self._running))).began + self.task_timeout_s:
             del self._running[run]
@@ -408,7 +408,7 @@ class Fleet:
             raise RuntimeError(f"no rollout worker for {self.start_timeout_s:g} s")
 
     def _look_after_nodes(self, now: float) -> None:
-        """Workers on nodes that are being drained take no further job, and leave once they have none."""
+        """Find workers on nodes that are being drained. They take no further job, and end once they have none."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
@@ -448,4 +448,4 @@ class Fleet:
 
 
 def _nothing() -> None:
-    """Wakes the fleet's thread: there may be room in the byte budget."""
+    """An empty request, which wakes the fleet's thread because the byte budget may have room."""

@@ -1,4 +1,4 @@
-"""Images on their way from generation to scoring, and the bound on the bytes that they take together."""
+"""The images between generation and scoring, and the limit on the bytes of all of them together."""
 
 import threading
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class ByteBudget:
-    """Bytes that are reserved before images are generated and released once they are scored. Thread-safe.
+    """Counts bytes that are reserved before images are generated and released after they are scored. Thread-safe.
 
     Args:
-        bound: the most bytes at once. A single job may exceed it when nothing else is reserved.
-        on_release: called after each release, by the thread that released.
+        bound: the most bytes at once. A single job may exceed it if nothing else is reserved.
+        on_release: called after each release, in the thread that released.
     """
 
     def __init__(self, bound: int, on_release: Callable[[], None] = lambda: None) -> None:
@@ -23,7 +23,7 @@ class ByteBudget:
         self._lock = threading.Lock()
 
     def reserve(self, count: int) -> bool:
-        """Take `count` bytes if they fit; return whether they did."""
+        """Reserve `count` bytes if they fit. Returns whether they did."""
         with self._lock:
             if self.reserved and self.reserved + count > self.bound:
                 return False
@@ -44,12 +44,12 @@ class ByteBudget:
 
 
 class Images:
-    """The images of one job. They hold their bytes of the budget until whoever got them releases them.
+    """The images of one job. Their bytes count in the budget until `release` is called.
 
     Args:
-        reference: what the reward pool takes: an array (N, H, W, 3) uint8, or a reference to one in the object store.
-        num_bytes: their share of the budget, which is reserved already.
-        fetch: gives the array behind the reference.
+        reference: the reward pool's input: an array (N, H, W, 3) uint8, or a reference to one in the object store.
+        num_bytes: the bytes of the images, already reserved in the budget.
+        fetch: returns the array for a reference.
     """
 
     def __init__(self, reference: Any, num_bytes: int, budget: ByteBudget, fetch: Callable[[Any], np.ndarray]) -> None:
@@ -59,7 +59,11 @@ class Images:
 
     @property
     def reference(self) -> Any:
-        """Raises RuntimeError once the images are released."""
+        """The reference to the images.
+
+        Raises:
+            RuntimeError: the images are released.
+        """
         if self.released:
             raise RuntimeError("the images are released")
         return self._reference
@@ -69,7 +73,7 @@ class Images:
         return self._fetch(self.reference)
 
     def release(self) -> None:
-        """Drop the images and give their bytes back. Only the first call counts."""
+        """Drop the images and release their bytes. Further calls have no effect."""
         if not self.released:
             self.released = True
             self._reference = None

@@ -1,4 +1,4 @@
-"""The jobs of the fleet, the slots of its workers, and which job runs where."""
+"""The fleet's jobs, the slots of its workers, and the runs of jobs on workers."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,32 +13,32 @@ from actors.policy.weights import Exported, Label
 
 
 class JobState(Enum):
-    """Where a job is."""
+    """The state of a job."""
 
     WAITING = auto()
-    """It waits for a worker and for room in the byte budget."""
+    """The job waits for a worker and for room in the byte budget."""
     RUNNING = auto()
-    """A worker has it. It holds its bytes of the budget from now on."""
+    """A worker has the job, and its bytes are reserved in the budget."""
     WAITING_AGAIN = auto()
-    """Its worker was lost. It waits for another one and keeps its bytes."""
+    """The job's worker was lost. The job waits for another one and keeps its bytes."""
     DONE = auto()
-    """Its future has a result or an error, or was cancelled. Its bytes belong to the images that it gave, if any."""
+    """The job's future has a result or an error, or was cancelled. If the result has images, they own the bytes."""
 
 
 @dataclass(eq=False)
 class Job:
-    """What a worker is asked for, and the future of its answer."""
+    """A request to a worker, and the future of the answer."""
 
     start: Callable[[ActorHandle], list[ObjectRef]]
-    """Starts it on a worker; the last reference is what the driver reads."""
+    """Starts the job on a worker. The driver reads the last of the returned references."""
     answer: Callable[[list[ObjectRef], Any], Any]
-    """Makes the future's result from the references and from what the driver read."""
+    """Makes the future's result from the references and the value that the driver read."""
     weights: Exported | None
-    """The weights that the worker must hold; None if any will do."""
+    """The weights that the worker must have; None if any weights will do."""
     num_bytes: int
-    """Bytes of its images."""
+    """The bytes of the job's images."""
     typical: bool
-    """Whether it takes as long as other jobs of its kind, so that it says how fast its worker is."""
+    """Whether the job takes as long as most jobs, so that its time measures the worker's speed."""
     future: Future[Any] = field(default_factory=Future)
     state: JobState = JobState.WAITING
     deaths: int = 0
@@ -46,16 +46,16 @@ class Job:
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one worker, with the worker that is in it."""
+    """A place for one worker, with its present worker."""
 
     number: int
     worker: ActorHandle
     starts: int = 1
-    """How often in a row a worker of this place was started."""
+    """How often in a row a worker of this slot was started."""
     adopted: bool = False
-    """Whether the worker was given to the fleet, and another one will be if it dies as it starts."""
+    """Whether the fleet was given the worker. If it dies as it starts, the fleet will be given another one."""
     node: str = ""
-    """The node that the worker is on, once it has loaded its model."""
+    """The id of the worker's node; empty until the worker has loaded its model."""
     held: Label | None = None
     """The weights that the worker has confirmed."""
 
@@ -68,6 +68,6 @@ class Run:
     slot: Slot
     refs: list[ObjectRef]
     confirmation: ObjectRef | None
-    """Confirms the weights that were sent with the job; None if the worker held them."""
+    """The worker's confirmation of the weights that were sent with the job; None if none were sent."""
     began: float
-    """When it was sent, by the monotonic clock."""
+    """When the job was sent, by the monotonic clock."""

@@ -1,4 +1,4 @@
-"""What rollout workers give to the training loop."""
+"""The results that rollout workers return to the training loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ class Generated:
 
     task: Task
     experience: Any
-    """What the learner trains on, or a reference to it in the object store."""
+    """The learner's training data, or a reference to it in the object store."""
     tree: Tree
     images: Images
     """One image for each leaf of the tree."""
@@ -36,11 +36,11 @@ class Sampled:
 
 @dataclass(frozen=True)
 class RolloutStatus:
-    """The rollout workers as they are now."""
+    """The present state of the rollout workers."""
 
     workers: int
-    """Workers that take jobs."""
+    """The number of workers that take jobs."""
     replaced: int
-    """Workers that died or hung and were replaced, since the run began."""
+    """The number of workers that died or hung and were replaced since the run began."""
     versions: dict[int, int]
-    """The policy version that each worker holds, by slot."""
+    """The policy version that each worker has, by slot."""

@@ -13,12 +13,12 @@ from actors.policy.solvers import dpm_solver_2m, euler
 from actors.rollout.plans.plan import Solver
 
 Owners = tuple[tuple[int, int], ...]
-"""The (decision, action) pairs above a row, from the root down."""
+"""The (decision, action) pairs that led to a row, from the root down."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Trajectories that are at the same step."""
+    """Trajectories at the same step."""
 
     x_RZ: Tensor
     address: list[Address]
@@ -28,7 +28,7 @@ class Rows:
     prompt: list[int]
     """The row of the conditioning that belongs to each row."""
     owners: list[Owners]
-    """Each row becomes a leaf of all of its owners."""
+    """The actions that each row belongs to. The row becomes a leaf of all of them."""
 
     def __len__(self) -> int:
         return len(self.address)
@@ -38,21 +38,21 @@ class Rows:
         return replace(self, x_RZ=x_RZ)
 
     def none(self) -> "Rows":
-        """No trajectories, of the same shape and device."""
+        """Empty rows with the same latent shape and device."""
         return Rows(self.x_RZ[:0], [], [], [], [])
 
     def children(self, action_RKZ: Tensor, address: list[Address], owners: list[Owners]) -> "Rows":
-        """The K actions of each row as R·K rows; `address` and `owners` are those of the actions."""
+        """Turn the K actions of each row into R·K rows. `address` and `owners` belong to the actions."""
         width = action_RKZ.shape[1]
         seed, prompt = ([value for value in values for _ in range(width)] for values in (self.seed, self.prompt))
         return Rows(action_RKZ.flatten(0, 1), address, seed, prompt, owners)
 
 
 class CompletionSolver(Protocol):
-    """Takes a group of branches from one grid point to the next; may keep a history of the group."""
+    """Moves a group of branches from one grid point to the next. It may keep a history of the group."""
 
     def step(self, x_RZ: Tensor, v_RZ: Tensor, here: int, there: int) -> Tensor:
-        """States at grid point `there` from the states and velocities at `here`."""
+        """The states at grid point `there`, computed from the states and velocities at `here`."""
 
 
 class Euler:
@@ -67,22 +67,22 @@ class Euler:
 
 @dataclass(frozen=True)
 class Prediction:
-    """x̂₀ (R, Z), predicted at noise level σ."""
+    """The prediction x̂₀ (R, Z), made at noise level σ."""
 
     x0_RZ: Tensor
     sigma: Tensor
 
 
 class DpmSolver2M:
-    """DPM-Solver++(2M): extrapolates from the predictions at this grid point and at the one before.
+    """DPM-Solver++(2M) extrapolates from the predictions at this grid point and at the previous one.
 
-    Its first step has no earlier prediction and is Euler's. A later step that ends at σ = 0 ends at the prediction.
+    The first step has no previous prediction and is an Euler step. A later step to σ = 0 returns the prediction itself.
     """
 
     def __init__(self, sigmas: Tensor) -> None:
         self.sigmas = sigmas
         self.earlier: Prediction | None = None
-        """The prediction at the grid point before; None until the first step is taken."""
+        """The prediction at the previous grid point; None before the first step."""
 
     def step(self, x_RZ: Tensor, v_RZ: Tensor, here: int, there: int) -> Tensor:
         sigma, following = self.sigmas[here], self.sigmas[there]
@@ -100,15 +100,15 @@ SOLVERS: dict[Solver, type[Euler] | type[DpmSolver2M]] = {"euler": Euler, "dpm2"
 
 @dataclass
 class Branches:
-    """Branches that were born at one step and are completed with one stride."""
+    """Branches that began at the same step and are completed with the same stride."""
 
     rows: Rows
     visits: tuple[int, ...]
-    """The grid point where the branches are, and those that they still visit, to the end."""
+    """The present grid point of the branches, and the remaining ones up to the end."""
     solver: CompletionSolver
 
     def advance(self, v_RZ: Tensor) -> None:
-        """Move to the next visit by the velocities (R, Z) at the current one."""
+        """Move to the next grid point with the velocities (R, Z) at the present one."""
         here, there, *_ = self.visits
         self.rows = self.rows.at(self.solver.step(self.rows.x_RZ, v_RZ, here, there))
         self.visits = self.visits[1:]

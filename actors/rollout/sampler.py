@@ -1,7 +1,8 @@
 """The wavefront sampler: at each step, every unfinished trajectory runs through the model in one batch.
 
-That is T rounds instead of T(T−1)/2, each in full micro-batches of one shape, so that a row's bits do not depend on its
-neighbours. Shape legend: B trunks, R live rows, N decisions, K actions, Z latent dimensions, M leaves, P prompts.
+This takes T rounds instead of T(T−1)/2. Each round uses full micro-batches of one shape, so that a row's bits do not
+depend on other rows. Shape legend: B trunks, R unfinished rows, N decisions, K actions, Z latent dimensions, M leaves,
+P prompts.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from actors.trajectory import Cost, Decisions, Tree
 
 @dataclass(frozen=True)
 class Wavefront:
-    """What the sampler returns: the leaves in the order of `tree`, the decisions, and the cost."""
+    """The sampler's result: the leaves in the order of `tree`, the decisions, and the cost."""
 
     leaf_MZ: Tensor
     tree: Tree
@@ -32,7 +33,7 @@ class Wavefront:
 
 @dataclass
 class _Record:
-    """The decisions of a task as they are made."""
+    """Collects the decisions of a task during sampling."""
 
     siblings: int
     """K of every decision."""
@@ -46,7 +47,7 @@ class _Record:
     def add(
         self, i: int, trunks: Rows, action_BKZ: Tensor, log_prob_BK: Tensor, weight: float
     ) -> list[tuple[int, int]]:
-        """Record the actions of step i; returns the (decision, action) of each action, trunk after trunk."""
+        """Record the actions of step i. Returns the (decision, action) pair of each action, trunk by trunk."""
         width = action_BKZ.shape[1]
         repeats = width // self.siblings
         first = len(self.step_N)
@@ -77,7 +78,7 @@ class Sampler:
         family: the model.
         sigmas: (T+1,) on the family's device.
         kernel: draws the actions of stochastic steps.
-        micro_batch: rows of one transformer forward, guidance halves included.
+        micro_batch: rows in one transformer forward. The two halves of guidance count as rows.
     """
 
     def __init__(self, family: Family, sigmas: Tensor, kernel: Kernel, micro_batch: int) -> None:
@@ -90,13 +91,13 @@ class Sampler:
     def __call__(
         self, plan: Plan, roots: Sequence[Address], prompts: Sequence[int], conditioning: Conditioning
     ) -> Wavefront:
-        """Generate one trunk a root and the branches that the plan asks for.
+        """Generate one trunk per root, and the branches of the plan.
 
         Args:
-            plan: one Fork a step.
-            roots: B addresses; root b starts from noise(root).
-            prompts: B rows of `conditioning`.
-            conditioning: embeddings of P prompts.
+            plan: one Fork per step.
+            roots: B addresses. Trunk b starts from the noise of address b.
+            prompts: the row of `conditioning` for each of the B trunks.
+            conditioning: the embeddings of P prompts.
         """
         owners: list[Owners] = [()] * len(roots)
         trunks = Rows(self._noise(roots), list(roots), list(range(len(roots))), list(prompts), owners)
@@ -144,7 +145,7 @@ class Sampler:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device, non_blocking=True)
 
     def _velocity(self, groups: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
-        """(R, Z) velocities of each group at step i, and the rows of padding they took together."""
+        """The velocities (R, Z) of each group at step i, and the number of padding rows in all."""
         x_RZ = torch.cat([rows.x_RZ for rows in groups])
         if not len(x_RZ):
             return [x_RZ] * len(groups), 0
@@ -167,7 +168,7 @@ class Sampler:
         return trunks.at(euler(trunks.x_RZ, v_BZ, self.sigmas[i], self.sigmas[i + 1]))
 
     def _actions(self, trunks: Rows, v_BZ: Tensor, i: int, fork: Fork, record: _Record) -> Rows:
-        """Draw K actions from the state of each trunk, and record those that are trained."""
+        """Draw K actions from the state of each trunk. Trained actions are recorded."""
         step_B = torch.full((len(trunks),), i, device=v_BZ.device)
         mean_BZ = self.kernel.mean(trunks.x_RZ, v_BZ, step_B)
         addresses = [(*address, i, k) for address in trunks.address for k in range(fork.width)]
@@ -181,7 +182,7 @@ class Sampler:
         return trunks.children(action_BKZ, addresses, owners)
 
     def _baselines(self, trunks: Rows, actions: Rows, v_BZ: Tensor, plan: Plan, i: int) -> Branches:
-        """The trunks of step i after a deterministic step, to be completed: a leaf of each of their actions."""
+        """The baselines of step i: the trunks after a deterministic step. Each becomes a leaf of its actions."""
         width = len(actions) // len(trunks)
         owners = [
             (*above, *(pairs[-1] for pairs in actions.owners[b * width : (b + 1) * width]))
@@ -191,7 +192,7 @@ class Sampler:
         return Branches(rows, visits(i + 1, len(plan.forks), 1.0), SOLVERS[plan.solver](self.sigmas))
 
     def _branches(self, actions: Rows, plan: Plan, i: int) -> list[Branches]:
-        """Branches of the actions of step i, a group a stride."""
+        """The branches of the actions of step i, one group per stride."""
         return [
             Branches(actions, visits(i + 1, len(plan.forks), stride), SOLVERS[plan.solver](self.sigmas))
             for stride in plan.forks[i].strides
@@ -199,7 +200,7 @@ class Sampler:
 
 
 def _ownership(owners: list[Owners], decisions: int, siblings: int) -> np.ndarray:
-    """leaf_NKL from the owners of each leaf."""
+    """Make leaf_NKL from the owners of each leaf."""
     owned: dict[tuple[int, int], list[int]] = {}
     for leaf, above in enumerate(owners):
         for pair in above:

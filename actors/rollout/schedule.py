@@ -1,4 +1,4 @@
-"""Which workers take the next jobs, where some workers are slower than others. No Ray, no threads, no clock."""
+"""Decides which workers take the next jobs if some workers are slower. It uses no Ray, no threads and no clock."""
 
 import math
 from bisect import bisect
@@ -10,45 +10,46 @@ TRY_AGAIN_AFTER = 10
 """After this many of its own job times without work, a slow worker is given one job to measure it again."""
 
 MIN_S = 1e-6
-"""A job takes this long at least, so that no worker is believed to answer infinitely often."""
+"""The least time that a job is assumed to take, so that no worker seems infinitely fast."""
 
 
 class SlotState(IntEnum):
-    """What the worker of a slot does."""
+    """The state of a slot's worker."""
 
     STARTING = 0
-    """It loads its model."""
+    """The worker is loading its model."""
     FREE = 1
     BUSY = 2
     LEAVING = 3
-    """It gets no further job."""
+    """The worker gets no further job."""
 
 
 class Schedule:
     """List scheduling by the earliest answer.
 
-    Waiting jobs, which are taken to be alike, go in their order to the worker that would answer first, even if that
-    worker has to finish another job before. A slow worker gets a job only if no other worker would finish it sooner.
+    Waiting jobs are assumed to take equally long. Each in turn is planned for the worker that would answer it first,
+    even if that worker must finish another job before. A slow worker gets a job only if no other worker would finish it
+    sooner.
 
-    A worker whose pace is not known gets a job at once. A worker that takes longer than it took before is believed to
-    be that slow from then on, since it may hang.
+    A worker of unknown speed gets a job at once. If a worker takes longer than before, it is assumed to be that slow
+    from then on, because it may hang.
 
-    The cost of a decision is O(slots) in NumPy, whatever the number of waiting jobs.
+    A decision costs O(slots) in NumPy, whatever the number of waiting jobs.
 
     Args:
-        slots: the number of slots; all of them are STARTING.
+        slots: the number of slots. All of them begin as STARTING.
     """
 
     def __init__(self, slots: int) -> None:
         self.state_S = np.full(slots, SlotState.STARTING)
         self._free: set[int] = set()
         self._seconds_S = np.full(slots, math.nan)
-        """How long each worker took for its last job; NaN if that is not known."""
+        """The seconds that each worker took for its last job; NaN if unknown."""
         self._began_S = np.zeros(slots)
         self._ended_S = np.zeros(slots)
 
     def joins(self, slot: int) -> None:
-        """A worker that nothing is known of is free."""
+        """A new worker of unknown speed is free."""
         self._seconds_S[slot] = math.nan
         self._set(slot, SlotState.FREE)
 
@@ -70,7 +71,7 @@ class Schedule:
         """A busy worker has finished its job.
 
         Args:
-            typical: whether the job says how fast the worker is: it was alike those that wait.
+            typical: whether the job was like the waiting ones, so that its time measures the worker's speed.
         """
         if typical:
             self._seconds_S[slot], self._ended_S[slot] = now - self._began_S[slot], now
@@ -78,16 +79,16 @@ class Schedule:
             self._set(slot, SlotState.FREE)
 
     def takers(self, waiting: int, now: float) -> dict[int, int]:
-        """The free slots that take a job now, each with the index of its job among those that wait.
+        """The free slots that take a job now, each with the index of its job among the waiting ones.
 
-        A slow worker takes a job that the others would come to late, not the first one, for which others wait.
+        A slow worker does not take the first job if a faster worker would answer it sooner. It takes a later job.
         """
         if not waiting or not self._free:
             return {}
         free = np.fromiter(self._free, np.int64, len(self._free))
         known_S = ~np.isnan(self._seconds_S)
         first_S, then_S = np.zeros(len(known_S)), np.full(len(known_S), math.inf)
-        """Seconds until each would answer the next job that it is given, and from each answer to the one after it."""
+        """The seconds until each worker would answer its next job, and the seconds between its further answers."""
         idle = free[known_S[free]]
         seconds = self._seconds_S[idle]
         first_S[idle] = np.where(now - self._ended_S[idle] > TRY_AGAIN_AFTER * seconds, 0, seconds)
@@ -100,7 +101,7 @@ class Schedule:
         first, then = first_S[counted], np.maximum(then_S[counted], MIN_S)
 
         def answered_before(slot: int) -> float:
-            """Jobs that all workers together would answer before this one answers its first."""
+            """The number of jobs that all workers together would answer before this worker answers its first."""
             left = first_S[slot] - first
             return float(np.where(left > 0, np.maximum(1, np.ceil(left / then)), 0).sum())
 
@@ -108,7 +109,9 @@ class Schedule:
         if answered_before(order[-1]) >= waiting:
             order = order[: bisect(order, waiting - 0.5, key=answered_before)]
         if not order or first_S[order[-1]] == 0 or answered_before(order[-1]) == len(order) - 1:
-            return {slot: index for index, slot in enumerate(order)}  # No other worker comes to a job before them.
+            return {
+                slot: index for index, slot in enumerate(order)
+            }  # No other worker would take one of these jobs first.
         takers: dict[int, int] = {}
         index = -1
         for slot in order:

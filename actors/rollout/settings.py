@@ -6,52 +6,52 @@ from services.base.settings import Gpus, Settings
 
 
 class RolloutSettings(Settings):
-    """The rollout workers."""
+    """Settings of the rollout workers."""
 
     workers: int = Field(1, ge=1)
-    """Workers that the run begins with. Their resources are reserved."""
+    """The number of workers that the run begins with. Their resources are reserved."""
     max_workers: int | None = Field(None, ge=1)
-    """Further workers join, up to this many in all, while the cluster has room for them, and may leave again. None join
-    if not given."""
+    """The most workers in all. Workers beyond `workers` join while the cluster has room for them, and may leave again.
+    If not given, none join."""
     micro_batch: int = Field(24, ge=1)
-    """Rows of one transformer forward; the halves of classifier-free guidance count as rows."""
+    """Rows in one transformer forward. The two halves of classifier-free guidance count as rows."""
     decode_batch: int = Field(24, ge=1)
     """Latents decoded at once."""
     merge_adapter: bool = False
-    """Add the adapter into the base's weights while a task or an evaluation batch is sampled: faster forwards, for a
-    copy of the weights that have an adapter in the CPU's memory. The learner's arithmetic stays as it is, so that the
-    first ratio is still exactly 1; what the two differ by is in the metric `drift`."""
+    """Add the adapter to the base's weights while a task or an evaluation batch is sampled. Forwards are then faster,
+    but CPU memory holds a copy of the weights that have an adapter. The learner's arithmetic does not change, so the
+    first ratio is still exactly 1. The metric `drift` shows the difference between the two."""
     num_cpus: float = Field(1, ge=0)
     """CPUs that Ray reserves for one worker."""
     num_gpus: Gpus = 0
-    """GPUs that Ray reserves for one worker: a fraction of one, or a whole number."""
+    """GPUs that Ray reserves for one worker: a fraction of one GPU, or a whole number."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the Ray nodes that workers may be placed on; any node if empty."""
+    """Labels that a Ray node must have to run workers. If empty, any node may run them."""
     threads: int = Field(1, ge=1)
-    """CPU threads of one worker. They are part of the arithmetic: another number gives other last bits."""
+    """CPU threads of one worker. Another number changes the last bits of the images."""
     max_bytes_in_flight: int | None = Field(None, ge=1)
-    """A task waits while the images of tasks that are begun and not yet scored take this many bytes. If not given, each
-    worker may have the images of two tasks: those that it makes, and those that wait for their scores."""
+    """The most bytes of images that are being generated or wait for scores. Further tasks wait. If not given, there
+    is room for the images of two tasks per worker: one that it generates, and one that waits for scores."""
     embedding_bytes: int = Field(2**30, ge=0)
-    """Bytes of text embeddings that a worker keeps in memory. A prompt whose embedding is kept is not encoded again."""
+    """Bytes of text embeddings that a worker keeps in memory, so that it need not encode their prompts again."""
     embedding_folder: str | None = None
-    """A folder where text embeddings are kept as Arrow files, for all workers and later runs. If not given, they are
-    not kept on disk."""
+    """The folder in which text embeddings are stored as Arrow files, for all workers and later runs. If not given, they
+    are not stored on disk."""
     offload_text_encoders: bool = False
-    """Keep the text encoders on the CPU. They are on the GPU only while they encode new prompts."""
+    """Keep the text encoders on the CPU, and move them to the GPU only while they encode new prompts."""
     task_timeout_s: float = Field(1800, gt=0)
     """Seconds after which a task counts as lost and its worker is replaced."""
 
     @property
     def most_workers(self) -> int:
-        """Workers that there may be at once."""
+        """The most workers at once."""
         return self.max_workers or self.workers
 
     def check(self, has_adapter: bool) -> None:
-        """Refuse fewer workers at most than the run begins with, and to merge an adapter that there is not.
+        """Refuse a `max_workers` below `workers`, and `merge_adapter` without an adapter.
 
         Raises:
-            ValueError: names the settings.
+            ValueError: the settings do not fit together. The message names them.
         """
         if self.merge_adapter and not has_adapter:
             raise ValueError("rollout.merge_adapter: policy.lora is null, so there is no adapter; set it to false")

@@ -1,4 +1,4 @@
-"""What a rollout worker does, without Ray: embeddings, wavefront, decoding."""
+"""The work of a rollout worker without Ray: embeddings, wavefront, decoding."""
 
 import time
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ FULL_MEMORY = (
 
 
 class Generator:
-    """Generates tasks from one policy version.
+    """Generates the images of tasks with one policy version.
 
     Args:
-        policy: loaded with parts="all".
+        policy: a policy that was loaded with parts="all".
     """
 
     def __init__(self, policy: Policy, kernel: KernelSettings, settings: RolloutSettings) -> None:
@@ -45,20 +45,23 @@ class Generator:
         self.embed = Embeddings(policy.family, settings.embedding_bytes, folder, settings.offload_text_encoders)
 
     def load(self, weights: Weights) -> tuple[int, str]:
-        """Take a policy version; returns the version and the checksum of the live parameters."""
+        """Load a policy version. Returns the version and the checksum of the loaded parameters."""
         checksum = self.policy.load(weights.arrays)
         self.version = weights.version
         return weights.version, checksum
 
     @naming_full_memory(FULL_MEMORY)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
-        """One task: decisions (leaves where the plan has none), images (M, H, W, 3) uint8, and what the driver reads.
+        """Run one task.
+
+        Returns:
+            The decisions, or the leaves if the plan trains no step; images (M, H, W, 3) uint8; and the driver's part.
 
         Raises:
-            RuntimeError: the task asks for a policy version that this worker does not hold.
+            RuntimeError: the task needs a policy version that this worker does not have.
         """
         if task.version != self.version:
-            raise RuntimeError(f"task for policy version {task.version} on a worker that holds {self.version}")
+            raise RuntimeError(f"a task needs policy version {task.version}, but this worker has {self.version}")
         started = time.perf_counter()
         conditioning = self.embed([task.prompt])
         roots = [(*task.address, b) for b in range(plan.seeds)]
@@ -79,10 +82,13 @@ class Generator:
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
-        """One deterministic image a prompt in `num_steps`, (N, H, W, 3) uint8; which are finite, (N,), and the cost.
+        """Generate one deterministic image per prompt in `num_steps` steps.
 
         Args:
             base: sample from the model before training.
+
+        Returns:
+            Images (N, H, W, 3) uint8, whether each is finite (N,), and the cost.
         """
         started = time.perf_counter()
         conditioning = self.embed(list(prompts))
@@ -95,7 +101,7 @@ class Generator:
         return images_NHWC, (finite_N, cost)
 
     def _policy(self) -> AbstractContextManager[None]:
-        """The policy as it samples."""
+        """A context in which the policy samples: with its adapter merged, if the settings say so."""
         return self.policy.merged() if self.settings.merge_adapter else nullcontext()
 
     def _sampler(self, num_steps: int) -> Sampler:
@@ -103,9 +109,9 @@ class Generator:
         return Sampler(self.policy.family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
 
     def _decode(self, latent_MZ: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Images (M, H, W, 3) uint8, and whether latent and pixels of each are finite, (M,).
+        """Decode latents. Returns images (M, H, W, 3) uint8, and whether each latent and its pixels are finite, (M,).
 
-        They are decoded in padded batches of one size, so that an image's bits do not depend on its neighbours.
+        Batches are padded to one size, so that an image's bits do not depend on other images.
         """
         size = self.settings.decode_batch
         images, finite = [], []
@@ -119,11 +125,11 @@ class Generator:
 
 
 class SharedGenerator(Generator):
-    """A generator over the model that a learner trains in the same process.
+    """A generator that shares its model with a learner in the same process.
 
-    The trained parameters exist twice: the learner's, and those that were broadcast and are sampled from (a moving
-    average during evaluation). They change places in the one model when the roles do, at no cost. So do the numbers of
-    CPU threads, which are part of a role's arithmetic.
+    The trained parameters exist twice: the learner's, and the broadcast ones that are sampled from (a moving average
+    during evaluation). When the roles change, the two are swapped in the model, which costs nothing. The number of CPU
+    threads is also switched, because it affects a role's arithmetic.
     """
 
     def __init__(self, policy: Policy, kernel: KernelSettings, settings: RolloutSettings) -> None:

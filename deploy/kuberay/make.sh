@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Print the examples again: each infrastructure file with a recipe and its overrides.
+# Writes the examples again, from each infrastructure file with a recipe and overrides.
 set -euo pipefail
 cd "$(dirname "$0")"
 data="data.train=/runs/prompts/train.txt data.heldout=/runs/prompts/test.txt"

@@ -1,8 +1,8 @@
-"""Writes what Grafana and the Prometheus operator read, from the panels below and rules.yaml.
+"""Writes the files for Grafana and the Prometheus operator, from the panels below and rules.yaml.
 
     python deploy/monitoring/build.py
 
-dashboards/*.json       a dashboard a role
+dashboards/*.json       one dashboard per role
 prometheus-rule.yaml    rules.yaml as the operator's PrometheusRule
 """
 
@@ -23,17 +23,17 @@ from services.base.yaml_text import load_yaml
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 8, 8
-"""The size of a panel in Grafana's grid, which is 24 wide: three panels stand in a row."""
+"""The size of a panel in Grafana's grid. The grid is 24 wide, so there are three panels in a row."""
 WINDOW = "[$__rate_interval]"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Time series of one expression or several."""
+    """A panel with time series of one or several expressions."""
 
     title: str
     expressions: dict[str, str]
-    """Each expression by its legend."""
+    """The expressions by their legends."""
     unit: str = "short"
 
 
@@ -42,7 +42,7 @@ def series(name: str, where: str = "") -> str:
 
 
 def last(tags: str, name: str, where: str = "") -> str:
-    """A gauge; of a run that was resumed there may be two for a moment."""
+    """A gauge. A run that was just resumed may briefly have two, so the larger one is used."""
     return f"max by ({tags}) ({series(name, where)})"
 
 
@@ -51,12 +51,12 @@ def rate(tags: str, name: str, where: str = "") -> str:
 
 
 def so_far(tags: str, name: str) -> str:
-    """A counter of events, which Ray shows from the first one on: 0 before it."""
+    """A counter of events. Ray exports it only from the first event on; before that, this gives 0."""
     return f"sum by ({tags}) ({series(name)}) or on (run) 0 * {last('run', 'policy_version')}"
 
 
 def pool(how: str, name: str) -> str:
-    """A metric of Ray Serve, a deployment."""
+    """A metric of Ray Serve, for each deployment."""
     return f'{how} by (application, deployment) (ray_serve_{name}{{deployment=~"scorer-.*"}})'
 
 
@@ -64,7 +64,7 @@ POOL = "application, scorer"
 
 
 def of_pool(how: str, name: str) -> str:
-    """A metric of the pool's replicas, whoever calls them."""
+    """A metric of the pool's replicas, over all callers together."""
     return f"{how} by ({POOL}) (ray_tempflow_scorer_{name})"
 
 
@@ -196,7 +196,7 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 
 def dashboard(name: str, panels: list[Panel]) -> Dashboard:
-    """A dashboard with a data source and runs to choose."""
+    """A dashboard. The user can choose the data source and the runs."""
     run = (
         QueryVariable("run")
         .label("Run")
@@ -244,7 +244,7 @@ def _time_series(number: int, panel: Panel) -> TimeSeries:
 
 
 def built() -> dict[str, str]:
-    """The text of each file, by its path here."""
+    """The text of each file, by its path below this folder."""
     files = {
         f"dashboards/{name}.json": JSONEncoder(indent=1).encode(dashboard(name, panels).build()) + "\n"
         for name, panels in DASHBOARDS.items()

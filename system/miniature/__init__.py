@@ -1,4 +1,4 @@
-"""Shapes: a true small copy of SD3.5 and PickScore, with a judge that knows the right answer."""
+"""Shapes: small models with the architectures of SD3.5, PickScore and HPSv3, and a judge that knows right images."""
 
 from pathlib import Path
 

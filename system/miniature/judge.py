@@ -1,8 +1,8 @@
-"""The judge of the shapes: rules on pixels that say whether an image shows what its caption asks.
+"""The judge of the shapes: pixel rules that decide whether an image shows the scene of its caption.
 
-Nothing is learned. Each pixel takes the nearest of those palette colours that have a solid patch close by, so the
-blended edge of an object is never taken for a third colour. An object is measured by its area and centroid and compared
-with the four ideal shapes of the same area and centroid.
+Nothing is learned. Each pixel is assigned the nearest palette colour among those with a solid patch close by, so that
+the blended edge of an object is not taken for a third colour. An object is measured by its area and centroid, and
+compared with the four ideal shapes of the same area and centroid.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from system.miniature.world import (
 )
 
 BLUR_ALLOWANCE = {"cross": 0.06}
-"""Added to the overlap when shapes are compared: blurred corners cost a cross more than any other shape."""
+"""Added to the overlap when shapes are compared, because blurred corners reduce a cross's overlap the most."""
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation", "clean")
 
 
 class Judge:
-    """Scorer with the right answer: 1.0 where an image shows exactly what its caption asks, else 0.0.
+    """A scorer that knows the right answer: 1.0 if an image shows exactly the scene of its caption, else 0.0.
 
-    colour_tolerance: RGB distance up to which a pixel counts as a solid palette colour.
-    min_overlap: least intersection over union of an object with the ideal shape.
-    max_stray_px: pixels of other colours, or of none, that an image may have.
+    colour_tolerance: the RGB distance up to which a pixel counts as a solid palette colour.
+    min_overlap: the least intersection over union of an object with the ideal shape.
+    max_stray_px: the most pixels of other colours, or of no palette colour, that an image may have.
     """
 
     def __init__(self, colour_tolerance: float = 75.0, min_overlap: float = 0.7, max_stray_px: int = 16) -> None:
@@ -43,15 +43,15 @@ class Judge:
         self.max_stray_px = max_stray_px
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """uint8 images (N, 64, 64, 3) and N captions to float64 (N,); NaN for a malformed caption."""
+        """Score uint8 images (N, 64, 64, 3) with N captions. Returns float64 (N,); NaN for a malformed caption."""
         verdicts = self.verdicts(images, prompts)
         return np.array([np.nan if v is None else float(all(v.values())) for v in verdicts], np.float64)
 
     def verdicts(self, images: np.ndarray, prompts: Sequence[str]) -> list[dict[str, bool] | None]:
-        """For each image whether each of `ATTRIBUTES` is right, or None for a malformed caption.
+        """For each image, whether each of `ATTRIBUTES` is right; None for a malformed caption.
 
-        "colour" says that all asked objects are there in their colours, "clean" that there is nothing else. An
-        attribute of an object that is not there is wrong; "relation" is right for single objects.
+        "colour" is right if the image shows all objects in their colours, "clean" if it shows nothing else. All
+        attributes of a missing object are wrong. "relation" is right for single objects.
         """
         if images.dtype != np.uint8 or images.shape != (len(prompts), IMAGE_PX, IMAGE_PX, 3):
             raise ValueError(
@@ -84,7 +84,7 @@ class Judge:
         }
 
     def _areas(self, image_HWC: np.ndarray) -> dict[str, np.ndarray]:
-        """Mask bool (64, 64) of each palette colour; a pixel belongs to at most one."""
+        """The mask, bool (64, 64), of each palette colour. A pixel belongs to at most one mask."""
         palette_K3 = np.array(list(PALETTE.values()), np.float32)
         difference_KHWC = image_HWC.astype(np.float32) - palette_K3[:, None, None, :]
         distance_KHW = np.sqrt((difference_KHWC**2).sum(-1))
@@ -98,7 +98,7 @@ class Judge:
 
 
 def _shift(mask_KHW: np.ndarray, fill: bool) -> list[np.ndarray]:
-    """The mask and its four neighbours by one pixel, `fill` beyond the frame."""
+    """The mask and its four copies shifted by one pixel, with `fill` outside of the frame."""
     padded = np.pad(mask_KHW, ((0, 0), (1, 1), (1, 1)), constant_values=fill)
     return [mask_KHW, padded[:, 2:, 1:-1], padded[:, :-2, 1:-1], padded[:, 1:-1, 2:], padded[:, 1:-1, :-2]]
 
@@ -112,7 +112,7 @@ def _grow(mask_KHW: np.ndarray) -> np.ndarray:
 
 
 def _measure(mask_HW: np.ndarray, thing: Thing) -> tuple[str, float, float, tuple[float, float]]:
-    """Best shape, radius in px, its overlap with the mask and the centre (x, y) in px."""
+    """The best shape, its radius in px, its overlap with the mask, and the centre (x, y) in px."""
     area = float(mask_HW.sum())
     if area == 0:
         return "none", 0.0, 0.0, (0.0, 0.0)

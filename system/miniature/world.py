@@ -38,17 +38,18 @@ BACKGROUNDS = {
 }
 PALETTE = COLOURS | BACKGROUNDS
 SHAPES = ("ring", "square", "triangle", "cross")
-"""Far apart in pixels: with a disc for the ring, a policy of this size draws hybrids of disc, square and cross."""
+"""These shapes differ much in pixels. With a disc instead of the ring, a policy of this size draws hybrids of disc,
+square and cross."""
 RING_HOLE, CROSS_ARM = 0.45, 0.36
-"""Radius of the ring's hole and half the width of the cross's arms, of a shape of radius 1."""
+"""The radius of the ring's hole, and half the width of the cross's arms, for a shape of radius 1."""
 RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
-"""Relation to the direction (x, y) that leads from the first object to the second."""
+"""The direction (x, y) from the first object to the second, for each relation."""
 SIZES = {"small": (7.0, 9.0), "large": (10.5, 12.5)}
-"""Size to the range of radii in pixels."""
+"""The range of radii in pixels of each size."""
 SIZE_LIMIT_PX = 9.5
 GRID_PX = 16
 GRID_RADIUS_PX = {"small": 8.0, "large": 11.0}
-"""The world proper has objects of two sizes at the nine inner points of a grid; see `place` for the looser one."""
+"""The radius of objects on the grid. There, objects have two sizes and nine possible places; `place` can vary both."""
 
 HELD_OUT_COLOUR_PAIRS = {("red", "blue"), ("yellow", "green"), ("cyan", "purple"), ("green", "cyan")}
 """(first colour, second colour) that no train caption contains in this order."""
@@ -68,7 +69,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One object, or two of different colours and the relation of the first to the second."""
+    """One object, or two objects of different colours and the relation of the first to the second."""
 
     things: tuple[Thing, ...]
     background: str
@@ -81,7 +82,11 @@ class Scene:
 
 
 def parse(text: str) -> Scene:
-    """Scene of a caption; ValueError when the grammar or the world does not allow it."""
+    """The scene of a caption.
+
+    Raises:
+        ValueError: the caption does not follow the grammar, or its scene is not valid.
+    """
     match = _CAPTION.fullmatch(text)
     if match is None:
         raise ValueError(f"The caption {text!r} does not follow the grammar of shapes.")
@@ -94,7 +99,7 @@ def parse(text: str) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """Caption of a scene, the inverse of `parse`."""
+    """The caption of a scene. It is the inverse of `parse`."""
     nouns = [f"a {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
     return f"{f' {scene.relation} '.join(nouns)} on a {scene.background} background"
 
@@ -123,9 +128,9 @@ def all_scenes(category: str) -> Iterator[Scene]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a scene has a combination that train captions never show.
+    """Whether a scene has a combination that does not occur in train captions.
 
-    Held out are each (colour, shape) on one of the four backgrounds and four ordered colour pairs.
+    These are each (colour, shape) on one of the four backgrounds, and four ordered pairs of colours.
     """
     colours, grounds = list(COLOURS), list(BACKGROUNDS)
     for thing in scene.things:
@@ -136,16 +141,16 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def split(category: str) -> tuple[list[Scene], list[Scene]]:
-    """(train, held-out) scenes of a category; disjoint, complete and in a fixed order."""
+    """The train scenes and the held-out scenes of a category. They are disjoint, complete and in a fixed order."""
     scenes = list(all_scenes(category))
     return [s for s in scenes if not is_held_out(s)], [s for s in scenes if is_held_out(s)]
 
 
 def alterations(scene: Scene) -> dict[str, list[Scene]]:
-    """Valid scenes that differ from `scene` in one attribute, by the name of the attribute.
+    """The valid scenes that differ from `scene` in one attribute, by the name of the attribute.
 
-    Attributes are background, size, colour and shape, and for two objects also relation and "swap" (the two
-    colours exchanged).
+    The attributes are background, size, colour and shape, and for two objects also relation and "swap" (the two
+    colours are exchanged).
     """
     altered: dict[str, list[Scene]] = {"background": [replace(scene, background=g) for g in BACKGROUNDS]}
     for attribute, values in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
@@ -163,7 +168,7 @@ def alterations(scene: Scene) -> dict[str, list[Scene]]:
 
 
 def cover(shape: str, x_px: float, y_px: float, radius_px: float, samples: int = SUPERSAMPLING) -> np.ndarray:
-    """Share of each pixel that a shape covers, float32 (64, 64) in [0, 1], by samples² points a pixel."""
+    """The share of each pixel that a shape covers, float32 (64, 64) in [0, 1], from samples² points per pixel."""
     cover_HW = np.zeros((IMAGE_PX, IMAGE_PX), np.float32)
     reach_px = 1.4 * radius_px + 1
     left, right = (int(np.clip(x_px + side * reach_px, 0, IMAGE_PX)) for side in (-1, 1))
@@ -176,7 +181,7 @@ def cover(shape: str, x_px: float, y_px: float, radius_px: float, samples: int =
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether points (u, v), in radii from the centre, lie inside a shape; the centre is the centroid."""
+    """Whether points are inside a shape. Their coordinates (u, v) are in radii from the shape's centroid."""
     if shape == "ring":
         return (u**2 + v**2 <= 1) & (u**2 + v**2 >= RING_HOLE**2)
     if shape == "square":
@@ -194,15 +199,15 @@ AREAS = {
     "triangle": 0.57 * 1.74**2,
     "cross": 8 * CROSS_ARM - 4 * CROSS_ARM**2,
 }
-"""Area of each shape at radius 1."""
+"""The area of each shape at radius 1."""
 REACH = {"ring": (1, 1), "square": (0.92, 0.92), "triangle": (1.16, 0.58), "cross": (1, 1)}
-"""How far each shape reaches up and down from its centre at radius 1, and to the sides:"""
+"""The extent of each shape upwards and downwards from its centre at radius 1. Its extent to the sides:"""
 REACH_SIDE = {"ring": 1, "square": 0.92, "triangle": 1, "cross": 1}
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object with its centre (the centroid) and radius in pixels."""
+    """An object with its centroid and its radius in pixels."""
 
     thing: Thing
     x_px: float
@@ -211,9 +216,9 @@ class Placed:
 
 
 def place(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> list[Placed]:
-    """Random positions that make the scene true, objects on grid points; none touches another or the edge.
+    """Place the objects of a scene at random grid points that fulfil the relation. None touches another or the edge.
 
-    `anywhere` drops the grid and varies the sizes within their ranges.
+    With `anywhere`, there is no grid, and sizes vary within their ranges.
     """
     while True:
         placed = []
@@ -229,7 +234,7 @@ def place(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> lis
 
 
 def _coordinate(margin_px: float, rng: np.random.Generator, anywhere: bool) -> float:
-    """Of the middle of an object that reaches `margin_px` to both sides."""
+    """A random coordinate for the middle of an object that extends `margin_px` to both sides."""
     if anywhere:
         return float(rng.uniform(margin_px, IMAGE_PX - margin_px))
     last = int((IMAGE_PX - margin_px) // GRID_PX)
@@ -249,7 +254,7 @@ def _holds(relation: str, first: Placed, second: Placed) -> bool:
 
 
 def paint(placed: list[Placed], background: tuple[int, int, int], opacity: float = 1.0) -> np.ndarray:
-    """Image uint8 (64, 64, 3) of placed objects on a background given as RGB."""
+    """Draw placed objects on a background given as RGB. Returns an image, uint8 (64, 64, 3)."""
     image_HWC = np.empty((IMAGE_PX, IMAGE_PX, 3), np.float32)
     image_HWC[:] = background
     for item in placed:
@@ -259,5 +264,5 @@ def paint(placed: list[Placed], background: tuple[int, int, int], opacity: float
 
 
 def render(scene: Scene, rng: np.random.Generator, anywhere: bool = False) -> np.ndarray:
-    """Image uint8 (64, 64, 3) that shows a scene at random positions; see `place`."""
+    """Draw a scene with objects at random positions (see `place`). Returns an image, uint8 (64, 64, 3)."""
     return paint(place(scene, rng, anywhere), BACKGROUNDS[scene.background])

@@ -1,6 +1,6 @@
-"""Plans: which steps of a trajectory are stochastic, how widely they branch, and how a branch goes on.
+"""Plans: which steps of a trajectory are stochastic, how widely they branch, and how a branch is completed.
 
-A plan is data: one Fork a sampling step. The sampler runs every plan; no actor knows a method.
+A plan is data: one Fork per sampling step. The sampler can run any plan, and no actor knows a method.
 """
 
 import numpy as np
@@ -22,13 +22,13 @@ from actors.rollout.plans.window import window_limit, window_plan
 __all__ = ["Fork", "Plan", "make_plan", "ode_plan", "trainable_steps"]
 
 PLANS_STREAM = 11
-"""Sets the random choices of plans apart from other random numbers of the same address."""
+"""Separates the random choices of plans from other random numbers with the same address."""
 
 
 def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, int] = (0, 0, 0)) -> Plan:
     """The plan of one task: a pure function of the recipe and of the task's address (run seed, step, prompt row).
 
-    What is drawn once a training step is equal for all its tasks.
+    Only the trunk plan draws for each task. The other plans are the same for all tasks of a training step.
 
     Raises:
         UserError: the plan does not fit this number of steps.
@@ -52,7 +52,7 @@ def _generator(*address: int) -> np.random.Generator:
 
 
 def trainable_steps(settings: PlanSettings, num_steps: int) -> list[int]:
-    """The steps that some draw of the plan trains: the noise weights average 1 over them."""
+    """The steps that can be trained in any draw of the plan. The noise weights have mean 1 over them."""
     match settings:
         case TrunkSettings():
             return trunk_steps(settings, num_steps)

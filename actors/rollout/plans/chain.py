@@ -9,9 +9,10 @@ from actors.rollout.plans.settings import ChainSettings
 
 
 def chain_plan(settings: ChainSettings, num_steps: int, rng: np.random.Generator) -> Plan:
-    """All steps are stochastic; a share of them is trained, but never the last, whose likelihood overflows.
+    """All steps are stochastic, and a share of them is trained. The last is never trained: its likelihood overflows.
 
-    A shared noise is one trunk that splits at the first step: the same distribution, and the first forward is shared.
+    Shared noise is one trunk that splits at the first step. This gives the same distribution, and the first forward is
+    computed only once.
     """
     steps = np.arange(num_steps - 1)
     trained = set(rng.permutation(steps)[: math.ceil(settings.trained_share * len(steps))].tolist())

@@ -1,4 +1,4 @@
-"""What a plan is: data that says which steps are stochastic, how widely they branch, and how a branch goes on."""
+"""The data of a plan: which steps are stochastic, how widely they branch, and how a branch is completed."""
 
 import math
 from dataclasses import dataclass
@@ -10,46 +10,46 @@ Solver = Literal["euler", "dpm2"]
 
 @dataclass(frozen=True)
 class Fork:
-    """What happens to each live trunk of a task at one step."""
+    """The operation on each unfinished trunk of a task at one step."""
 
     width: int = 0
-    """K, the actions drawn from the trunk's state; 0 is a plain ODE step."""
+    """K, the number of actions drawn from the trunk's state. 0 is a plain ODE step."""
     keep_trunk: bool = True
-    """True: the deterministic trunk goes on, its actions become branches (ODE to the end).
-    False: the actions are the new trunks."""
+    """True: the deterministic trunk continues, and its actions become branches (ODE to the end).
+    False: the actions become the new trunks."""
     trained: bool = True
     """Whether the actions enter the loss."""
     strides: tuple[float, ...] = (1.0,)
-    """How branches are completed: one leaf a stride, in steps of so many grid steps."""
+    """A branch is completed once per stride, to one leaf each. A stride is the number of grid steps in one step."""
     baseline: bool = False
-    """Whether the trunk's state is completed by ODE too, at unit stride: a leaf that shows what the image would have
-    been without the actions. Each of them owns it, and its ancestors do."""
+    """Whether the trunk's state is also completed by ODE at unit stride. This leaf shows the image without the actions.
+    It belongs to each of the actions and to their ancestors."""
     chance: float = 1.0
-    """Its actions count 1 / chance in the loss: the probability that a draw has this fork, where the loss stands for
-    all steps that could have been drawn; 1 where it stands for itself."""
+    """The probability that a draw of the plan has this fork. The loss weights its actions by 1 / chance, and so is an
+    unbiased estimate of the sum over all steps. The chance is 1 if the loss estimates no such sum."""
 
 
 class Fate(Enum):
-    """What becomes of a trunk at a step."""
+    """What happens to a trunk at a step."""
 
     CONTINUES = auto()
-    """It has no actions and takes a deterministic step."""
+    """The trunk has no actions and takes a deterministic step."""
     BRANCHES = auto()
-    """Its actions become branches, and it takes a deterministic step itself."""
+    """The actions become branches, and the trunk takes a deterministic step."""
     ENDS = auto()
-    """Its actions become branches. No later step forks, so it is not completed itself."""
+    """The actions become branches. No later step forks, so the trunk is not completed."""
     SPLITS = auto()
-    """Its actions are the new trunks."""
+    """The actions become the new trunks."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one task generates: `seeds` trunks, one Fork a step."""
+    """The trajectories of one task: `seeds` trunks, with one Fork per step."""
 
     seeds: int
     forks: tuple[Fork, ...]
     solver: Solver = "euler"
-    """Of the branches; trunks go by Euler."""
+    """The ODE solver of the branches. Trunks use Euler's method."""
 
     @property
     def trained_steps(self) -> list[int]:
@@ -57,17 +57,17 @@ class Plan:
 
     @property
     def siblings(self) -> int:
-        """K of every decision: the width of the forks. Where they differ each action is a decision, K = 1."""
+        """K of every decision: the width of the forks. If widths differ, each action is its own decision, K = 1."""
         widths = {fork.width for fork in self.forks if fork.width}
         return widths.pop() if len(widths) == 1 else 1
 
     @property
     def last_fork(self) -> int:
-        """The last step with actions, −1 without any. A kept trunk is not completed beyond it."""
+        """The last step with actions, or −1 if there is none. After it, a kept trunk is not completed."""
         return max((i for i, fork in enumerate(self.forks) if fork.width), default=-1)
 
     def fate(self, i: int) -> Fate:
-        """What becomes of each trunk at step i."""
+        """What happens to each trunk at step i."""
         fork = self.forks[i]
         if not fork.width:
             return Fate.CONTINUES
@@ -76,7 +76,7 @@ class Plan:
         return Fate.ENDS if i == self.last_fork else Fate.BRANCHES
 
     def trunks(self) -> list[int]:
-        """Trunks that need a velocity at each step."""
+        """The number of trunks that need a velocity, for each step."""
         live, counts = self.seeds, []
         for i, fork in enumerate(self.forks):
             counts.append(live)
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Velocities of one task (transformer forwards without guidance)."""
+        """The number of velocities that one task computes (transformer forwards without guidance)."""
         completions = (
             trunks * fork.width * (len(visits(i + 1, len(self.forks), stride)) - 1)
             for i, (trunks, fork) in enumerate(zip(self.trunks(), self.forks, strict=True))
@@ -105,18 +105,18 @@ class Plan:
 
     @property
     def decisions(self) -> int:
-        """Trained states of one task, each with `siblings` actions."""
+        """The number of trained states in one task. Each has `siblings` actions."""
         return self.actions // self.siblings
 
     @property
     def actions(self) -> int:
-        """Trained actions of one task."""
+        """The number of trained actions in one task."""
         pairs = zip(self.trunks(), self.forks, strict=True)
         return sum(trunks * fork.width for trunks, fork in pairs if fork.trained)
 
     @property
     def leaves(self) -> int:
-        """Final images of one task."""
+        """The number of final images of one task."""
         trunks, forks = self.trunks(), self.forks
         branches = sum(t * f.width * len(f.strides) for t, f in zip(trunks, forks, strict=True) if f.keep_trunk)
         branches += sum(t for t, f in zip(trunks, forks, strict=True) if f.baseline)
@@ -126,14 +126,14 @@ class Plan:
 
 
 def visits(first: int, num_steps: int, stride: float) -> tuple[int, ...]:
-    """The grid points of a completion from point `first` on: first + ⌊k·stride⌋, and the end, `num_steps`.
+    """The grid points of a completion that starts at `first`: first + ⌊k·stride⌋, and the end, `num_steps`.
 
-    At each but the last it needs a velocity.
+    It needs a velocity at each point except the last.
     """
     count = math.ceil((num_steps - first) / stride)
     return (*(first + math.floor(k * stride) for k in range(count)), num_steps)
 
 
 def ode_plan(num_steps: int, seeds: int = 1) -> Plan:
-    """Deterministic trajectories: evaluation, plain sampling, and methods that train on finished images."""
+    """Deterministic trajectories, for evaluation, plain sampling, and methods that train on finished images."""
     return Plan(seeds, (Fork(),) * num_steps)

@@ -9,54 +9,54 @@ from services.base.settings import Listed, Settings, name_or
 
 
 class _PlanSettings(Settings):
-    """What every plan says of itself; each adds its `name`."""
+    """The base of all plans' settings. Each plan sets its own `name`."""
 
     gives: ClassVar[Literal["decisions", "images"]] = "decisions"
-    """What the learner can train on."""
+    """The kind of data that the plan gives the learner."""
 
     name: str
 
     @property
     def leaves_per_action(self) -> int:
-        """How many times one action is completed."""
+        """The number of leaves that one action is completed to."""
         return 1
 
     @property
     def has_baselines(self) -> bool:
-        """Whether an action also owns the image that its state gives without it."""
+        """Whether an action also owns its baseline: the image that its state leads to without the action."""
         return False
 
     def check_group(self, group: str) -> None:
-        """Refuse an advantage.group in which nothing is compared, or what cannot be.
+        """Refuse an advantage.group that compares nothing, or compares actions that are not comparable.
 
         Raises:
-            ValueError: names the group, the reason and the fix.
+            ValueError: the group is refused. The message names the group, the reason and the fix.
         """
         if group == "seed":
             raise ValueError(self._no_siblings("prompt"))
 
     def _no_siblings(self, instead: str) -> str:
         return (
-            f"advantage.group = seed compares the branches of one state, and plan.name = {self.name} has none; "
+            f"advantage.group = seed compares the branches of one state, but plan.name = {self.name} has none; "
             f"set advantage.group to {instead}"
         )
 
 
 class TrunkSettings(_PlanSettings):
-    """A deterministic trunk a seed, and at its steps K stochastic branches completed by ODE."""
+    """One deterministic trunk per seed. At its steps, K stochastic branches are drawn and completed by ODE."""
 
     name: Literal["trunk"] = "trunk"
     seeds: int = Field(4, ge=1)
-    """Initial noises a prompt, each with a trunk of its own."""
+    """Initial noises per prompt. Each has its own trunk."""
     explorations: int = Field(6, ge=1)
-    """K, the branches drawn at one step of one trunk."""
+    """K, the number of branches drawn at one step of one trunk."""
     branch_steps: int | None = Field(None, ge=1)
-    """Branch at the first so many steps only; at all but the last if not given."""
+    """How many of the first steps branch. If not given, all steps except the last branch."""
     strata: int | None = Field(None, ge=1)
-    """Branch at so many of these steps, drawn anew for each task: one from each of `strata` runs of neighbouring steps.
-    A step counts 1/p in the loss."""
+    """Branch at only this many of these steps, drawn anew for each task. The steps are divided into `strata` runs of
+    neighbouring steps, and one step is drawn from each. The loss weights a step of probability p by 1/p."""
     strides: Listed[Annotated[float, Field(ge=1)]] = Field((1.0,), min_length=1)
-    """Each action is completed once for each of these, in steps of so many grid steps."""
+    """Each action is completed once per stride. A stride is the number of grid steps in one step of the completion."""
     solver: Solver = "euler"
     """The solver of the completions; `dpm2` is DPM-Solver++ of second order."""
 
@@ -66,24 +66,24 @@ class TrunkSettings(_PlanSettings):
         return len(self.strides)
 
     def check_group(self, group: str) -> None:
-        """A group needs at least two branches, unless it spans all steps of a prompt."""
+        """A group needs at least two branches, unless it contains all steps of a prompt."""
         compared = self.explorations * (1 if group == "seed" else self.seeds)
         if group != "prompt" and compared < 2:
             raise ValueError(
-                f"advantage.group = {group} compares {compared} branch with itself; set plan.explorations to at least 2"
+                f"advantage.group = {group} would compare only {compared} branch; set plan.explorations to at least 2"
             )
 
 
 class ChainSettings(_PlanSettings):
-    """Every step is stochastic, and all but the last may be trained on the final image's reward."""
+    """Every step is stochastic. All steps except the last can be trained, with the final image's reward."""
 
     name: Literal["chain"] = "chain"
     seeds: int = Field(24, ge=2)
-    """Trajectories a prompt (the group size)."""
+    """Trajectories per prompt (the group size)."""
     shared_noise: bool = False
-    """All trajectories of a prompt start from one noise."""
+    """Whether all trajectories of a prompt start from the same noise."""
     trained_share: float = Field(1.0, gt=0, le=1)
-    """Share of the steps that is trained, drawn anew for each training step."""
+    """The share of the steps that is trained. The steps are drawn anew for each training step."""
 
 
 class WindowSettings(_PlanSettings):
@@ -91,51 +91,52 @@ class WindowSettings(_PlanSettings):
 
     name: Literal["window"] = "window"
     seeds: int = Field(12, ge=2)
-    """Trajectories a prompt (the group size)."""
+    """Trajectories per prompt (the group size)."""
     shared_noise: bool = False
-    """All trajectories of a prompt start from one noise."""
+    """Whether all trajectories of a prompt start from the same noise."""
     size: int = Field(4, ge=1)
-    """Steps of the window."""
+    """The number of sampling steps in the window."""
     strategy: Literal["progressive", "decay", "random"] = "progressive"
-    """`progressive`: the window slides by `shift` after every `every` training steps, and starts over at the end;
-    `decay`: ever sooner beyond step `decay_from`; `random`: drawn anew for each training step."""
+    """`progressive`: the window slides by `shift` sampling steps after every `every` training steps, and starts over at
+    the end. `decay`: like `progressive`, but it slides sooner and sooner beyond step `decay_from`. `random`: its place
+    is drawn anew for each training step."""
     within: int | None = Field(None, ge=1)
-    """The window lies within the first so many steps; within all but the last if not given."""
+    """The window stays within this many first sampling steps. If not given: within all steps except the last."""
     every: int = Field(25, ge=1)
-    """Training steps after which the window slides."""
+    """The number of training steps after which the window slides."""
     shift: int = Field(1, ge=1)
-    """Steps by which the window slides."""
+    """The number of sampling steps by which the window slides."""
     decay_from: int = Field(13, ge=0)
-    """The step from which the window of `decay` slides sooner."""
+    """With `decay`, the sampling step beyond which the window slides sooner."""
     decay_rate: float = Field(0.1, ge=0)
-    """How fast the training steps between two slides of `decay` become fewer."""
+    """With `decay`, how fast the number of training steps between two slides decreases, per sampling step."""
     stride: float = Field(1.0, ge=1)
-    """After the window, in steps of so many grid steps."""
+    """The number of grid steps in one step after the window."""
     solver: Solver = "euler"
     """The solver after the window; `dpm2` is DPM-Solver++ of second order."""
     baselines: bool = False
-    """Complete each state of the window by ODE too: the image without the action, and without those after it."""
+    """Also complete each state of the window by ODE. This gives the image without the action and all later actions."""
 
     @property
     def has_baselines(self) -> bool:
-        """The recipe says so."""
+        """As the recipe sets `baselines`."""
         return self.baselines
 
 
 class TreeSettings(_PlanSettings):
-    """A tree whose edges are all stochastic; every node is compared within its depth."""
+    """A tree whose edges are all stochastic. Nodes are compared with the other nodes of their depth."""
 
     name: Literal["tree"] = "tree"
     splits: Listed[int] = Field((0, 3, 6, 9), min_length=1)
-    """Steps at which each trajectory splits."""
+    """The sampling steps at which each trajectory splits."""
     width: int = Field(2, ge=2)
-    """Children at a split."""
+    """The number of children at a split."""
     pruned_depths: int = Field(0, ge=0)
-    """So many neighbouring steps are sampled but not trained. They begin at the last trained step and slide one step
-    towards the root after each training step."""
+    """The number of neighbouring steps that are sampled but not trained. At first they are the last trainable steps;
+    after each training step they slide one step towards the root."""
 
     def check_group(self, group: str) -> None:
-        """Nodes are compared within their depth alone."""
+        """Refuse groups other than prompt_step: nodes are only compared within their depth."""
         if group == "seed":
             raise ValueError(self._no_siblings("prompt_step"))
         if group == "prompt":
@@ -151,7 +152,7 @@ class SamplesSettings(_PlanSettings):
 
     name: Literal["samples"] = "samples"
     seeds: int = Field(24, ge=2)
-    """Images a prompt (the group size)."""
+    """Images per prompt (the group size)."""
 
 
 PlanSettings = Annotated[

@@ -8,19 +8,19 @@ from services.base.errors import UserError
 
 
 def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator) -> Plan:
-    """Branches at steps 0..T−2, or at the first of them, each completed by ODE once a stride.
+    """Branches at steps 0..T−2, or at the first of these, each completed by ODE once per stride.
 
-    With `strata`, step i is drawn with probability p_i = 1 / (steps of its stratum): over draws, Σ (1/p_i)·(loss of
-    step i) has the expectation of the full sum, and Σ 1/p_i of one draw is always the full number of steps.
+    With `strata`, step i is drawn with probability p_i = 1 / (steps in its stratum). The expectation of
+    Σ (1/p_i)·(loss of step i) over draws is the full sum, and Σ 1/p_i of each draw is the full number of steps.
 
     Raises:
-        UserError: more strata than steps.
+        UserError: there are more strata than steps.
     """
     steps = trunk_steps(settings, num_steps)
     chances = dict.fromkeys(steps, 1.0)
     if settings.strata:
         if settings.strata > len(steps):
-            raise UserError(f"plan.strata: {settings.strata} steps cannot be drawn from {len(steps)}")
+            raise UserError(f"plan.strata: {settings.strata} steps cannot be drawn from {len(steps)}; lower it")
         strata = np.array_split(steps, settings.strata)
         chances = {int(rng.choice(part)): 1 / len(part) for part in strata}
     forks = [Fork() for _ in range(num_steps)]

@@ -11,12 +11,13 @@ from services.base.errors import UserError
 
 
 def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> Plan:
-    """ODE, then a few SDE steps that are trained, then ODE to the end.
+    """ODE steps, then a window of SDE steps that are trained, then ODE steps to the end.
 
-    The last window step keeps no trunk: its action is a branch, completed with `stride` and `solver`.
+    At the window's last step the trunk ends, and the action becomes a branch that is completed with `stride` and
+    `solver`.
 
     Raises:
-        UserError: the window is longer than the steps it lies in.
+        UserError: the window is longer than the range of steps that it must stay in.
     """
     if settings.size > (limit := window_limit(settings, num_steps)):
         raise UserError(f"plan.size: a window of {settings.size} steps does not fit into {limit}; lower it")
@@ -33,7 +34,7 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
 
 
 def window_start(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> int:
-    """First step of the window in training step `step`."""
+    """The first sampling step of the window in training step `step`."""
     latest = window_limit(settings, num_steps) - settings.size
     if settings.strategy == "random":
         return int(rng.integers(latest + 1))
@@ -48,12 +49,14 @@ def window_start(settings: WindowSettings, num_steps: int, step: int, rng: np.ra
 
 
 def _stay(settings: WindowSettings, start: int) -> int:
-    """Training steps that the window stays at `start`: ⌈every · exp(−decay_rate · max(0, start − decay_from))⌉."""
+    """The number of training steps for which the window stays at `start`: `every`, or with `decay`
+    ⌈every · exp(−decay_rate · max(0, start − decay_from))⌉.
+    """
     if settings.strategy == "progressive":
         return settings.every
     return math.ceil(settings.every * math.exp(-settings.decay_rate * max(0, start - settings.decay_from)))
 
 
 def window_limit(settings: WindowSettings, num_steps: int) -> int:
-    """The step before which every window ends."""
+    """The sampling step before which every window ends."""
     return min(settings.within or num_steps, num_steps - 1)

@@ -2,8 +2,8 @@
 
     python -m system.miniature.build [--out DIR] [--seed 0] [--threads 2] [--only vae,policy,contrast,…]
 
-Stages run in the order of STAGES, whatever the order in --only. Figures of the training go to figures.json; the card,
-which comes last, measures the finished assets.
+Stages run in the order of STAGES, whatever the order in --only. Figures about the training are written to figures.json.
+The card is the last stage and measures the finished assets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CARD = "card"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the stages that the command line asks for."""
+    """Run the stages that the command line names."""
     every = [*STAGES, CARD]
     parser = argparse.ArgumentParser(prog="python -m system.miniature.build", description="Build the assets.")
     parser.add_argument("--out", type=Path, default=ASSETS, help="the folder of the assets")

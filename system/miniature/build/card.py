@@ -1,4 +1,4 @@
-"""Writes the card: the page about the assets, from the figures of the stages and what the finished assets can do."""
+"""Writes the card, the page about the assets, from the stages' figures and measurements of the finished assets."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CLASSES = {"hps": "Qwen2VLModel and a head"}
 
 CARD = """# Shapes: the card of the miniature
 
-A true small copy of Stable Diffusion 3.5, PickScore and HPSv3 for a world of coloured shapes, 64x64 pixels. Made by
-`python -m system.miniature.build`, which also wrote this page from what it measured.
+Small models with the architectures of Stable Diffusion 3.5, PickScore and HPSv3, for a world of coloured shapes at
+64x64 pixels. `python -m system.miniature.build` made them, measured them, and wrote this page.
 
 ## Parts
 
@@ -37,13 +37,13 @@ A true small copy of Stable Diffusion 3.5, PickScore and HPSv3 for a world of co
 {parts}
 
 - `policy/` loads with `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)` and is
-  called with `max_sequence_length=1, height=64, width=64`: the zero block that stands for the absent T5 is one token.
-- `reward/` has the layout of PickScore_v1; the score is exp(logit_scale) * cos(text, image) / 26.
-- `hps/` has that of HPSv3, with its keys: a checkpoint, and beside it (`base/`) the Qwen2-VL's config, tokenizer and
-  image processor. The score is the mean of a Gaussian.
-- `prompts/` has train.parquet and heldout.parquet, columns `prompt` and `category`, three single objects to one
-  relation. There are {singles} single-object captions, so they repeat. Held out are each (colour, shape) on one of the
-  four backgrounds and four ordered colour pairs; no train caption has any of them.
+  called with `max_sequence_length=1, height=64, width=64`: the zero block in place of the missing T5 is one token.
+- `reward/` has the layout of PickScore_v1. The score is exp(logit_scale) * cos(text, image) / 26.
+- `hps/` has the layout and the keys of HPSv3: a checkpoint, and in `base/` the Qwen2-VL's config, tokenizer and image
+  processor. The score is the mean of a Gaussian.
+- `prompts/` has train.parquet and heldout.parquet with the columns `prompt` and `category`, and three single objects
+  per relation. There are {singles} single-object captions, so they repeat. Each (colour, shape) on one of the four
+  backgrounds, and four ordered pairs of colours, are held out: no train caption has any of them.
 
 ## How it was made
 
@@ -51,17 +51,16 @@ A true small copy of Stable Diffusion 3.5, PickScore and HPSv3 for a world of co
 |---|---|---|---|---|
 {stages}
 
-- The autoencoder learned from renderings of train scenes and some clutter: pixel error and a faint KL term, no
-  perceptual or adversarial loss.
-- The policy learned by flow matching on renderings of train scenes, with both text encoders; one caption
-  in ten was empty. Then it went on (mislabel) with a share of {mislabelled} of the captions taken from other images, as
-  captions from the web are. So it trusts a caption less than it could: a fault on purpose, with one cure for all
-  captions, as guidance shows below. A reward must have something to improve.
-- The reward learned from captions with hard negatives, then from preference pairs: renderings against altered and
-  spoiled ones, and the policy's own branches for train captions, more right against less right by the judge; pairs of
-  right ones are ties, so that it does not learn to prefer what makes no difference.
-- The small HPSv3 (hps) learned by HPSv3's ranking loss, [mean, ln sigma] of two images, from the same pairs and from
-  nothing else.
+- The autoencoder was trained on renderings of train scenes and some clutter, with pixel error and a KL term of small
+  weight. It has no perceptual or adversarial loss.
+- The policy was trained by flow matching on renderings of train scenes, together with both text encoders. One caption
+  in ten was empty. In a second stage (mislabel), a share of {mislabelled} of the captions came from other images, as
+  with captions from the web. The policy therefore trusts captions too little. This fault is deliberate, so that a
+  reward has something to improve. It has one remedy for all captions, as guidance shows below.
+- The reward was trained on captions with hard negatives, then on preference pairs: renderings against altered and
+  spoiled ones, and pairs of the policy's own branches for train captions, of which the judge finds one more right.
+  Pairs of right images are ties, so that the reward learns no preference between them.
+- The small HPSv3 (hps) was trained on the same pairs only, by HPSv3's ranking loss on [mean, ln sigma] of two images.
 
 ## Measured
 
@@ -69,16 +68,16 @@ A true small copy of Stable Diffusion 3.5, PickScore and HPSv3 for a world of co
 |---|---|
 {figures}
 
-Policy: the prompts of heldout.parquet, one image each, 10 Euler steps, no guidance. Rewards: {reward_images} such
-images of {reward_prompts} held-out captions; a pair is a right and a wrong image of one caption.
+Policy: one image of each prompt in heldout.parquet, 10 Euler steps, no guidance. Rewards: {reward_images} such images
+of {reward_prompts} held-out captions. A pair is a right and a wrong image of one caption.
 
 ## Known to be weak
 
-- The judge knows this world only. It wants flat colours: a right shape in a wrong tint counts as wrong.
-- The rewards see flat shapes and a list of corruptions; an image unlike all of them has no meaningful score. They are
-  learned and can be gamed; the judge is there to notice.
-- Held-out combinations recombine known words; nothing here says how the policy would do with new ones.
-- Accuracy is of {policy_images} images: about two points of standard error.
+- The judge knows only this world. It needs flat colours: a right shape in a wrong tint counts as wrong.
+- The rewards were trained on flat shapes and a list of corruptions. Other images have no meaningful score. The rewards
+  are learned and can be hacked; the judge shows this.
+- Held-out combinations recombine known words. They do not show how the policy would do with new words.
+- Accuracy is measured on {policy_images} images, with a standard error of about two percentage points.
 """
 
 

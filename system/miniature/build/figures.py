@@ -1,4 +1,4 @@
-"""The figures that stages record of themselves, kept in figures.json beside the assets."""
+"""The figures that stages record about their training, in figures.json beside the assets."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def read_figures(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def record_figures(out: Path, stage: str, figures: dict[str, Any]) -> None:
-    """Keep the figures of a stage in place of its earlier ones."""
+    """Record the figures of a stage, and replace its earlier ones."""
     (out / "figures.json").write_text(json.dumps({**read_figures(out), stage: figures}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Measures what the finished assets can do."""
+"""Measures the finished assets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from system.miniature.world import alterations, caption
 
 REWARD_PROMPTS, REWARD_SEEDS = 128, 8
 Score = Callable[[np.ndarray, Sequence[str]], np.ndarray]
-"""Images and prompts to one number each."""
+"""A function from images and prompts to one number each."""
 
 
 def measure_world(vae: AutoencoderKL) -> dict[str, str]:
-    """Judge on renderings, altered captions and round trips."""
+    """Measure the judge on renderings, on altered captions and on round trips through the autoencoder."""
     rng, judge = np.random.default_rng(123), Judge()
     scenes = draw_scenes(500, rng) + draw_scenes(500, rng, held_out=True)
     images, captions = render_scenes(scenes, rng), [caption(s) for s in scenes]
@@ -42,7 +42,7 @@ def measure_world(vae: AutoencoderKL) -> dict[str, str]:
 
 
 def measure_policy(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, table: dict) -> dict[str, str]:
-    """Share of right images, by category, by attribute, and for other ways of sampling."""
+    """Measure the policy's share of right images by category, by attribute, and for other ways of sampling."""
     judge, prompts = Judge(), table["prompt"]
     single = np.array([category == "single" for category in table["category"]])
     images = sample(model, vae, tokenizer, prompts, seed=2024)
@@ -65,7 +65,7 @@ def measure_policy(vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer
 def measure_rewards(
     rewards: dict[str, Score], vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, prompts: list[str]
 ) -> dict[str, str]:
-    """How well the rewards agree with the judge on the policy's images of held-out captions."""
+    """Measure how well the rewards agree with the judge on the policy's images of held-out captions."""
     chosen = [prompts[i] for i in np.random.default_rng(789).permutation(len(prompts))[:REWARD_PROMPTS]]
     repeated = [prompt for prompt in chosen for _ in range(REWARD_SEEDS)]
     images = sample(model, vae, tokenizer, repeated, seed=2026)
@@ -83,7 +83,7 @@ def measure_rewards(
 
 
 def pair_accuracy(score: np.ndarray, right: np.ndarray) -> float:
-    """Share of (right, wrong) pairs of one caption in which the right image scores higher; rows go by caption."""
+    """The share of (right, wrong) pairs in which the right image scores higher. Each row has one caption's images."""
     wins = [
         (s[r][:, None] > s[~r][None, :]).ravel()
         for s, r in zip(score.reshape(-1, REWARD_SEEDS), right.reshape(-1, REWARD_SEEDS), strict=True)
@@ -92,14 +92,14 @@ def pair_accuracy(score: np.ndarray, right: np.ndarray) -> float:
 
 
 def auc(high: np.ndarray, low: np.ndarray) -> float:
-    """Probability that a score of `high` exceeds one of `low`."""
+    """The probability that a score from `high` exceeds a score from `low`."""
     return float((high[:, None] > low[None, :]).mean())
 
 
 def measure_speeds(
     vae: AutoencoderKL, model: Denoiser, tokenizer: CLIPTokenizer, rewards: dict[str, Score]
 ) -> dict[str, str]:
-    """Rates on one thread at batches of 64."""
+    """Measure rates on one thread with batches of 64."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     prompts = ["a large red ring left of a small blue square on a white background"] * 64

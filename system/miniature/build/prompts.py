@@ -14,9 +14,10 @@ ROWS = {"train": 4096, "heldout": 512}
 
 
 def write_prompts(folder: Path, seed: int) -> None:
-    """Write train.parquet and heldout.parquet: columns prompt and category, one relation to three singles, shuffled.
+    """Write train.parquet and heldout.parquet with the columns prompt and category, shuffled.
 
-    There are fewer single-object captions than rows ask for, so each of them comes several times.
+    There are three single-object captions per relation. There are fewer different single-object captions than rows for
+    them, so each occurs several times.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for side, (name, count) in enumerate(ROWS.items()):

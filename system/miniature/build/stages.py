@@ -1,6 +1,6 @@
-"""The stages that build the assets, in their order. Each reads what earlier ones left in the folder `out`.
+"""The stages that build the assets, in order. Each reads the results of earlier stages from the folder `out`.
 
-A stage returns figures of its training.
+A stage returns figures about its training.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def build_policy(out: Path, seed: int) -> Figures:
 
 
 def build_mislabel(out: Path, seed: int) -> Figures:
-    """Continue the policy's training with a share of the captions taken from other images."""
+    """Continue the policy's training with a share of wrong captions, which belong to other images."""
     (vae, model, _), tokenizer = load_policy(out / "policy"), build_tokenizer()
     torch.manual_seed(seed)
     return _train_policy(out, model, vae, tokenizer, seed, 8, MISLABELLING)
@@ -75,7 +75,7 @@ def build_mislabel(out: Path, seed: int) -> Figures:
 def _train_policy(
     out: Path, model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, stream: int, round_: Round
 ) -> Figures:
-    """Train by a round's settings, save at each look, and return the shares of held-out captions drawn right."""
+    """Train with a round's settings. Saves and evaluates regularly, and returns the shares of right held-out images."""
     scenes = draw_scenes(512, np.random.default_rng([seed, 6]), held_out=True)
     prompts, relations = [caption(s) for s in scenes], np.array([s.category == "relation" for s in scenes])
     judge, history = Judge(), {}
@@ -118,7 +118,7 @@ def build_hps(out: Path, seed: int) -> Figures:
 
 
 def judged_images(out: Path, seed: int) -> JudgedImages:
-    """What a rollout of the policy gives for train captions: branches at every step of four trunks, judged."""
+    """Generate images for train captions as a rollout does (branches at every step of four trunks), and judge them."""
     settings = load_config("shapes", [f"policy.model={out / 'policy'}"]).policy
     policy = Policy(settings, seed)
     generator = Generator(policy, FlowSDESettings(), RolloutSettings(micro_batch=20, decode_batch=36))
@@ -144,7 +144,7 @@ def build_prompts(out: Path, seed: int) -> Figures:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of policy and reward; learns from every caption."""
+    """The tokenizer of policy and reward, trained on every caption."""
     return new_tokenizer(caption(s) for category in ("single", "relation") for s in all_scenes(category))
 
 
@@ -157,11 +157,11 @@ STAGES: dict[str, Callable[[Path, int], Figures]] = {
     "hps": build_hps,
     "prompts": build_prompts,
 }
-"""Each stage by its name, in the order in which they run: from the folder and the seed to the figures."""
+"""The stages by name, in the order in which they run. Each takes the folder and the seed, and returns figures."""
 
 
 def forget_origin(out: Path) -> None:
-    """Drop the folder that a part was loaded from out of the configurations that diffusers writes."""
+    """Remove the path that a part was loaded from, which diffusers writes into configurations."""
     for path in out.rglob("config.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:

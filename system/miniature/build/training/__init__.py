@@ -1,4 +1,4 @@
-"""What the assets are trained on, and how each model of the miniature is made and trained.
+"""The training data of the assets, and how each model of the miniature is made and trained.
 
 data.py         images of the world, and tensors of images
 corruptions.py  ways to spoil an image

@@ -1,4 +1,4 @@
-"""Ways to spoil an image, for the losers of preference pairs."""
+"""Ways to spoil an image, for the worse images of preference pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from system.miniature.world import BACKGROUNDS, COLOURS, IMAGE_PX, SHAPES, Place
 
 
 def spoil(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """uint8 image (64, 64, 3) that shows a scene badly, in one of the ways below at random."""
+    """Draw a scene, spoiled in one of the ways below, chosen at random. Returns an image, uint8 (64, 64, 3)."""
     placed, ground = place(scene, rng, anywhere=True), BACKGROUNDS[scene.background]
     way = WAYS[rng.integers(len(WAYS))]
     return way(scene, placed, ground, rng)

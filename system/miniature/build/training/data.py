@@ -9,19 +9,19 @@ from system.miniature.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Placed, 
 
 
 def draw_scenes(count: int, rng: np.random.Generator, held_out: bool = False, relation_every: int = 4) -> list[Scene]:
-    """`count` random scenes of one side of the split; one in `relation_every` is a relation, the others are single."""
+    """Draw `count` random train or held-out scenes. One in `relation_every` is a relation; the others are single."""
     single, relation = (split(category)[int(held_out)] for category in ("single", "relation"))
     pools = [relation if i % relation_every == relation_every - 1 else single for i in range(count)]
     return [pool[rng.integers(len(pool))] for pool in pools]
 
 
 def render_scenes(scenes: list[Scene], rng: np.random.Generator, anywhere: bool = False) -> np.ndarray:
-    """Images uint8 (N, 64, 64, 3), one of each scene, on the grid of the world or anywhere."""
+    """Draw one image of each scene, uint8 (N, 64, 64, 3), with objects on the grid or anywhere."""
     return np.stack([render(scene, rng, anywhere) for scene in scenes])
 
 
 def clutter(rng: np.random.Generator) -> np.ndarray:
-    """Image uint8 (64, 64, 3) of one to four objects that may overlap, leave the frame and fade."""
+    """Draw an image, uint8 (64, 64, 3), of one to four objects that may overlap, leave the frame and be transparent."""
     things = [
         Placed(
             Thing("any", str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))),
@@ -36,11 +36,11 @@ def clutter(rng: np.random.Generator) -> np.ndarray:
 
 
 def to_tensor(images_NHWC: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(x_NCHW: torch.Tensor) -> np.ndarray:
-    """float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded as the pipelines do."""
+    """Convert float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded as in the pipelines."""
     x_NHWC = (x_NCHW / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     return (x_NHWC.float().numpy() * 255).round().astype(np.uint8)

@@ -1,8 +1,8 @@
 """The second reward of the shapes: a tiny Qwen2-VL with HPSv3's head, trained by HPSv3's ranking loss.
 
-Two images of one caption are two Gaussians, [μ, ln σ] each; the loss is the mean of −ln sigmoid of their difference
-(arXiv 2508.03789), taken over samples as the package `hpsv3` does. The files are those of the real one, in the keys of
-transformers 4.45, so that the scorer `hpsv3` loads both the same way.
+Each of two images of one caption gets a Gaussian, [μ, ln σ]. The loss is the mean of −ln sigmoid of their difference
+(arXiv 2508.03789) over samples, as in the package `hpsv3`. The files have the layout of the real HPSv3 and the keys of
+transformers 4.45, so that the scorer `hpsv3` loads both in the same way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Z_SAMPLES = 64
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word of captions, instruction and chat template."""
+    """A tokenizer with one token per word of captions, instruction and chat template."""
     texts = [caption(s) for category in ("single", "relation") for s in all_scenes(category)]
     frame = CHAT.format(image="", text=INSTRUCTION.format(prompt=""))
     for special in (*SPECIALS, REWARD_TOKEN):
@@ -59,7 +59,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2VLModel, nn.Module]:
-    """Untrained: a token for each 16 pixels square, and a vocabulary with the reward token at its end."""
+    """An untrained model: one token per 16 x 16 pixels, and a vocabulary that ends with the reward token."""
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end", "image_pad")}
     config = Qwen2VLConfig(
         text_config={
@@ -93,7 +93,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2VLModel, nn.Modu
 
 
 class HpsTrainer:
-    """Forward passes of the model in training, on whole batches of one sequence length."""
+    """The model in training. It runs forward on whole batches of one sequence length."""
 
     def __init__(self) -> None:
         self.tokenizer = new_tokenizer()
@@ -105,13 +105,13 @@ class HpsTrainer:
         self.image_tokens = (SIZE_PX // PATCH_PX // MERGE) ** 2
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(N, L), padded on the right."""
+        """The token ids of prompts, (N, L), padded on the right."""
         image = IMAGE_TOKEN * self.image_tokens
         texts = [CHAT.format(image=image, text=INSTRUCTION.format(prompt=prompt)) for prompt in prompts]
         return self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").input_ids
 
     def gaussians(self, ids_BL: torch.Tensor, images_BHWC: np.ndarray) -> torch.Tensor:
-        """[μ, ln σ] (B, 2)."""
+        """[μ, ln σ] of each image, (B, 2)."""
         vision = self.images([Image.fromarray(image) for image in images_BHWC], size=self.size, return_tensors="pt")
         hidden_BLD = self.model(
             input_ids=ids_BL,
@@ -124,7 +124,7 @@ class HpsTrainer:
         return self.head(hidden_BLD[torch.arange(len(ids_BL)), reads_B])
 
     def save(self, folder: Path) -> None:
-        """Checkpoint, base and instruction, as the scorer `hpsv3` reads them."""
+        """Write the checkpoint, the base and the instruction as the scorer `hpsv3` reads them."""
         base = folder / "base"
         self.model.config.save_pretrained(base)
         self.images.save_pretrained(base)
@@ -136,7 +136,7 @@ class HpsTrainer:
 
 
 def load_hps(folder: Path) -> HPSv3:
-    """The scorer of what `HpsTrainer.save` wrote."""
+    """Load the scorer from the files that `HpsTrainer.save` wrote."""
     base, instruction = folder / "base", folder / "instruction.txt"
     return HPSv3(str(folder), str(base), str(instruction), pixels=SIZE_PX**2, dtype="fp32", device="cpu")
 
@@ -146,10 +146,10 @@ def _published_key(key: str) -> str:
 
 
 def ranking_loss(first_B2: torch.Tensor, second_B2: torch.Tensor, win_B: torch.Tensor) -> torch.Tensor:
-    """Mean of −w·ln sigmoid(z) − (1 − w)·ln sigmoid(−z), z ~ N(μ_first − μ_second, σ_first² + σ_second²).
+    """The mean of −w·ln sigmoid(z) − (1 − w)·ln sigmoid(−z), with z ~ N(μ_first − μ_second, σ_first² + σ_second²).
 
     Args:
-        win_B: w, the probability that the first image is the better one: 1, or ½ for a tie.
+        win_B: w, the probability that the first image is better: 1, or ½ for a tie.
     """
     mean_B = first_B2[:, 0] - second_B2[:, 0]
     std_B = (first_B2[:, 1].mul(2).exp() + second_B2[:, 1].mul(2).exp()).sqrt()
@@ -158,7 +158,7 @@ def ranking_loss(first_B2: torch.Tensor, second_B2: torch.Tensor, win_B: torch.T
 
 
 def train_hps(vae: AutoencoderKL, samples: JudgedImages, seed: int, steps: int, out: Path) -> None:
-    """Train and save; prints how often the better image of a batch's pairs wins."""
+    """Train and save the model. Prints how often the better image of a pair wins."""
     rng = np.random.default_rng([seed, 8])
     torch.manual_seed(seed)
     data, trainer = Preferences(vae, samples, rng), HpsTrainer()

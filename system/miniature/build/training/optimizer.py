@@ -1,7 +1,7 @@
-"""Muon for weight matrices and kernels, AdamW for all else: few samples, so each step must count.
+"""Muon for weight matrices and kernels, AdamW for all other parameters. Muon learns more per step from few samples.
 
 Muon: K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon. Updates are scaled to the size of AdamW's as in
-arXiv 2502.16982, so both share one learning rate. Embeddings, norms, biases and outputs take AdamW.
+arXiv 2502.16982, so that both share one learning rate. Embeddings, norms, biases and outputs use AdamW.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ADAM_ONLY = ("embed", "pos_", "logit_scale", "proj_out", "conv_out")
 
 
 def orthogonalise(update_NRC: torch.Tensor) -> torch.Tensor:
-    """Approximately the nearest semi-orthogonal matrix of each of N matrices (N, R, C)."""
+    """Replace each of N matrices, (N, R, C), with approximately the nearest semi-orthogonal matrix."""
     a, b, c = NEWTON_SCHULZ
     tall = update_NRC.shape[1] > update_NRC.shape[2]
     x = update_NRC.mT if tall else update_NRC
@@ -28,7 +28,7 @@ def orthogonalise(update_NRC: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is orthogonalised, matrices of one shape at a time."""
+    """Momentum with orthogonalised updates. Matrices of one shape are processed together."""
 
     def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """Both optimizers over a model, with warm-up and a linear fall of the learning rate over the last `fall` share."""
+    """Both optimizers for a model. The learning rate warms up, and falls linearly over the last share `fall`."""
 
     def __init__(self, model: nn.Module, lr: float, steps: int, fall: float, warmup_steps: int = 50) -> None:
         matrices: list[nn.Parameter] = []
@@ -64,7 +64,7 @@ class Optimizer:
         self.lr, self.steps, self.fall, self.warmup_steps, self.done = lr, steps, fall, warmup_steps, 0
 
     def step(self, loss: torch.Tensor) -> None:
-        """Backward, clip, update."""
+        """Run the backward, clip the gradient, and update."""
         for part in self.parts:
             part.zero_grad()
         loss.backward()

@@ -1,10 +1,10 @@
 """The policy of the shapes: a tiny Stable Diffusion 3 pipeline, pretrained by flow matching.
 
-Rectified flow as in arXiv 2403.03206: x_sigma = (1 - sigma) x0 + sigma noise, the network predicts noise - x0.
-Sigma is uniform before the scheduler's shift of 3, so training sees the noise levels that sampling visits. A second
-round of training takes a share of its captions from other images, as captions from the web do: the policy learns to
-trust a caption less than it could, a fault with one common cure, which guidance shows and reinforcement learning can
-find.
+Rectified flow as in arXiv 2403.03206: x_sigma = (1 - sigma) x0 + sigma noise, and the network predicts noise - x0.
+Sigma is uniform before the scheduler's shift of 3, so training uses the same noise levels as sampling. In a second
+round of training, a share of the captions belongs to other images, as with captions from the web, so that the policy
+learns to trust captions too little. This fault has one remedy for all captions: guidance shows it, and reinforcement
+learning can find it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Round:
     mislabelled: float
     """The share of the captions that belong to other images."""
     every: int
-    """The number of steps after which the policy is looked at, again and again."""
+    """The number of steps between two evaluations of the policy."""
 
 
 PRETRAINING = Round(steps=3000, lr=5e-3, mislabelled=0.0, every=250)
@@ -63,7 +63,7 @@ MISLABELLING = Round(steps=800, lr=2e-3, mislabelled=0.2, every=200)
 
 
 class Denoiser(nn.Module):
-    """Transformer and both text encoders, trained together."""
+    """The transformer and both text encoders, which are trained together."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def new(cls, tokenizer: CLIPTokenizer) -> Denoiser:
-        """Untrained, for captions of `tokenizer` and the latents of `vae.new_vae`."""
+        """An untrained denoiser for captions of `tokenizer` and the latents of `vae.new_vae`."""
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_DIM,
@@ -107,7 +107,7 @@ class Denoiser(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Denoiser:
-        """From a pipeline folder."""
+        """Load the denoiser from a pipeline folder."""
         return cls(
             SD3Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True),
             CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", use_safetensors=True),
@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
         ).eval()
 
     def encode_text(self, ids_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (B, 16) to embeddings (B, 17, 128) and pooled (B, 128), as the pipeline's encode_prompt."""
+        """Encode token ids (B, 16) to embeddings (B, 17, 128) and pooled (B, 128), as the pipeline's encode_prompt."""
         outputs = [e(ids_BL, output_hidden_states=True) for e in (self.text_encoder, self.text_encoder_2)]
         clip_BLD = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         t5_BLD = clip_BLD.new_zeros(len(ids_BL), T5_TOKENS, clip_BLD.shape[-1])
@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x_BCHW: torch.Tensor, sigma_B: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """Velocity (B, C, H, W) at noise level sigma in [0, 1]."""
+        """The velocity (B, C, H, W) at noise level sigma in [0, 1]."""
         text_BLD, pooled_BD = text
         return self.transformer(
             hidden_states=x_BCHW,
@@ -141,7 +141,7 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor
 
 
 def captions_of(scenes: Sequence[Scene], mislabelled: float, rng: np.random.Generator) -> list[str]:
-    """Captions of scenes; a share `mislabelled` of them is the caption of any other scene."""
+    """The captions of scenes. A share `mislabelled` of them comes from other scenes of the list, at random."""
     captions = [caption(scene) for scene in scenes]
     others = rng.permutation(len(scenes))
     return [captions[j] if rng.random() < mislabelled else captions[i] for i, j in enumerate(others)]
@@ -155,9 +155,9 @@ def train_policy(
     round_: Round,
     look: Callable[[int, Denoiser], None],
 ) -> None:
-    """Train for one round; every `round_.every` steps, and so at the end, call `look(step, averaged weights)`.
+    """Train for one round. Calls `look(step, averaged weights)` every `round_.every` steps, and so at the end.
 
-    The learning rate falls to 0 from two fifths of the way on.
+    The learning rate falls to 0 from two fifths of the steps on.
     """
     scenes = draw_scenes(TRAIN_IMAGES, rng, relation_every=2)
     latents_NCHW = encode(vae, render_scenes(scenes, rng))
@@ -205,7 +205,7 @@ def save_policy(model: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, f
 
 
 def load_policy(folder: Path) -> tuple[AutoencoderKL, Denoiser, CLIPTokenizer]:
-    """Autoencoder, denoiser and tokenizer of a pipeline folder."""
+    """Load the autoencoder, denoiser and tokenizer of a pipeline folder."""
     return load_vae(folder / "vae"), Denoiser.load(folder), CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
@@ -220,7 +220,7 @@ def sample(
     guidance: float = 1.0,
     batch: int = 64,
 ) -> np.ndarray:
-    """uint8 images (N, 64, 64, 3) by Euler steps, the arithmetic of the stock pipeline; guidance 1 is none."""
+    """Sample uint8 images (N, 64, 64, 3) by Euler steps with the stock pipeline's arithmetic. Guidance 1 means none."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)

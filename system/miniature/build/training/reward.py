@@ -1,8 +1,8 @@
-"""The reward of the shapes: a tiny CLIP trained as PickScore was (arXiv 2305.01569).
+"""The reward of the shapes: a tiny CLIP trained like PickScore (arXiv 2305.01569).
 
-Phase one is contrastive: renderings against their captions, with captions that differ in one attribute as hard
-negatives. Phase two adds preference pairs: two images of one caption, softmax over exp(logit_scale) * cos, the better
-one wins. Both phases see train combinations only.
+Phase one is contrastive: renderings and their captions, with captions that differ in one attribute as hard negatives.
+Phase two adds preference pairs: the softmax over exp(logit_scale) * cos of two images of one caption should choose the
+better image. Both phases use train combinations only.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from system.miniature.world import Scene, alterations, caption, is_held_out, ren
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 SCALE = 26.0
-"""PickScore's customary divisor of the score."""
+"""The usual divisor of PickScore's score."""
 GROUPS = 8_000
 NEGATIVE_RELATION_SHARES = (1.0, 0.0)
-"""One hard negative for each entry: how often it alters the relation where there is one."""
+"""There is one hard negative per entry. The entry is the probability that it alters the relation, if there is one."""
 NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
 SAMPLE_PAIRS, MADE_PAIRS = 60_000, 6_000
 PAIR_SHARES = {"near": 2 / 5, "far": 1 / 5, "tie": 1 / 5}
-"""Of a batch of preference pairs; the rest are renderings. See `_sample_pairs`."""
+"""The shares of kinds of pairs in a batch (see `_sample_pairs`). The rest are renderings."""
 LEARNING_RATE = 3e-3
 PREFERENCE_RATE = 5e-4
 WIDTH = 96
@@ -70,19 +70,19 @@ def new_reward(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def pixels(images_NHWC: np.ndarray) -> torch.Tensor:
-    """uint8 (N, 64, 64, 3) to the processor's float32 (N, 3, 64, 64)."""
+    """Convert uint8 (N, 64, 64, 3) to float32 (N, 3, 64, 64), like the processor."""
     x_NHWC = (torch.from_numpy(images_NHWC).float() / 255 - MEAN) / STD
     return x_NHWC.permute(0, 3, 1, 2)
 
 
 def embed_images(model: CLIPModel, images_NHWC: np.ndarray) -> torch.Tensor:
-    """Unit vectors (N, 128) of images."""
+    """Embed images as unit vectors (N, 128)."""
     pooled_ND = model.vision_model(pixel_values=pixels(images_NHWC)).pooler_output
     return functional.normalize(model.visual_projection(pooled_ND), dim=-1)
 
 
 def embed_text(model: CLIPModel, ids_NL: torch.Tensor) -> torch.Tensor:
-    """Unit vectors (N, 128) of token ids (N, 16)."""
+    """Embed token ids (N, 16) as unit vectors (N, 128)."""
     return functional.normalize(model.text_projection(model.text_model(input_ids=ids_NL).pooler_output), dim=-1)
 
 
@@ -97,7 +97,7 @@ def scores(model: CLIPModel, tokenizer: CLIPTokenizer, images: np.ndarray, promp
 
 
 def altered_scene(scene: Scene, rng: np.random.Generator, relation_share: float = 0.4) -> Scene:
-    """A scene with one attribute altered, of the train side of the split; relations, the hardest, come more often."""
+    """A train scene that differs from `scene` in one attribute. Relations, the hardest, are altered more often."""
     pools = {name: [s for s in pool if not is_held_out(s)] for name, pool in alterations(scene).items()}
     pools = {name: pool for name, pool in pools.items() if pool}
     names = list(pools)
@@ -108,7 +108,7 @@ def altered_scene(scene: Scene, rng: np.random.Generator, relation_share: float 
 
 
 class Contrast:
-    """Renderings of scenes and of an altered twin of each, with captions and hard negatives; 3 in 4 are relations."""
+    """Renderings of scenes and of one altered twin of each, with captions and hard negatives. 3 in 4 are relations."""
 
     def __init__(self, vae: AutoencoderKL, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> None:
         firsts = [s for i, s in enumerate(draw_scenes(2 * GROUPS, rng)) if i % 2 or i % 6 == 0][:GROUPS]
@@ -124,7 +124,7 @@ class Contrast:
         self.number = torch.tensor([numbers[text] for text in captions])
 
     def loss(self, model: CLIPModel, groups: int, rng: np.random.Generator) -> torch.Tensor:
-        """Symmetric cross-entropy over 2 * groups images, with hard negatives on the image's side."""
+        """The symmetric cross-entropy over 2 * groups images. Only images are compared with hard negative captions."""
         first = rng.integers(GROUPS, size=groups) * 2
         rows = np.concatenate([first, first + 1])
         count = len(rows)
@@ -144,18 +144,18 @@ class Contrast:
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """A policy's images of train captions, and what the judge says of them."""
+    """A policy's images of train captions, with the judge's grades."""
 
     images_NHWC: np.ndarray
     prompts: list[str]
     grade_N: np.ndarray
-    """Share of the judge's attributes that are right; 1 is a right image."""
+    """The share of the judge's attributes that are right. A right image has 1."""
 
 
 class Preferences:
-    """Preference pairs of images of one caption: the policy's samples by their grades, and renderings spoiled.
+    """Preference pairs of images of one caption: the policy's samples with their grades, and spoiled renderings.
 
-    As in PickScore's data, two images may be as good as each other: pairs of right samples are ties.
+    As in PickScore's data, two images may be equally good: pairs of right samples are ties.
     """
 
     def __init__(self, vae: AutoencoderKL, samples: JudgedImages, rng: np.random.Generator) -> None:
@@ -178,22 +178,22 @@ class Preferences:
         self.captions = [*(samples.prompts[i] for pairs in kinds[:-1] for i, _ in pairs), *(caption(s) for s in scenes)]
         self.parts = np.split(np.arange(len(self.captions)), np.cumsum([len(pairs) for pairs in kinds])[:-1])
         self.win_P = torch.ones(len(self.captions))
-        """Probability that the first image of a pair is the better one."""
+        """The probability that the first image of a pair is better."""
         self.win_P[self.parts[list(PAIR_SHARES).index("tie")]] = 0.5
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of `count` pairs, by PAIR_SHARES."""
+        """Draw the indexes of `count` pairs, with kinds in the shares PAIR_SHARES."""
         shares = [int(share * count) for share in PAIR_SHARES.values()]
         shares.append(count - sum(shares))
         return np.concatenate([rng.choice(part, n) for part, n in zip(self.parts, shares, strict=True)])
 
 
 def _sample_pairs(samples: JudgedImages, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Row numbers (P, 2) of pairs of one prompt, the better first, by kind.
+    """The row numbers (P, 2) of pairs of one prompt, the better image first, by kind.
 
-    The worse of "near" has one more wrong attribute and that of "far" several; in a "tie" both are right. Most pairs
-    are far ones, and a missing object fails several attributes at once: with the kinds mixed as they come, a wrong
-    shape hardly counts.
+    In a "near" pair the worse image has one more wrong attribute, in a "far" pair several more; in a "tie" both images
+    are right. Most pairs are far, because a missing object makes several attributes wrong at once. Kinds are therefore
+    balanced; otherwise a wrong shape would hardly count.
     """
     rows: dict[str, list[int]] = {}
     for i, prompt in enumerate(samples.prompts):
@@ -208,7 +208,7 @@ def _sample_pairs(samples: JudgedImages, rng: np.random.Generator) -> dict[str, 
 
 
 def train_contrast(vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int, steps: int) -> CLIPModel:
-    """Phase one."""
+    """Train phase one."""
     rng = np.random.default_rng([seed, 3])
     torch.manual_seed(seed)
     data, model = Contrast(vae, tokenizer, rng), new_reward(tokenizer)
@@ -224,13 +224,13 @@ def train_preference(
     seed: int,
     steps: int,
 ) -> None:
-    """Phase two; `samples` are the policy's for train captions."""
+    """Train phase two. `samples` are the policy's images for train captions."""
     rng = np.random.default_rng([seed, 4])
     data, contrast = Preferences(vae, samples, rng), Contrast(vae, tokenizer, rng)
     ids_PL = token_ids(tokenizer, data.captions)
 
     def loss() -> torch.Tensor:
-        """Cross-entropy of the softmax over both images' scores with who is the better one."""
+        """The cross-entropy between the softmax of both images' scores and which image is better."""
         rows = data.draw(BATCH, rng)
         image_B2D = embed_images(model, data.images[data.pairs_P2[rows].ravel()]).view(BATCH, 2, -1)
         score_B2 = model.logit_scale.exp() * (image_B2D * embed_text(model, ids_PL[rows])[:, None]).sum(-1)
@@ -264,7 +264,7 @@ def _fit(name: str, model: CLIPModel, steps: int, rate: float, loss_of: Callable
 
 
 def save_reward(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the folder layout of PickScore_v1: a CLIPModel and its processor."""
+    """Write a folder with the layout of PickScore_v1: a CLIPModel and its processor."""
     model.save_pretrained(folder, safe_serialization=True)
     images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)

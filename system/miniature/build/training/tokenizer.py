@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer trained on the grammar of captions, as a real CLIPTokenizer."""
+"""A byte-pair tokenizer trained on the grammar of captions. It is a standard CLIPTokenizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 16
-"""The longest caption: fourteen words between the two special tokens."""
+"""The length of the longest caption: fourteen words between the two special tokens."""
 
 
 def new_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """Tokenizer whose vocabulary is the byte alphabet and the merges that make each word of the grammar a token."""
+    """A tokenizer whose vocabulary is the bytes and the merges that make each word of the grammar one token."""
     words = sorted({word for text in captions for word in text.split()})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = Tokenizer(BPE(end_of_word_suffix="</w>"))

@@ -1,7 +1,7 @@
 """The autoencoder of the shapes: 64x64 RGB to 16x16 latents with four channels, and back.
 
-Few channels and a small reduction keep the latents close to pictures. With sixteen channels of 8x8, three directions
-(colour) held 85% of the variance and drowned those that draw the shapes: the flow learned shapes four times slower.
+Few channels and a small reduction keep the latents similar to pictures. With sixteen channels of 8x8, three directions
+(colour) had 85% of the variance, which hid the directions of the shapes: the flow learned shapes four times slower.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ BATCH = 16
 LEARNING_RATE = 4e-3
 KL_WEIGHT = 1e-6
 LATENT_SHAPE = (4, 16, 16)
-"""Channels, rows and columns."""
+"""The channels, rows and columns of a latent."""
 
 
 def new_vae() -> AutoencoderKL:
-    """An untrained autoencoder; eight channels at full resolution keep decoding fast on a CPU."""
+    """An untrained autoencoder. It has only eight channels at full resolution, so that decoding is fast on a CPU."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -47,9 +47,9 @@ def load_vae(folder: Path) -> AutoencoderKL:
 
 
 def train_vae(seed: int, steps: int) -> AutoencoderKL:
-    """Train on renderings of train scenes off the grid and on clutter, then set scale and shift to unit normal latents.
+    """Train on clutter and on train scenes off the grid. Then set scale and shift so that latents are unit normal.
 
-    Loss: mean absolute and squared pixel error, and a faint KL term.
+    The loss is the mean absolute and squared pixel error, and a KL term with a small weight.
     """
     rng = np.random.default_rng([seed, 1])
     torch.manual_seed(seed)
@@ -78,24 +78,24 @@ def train_vae(seed: int, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def raw_latents(vae: AutoencoderKL, images_NHWC: np.ndarray, batch: int = 100) -> torch.Tensor:
-    """Posterior means float32 (N, 4, 16, 16) before scale and shift."""
+    """Encode images to posterior means, float32 (N, 4, 16, 16), before scale and shift."""
     parts = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
     return torch.cat([vae.encode(to_tensor(part)).latent_dist.mean for part in parts])
 
 
 def encode(vae: AutoencoderKL, images_NHWC: np.ndarray) -> torch.Tensor:
-    """Scaled and shifted latents float32 (N, 4, 16, 16) of uint8 images (N, 64, 64, 3)."""
+    """Encode uint8 images (N, 64, 64, 3) to scaled and shifted latents, float32 (N, 4, 16, 16)."""
     return (raw_latents(vae, images_NHWC) - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents_NCHW: torch.Tensor, batch: int = 100) -> np.ndarray:
-    """uint8 images (N, 64, 64, 3) of scaled and shifted latents (N, 4, 16, 16)."""
+    """Decode scaled and shifted latents (N, 4, 16, 16) to uint8 images (N, 64, 64, 3)."""
     raw_NCHW = latents_NCHW / vae.config.scaling_factor + vae.config.shift_factor
     return np.concatenate([to_images(vae.decode(part).sample) for part in raw_NCHW.split(batch)])
 
 
 def psnr_db(images_NHWC: np.ndarray, others_NHWC: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two stacks of uint8 images."""
+    """The peak signal-to-noise ratio, in dB, between two stacks of uint8 images."""
     error = (images_NHWC.astype(np.float32) - others_NHWC.astype(np.float32)) ** 2
     return float(10 * np.log10(255**2 / error.mean()))

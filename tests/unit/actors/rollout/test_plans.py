@@ -124,7 +124,7 @@ def test_a_tree_splits_where_it_is_told_and_prunes_depths_from_the_end():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (TreeSettings(splits=(0, 5)), r"plan\.splits: \[0, 5\] do not all lie in steps 0 to 4"),
+        (TreeSettings(splits=(0, 5)), r"plan\.splits: \[0, 5\] must all be in steps 0 to 4"),
         (TreeSettings(splits=(0, 1, 1)), r"plan\.splits: \[0, 1, 1\] names a step twice"),
         (TreeSettings(splits=(0,), pruned_depths=5), r"plan\.pruned_depths: 5 leaves none"),
         (TrunkSettings(strata=6), r"plan\.strata: 6 steps cannot be drawn from 5"),

@@ -149,8 +149,8 @@ NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
     [
         ('{"prompt": "x", "tag": "t"}', "has no column `include`"),
         (NEEDED % '[{"class": "cup"}]', "line 2, is not GenEval's: it needs 'count'"),
-        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*no number from 1 on"),
-        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*no number from 1 on"),
+        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*not a whole number above 0"),
+        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*not a whole number above 0"),
         (NEEDED % '"cup"', "line 2, .*has cup, which is not a list of objects"),
         (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2, .*an earlier object"),
         (NEEDED % "[]" + '\n{"prompt": "x"}', "line 3, is not GenEval's: it needs 'include'"),

@@ -19,7 +19,7 @@ from system.recipe.load import load_config
         ({"plan": {"name": "tree"}, "advantage": {"group": "prompt"}}, r"nodes of all depths .*to prompt_step"),
         (
             {"plan": {"name": "trunk", "seeds": 1, "explorations": 1}, "advantage": {"group": "prompt_step"}},
-            r"prompt_step compares 1 branch with itself",
+            r"prompt_step would compare only 1 branch",
         ),
         (
             {"objective": {"optimizer_steps": 3}, "data": {"train": "a.txt", "prompts_per_step": 2}},

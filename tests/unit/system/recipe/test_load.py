@@ -57,7 +57,7 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match="mapping"):
         load_config(str(broken))
     broken.write_text("steps: 1\nseed: 2\nsteps: 3\n")
-    with pytest.raises(UserError, match="the key `steps` of line 3 is in line 1 already"):
+    with pytest.raises(UserError, match="the key `steps` of line 3 is already in line 1"):
         load_config(str(broken))
     broken.write_bytes("steps: 1\nname: café".encode("latin-1"))
     with pytest.raises(UserError, match=r"broken\.yaml` is not UTF-8 \(line 2\); save it as UTF-8"):
