@@ -14,9 +14,9 @@ PAGE = Path(__file__).with_name("hardware.md")
 CARD = CARDS["H100"]
 HEAD = f"""# What each recipe needs
 
-`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates **on paper**:
-none was measured on a GPU. They are for the GPUs that a recipe asks for, as {CARD.name}s of {CARD.memory_gb:g} GB. Hours are those
-of all its steps, with evaluation.
+`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates
+**on paper**: none was measured on a GPU. They are for the GPUs that a recipe asks for, as {CARD.name}s of
+{CARD.memory_gb:g} GB. Hours are those of all its [steps](glossary.md#training-step), with evaluation.
 
 | recipe | GPUs | largest process | peak | a step | padding of rows | GPU-hours | fits |
 |---|---|---|---|---|---|---|---|
