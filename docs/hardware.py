@@ -14,9 +14,10 @@ PAGE = Path(__file__).with_name("hardware.md")
 CARD = CARDS["H100"]
 HEAD = f"""# What each recipe needs
 
-`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates **on
-paper**: none was measured on a GPU. Times are those on {CARD.name}s, as many as a recipe asks for. GPU-hours are those of
-all its steps, with evaluation. The last column is the card with the least memory on which every process has room.
+`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates
+**on paper**: none was measured on a GPU. Times are those on {CARD.name}s, as many as a recipe asks for. GPU-hours are
+those of all its [steps](glossary.md#training-step), with evaluation. The last column is the card with the least memory
+on which every process has room.
 
 | recipe | GPUs | largest process | peak | a step | padding of rows | GPU-hours | smallest card |
 |---|---|---|---|---|---|---|---|
