@@ -6,7 +6,7 @@ python -m docs.hardware
 from pathlib import Path
 
 from system.capacity.cards import CARDS, GB
-from system.capacity.plan import plan_of
+from system.capacity.plan import Plan, fits_card, plan_of
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 
@@ -14,11 +14,12 @@ PAGE = Path(__file__).with_name("hardware.md")
 CARD = CARDS["H100"]
 HEAD = f"""# What each recipe needs
 
-`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates **on paper**:
-none was measured on a GPU. They are for the GPUs that a recipe asks for, as {CARD.name}s of {CARD.memory_gb:g} GB. Hours are those
-of all its steps, with evaluation.
+`python -m docs.hardware` writes this page with the numbers of [`tempflow plan`](plan.md). All of them are estimates
+**on paper**: none was measured on a GPU. Times are those on {CARD.name}s, as many as a recipe asks for. GPU-hours are
+those of all its [steps](glossary.md#training-step), with evaluation. The last column is the card with the least memory
+on which every process has room.
 
-| recipe | GPUs | largest process | peak | a step | padding of rows | GPU-hours | fits |
+| recipe | GPUs | largest process | peak | a step | padding of rows | GPU-hours | smallest card |
 |---|---|---|---|---|---|---|---|
 """
 
@@ -30,8 +31,15 @@ def row(name: str) -> str:
     padding = max(plan.task.sampling_padding, plan.task.learning_padding)
     return (
         f"| {name} | {plan.gpus} | {largest.role}, {largest.phase} | {largest.peak_bytes / GB:.0f} GB "
-        f"| {plan.step.total:,.0f} s | {padding:.1%} | {plan.gpu_hours:,.0f} | {plan.fix or 'yes'} |\n"
+        f"| {plan.step.total:,.0f} s | {padding:.1%} | {plan.gpu_hours:,.0f} | {smallest_card(plan)} |\n"
     )
+
+
+def smallest_card(plan: Plan) -> str:
+    """The card with the least memory that all processes fit."""
+    by_memory = sorted(CARDS.values(), key=lambda card: card.memory_gb)
+    found = next((card for card in by_memory if fits_card(plan.processes, card)), None)
+    return f"{found.name}, {found.memory_gb:.0f} GB" if found else "none"
 
 
 def recipes() -> list[str]:

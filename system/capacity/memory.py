@@ -79,11 +79,12 @@ def first_plan(config: RunConfig) -> Plan:
 
 
 def experience_bytes(config: RunConfig) -> float:
-    """Bytes of what one task gives the learner in fp32: states and actions, or final latents, and text embeddings."""
+    """Bytes of what one task gives the learner: states and actions, or final latents, in fp32, and text embeddings."""
     plan, policy = first_plan(config), local_policy(config)
     arrays = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
     text = conditioning_shapes(policy, forwards_per_row(policy) > 1).values()
-    return FP32_BYTES * (arrays * prod(latent_shape(policy)) + sum(prod(shape) for shape in text))
+    text_bytes = DTYPES[policy.dtype].itemsize * sum(prod(shape) for shape in text)
+    return float(FP32_BYTES * arrays * prod(latent_shape(policy)) + text_bytes)
 
 
 def processes(config: RunConfig) -> list[Process]:
@@ -108,7 +109,7 @@ def processes(config: RunConfig) -> list[Process]:
         both = [Process("learner", learner.ranks, learner.num_gpus, held, learns)]
         alone = rollout.workers
     if alone:
-        held = shared | _decoders(config, policy) | _adapter(policy) | _pristine(policy, 1.0, policy.dtype)
+        held = shared | _decoders(config, policy) | _adapter(policy)
         both.insert(0, Process("rollout", alone, rollout.num_gpus, held, generates))
     return both + list(_scorers(config))
 
@@ -130,9 +131,9 @@ def _sampled(policy: PolicySettings) -> dict[str, float]:
     return {"sampled weights": float(trained_parameters(policy) * DTYPES[policy.dtype].itemsize)}
 
 
-def _pristine(policy: PolicySettings, share: float, dtype: str) -> dict[str, float]:
-    """The base that a policy without an adapter keeps to compare with."""
-    if policy.lora is not None:
+def _base_copy(config: RunConfig, policy: PolicySettings, share: float, dtype: str) -> dict[str, float]:
+    """The base that a learner without an adapter keeps for the KL term."""
+    if policy.lora is not None or not config.objective.kl:
         return {}
     return {"base for comparison": share * trained_parameters(policy) * DTYPES[dtype].itemsize}
 
@@ -151,7 +152,7 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
         held["weight sets"] = sets * fp32
     if learner.max_staleness:
         held["past versions"] = float(learner.max_staleness * count * DTYPES[policy.dtype].itemsize)
-    return held | _adapter(policy) | _pristine(policy, share, "fp32" if whole else policy.dtype)
+    return held | _adapter(policy) | _base_copy(config, policy, share, "fp32" if whole else policy.dtype)
 
 
 def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
@@ -166,6 +167,11 @@ def rollout_rows(config: RunConfig) -> int:
     return max(1, config.rollout.micro_batch // forwards_per_row(local_policy(config)))
 
 
+def sampling(config: RunConfig, policy: PolicySettings) -> PolicySettings:
+    """The policy as it samples: without the layers of an adapter that is merged into the base."""
+    return policy.model_copy(update={"lora": None}) if config.rollout.merge_adapter else policy
+
+
 def compared(config: RunConfig) -> int:
     """Forwards without a gradient that the loss of a row needs beside its own forward and backward."""
     return config.objective.passes - 3
@@ -175,7 +181,7 @@ def _rollout_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
     plan, one = first_plan(config), prod(latent_shape(policy)) * FP32_BYTES
     latents = plan.leaves * one + 2 * experience_bytes(config)  # recorded, and once more where they are put together
     phases = {
-        "sampling": latents + rollout_pass(policy, rollout_rows(config)).peak_bytes,
+        "sampling": latents + rollout_pass(sampling(config, policy), rollout_rows(config)).peak_bytes,
         "decoding": latents + decode_pass(policy, config.rollout.decode_batch).peak_bytes,
     }
     if config.rollout.offload_text_encoders:

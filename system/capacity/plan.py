@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from services.base.errors import UserError
@@ -86,8 +87,8 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
     found = processes(config)
     task = task_seconds(config, card)
     step = step_seconds(config, card, task)
-    asked = sum(one.count * one.gpus for one in found if not one.role.startswith("scorer")) + reward_gpus(config)
-    have = gpus if gpus is not None else round(asked + 0.49)
+    asked = sum(one.count * one.gpus for one in found)
+    have = gpus if gpus is not None else ceil(asked)
     fits = fits_card(found, card)
     own = _split_of(config, step)
     size = checkpoint_bytes(config)

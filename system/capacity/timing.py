@@ -10,7 +10,7 @@ from math import ceil
 
 from system.capacity.cards import Card
 from system.capacity.estimate import live_rows, trained_rows
-from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows
+from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
@@ -78,7 +78,7 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
     micro_batches = ceil(trained / micro_batch)
     return Task(
         encoding,
-        forwards * rollout_pass(policy, rows).seconds(card),
+        forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
         max((plan.leaves * _image_seconds(config, card, name) for name in config.weights), default=0.0),
         micro_batches * (update + again * objective.compares_with_old * forward),
@@ -125,5 +125,9 @@ def _evaluation(config: RunConfig, card: Card, task: Task) -> float:
     forwards = ceil(min(settings.batch, settings.prompts) / rows) * (settings.num_steps or config.policy.num_steps)
     batch = config.rollout.decode_batch
     decoding = ceil(settings.batch / batch) * decode_pass(policy, batch).seconds(card)
-    one = forwards * rollout_pass(policy, rows).seconds(card) + decoding + settings.batch * task.encoding
+    one = (
+        forwards * rollout_pass(sampling(config, policy), rows).seconds(card)
+        + decoding
+        + settings.batch * task.encoding
+    )
     return ceil(batches / config.rollout.workers) * one / settings.every
