@@ -1,10 +1,11 @@
-"""Makes a folder from which tempflow is installed on a machine without a network.
+"""Makes a folder from which tempflow can be installed on a machine without a network.
 
     python -m deploy.offline.bundle FOLDER --python 3.12 --without-torch
 
-pip resolves and downloads: wheels alone, for the Python and the machine that are asked for. The folder holds them as
-one archive in parts of at most --part-mb, with SHA256SUMS and install.py, which checks, joins and installs. Run it with
-the Python version that it is for: pip reads conditions such as `python_version < "3.12"` as of the Python it runs on.
+pip resolves the dependencies and downloads wheels for the given Python and machine. The folder contains them as one
+archive in parts of at most --part-mb, with SHA256SUMS and install.py, which checks, joins and installs them. Run this
+command with the Python version that the bundle is for, because pip evaluates conditions such as
+`python_version < "3.12"` for the Python that runs it.
 """
 
 import argparse
@@ -24,9 +25,9 @@ ROOT = HERE.parents[1]
 CONSTRAINTS = HERE.parent / "constraints.txt"
 INSTALLER, SUMS, REQUIREMENT = "install.py", "SHA256SUMS", "REQUIREMENT"
 LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-"""Older names of manylinux_2_N."""
+"""The older name of manylinux_2_N, by N."""
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "tempflow_entry.py", "system", "actors", "services", "configs")
-"""What the wheel is built from, as in the container image."""
+"""The files that the wheel is built from, as in the container image."""
 CHUNK_BYTES = 2**20
 MB = 10**6
 
@@ -44,14 +45,14 @@ def pip(*arguments: str | Path) -> None:
     """Run pip.
 
     Raises:
-        SystemExit: it failed; it has said why.
+        SystemExit: pip failed. It has printed the reason.
     """
     if subprocess.run([sys.executable, "-m", "pip", *map(str, arguments)]).returncode:
         raise SystemExit("bundle: pip failed, and no bundle was made; its message is above")
 
 
 def stand_in(folder: Path, version: str) -> str:
-    """A wheel called torch that is empty and needs nothing, so that pip resolves all else; returns its requirement."""
+    """Write an empty wheel named torch, so that pip resolves everything except torch. Returns its requirement."""
     version = f"{version}+left.out"
     info = f"torch-{version}.dist-info"
     files = {
@@ -66,7 +67,7 @@ def stand_in(folder: Path, version: str) -> str:
 
 
 def build(wheels: Path) -> Path:
-    """Build tempflow's own wheel, from a copy: setuptools would add what an earlier build has left in the checkout."""
+    """Build tempflow's wheel from a copy. In the checkout, setuptools would add files that an earlier build left."""
     with TemporaryDirectory() as aside:
         for name in SOURCES:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
@@ -77,11 +78,11 @@ def build(wheels: Path) -> Path:
 
 
 def download(requirement: str, wheels: Path, target: Sequence[str], without_torch: bool, constraints: Path) -> None:
-    """Download what `requirement` needs, for the target, into `wheels`.
+    """Download the wheels that `requirement` needs on the target into `wheels`.
 
     Args:
-        target: pip's options that name Python and platform, and where torch is found.
-        without_torch: leave out torch and what only torch needs.
+        target: pip's options for the Python, the platform, and the index of torch.
+        without_torch: leave out torch and the packages that only torch needs.
     """
     more = [requirement]
     with TemporaryDirectory() as aside:
@@ -105,7 +106,7 @@ def download(requirement: str, wheels: Path, target: Sequence[str], without_torc
 
 
 def pack(wheels: Path, folder: Path, requirement: str, part_bytes: int) -> list[Path]:
-    """Write the bundle: the archive in parts, what to install, the installer and the checksums; returns the parts."""
+    """Write the bundle: the archive in parts, the requirement, the installer and the checksums. Returns the parts."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
     with TemporaryDirectory(dir=folder) as aside:
@@ -125,7 +126,7 @@ def pack(wheels: Path, folder: Path, requirement: str, part_bytes: int) -> list[
 
 
 def _copy(source, target: Path, most: int) -> None:  # type: ignore[no-untyped-def]
-    """Copy the next bytes of an open file, at most so many."""
+    """Copy the next bytes of an open file, at most `most`."""
     with target.open("wb") as part:
         while most and (chunk := source.read(min(CHUNK_BYTES, most))):
             part.write(chunk)
@@ -139,16 +140,18 @@ def _sha256(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deploy.offline.bundle", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the bundle goes; it must be new or empty")
-    parser.add_argument("--python", default="3.12", help="Python of the machine, such as 3.12")
+    parser.add_argument("folder", type=Path, help="the folder of the bundle, which must be new or empty")
+    parser.add_argument("--python", default="3.12", help="the machine's version of Python, such as 3.12")
     parser.add_argument("--machine", default="x86_64", choices=("x86_64", "aarch64"))
-    parser.add_argument("--glibc", type=int, default=28, help="N of the machine's glibc 2.N, or an older one")
-    parser.add_argument("--extras", default="", help="such as ocr,tensorboard")
+    parser.add_argument("--glibc", type=int, default=28, help="N of the machine's glibc 2.N, or a smaller number")
+    parser.add_argument("--extras", default="", help="extras of tempflow, such as ocr,tensorboard")
     torch = parser.add_mutually_exclusive_group()
     torch.add_argument("--without-torch", action="store_true", help="the machine has PyTorch already")
     torch.add_argument("--torch-index", help="the package index of a CUDA build of PyTorch")
-    parser.add_argument("--constraints", type=Path, default=CONSTRAINTS, help="versions; the tested ones by default")
-    parser.add_argument("--part-mb", type=int, default=100, help="the most MB of one file")
+    parser.add_argument(
+        "--constraints", type=Path, default=CONSTRAINTS, help="a file of versions; the tested ones by default"
+    )
+    parser.add_argument("--part-mb", type=int, default=100, help="the largest size of one file, in MB")
     given = parser.parse_args()
     if given.folder.exists() and any(given.folder.iterdir()):
         raise SystemExit(f"bundle: `{given.folder}` is not empty; name a new folder")

@@ -1,8 +1,8 @@
-"""Installs a bundle that `deploy.offline.bundle` has made, into the Python that runs this file:
+"""Installs a bundle made by `deploy.offline.bundle` into the Python that runs this file:
 
     python FOLDER/install.py
 
-It needs no network and nothing but pip. Options after it are pip's, such as --target.
+It needs only pip, and no network. Further options, such as --target, are passed to pip.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ CHUNK_BYTES = 2**20
 
 
 def refuse(sentence: str) -> SystemExit:
-    """Exit code 2 after one sentence."""
+    """Print one sentence. Returns the exception for exit code 2."""
     print(f"install: {sentence}", file=sys.stderr)
     return SystemExit(2)
 
 
 def checked() -> list[str]:
-    """The names of all files of the bundle, whose checksums are right.
+    """Check the checksums of all files of the bundle, and return the files' names.
 
     Raises:
         SystemExit: a file is missing or damaged.
@@ -42,13 +42,13 @@ def checked() -> list[str]:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
         if digest.hexdigest() != wanted:
-            raise refuse(f"`{name}` is damaged: its SHA-256 is not that of SHA256SUMS; copy it again")
+            raise refuse(f"`{name}` is damaged: its SHA-256 is not the one in SHA256SUMS; copy it again")
         names.append(name)
     return names
 
 
 def join(names: list[str], target: Path) -> None:
-    """Put the parts of the archive together again, in order."""
+    """Join the parts of the archive in order."""
     with target.open("wb") as whole:
         parts = [name for name in names if re.fullmatch(r"wheels\.tar\.\d+", name)]
         for name in sorted(parts, key=lambda name: int(name.rpartition(".")[2])):

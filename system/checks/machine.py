@@ -143,9 +143,9 @@ def shared_memory(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def memory(config: RunConfig | None) -> Iterator[Finding]:
-    """Every process of the recipe has room on the GPUs of this machine.
+    """Every process of the recipe has room on this machine's GPUs.
 
-    Nothing is said where there is no GPU, where the recipe asks for none, or where its model's shapes are not known.
+    There is no finding if there is no GPU, the recipe asks for none, or the shapes of its model are not known.
     """
     import torch
 
@@ -158,10 +158,10 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
     from system.capacity.plan_text import fit_sentence
 
     device = torch.cuda.get_device_properties(0)
-    card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only its memory counts here
+    card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
     try:
         plan = plan_of(config, torch.cuda.device_count(), card)
-    except UserError:  # another check says what is wrong with the model
+    except UserError:  # another check reports what is wrong with the model
         return
     level: Literal["ok", "warning", "problem"] = "ok"
     if not plan.fits:
@@ -172,7 +172,7 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 def store_bytes(config: RunConfig) -> float:
     """The most bytes in the object store at once: images that wait for scores, and the experience of steps in flight.
 
-    The experience is left out where the shapes of the policy's model are not known.
+    The experience is left out if the shapes of the policy's model are not known.
     """
     from actors.rollout.plans import make_plan
     from system.capacity.estimate import store_bytes as with_experience

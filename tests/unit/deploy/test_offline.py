@@ -97,7 +97,7 @@ def test_a_damaged_byte_is_refused_by_the_name_of_its_part(bundle, tmp_path):
     done = install(bundle, "--target", tmp_path / "site")
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "install: `wheels.tar.002` is damaged: its SHA-256 is not that of SHA256SUMS; copy it again"
+        "install: `wheels.tar.002` is damaged: its SHA-256 is not the one in SHA256SUMS; copy it again"
     )
     assert not (tmp_path / "site").exists()
 
