@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from actors.policy.arrays import to_array, to_tensor
 from actors.policy.family import Conditioning, Family
+from actors.policy.offload import Offloaded
 from services.base.errors import first_line
 from services.base.fingerprint import fingerprint_of
 
@@ -34,11 +36,10 @@ class Embeddings:
     """
 
     def __init__(self, family: Family, memory_bytes: int, folder: Path | None = None, offload: bool = False) -> None:
-        self.family, self.memory_bytes, self.folder, self.offload = family, memory_bytes, folder, offload
+        self.family, self.memory_bytes, self.folder = family, memory_bytes, folder
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
-        if offload:
-            self._move(torch.device("cpu"))
+        self._encoders = Offloaded(_text_encoders(family), family.device) if offload else None
 
     def __call__(self, prompts: list[str]) -> Conditioning:
         """Embeddings of P prompts by name, each (P, …), on the family's device."""
@@ -53,14 +54,12 @@ class Embeddings:
     def _encode(self, prompts: list[str]) -> dict[str, Conditioning]:
         if not prompts:
             return {}
-        if self.offload:
-            self._move(self.family.device)
         rows = {}
-        for prompt in prompts:
-            rows[prompt] = {name: tensor.cpu() for name, tensor in self.family.encode([prompt]).items()}
-            self._write(prompt, rows[prompt])
-        if self.offload:
-            self._move(torch.device("cpu"))
+        with self._encoders.visiting() if self._encoders else nullcontext():
+            for prompt in prompts:
+                rows[prompt] = {name: tensor.cpu() for name, tensor in self.family.encode([prompt]).items()}
+        for prompt, row in rows.items():
+            self._write(prompt, row)
         return rows
 
     def _keep(self, prompt: str, rows: Conditioning) -> None:
@@ -70,11 +69,6 @@ class Embeddings:
         self._kept.move_to_end(prompt)
         while self._bytes > self.memory_bytes:
             self._bytes -= _num_bytes(self._kept.popitem(last=False)[1])
-
-    def _move(self, device: torch.device) -> None:
-        for name, model in self.family.pipe.components.items():
-            if name.startswith("text_encoder") and isinstance(model, nn.Module):
-                model.to(device)
 
     @cached_property
     def _model(self) -> list[str | None]:
@@ -119,6 +113,11 @@ class Embeddings:
         with pa.ipc.new_file(str(aside), table.schema) as sink:
             sink.write_table(table)
         aside.replace(path)
+
+
+def _text_encoders(family: Family) -> list[nn.Module]:
+    parts = family.pipe.components.items()
+    return [model for name, model in parts if name.startswith("text_encoder") and isinstance(model, nn.Module)]
 
 
 def _num_bytes(rows: Conditioning) -> int:

@@ -21,7 +21,7 @@ Listed = Annotated[tuple[T, ...], Strict(False)]
 
 def _whole_gpus(share: float) -> float:
     if share > 1 and share != int(share):
-        raise ValueError("Ray gives a process a fraction of one GPU or whole GPUs; set at most 1, or a whole number")
+        raise ValueError("Ray gives a process a fraction of one GPU or whole ones; set at most 1, or a whole number")
     return share
 
 

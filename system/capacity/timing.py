@@ -15,8 +15,8 @@ from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollo
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
-COPY_BYTES_PER_S = 4e9
-"""Between the CPU's pageable memory and a GPU, an assumption; text encoders that are offloaded go both ways."""
+COPY_BYTES_PER_S = 20e9
+"""From the CPU's pinned memory to a GPU, an assumption. Offloaded text encoders are not copied back."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
     forwards = sum(ceil(live / rows) for live in live_rows(plan))
     encoding = encode_pass(policy, each > 1).seconds(card)
     if config.rollout.offload_text_encoders:
-        encoding += 2 * sum(num_bytes for _, num_bytes in text_encoders(policy).values()) / COPY_BYTES_PER_S
+        encoding += sum(num_bytes for _, num_bytes in text_encoders(policy).values()) / COPY_BYTES_PER_S
     batch, micro_batch = config.rollout.decode_batch, config.learner.micro_batch
     trained, more = trained_rows(config, plan), compared(config)
     forward = rollout_pass(policy, micro_batch).seconds(card)

@@ -42,7 +42,20 @@ def test_full_fine_tuning_in_shards():
     assert parts["transformer"] == pytest.approx(2 * whole["transformer"] / 4, rel=0.01)  # fp32, a quarter of it
     assert "fp32 masters" in whole
     assert "fp32 masters" not in parts
-    assert by_role(*ranks)["rollout"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
+    compared = by_role(*ranks, "objective.kl=0.01")
+    assert compared["learner"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
+    assert "base for comparison" not in whole.keys() | compared["rollout"].held.keys()
+
+
+def test_a_merged_adapter_leaves_less_to_compute():
+    config, merged = (load_config("shapes", [f"rollout.merge_adapter={value}"]) for value in ("false", "true"))
+    assert task_seconds(merged, CARDS["H100"]).sampling < task_seconds(config, CARDS["H100"]).sampling
+    assert task_seconds(merged, CARDS["H100"]).learning == task_seconds(config, CARDS["H100"]).learning
+
+
+def test_fractions_of_a_gpu_are_shared():
+    one = plan_of(load_config("sd35_pickscore_24gb"), None, CARDS["RTX-4090"])
+    assert (one.asked, one.gpus, one.fits) == (1.0, 1, True)
 
 
 def test_colocated_roles_share_one_base_and_their_phases_take_turns():
