@@ -6,10 +6,12 @@ import pytest
 
 from actors.policy.family import Family
 from actors.policy.flux import Flux
+from actors.policy.flux2_klein import Flux2Klein
 from actors.policy.qwen_image import QwenImage
 from actors.policy.sd3 import SD3
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
+from system.capacity.plan import MOST_PADDING
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
 from system.recipe.find import recipe_names
@@ -18,10 +20,11 @@ from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 
 NODE = load_infra(ROOT / "deploy" / "kuberay" / "eight_gpus.infra.yaml").workers
-HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs of 80 GB|(\d) CPU cores)\.", re.MULTILINE)
+HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs?(?: of 80 GB)?|(\d) CPU cores)\.", re.MULTILINE)
 FAMILIES: dict[str, type[Family]] = {
     "stabilityai/stable-diffusion-3.5-medium": SD3,
     "black-forest-labs/FLUX.1-dev": Flux,
+    "black-forest-labs/FLUX.2-klein-base-4B": Flux2Klein,
     "Qwen/Qwen-Image": QwenImage,
 }
 MINIATURES = [name for name in recipe_names() if name.startswith("shapes")]
@@ -48,14 +51,15 @@ def test_a_recipe_fits_on_the_hardware_that_it_names(name):
 
 def test_one_worker_more_does_not_fit():
     count, nodes = hardware("sd35_pickscore")
-    assert nodes_asked(load_config("sd35_pickscore", ["rollout.workers=6"]), nodes, most=False) > count
+    assert nodes_asked(load_config("sd35_pickscore", ["rollout.workers=8"]), nodes, most=False) > count
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_what_generates_and_learns_has_whole_gpus(name):
     """Ray chooses a node by the sum of its GPUs, and three workers of 0.75 do not fit on two GPUs and a quarter."""
     config = load_config(name)
-    assert config.rollout.num_gpus == config.learner.num_gpus == 1
+    alone = config.placement == "colocated" and config.rollout.workers == config.learner.ranks == 1
+    assert alone or config.rollout.num_gpus == config.learner.num_gpus == 1
 
 
 def rows_by_step(plan: Plan) -> list[int]:
@@ -75,7 +79,7 @@ def test_micro_batches_are_full(name):
     plan = make_plan(config.plan, config.policy.num_steps)
     size = config.rollout.micro_batch // FAMILIES[config.policy.model].forwards(config.policy)
     padding = sum(-rows % size for rows in rows_by_step(plan)) / plan.nfe
-    assert padding <= 0.05
+    assert padding <= MOST_PADDING
     if config.plan.name == "trunk" and config.plan.seeds == 4:
         assert padding == 0
     assert plan.leaves % config.rollout.decode_batch == 0
