@@ -1,8 +1,8 @@
 """BranchGRPO (arXiv 2509.06040): a tree that grows from one noise, with stochastic edges only.
 
 Every trajectory splits in two at steps 0, 3, 6 and 9. A node's reward is the mean of its leaves' rewards, and nodes are
-compared within their depth. Two kinds of pruning save training time: depth pruning leaves a sliding run of 2 steps out
-of the loss, and width pruning keeps the 4 best and the 4 worst nodes of each depth.
+compared within their depth. Two kinds of pruning save training time: depth pruning leaves a sliding range of 2 steps
+out of the loss, and width pruning keeps the 4 best and the 4 worst nodes of each depth.
 
 Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 20: 203 sampling forwards, 16 images, 202 rows of training before pruning.

@@ -56,7 +56,11 @@ class RolloutWorker:
     @ray.method(num_returns=3)
     @ending_with_its_gpu()
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
-        """Run a task. Returns the learner's training data, the images for the reward pool, and the driver's part."""
+        """Run a task.
+
+        Returns:
+            The training data for the learner, the images for the reward pool, and the outcome for the driver.
+        """
         with at(step=task.step, task=task.index):
             return self.generator.generate(task, plan)
 

@@ -301,7 +301,7 @@ class Fleet:
         run.slot.held = label
 
     def _free(self, run: Run, typical: bool) -> None:
-        """Mark the worker of a run as free, unless its slot has another worker by now."""
+        """Mark the worker of an attempt as free, unless its slot has another worker by now."""
         if self._slots[run.slot.number] is run.slot:
             self._schedule.ends(run.slot.number, time.monotonic(), typical)
             if run.slot.node in self._leaving:

@@ -1,4 +1,4 @@
-"""The fleet's jobs, the slots of its workers, and the runs of jobs on workers."""
+"""The fleet's jobs, the slots of its workers, and the attempts to run jobs on workers."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -62,7 +62,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A job on a worker."""
+    """One attempt to run a job on a worker."""
 
     job: Job
     slot: Slot

@@ -49,7 +49,7 @@ class Rows:
 
 
 class CompletionSolver(Protocol):
-    """Moves a group of branches from one grid point to the next. It may keep a history of the group."""
+    """Moves branches from one grid point to the next. It may keep their history."""
 
     def step(self, x_RZ: Tensor, v_RZ: Tensor, here: int, there: int) -> Tensor:
         """The states at grid point `there`, computed from the states and velocities at `here`."""

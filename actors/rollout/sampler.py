@@ -145,7 +145,7 @@ class Sampler:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device, non_blocking=True)
 
     def _velocity(self, groups: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
-        """The velocities (R, Z) of each group at step i, and the number of padding rows in all."""
+        """The velocities (R, Z) of each item of `groups` at step i, and the number of padding rows in all."""
         x_RZ = torch.cat([rows.x_RZ for rows in groups])
         if not len(x_RZ):
             return [x_RZ] * len(groups), 0
@@ -192,7 +192,7 @@ class Sampler:
         return Branches(rows, visits(i + 1, len(plan.forks), 1.0), SOLVERS[plan.solver](self.sigmas))
 
     def _branches(self, actions: Rows, plan: Plan, i: int) -> list[Branches]:
-        """The branches of the actions of step i, one group per stride."""
+        """The branches of the actions of step i, one `Branches` per stride."""
         return [
             Branches(actions, visits(i + 1, len(plan.forks), stride), SOLVERS[plan.solver](self.sigmas))
             for stride in plan.forks[i].strides

@@ -55,7 +55,8 @@ class Generator:
         """Run one task.
 
         Returns:
-            The decisions, or the leaves if the plan trains no step; images (M, H, W, 3) uint8; and the driver's part.
+            The decisions, or the leaves if the plan trains no step; images (M, H, W, 3) uint8; and the tree,
+            whether each image is finite and the cost, for the driver.
 
         Raises:
             RuntimeError: the task needs a policy version that this worker does not have.

@@ -84,7 +84,7 @@ DASHBOARDS = {
         Panel("Training scores", {"{{run}} {{scorer}}": last("run, scorer", "score_mean")}),
         Panel("Standard deviation of scores", {"{{run}} {{scorer}}": last("run, scorer", "score_std")}),
         Panel(
-            "Groups that teach nothing",
+            "Groups whose rewards do not differ",
             {
                 "{{run}}": last("run", "flat_groups_ratio"),
                 "{{run}} by {{scorer}} alone": last("run, scorer", "score_flat_groups_ratio"),
@@ -124,7 +124,7 @@ DASHBOARDS = {
             "Replicas",
             {
                 "{{application}} {{deployment}} healthy": pool("sum", "deployment_replica_healthy"),
-                "{{application}} {{scorer}} at the least": of_pool("max", "replicas_min"),
+                "{{application}} {{scorer}} minimum": of_pool("max", "replicas_min"),
             },
         ),
         Panel(
@@ -142,7 +142,7 @@ DASHBOARDS = {
             {"{{application}} {{run}} {{scorer}}": rate("application, run, scorer", "scorer_images_total")},
         ),
         Panel(
-            "Request in the pool",
+            "Request time, measured by the pool",
             {
                 f"{{{{application}}}} {{{{scorer}}}} {quantile:.0%}": f"histogram_quantile({quantile}, {buckets})"
                 for buckets in [rate_of_pool("request_seconds_bucket", f"{POOL}, le")]
@@ -150,7 +150,11 @@ DASHBOARDS = {
             },
             "s",
         ),
-        Panel("Request as training sees it", {"{{run}} {{scorer}}": last("run, scorer", "pool_request_seconds")}, "s"),
+        Panel(
+            "Request time, measured by training",
+            {"{{run}} {{scorer}}": last("run, scorer", "pool_request_seconds")},
+            "s",
+        ),
         Panel(
             "Images scored together",
             {"{{application}} {{scorer}}": share(rate_of_pool("batch_images_sum"), rate_of_pool("batch_images_count"))},

@@ -57,12 +57,12 @@ def model_file(what: str, name: str, file: str) -> Path:
         fix = "accept its licence on the hub, and set HF_TOKEN to a token that may read it, or give a local folder"
         raise UserError(f"{what}: `{folder}` is gated; {fix}") from error
     except LocalEntryNotFoundError as error:
-        away = f"the hub at {constants.ENDPOINT} does not answer, and the cache has no {file} of it"
+        away = f"the hub at {constants.ENDPOINT} does not answer, and the cache does not have its {file}"
         raise UserError(f"{what}: no folder `{folder}` here, {away}; give a folder, or connect to the hub") from error
     except (HFValidationError, OSError) as error:
         fix = "give a folder that exists, or a hub id that can be reached (HF_TOKEN for a private one)"
         raise UserError(
-            f"{what}: no folder `{folder}` here, and the hub gives no {file} of it ({type(error).__name__}); {fix}"
+            f"{what}: no folder `{folder}` here, and the hub gives no {file} for it ({type(error).__name__}); {fix}"
         ) from error
 
 

@@ -46,7 +46,8 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
     that this takes is not bounded.
 
     Raises:
-        BadImage: the image has another format, is too large, too long and thin, oddly built, or broken.
+        BadImage: the image is broken, has another format, is too large or too long and thin, or has more parts than an
+            encoder writes.
     """
     pixels = image_pixels(data, max_pixels)
     try:

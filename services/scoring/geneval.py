@@ -31,7 +31,8 @@ COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
 RELATIONS = ("left of", "right of", "above", "below")
 POSITION_SLACK = 0.1
-"""Two centres must differ by more than this share of both objects' sizes before one is left of, above, … the other."""
+"""An object is left of, right of, above or below another one only if their centres differ by more than this share of
+the sum of their sizes."""
 
 
 class DetectorError(Exception):

@@ -14,7 +14,8 @@ PATIENCE_S = 0.9 * ScorerSettings.model_fields["timeout_s"].default
 The scorer gives up before the reward pool does, so that the pool learns the reason.
 """
 LONGEST_PAUSE_S = 10.0
-"""The longest pause between two requests, unless the service asks for a longer one. Its return is noticed this soon."""
+"""The longest pause between two requests, unless the service asks for a longer one. A service that is back therefore
+gets a request within this time."""
 PROBE_TIMEOUT_S = 10.0
 """The seconds for which `tempflow doctor` waits for an answer."""
 

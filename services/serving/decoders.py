@@ -25,7 +25,8 @@ from services.serving.decoder import ANSWER_HEAD, IMAGE_HEAD, READY
 log = logging.getLogger(__name__)
 
 PUSHED_BACK = 10
-"""Decodings take turns in the order of arrival. Each second of work moves a decoding back by this many seconds."""
+"""Decodings take turns in the order of arrival. For each second of work on its images, a decoding counts as having
+arrived this many seconds later."""
 INHERITED = ("PATH", "LD_LIBRARY_PATH")
 """The environment variables that a decoder inherits. Tokens are not among them."""
 

@@ -70,15 +70,15 @@ class ScorerDeployment:
         own, by_run = tuple(self.tags), (*self.tags, "run")
         self.images = metrics.Counter("tempflow_scorer_images_total", "Images scored.", by_run)
         self.holes = metrics.Counter("tempflow_scorer_holes_total", "Images without a finite score.", by_run)
-        self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised.", by_run)
+        self.failures = metrics.Counter("tempflow_scorer_failures_total", "Requests that raised an error.", by_run)
         self.seconds = metrics.Histogram(
-            "tempflow_scorer_request_seconds", "Request, waiting included.", SECONDS, by_run
+            "tempflow_scorer_request_seconds", "Seconds of a request and its wait.", SECONDS, by_run
         )
         self.batch = metrics.Histogram("tempflow_scorer_batch_images", "Images scored together.", IMAGES, own)
         self.busy = metrics.Counter("tempflow_scorer_busy_seconds_total", "Seconds of scoring.", own)
         self.inside = 0
         inside = metrics.Gauge("tempflow_scorer_requests", "Requests in the replica.", own)
-        load = metrics.Gauge("tempflow_scorer_load_seconds", "Until the model was loaded.", own)
+        load = metrics.Gauge("tempflow_scorer_load_seconds", "Seconds until the model was loaded.", own)
         wanted = metrics.Gauge("tempflow_scorer_replicas_min", "The smallest number of replicas.", own)
         memory, tags, least = gpu_memory("reward"), self.tags, settings.replicas.min
 

@@ -16,7 +16,7 @@ class Finding:
     level: Literal["ok", "warning", "problem"]
     """With a problem, a run on this machine fails. With a warning, it may work."""
     what: str
-    """The part, in a word or two."""
+    """The name of the part, in one or two words."""
     says: str
     """The state of the part; for a warning or a problem, a sentence that ends with the fix."""
 

@@ -56,7 +56,7 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
     """The machine has as many GPUs as all roles together ask for when the run begins."""
     wanted = gpus_wanted(config) if config else 0.0
     if not wanted:
-        yield Finding("ok", "gpu", "the recipe's roles ask for none" if config else "no recipe asks for one")
+        yield Finding("ok", "gpu", "the recipe's roles ask for none" if config else "no recipe was given")
         return
     import torch
 

@@ -48,7 +48,7 @@ def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[
     """
     if running_ray() is None:
         fix = "start the pool there with `tempflow serve`, and set RAY_ADDRESS if it is elsewhere"
-        raise UserError(f"reward.app: no Ray cluster is running here, so `{app}` is not either; {fix}")
+        raise UserError(f"reward.app: no Ray cluster is running here, so `{app}` is not running; {fix}")
     found = (deployments or _deployments)(app)
     if found is None:
         raise UserError(f"reward.app: no application `{app}` is running on the cluster; start it with `tempflow serve`")

@@ -30,7 +30,7 @@ def training_devices(config: RunConfig) -> Iterator[Finding]:
     elif config.rollout.most_workers == config.learner.ranks:
         asked = {"rollout.num_gpus and learner.num_gpus": max(rollout, learner)}
     elif not rollout:
-        asked = {"rollout.num_gpus, which the workers beyond learner.ranks have,": rollout}
+        asked = {"rollout.num_gpus (for the workers beyond learner.ranks)": rollout}
     yield _devices(config, asked)
 
 

@@ -51,7 +51,7 @@ class Gap:
 def write_page(
     results: Sequence[Result], output: Path, title: str, command: str, targets: Sequence[float] = ()
 ) -> Path:
-    """Write compare.html and a PNG a panel; returns the page.
+    """Write compare.html and one PNG per panel. Returns the page's path.
 
     Args:
         targets: the scores in the table. If none are given, some between the start and the best end are used.
@@ -133,7 +133,7 @@ def _spread(by_contender: dict[str, list[Result]], output: Path) -> Panel:
 
     draw_png(output / "spread.png", plot)
     caption = "Standard deviation of the reward among siblings, or among a prompt's images if K = 1, by sampling step."
-    return Panel("What exploration sees", caption, "Reward std by sampling step.", draw("spread", plot))
+    return Panel("Reward spread by sampling step", caption, "Reward std by sampling step.", draw("spread", plot))
 
 
 def _targets(by_contender: dict[str, list[Result]], judge: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The result that is kept of a finished run. It is small enough for a repository."""
+"""The saved result of a finished run. It is small enough to keep in a repository."""
 
 from __future__ import annotations
 

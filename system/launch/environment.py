@@ -194,7 +194,8 @@ def listen_on_loopback() -> None:
     """Make a Ray that starts here listen on 127.0.0.1 only, or make a running one that does so reachable.
 
     Call this before Ray is imported. Ray replaces 127.0.0.1 with the node's own address unless clusters of several
-    nodes are switched off. The variable does that; it is named after the systems on which that is the default.
+    nodes are switched off. The variable switches them off. Its name comes from Windows and macOS, where they are off by
+    default.
     """
     address = running_ray()
     if address is None or address.rpartition(":")[0] in {LOOPBACK, "localhost"}:

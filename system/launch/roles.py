@@ -27,7 +27,7 @@ from system.recipe.model import RunConfig
 log = logging.getLogger(__name__)
 
 MAX_STARTS = 3
-"""The number of times that the learner may start before a death at the start ends the run."""
+"""How often the learner may be started. If it dies in the last of these starts, the run ends."""
 
 
 class RayRoles:

@@ -152,7 +152,8 @@ class Secrets(Settings):
     """Secrets whose keys become environment variables of the job's pods, such as the credentials of a bucket or a
     logger."""
     pool_environment: Listed[ObjectName] = ()
-    """The same for the pool's pods. The pool reads untrusted requests, so give it only the secrets its scorers need."""
+    """Secrets whose keys become environment variables of the pool's pods. The pool reads untrusted requests, so give it
+    only the secrets that its scorers need."""
 
 
 class Egress(_Either):

@@ -1,4 +1,4 @@
-"""Shapes: small models with the architectures of SD3.5, PickScore and HPSv3, and a judge that knows right images."""
+"""Shapes: small models with the architectures of SD3.5, PickScore and HPSv3, and a judge of which images are right."""
 
 from pathlib import Path
 

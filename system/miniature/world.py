@@ -201,8 +201,9 @@ AREAS = {
 }
 """The area of each shape at radius 1."""
 REACH = {"ring": (1, 1), "square": (0.92, 0.92), "triangle": (1.16, 0.58), "cross": (1, 1)}
-"""The extent of each shape upwards and downwards from its centre at radius 1. Its extent to the sides:"""
+"""The extent of each shape upwards and downwards from its centre at radius 1."""
 REACH_SIDE = {"ring": 1, "square": 0.92, "triangle": 1, "cross": 1}
+"""The extent of each shape to either side of its centre at radius 1."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _hint(loc: Place, model: type[BaseModel]) -> str:
     elsewhere = [] if holder else [".".join(key) for _, key in known if key[-1] == last]
     close, far = (difflib.get_close_matches(last, beside, 1, cutoff) for cutoff in (0.6, 0.4))
     near = close or elsewhere or far
-    return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(beside)}"
+    return f"did you mean `{near[0]}`?" if near else f"the known keys are {', '.join(beside)}"
 
 
 def _settings(kind: Any, place: Key = (), key: Key = ()) -> Iterator[tuple[Key, Key]]:

@@ -29,7 +29,7 @@ class DataSettings(Settings):
     heldout: str | None = None
     """The file of the held-out prompts, which are only evaluated. Without it nothing is evaluated."""
     prompt_column: str = "prompt"
-    """The column that holds the prompts."""
+    """The column with the prompts."""
     category_column: str = "category"
     """Held-out scores are also reported for each value (text or number) of this column, if the file has it."""
     prompts_per_step: int = Field(48, ge=1)
@@ -40,7 +40,7 @@ class EvalSettings(Settings):
     """Evaluation on held-out prompts. Its images are deterministic: they start from the same noise each time."""
 
     every: int = Field(10, ge=1)
-    """Steps between evaluations; the first and the last state are always evaluated."""
+    """Training steps between evaluations. The policy is always evaluated before the first step and after the last."""
     prompts: int = Field(512, ge=1)
     """Number of held-out prompts, taken from the top of the file."""
     batch: int = Field(24, ge=1)
@@ -75,7 +75,7 @@ class WandbSettings(Settings):
 
 
 class LogSettings(Settings):
-    """Where metrics and held-out pictures are also sent, in addition to the run folder."""
+    """Loggers that receive the metrics and held-out pictures, in addition to the run folder."""
 
     tensorboard: bool = False
     """Write event files to tensorboard/ in the run folder. Needs `pip install 'tempflow[tensorboard]'`."""

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each scorer of the recipe in the training reward. A scorer with weight 0 is only watched."""
+        """The weight of each scorer in the training reward. A scorer with weight 0 scores held-out images only."""
         listed = self.config.get("scorers")
         entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return {str(entry["name"]): number(entry.get("weight")) or 0.0 for entry in entries if "name" in entry}

@@ -200,7 +200,7 @@ def _log_panel(run: Run, title: str, keys: dict[str, str], y: str, caption: str,
         training_axis(axis, y)
 
     zeros = len(recorded) - len(positive)
-    note = f"; a logarithmic axis has no place for the {zeros} values that are 0" if zeros else ""
+    note = f"; {zeros} values of 0 are not shown, because the axis is logarithmic" if zeros else ""
     alt = " ".join(_ends(f"{label}:", *points) for label, points in series.items() if points[0])
     return Panel(title, f"{caption}{note}.", alt, draw(title.lower(), plot))
 
@@ -218,7 +218,7 @@ def _gradient(run: Run, limit: float | None) -> Panel:
         axis.set_ylim(bottom=0)
         training_axis(axis, "L2 norm")
 
-    far = f"; it is clipped at {limit:g}, which it stays well below" if limit is not None and shown is None else ""
+    far = f"; all values are well below the clip limit {limit:g}" if limit is not None and shown is None else ""
     caption = f"Norm of the gradient before clipping, mean over the optimizer steps of each update{far}."
     return Panel("Gradient norm", caption, _ends("Gradient norm:", steps, values), draw("gradient", plot))
 
@@ -244,7 +244,7 @@ def _holes(run: Run) -> Panel:
 def time_use(run: Run) -> list[Panel]:
     """The seconds of each stage, stacked, and the idle share of each role."""
     roles = {role: f"idle/{role}" for role in ROLES}
-    idle = "Share of each step, evaluation left out, in which the processes of a role wait; dashes mark the mean."
+    idle = "Share of each step, without evaluation, in which the processes of a role wait; dashes mark the mean."
     return [
         _stages(run),
         _shares(run, roles, "Idle share", "share of the step", "idle", idle, tuple(ROLES.values()), True),
@@ -258,7 +258,7 @@ def _stages(run: Run) -> Panel:
         seconds["other"][step] = max(0.0, rest)
     recorded = sorted({step for stage in STAGES for step in seconds[stage] if step > 0})
     if not recorded:
-        return Panel("Seconds a step", "Not recorded in this run.")
+        return Panel("Seconds per step", "Not recorded in this run.")
     along = range(recorded[0], recorded[-1] + 1)
     values = {stage: np.array([seconds[stage].get(step, 0.0) for step in along]) for stage in STAGES}
     total = sum(float(part.sum()) for part in values.values()) or 1.0
@@ -283,7 +283,7 @@ def _stages(run: Run) -> Panel:
     parts = ", ".join(f"{stage} {part.sum() / total:.0%}" for stage, part in shown.items())
     scoring = "; the dashed line is the replicas' scoring work, which overlaps generation" if seconds["score"] else ""
     alt = f"Time by stage: {parts}; {total:.0f} s in all."
-    return Panel("Seconds a step", f"Wall time of each step by stage ({parts}){scoring}.", alt, draw("stages", plot))
+    return Panel("Seconds per step", f"Wall time of each step by stage ({parts}){scoring}.", alt, draw("stages", plot))
 
 
 def _shares(

@@ -38,7 +38,7 @@ class BeforeAfter:
 
 
 def before_after(run: Run) -> tuple[list[BeforeAfter], list[str]]:
-    """The kept pictures of the first and the last evaluation, in the order of the file: none is chosen.
+    """The kept pictures of the first and the last evaluation, in the order of the file, without selection.
 
     Returns:
         the pictures of each prompt, and a sentence for each prompt with a picture that cannot be read.

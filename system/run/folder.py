@@ -101,7 +101,7 @@ class RunFolder:
         return locked(folder / CHECKPOINTS_LOCK, f"the folder of checkpoints `{folder}`")
 
     def _recorded(self, config: RunConfig, resume: bool, accept_changes: bool) -> Recorded:
-        """The run that is opened: a new one, or the one that its folder or its checkpoints hold, if that may continue.
+        """The run to open: a new run, or the run that its folder or its checkpoints record, if that may continue.
 
         Raises:
             UserError: as `open`.

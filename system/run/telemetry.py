@@ -54,21 +54,26 @@ EXPORTS = [
         "reward/{scorer}/flat_groups",
         "tempflow_score_flat_groups_ratio",
         "gauge",
-        "groups that a training scorer cannot tell apart",
+        "share of groups in which a training scorer gives every image the same score",
     ),
     Export(
         "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
     ),
     Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
-    Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean, as last evaluated"),
+    Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean of the last evaluation"),
     Export(
         "images/not_finite", "tempflow_images_not_finite_total", "count", "images of NaN or infinity, which are holes"
     ),
     Export("eval_holes/{scorer}", "tempflow_heldout_holes", "gauge", "held-out images without a score"),
-    Export("advantage/flat_groups", "tempflow_flat_groups_ratio", "gauge", "groups that teach nothing"),
+    Export(
+        "advantage/flat_groups",
+        "tempflow_flat_groups_ratio",
+        "gauge",
+        "share of groups without a spread of rewards",
+    ),
     Export("branch/std", "tempflow_branch_reward_std", "gauge", "mean within-group standard deviation", by_step=True),
     Export("holes", "tempflow_action_holes_total", "count", "actions without a reward"),
-    Export("retries/scores", "tempflow_score_retries_total", "count", "requests to a scorer that went out again"),
+    Export("retries/scores", "tempflow_score_retries_total", "count", "requests to a scorer that were sent again"),
     Export("loss", "tempflow_loss", "gauge", "loss of the update"),
     Export("kl", "tempflow_kl", "gauge", "KL to the reference"),
     Export("grad_norm", "tempflow_grad_norm", "gauge", "gradient norm before clipping"),
@@ -85,7 +90,12 @@ EXPORTS = [
         "gauge",
         "largest deviation of a ratio from 1 before the first optimizer step",
     ),
-    Export("ratio/clip_fraction", "tempflow_clipped_actions_ratio", "gauge", "actions whose gradient the clip cuts"),
+    Export(
+        "ratio/clip_fraction",
+        "tempflow_clipped_actions_ratio",
+        "gauge",
+        "share of actions that the clip cuts",
+    ),
     Export("drift/mean", "tempflow_drift_mean", "gauge", "drift in log p, mean of the worst sampling step"),
     Export("drift/max", "tempflow_drift_max", "gauge", "drift in log p, maximum"),
     Export(
@@ -96,9 +106,11 @@ EXPORTS = [
     Export("nfe/{work}", "tempflow_nfe_total", "count", "NFE of rollouts (generate) and learner (learn)"),
     Export("decodes", "tempflow_images_total", "total", "images of training steps"),
     Export("scores", "tempflow_scores_total", "total", "scores of training steps"),
-    Export("seconds/request/{scorer}", "tempflow_pool_request_seconds", "gauge", "mean request, waiting included"),
-    Export("seconds/{stage}", "tempflow_stage_seconds", "gauge", "seconds of a stage, as last done"),
-    Export("idle/{role}", "tempflow_idle_ratio", "gauge", "share of the step that a role's processes waited"),
+    Export(
+        "seconds/request/{scorer}", "tempflow_pool_request_seconds", "gauge", "mean seconds of a request and its wait"
+    ),
+    Export("seconds/{stage}", "tempflow_stage_seconds", "gauge", "seconds of a stage, the last time that it ran"),
+    Export("idle/{role}", "tempflow_idle_ratio", "gauge", "share of the step in which a role's processes waited"),
     Export("bytes/images_peak", "tempflow_images_in_flight_peak_bytes", "gauge", "most image bytes in flight at once"),
     Export("bytes/weights", "tempflow_weights_bytes", "gauge", "size of one policy version"),
     Export("workers", "tempflow_rollout_workers", "gauge", "rollout workers that are running now"),
@@ -106,7 +118,7 @@ EXPORTS = [
         "workers/{worker}/version",
         "tempflow_rollout_policy_version",
         "gauge",
-        "policy version that a worker was last sent",
+        "policy version that was last sent to a worker",
     ),
     Export("workers_replaced", "tempflow_rollout_workers_replaced_total", "total", "rollout workers replaced"),
     Export("learner_restarts", "tempflow_learner_restarts_total", "total", "restarts of the learner"),

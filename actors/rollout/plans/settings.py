@@ -53,7 +53,7 @@ class TrunkSettings(_PlanSettings):
     branch_steps: int | None = Field(None, ge=1)
     """How many of the first steps branch. If not given, all steps except the last branch."""
     strata: int | None = Field(None, ge=1)
-    """Branch at only this many of these steps, drawn anew for each task. The steps are divided into `strata` runs of
+    """Branch at only this many of these steps, drawn anew for each task. The steps are divided into `strata` ranges of
     neighbouring steps, and one step is drawn from each. The loss weights a step of probability p by 1/p."""
     strides: Listed[Annotated[float, Field(ge=1)]] = Field((1.0,), min_length=1)
     """Each action is completed once per stride. A stride is the number of grid steps in one step of the completion."""

@@ -9,8 +9,8 @@ def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
     """A tree that grows from one noise. All edges are stochastic, and trajectories split at a few steps.
 
     A node's reward is the mean of its leaves' rewards. It is compared with the nodes of the same depth
-    (advantage.group = prompt_step). Depth pruning leaves a sliding run of steps out of the loss. Width pruning is part
-    of the advantage rule (advantage.keep). The last step is never trained.
+    (advantage.group = prompt_step). Depth pruning leaves a sliding range of steps out of the loss. Width pruning is
+    part of the advantage rule (advantage.keep). The last step is never trained.
 
     Raises:
         UserError: a split is outside of the trainable steps or named twice, or every step is pruned.

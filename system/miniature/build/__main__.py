@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     wanted = options.only.split(",")
     if unknown := sorted(set(wanted) - set(every)):
-        parser.error(f"unknown stages {', '.join(unknown)}; known are {', '.join(every)}")
+        parser.error(f"unknown stages {', '.join(unknown)}; the stages are {', '.join(every)}")
     torch.set_num_threads(options.threads)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()

@@ -56,9 +56,9 @@ Small models with the architectures of Stable Diffusion 3.5, PickScore and HPSv3
 - The policy was trained by flow matching on renderings of train scenes, together with both text encoders. One caption
   in ten was empty. In a second stage (mislabel), a share of {mislabelled} of the captions came from other images, as
   with captions from the web. The policy therefore trusts captions too little. This fault is deliberate, so that a
-  reward has something to improve. It has one remedy for all captions, as guidance shows below.
+  reward has something to improve. One change corrects it for all captions, as the result with guidance shows below.
 - The reward was trained on captions with hard negatives, then on preference pairs: renderings against altered and
-  spoiled ones, and pairs of the policy's own branches for train captions, of which the judge finds one more right.
+  spoiled ones, and pairs of the policy's own branches for train captions, which the judge has graded.
   Pairs of right images are ties, so that the reward learns no preference between them.
 - The small HPSv3 (hps) was trained on the same pairs only, by HPSv3's ranking loss on [mean, ln sigma] of two images.
 

@@ -3,8 +3,8 @@
 Rectified flow as in arXiv 2403.03206: x_sigma = (1 - sigma) x0 + sigma noise, and the network predicts noise - x0.
 Sigma is uniform before the scheduler's shift of 3, so training uses the same noise levels as sampling. In a second
 round of training, a share of the captions belongs to other images, as with captions from the web, so that the policy
-learns to trust captions too little. This fault has one remedy for all captions: guidance shows it, and reinforcement
-learning can find it.
+learns to trust captions too little. One change corrects this fault for all captions: guidance has this effect, and
+reinforcement learning can learn it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ SCALE = 26.0
 """The usual divisor of PickScore's score."""
 GROUPS = 8_000
 NEGATIVE_RELATION_SHARES = (1.0, 0.0)
-"""There is one hard negative per entry. The entry is the probability that it alters the relation, if there is one."""
+"""One hard negative per entry. The entry is the probability that it alters the relation, if the scene has one."""
 NEGATIVES = len(NEGATIVE_RELATION_SHARES)
 BATCH = 32
 SAMPLE_PAIRS, MADE_PAIRS = 60_000, 6_000

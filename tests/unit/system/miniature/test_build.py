@@ -23,5 +23,5 @@ def test_an_unknown_stage_is_refused_with_the_known_ones(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "vae,polices", "--out", str(tmp_path / "out")])
     known = "vae, policy, mislabel, contrast, preference, hps, prompts, card"
-    assert f"unknown stages polices; known are {known}" in capsys.readouterr().err
+    assert f"unknown stages polices; the stages are {known}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

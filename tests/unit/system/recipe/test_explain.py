@@ -127,7 +127,7 @@ def test_a_wrong_override_is_named_with_the_right_one(overrides, says):
         ("scorers: {judge: {wait: 1}}", "mine.layer.yaml: unknown key `scorers.1.wait`; did you mean `weight`?"),
         (
             "plan: {name: chain, exploration: 6}",
-            "mine.layer.yaml: unknown key `plan.exploration`; known are name, seeds",
+            "mine.layer.yaml: unknown key `plan.exploration`; the known keys are name, seeds",
         ),
     ],
 )
