@@ -4,9 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 data="data.train=/runs/prompts/train.txt data.heldout=/runs/prompts/test.txt"
 
-tempflow deploy sd35_pickscore $data name=one-gpu placement=colocated rollout.workers=1 learner.ranks=1 \
-  rollout.num_gpus=0.75 learner.num_gpus=0.75 scorers.0.replicas=1 --infra one_gpu.infra.yaml > one_gpu.yaml
-tempflow deploy sd35_pickscore_8gpu $data name=eight-gpus --infra eight_gpus.infra.yaml > eight_gpus.yaml
-tempflow deploy flux_hpsv3 $data name=four-nodes rollout.workers=16 rollout.max_workers=24 learner.ranks=8 \
+tempflow deploy sd35_pickscore_1gpu $data name=one-gpu --infra one_gpu.infra.yaml > one_gpu.yaml
+tempflow deploy sd35_pickscore $data name=eight-gpus --infra eight_gpus.infra.yaml > eight_gpus.yaml
+tempflow deploy flux_hpsv3 $data name=four-nodes placement=split rollout.workers=16 rollout.max_workers=24 learner.ranks=8 \
   serve.gateways=4 checkpoint.folder=s3://tempflow/checkpoints scorers.0.num_gpus=0.75 'scorers.0.replicas={min: 2, max: 16}' \
   --infra four_nodes.infra.yaml > four_nodes.yaml

@@ -61,6 +61,8 @@ class Plan:
     best: Split
     """The fastest split of as many GPUs that fits; the recipe's own where no other is faster."""
     own: Split
+    merged_seconds: float | None
+    """Seconds of a step with `rollout.merge_adapter`; None where there is no adapter or it is merged."""
 
 
 def parse_gpus(text: str) -> tuple[int, Card]:
@@ -108,7 +110,15 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
         seconds * config.steps / HOUR_S * have,
         min([own, *_splits(config, card, task, own, have)], key=lambda split: split.seconds),
         own,
+        _merged_seconds(config, card),
     )
+
+
+def _merged_seconds(config: RunConfig, card: Card) -> float | None:
+    if config.policy.lora is None or config.rollout.merge_adapter:
+        return None
+    merged = changed(config, rollout={"merge_adapter": True})
+    return step_seconds(merged, card, task_seconds(merged, card)).total
 
 
 def fits_card(found: list[Process], card: Card) -> bool:
@@ -219,4 +229,5 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
         "price": None if price is None else price * plan.gpu_hours,
         "best_split": vars(plan.best),
         "own_split": vars(plan.own),
+        "merged_step_s": plan.merged_seconds,
     }

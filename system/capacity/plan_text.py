@@ -12,6 +12,9 @@ from system.capacity.plan import HOUR_S, MOST_PADDING, Plan, Split
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
+LEAST_GAIN = 0.02
+"""A setting that saves a smaller share of a step is not named."""
+
 
 def plan_table(config: RunConfig, plan: Plan) -> Table:
     """A line for each kind of process."""
@@ -79,6 +82,9 @@ def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterat
     if plan.best != plan.own:
         saved = 1 - plan.best.seconds / plan.own.seconds
         yield f"{_split(plan.best)} would take {_s(plan.best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
+    if plan.merged_seconds is not None and plan.merged_seconds < (1 - LEAST_GAIN) * step.total:
+        saved = 1 - plan.merged_seconds / step.total
+        yield f"rollout.merge_adapter=true would take {_s(plan.merged_seconds)} s a step, {saved:.0%} less."
     too_much = (
         f", more than {MOST_PADDING:.0%}: choose micro-batches that divide the rows" if pads_too_much(plan) else ""
     )

@@ -34,8 +34,8 @@ def infra(raw: dict, **more: object) -> Infra:
 
 
 def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
-    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1"]
-    return load_config(base, [*PROMPTS, *few, *overrides])
+    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1", "scorers.0.num_gpus=0.25"]
+    return load_config(base, [*PROMPTS, "placement=split", *few, *overrides])
 
 
 def by_kind(documents: list[dict]) -> dict[str, dict]:
