@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _pytest.logging import LogCaptureHandler
 
 from system.bench.gpu.tiny.sd3 import build_sd3
 from system.launch.environment import make_token
@@ -33,6 +35,18 @@ def _token_of_ray(tmp_path_factory) -> Iterator[None]:
 def _own_import_path(monkeypatch):
     """The folders of a test's recipes are importable in that test alone."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """The handlers that a test's code gives the root logger go with it: they write to a stream that pytest closes."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before and not isinstance(handler, LogCaptureHandler):
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -72,8 +72,8 @@ def test_the_scale_of_a_vae_is_that_of_its_config(sd3_folder):
     ("override", "message"),
     [
         ("seed=18446744073709551616", "`seed` = 18446744073709551616: input should be less than 9223372036854775808"),
-        ("rollout.num_gpus=1.5", "`rollout.num_gpus` = 1.5: .*a fraction of one GPU or whole GPUs"),
-        ("scorers.0.num_gpus=2.5", "a fraction of one GPU or whole GPUs"),
+        ("rollout.num_gpus=1.5", "`rollout.num_gpus` = 1.5: .*a fraction of one GPU or whole ones"),
+        ("scorers.0.num_gpus=2.5", "a fraction of one GPU or whole ones"),
         ("learner.betas=[2, 3]", r"`learner.betas.0` = 2: input should be less than 1"),
         ("steps=true", "`steps` = True: input should be a valid integer"),
         ('steps="3"', "`steps` = '3': input should be a valid integer"),
