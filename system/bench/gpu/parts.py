@@ -11,7 +11,7 @@ class Part:
     shows: str
     """What it proves or measures, in one sentence."""
     estimate_s: float
-    """Seconds on an H100: of the work by a roofline on paper, and of imports and compilation by a guess."""
+    """Seconds on an H100, a guess; only those of `forward` were compared with a roofline."""
     bound_s: float
     """Seconds after which it begins no new row."""
 

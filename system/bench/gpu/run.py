@@ -52,7 +52,7 @@ def run_gpu(folder: Path, names: Sequence[str], again: bool, console: Console) -
         if path.exists() and not again and Findings.load(path).state is State.PASSED:
             console.print(plain(f"{title}: passed before; --again runs it again"))
             continue
-        console.print(plain(f"{title}: about {PARTS[name].estimate_s:.0f} s on an H100, by an estimate on paper"))
+        console.print(plain(f"{title}: about {PARTS[name].estimate_s:.0f} s on an H100, by a guess"))
         findings = run_process(name, path)
         _check_one_card(folder, name, findings.device)
         console.print(plain(f"{title}: {findings.state} in {findings.seconds:.0f} s on {findings.device}"))
