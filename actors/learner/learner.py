@@ -64,6 +64,8 @@ class Learner:
         self.ranks = ranks
         self.kernel = make_kernel(kernel, policy.sigmas)
         self.masters = Masters(policy.parameters)
+        if policy.started_from:  # the file's fp32 values, which the live parameters round
+            self.masters.restore(policy.started_from)
         self.optimizer = torch.optim.AdamW(
             self.masters.tensors.values(),
             lr=settings.lr,

@@ -66,6 +66,8 @@ class Policy:
             self.transformer.requires_grad_(True)
         self.sharded = False
         self.parameters: dict[str, nn.Parameter] = self._trained()
+        self.started_from: dict[str, Tensor] = {}
+        """The adapter that training starts from, in fp32; empty if it starts from the base."""
         self._base: dict[str, Tensor] = {}
         if keeps_base and not settings.lora:
             self._base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -110,7 +112,11 @@ class Policy:
                 parameter.data = parameter.data.to(self.family.dtype)
 
     def _start_from(self, folder: Path) -> None:
-        self.load(read_trained(folder, self.settings.lora, "policy.adapter"))
+        arrays = read_trained(folder, self.settings.lora, "policy.adapter")
+        if self.settings.lora:
+            self.started_from = {name: to_tensor(array) for name, array in arrays.items()}
+        live = {name: parameter.dtype for name, parameter in self.parameters.items()}
+        self.load({name: to_array(to_tensor(array).to(live.get(name))) for name, array in arrays.items()})
 
     @contextmanager
     def reference(self) -> Iterator[None]:

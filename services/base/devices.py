@@ -21,7 +21,8 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
     """Set up PyTorch in an actor. Call this first, because CUDA reads its environment only once.
 
     All GPUs are hidden from a role that asks for none. Ray (2.60) would leave them visible, and `device: auto` would
-    then use the first one, which belongs to another role.
+    then use the first one, which belongs to another role. A role that asks for a fraction of a GPU gets this share of
+    its memory, because PyTorch would otherwise keep memory that another role needs.
 
     Args:
         threads: CPU threads of one operation. Another number changes the last bits of results.
@@ -36,6 +37,7 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # loses less memory to fragments
     import torch
 
     torch.set_num_threads(threads)
@@ -47,6 +49,8 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
             f"this role asks for {num_gpus:g} GPUs, but PyTorch {torch.__version__} finds none ({_without_gpu()}); "
             "install a build of PyTorch that fits the machine's driver, or set the role's num_gpus to 0"
         )
+    if 0 < num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(num_gpus)
 
 
 def _without_gpu() -> str:

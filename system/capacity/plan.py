@@ -11,7 +11,6 @@ from services.base.errors import UserError
 from system.capacity.cards import CARDS, GB, Card
 from system.capacity.estimate import checkpoint_bytes, store_bytes
 from system.capacity.memory import (
-    USABLE,
     Process,
     processes,
     reward_gpus,
@@ -91,7 +90,7 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
     step = step_seconds(config, card, task)
     asked = sum(one.count * one.gpus for one in found)
     have = gpus if gpus is not None else ceil(asked)
-    fits = fits_card(found, card)
+    fits = fits_card(found, card) and asked <= have
     own = _split_of(config, step)
     size = checkpoint_bytes(config)
     seconds = step.total + step.evaluation
@@ -103,11 +102,11 @@ def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
         task,
         step,
         fits,
-        None if fits else _fix(config, card),
+        None if fits else _fix(config, card, asked, have),
         store_bytes(config),
         size,
         size * DAY_S / (seconds * config.checkpoint.every),
-        seconds * config.steps / HOUR_S * have,
+        seconds * config.steps / HOUR_S * max(have, ceil(asked)),
         min([own, *_splits(config, card, task, own, have)], key=lambda split: split.seconds),
         own,
         _merged_seconds(config, card),
@@ -122,13 +121,8 @@ def _merged_seconds(config: RunConfig, card: Card) -> float | None:
 
 
 def fits_card(found: list[Process], card: Card) -> bool:
-    """Whether every process fits its share of the card. Scorers share cards, so that they count together."""
-    scorers = [one for one in found if one.role.startswith("scorer") and one.gpus]
-    if not all(one.fits(card) for one in found if one not in scorers):
-        return False
-    cards = max(1, round(sum(one.count * one.gpus for one in scorers) + 0.49))
-    total = sum(one.count * one.peak_bytes for one in scorers)
-    return total <= USABLE * card.memory_bytes * cards and all(one.peak_bytes < card.memory_bytes for one in scorers)
+    """Whether every process fits its share of a card. Scorers without a GPU are on the CPU."""
+    return all(one.fits(card) for one in found if one.gpus or not one.role.startswith("scorer"))
 
 
 def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
@@ -154,7 +148,9 @@ def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield "learner.shard=true", changed(config, learner={"shard": True})
 
 
-def _fix(config: RunConfig, card: Card) -> str:
+def _fix(config: RunConfig, card: Card, asked: float, have: int) -> str:
+    if asked > have:
+        return "choose another `hardware`, or lower rollout.workers and learner.ranks"
     for text, other in single_changes(config):
         if fits_card(processes(other), card):
             return f"set {text}"

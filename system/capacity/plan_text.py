@@ -56,11 +56,6 @@ def _time(one: Process, plan: Plan) -> tuple[str, str]:
 def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterator[str]:
     """What follows from the plan, the answer to "does it fit" first."""
     yield fit_sentence(plan)
-    if plan.gpus and plan.asked > plan.gpus:
-        yield (
-            f"The recipe's roles ask for {plan.asked:g} GPUs, and there are {plan.gpus}: choose another `hardware`, or "
-            "lower rollout.workers and learner.ranks."
-        )
     step, task, prompts = plan.step, plan.task, config.data.prompts_per_step
     yield (
         f"A step has {prompts} prompts: {prompts * task.nfe:,} NFE of sampling, {prompts * task.images:,} images, "
@@ -108,10 +103,13 @@ def fit_sentence(plan: Plan) -> str:
     """Whether it fits, or what makes it fit."""
     if plan.fits:
         return f"It fits: every process has room on its {plan.card.name}."
-    largest = max(plan.processes, key=lambda one: one.peak_bytes)
+    if plan.asked > plan.gpus:
+        return f"It does not fit: the roles ask for {plan.asked:g} GPUs, and there are {plan.gpus}; {plan.fix}."
+    large = max((one for one in plan.processes if not one.fits(plan.card)), key=lambda one: one.peak_bytes)
+    share = f"its {large.gpus:g} of a" if 0 < large.gpus < 1 else "each"
     return (
-        f"It does not fit: {largest.role} takes {_gb(largest.peak_bytes)} GB in {largest.phase}, and each "
-        f"{plan.card.name} has {plan.card.memory_gb:g} GB; {plan.fix}."
+        f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
+        f"{plan.card.name} has {_gb(min(1.0, large.gpus or 1.0) * plan.card.memory_bytes)} GB; {plan.fix}."
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+
 from system.capacity.cards import Card
 from system.capacity.estimate import live_rows, trained_rows
 from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
@@ -102,7 +104,8 @@ def step_seconds(config: RunConfig, card: Card, task: Task) -> Step:
     prompts, rollout, learner = config.data.prompts_per_step, config.rollout, config.learner
     generating = ceil(prompts / rollout.workers) * task.rollout
     scoring = prompts * task.scoring
-    learning = ceil(prompts / learner.ranks) * task.learning
+    minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
+    learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
     made = max(generating + task.scoring, scoring)  # scores of a task are computed while the next one is generated
     ahead = learner.max_staleness > 0
     total = max(made, learning) if ahead else made + learning

@@ -165,7 +165,9 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
         return
     level: Literal["ok", "warning", "problem"] = "ok"
     if not plan.fits:
-        level = "warning" if running_ray() else "problem"  # the nodes of a cluster may have other cards
+        # The nodes of a cluster may have other cards; and the margins of the estimate are assumptions.
+        over = any(one.gpus and one.peak_bytes > min(1.0, one.gpus) * card.memory_bytes for one in plan.processes)
+        level = "problem" if over and not running_ray() else "warning"
     yield Finding(level, "gpu memory", fit_sentence(plan))
 
 

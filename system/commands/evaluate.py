@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from actors.policy.weights import Arrays, Exported
+    from actors.policy.settings import PolicySettings
+    from actors.policy.weights import Arrays, Exported, Weights
     from system.loop.evaluate import Evaluation
     from system.loop.roles import Roles
     from system.recipe.model import RunConfig
 
-    Started = tuple[Roles, Callable[[Arrays], Exported]]
+    Started = tuple[Roles, Callable[[Weights], Exported]]
     """The roles, and how weights are handed to them."""
 
 app = typer.Typer()
@@ -90,20 +91,31 @@ def evaluations(
     with StopFlag() as stop, (_local_roles if local else _ray_roles)(config, stop) as (roles, exported):
         results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
         if arrays is not None:
-            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=exported(arrays))
+            weights = exported(_as_a_learner_sends(arrays, config.policy))
+            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=weights)
     return results
+
+
+def _as_a_learner_sends(arrays: Arrays, policy: PolicySettings) -> Weights:
+    """Weights from a file as version 0, in the compute dtype."""
+    from actors.policy.arrays import to_array, to_tensor
+    from actors.policy.family import DTYPES
+    from actors.policy.weights import Weights, checksum
+
+    sent = {name: to_array(to_tensor(array).to(DTYPES[policy.dtype])) for name, array in arrays.items()}
+    return Weights(0, checksum(sent), sent)
 
 
 @contextmanager
 def _ray_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
     import ray
 
-    from actors.policy.weights import Exported, Weights, checksum
+    from actors.policy.weights import Exported
     from system.launch.cluster import connect
     from system.launch.roles import RayRoles
 
-    def exported(arrays: Arrays) -> Exported:
-        return Exported((ray.put(arrays),), Weights(0, checksum(arrays), arrays).label)
+    def exported(weights: Weights) -> Exported:
+        return Exported((ray.put(weights.arrays),), weights.label)
 
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, ExitStack() as stack:
         stack.callback(ray.shutdown)
@@ -115,11 +127,11 @@ def _ray_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
 
 @contextmanager
 def _local_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
-    from actors.policy.weights import Exported, Weights, checksum
+    from actors.policy.weights import Exported
     from system.local.roles import LocalRoles
 
-    def exported(arrays: Arrays) -> Exported:
-        return Exported((arrays,), Weights(0, checksum(arrays), arrays).label)
+    def exported(weights: Weights) -> Exported:
+        return Exported((weights.arrays,), weights.label)
 
     yield LocalRoles(config, [], stop.check, learns=False), exported
 

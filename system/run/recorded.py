@@ -17,20 +17,20 @@ from system.recipe.model import RunConfig
 FREE = (
     *("name", "output", "steps", "eval", "checkpoint", "log", "ray", "placement"),
     *("reward.max_hole_share", "reward.concurrency", "policy.gradient_checkpointing"),
-    *("rollout.workers", "rollout.max_workers", "rollout.num_cpus", "rollout.num_gpus", "rollout.labels"),
+    *("rollout.workers", "rollout.max_workers", "rollout.num_cpus", "rollout.labels"),
     *("rollout.max_bytes_in_flight", "rollout.embedding_bytes", "rollout.embedding_folder"),
     *("rollout.offload_text_encoders", "rollout.task_timeout_s"),
-    *("learner.num_cpus", "learner.num_gpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift"),
+    *("learner.num_cpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift"),
 )
 """Settings that a resumed run may change, with all settings below them. None affects the arithmetic of a step."""
 
 ROUNDING = (
     *("rollout.micro_batch", "rollout.decode_batch", "rollout.threads", "rollout.merge_adapter"),
     *("learner.micro_batch", "learner.threads", "learner.ranks", "learner.shard"),
-    *("policy.compile", "policy.attention", "policy.device", "deterministic"),
+    *("policy.compile", "policy.attention", "policy.device", "deterministic", "rollout.num_gpus", "learner.num_gpus"),
 )
-"""Further settings that a resumed run may change. They change how results are rounded, so the weights are no longer the
-same bit for bit as without the change."""
+"""Further settings that a resumed run may change. They can change how results are rounded, so the weights may no longer
+be the same bit for bit as without the change."""
 
 
 MAX_CHARS = 80

@@ -15,7 +15,7 @@ from actors.learner.ranks import Ranks, Rendezvous, join
 from system.bench.gpu.determinism import differing, run_process
 from system.bench.gpu.models import MODELS, TINY, settings_of
 from system.bench.gpu.parity import beyond, differences
-from system.bench.gpu.ratio import first_ratio
+from system.bench.gpu.ratio import still_ratio
 from system.bench.gpu.work import policy_of, without_tf32
 
 JOIN_TIMEOUT_S = 60
@@ -61,7 +61,7 @@ def test_a_device_gives_the_numbers_of_the_cpu(device, model, folder):
     [("cpu", False), pytest.param("cuda", False, marks=NEEDS_CUDA), pytest.param("cuda", True, marks=NEEDS_CUDA)],
 )
 def test_the_first_ratio_is_exactly_one_in_bf16(device, compiled, model, folder):
-    deviation, grad_norm = first_ratio(settings_of(model, folder, dtype="bf16", device=device, compile=compiled))
+    deviation, grad_norm = still_ratio(settings_of(model, folder, dtype="bf16", device=device, compile=compiled))
     assert deviation == 0
     assert grad_norm > 0
 

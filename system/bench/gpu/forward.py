@@ -74,7 +74,11 @@ def _measure_model(record: Record, model: str | None, settings: PolicySettings, 
     latents = (SMALL_LATENTS if record.small else LATENTS)[settings.dtype]
     largest: dict[str, tuple[int, int]] = {}
     for work, passes in PASSES.items():
-        flops = flops_of(step(policy, conditioning, 1, work))
+        try:
+            flops = flops_of(step(policy, conditioning, 1, work))
+        except torch.OutOfMemoryError:
+            record.row(THROUGHPUT, model=model or "miniature", dtype=settings.dtype, work=work, note="out of memory")
+            continue
         for count in latents:
             name = f"{work} of {model or 'the miniature'} in {settings.dtype} with {count} latents"
             if not record.has_time(name):

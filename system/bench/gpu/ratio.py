@@ -1,4 +1,4 @@
-"""The first ratio of an update in bf16 is exactly 1; and the drift between rollout and learner by sampling step."""
+"""The ratio in bf16 is exactly 1 while the weights stand still; and the drift between rollout and learner by step."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -6,9 +6,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from actors.policy.settings import PolicySettings
+from services.base.errors import first_line
 from system.bench.gpu.models import MINIATURE, MODELS, settings_of
 from system.bench.gpu.record import Record
-from system.bench.gpu.work import free, task_of, update_of
+from system.bench.gpu.work import free, still_update, task_of, update_of
 
 GUIDANCE = 4.5
 ROLLOUT_ROWS, LEARNER_ROWS = 24, 5
@@ -27,8 +28,12 @@ def measure(record: Record) -> None:
                 how = f"{model}, {'compiled' if compiled else 'eager'}"
                 if record.has_time(f"the first ratio of {how}"):
                     settings = settings_of(model, folder, dtype="bf16", device=record.device, compile=compiled)
-                    deviation, grad_norm = first_ratio(settings)
-                    said = f"first |ρ − 1| = {deviation:g}, gradient norm {grad_norm:.3g}"
+                    try:
+                        deviation, grad_norm = still_ratio(settings)
+                    except Exception as error:  # Without a C compiler, for one, no model is compiled.
+                        record.check(how, False, f"{type(error).__name__}: {first_line(error)}")
+                        continue
+                    said = f"|ρ − 1| ≤ {deviation:g}, gradient norm {grad_norm:.3g}"
                     record.check(how, deviation == 0 and grad_norm > 0, said)
         for dtype in ("fp32", "bf16"):
             if record.has_time(f"the drift in {dtype}"):
@@ -36,14 +41,18 @@ def measure(record: Record) -> None:
                 _drift(record, settings)
 
 
-def first_ratio(settings: PolicySettings) -> tuple[float, float]:
-    """max |ρ − 1| before the first optimizer step of an update, and the gradient's norm: 0 if nothing learns."""
+def still_ratio(settings: PolicySettings) -> tuple[float, float]:
+    """max |ρ − 1| of an update whose optimizer steps are too small to change a weight, and the gradient's norm.
+
+    The second of two minibatches compares with old values that were computed before the first step. Equal weights give
+    ratios of exactly 1 if the forward gives the same bits each time.
+    """
     if settings.compile:
         torch.compiler.reset()  # a process compiles only so many versions of one forward, and runs the rest eagerly
     decisions, _ = task_of(settings)
-    _, stats = update_of(settings, decisions)
+    stats = still_update(settings, decisions)
     free()
-    return stats.first_ratio_deviation, stats.grad_norm
+    return stats.ratio_max_deviation, stats.grad_norm
 
 
 def _drift(record: Record, settings: PolicySettings) -> None:
@@ -57,8 +66,3 @@ def _drift(record: Record, settings: PolicySettings) -> None:
     for i, (mean, most) in enumerate(zip(stats.drift_mean, stats.drift_max, strict=True)):
         if mean == mean:
             record.row(title, dtype=settings.dtype, step=i, mean=mean, max=most)
-    record.check(
-        f"first ratio at guidance {GUIDANCE}, {settings.dtype}",
-        stats.first_ratio_deviation == 0,
-        f"first |ρ − 1| = {stats.first_ratio_deviation:g}",
-    )

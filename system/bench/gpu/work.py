@@ -69,6 +69,14 @@ def update_of(settings: PolicySettings, decisions: Decisions, micro_batch: int =
     return learner, learner.update([(decisions, advantages(decisions))])
 
 
+def still_update(settings: PolicySettings, decisions: Decisions) -> UpdateStats:
+    """An update of two minibatches, the same decisions in both, by steps too small to change a weight."""
+    policy = policy_of(settings, "transformer")
+    still = LINEAR.model_copy(update={"micro_batch": 3, "lr": 1e-30})
+    learner = Learner(policy, KERNEL, GrpoSettings(optimizer_steps=2), still, plan_of(settings).trained_steps)
+    return learner.update([(decisions, advantages(decisions))] * 2)
+
+
 def change_of(learner: Learner, settings: PolicySettings) -> np.ndarray:
     """How far the update has moved the trained parameters, all in one row, fp32."""
     before = policy_of(settings, "transformer").arrays()

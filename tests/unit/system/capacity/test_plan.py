@@ -53,6 +53,26 @@ def test_a_merged_adapter_leaves_less_to_compute():
     assert task_seconds(merged, CARDS["H100"]).learning == task_seconds(config, CARDS["H100"]).learning
 
 
+def test_too_few_gpus_are_no_fit_and_cost_what_the_recipe_asks_for():
+    few, enough = (plan_of(load_config("sd35_pickscore"), gpus, H100) for gpus in (1, 8))
+    assert (few.fits, enough.fits) == (False, True)
+    assert few.gpu_hours == enough.gpu_hours
+
+
+def test_a_scorer_needs_room_in_its_fraction():
+    hpsv3 = ["rewards=hpsv3", "scorers.hpsv3.num_gpus=0.25", "scorers.hpsv3.replicas=1"]
+    config = load_config("klein_pickscore_1gpu", hpsv3)
+    assert not fits_card(processes(config), CARDS["RTX-4090"])
+    assert fits_card(processes(config), H100)
+
+
+def test_each_optimizer_step_waits_for_the_rank_with_most_tasks():
+    """48 prompts on 7 ranks in two optimizer steps of 24: 4 tasks twice, where one step of 48 would take 7."""
+    config = load_config("sd35_pickscore")
+    task = task_seconds(config, H100)
+    assert step_seconds(config, H100, task).learning == pytest.approx(8 * task.learning)
+
+
 def test_fractions_of_a_gpu_are_shared():
     one = plan_of(load_config("sd35_pickscore_24gb"), None, CARDS["RTX-4090"])
     assert (one.asked, one.gpus, one.fits) == (1.0, 1, True)

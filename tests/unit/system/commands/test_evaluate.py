@@ -14,8 +14,11 @@ def adapter(sd3_folder, tmp_path):
     return random_adapter(sd3_folder, tmp_path / "lora")
 
 
-def test_eval_compares_base_and_adapter_in_pairs(recipe, adapter, in_process, tmp_path):
-    done = in_process("eval", recipe, "--local", "--adapter", adapter, "--output", "scores.parquet")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_eval_compares_base_and_adapter_in_pairs(recipe, adapter, in_process, tmp_path, dtype):
+    done = in_process(
+        "eval", recipe, f"policy.dtype={dtype}", "--local", "--adapter", adapter, "--output", "scores.parquet"
+    )
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "scores.parquet")
     models, scores = np.array(table["model"].to_pylist()), table["size"].to_numpy()
