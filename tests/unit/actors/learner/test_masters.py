@@ -121,6 +121,17 @@ def test_a_saved_adapter_keeps_the_masters_bits(sd3_folder, tmp_path):
     assert any(not torch.equal(master, master.bfloat16().float()) for master in learner.masters.tensors.values())
 
 
+def test_training_goes_on_from_the_masters_of_a_saved_adapter(sd3_folder, tmp_path):
+    settings = LearnerSettings(lr=1e-4, max_drift=10)
+    first = learner_of(sd3_folder, settings=settings, dtype="bf16")
+    first.update(tasks_of(sd3_folder, dtype="bf16"))
+    first.save_model(tmp_path)
+    second = learner_of(sd3_folder, settings=settings, dtype="bf16", adapter=str(tmp_path))
+    for name, master in first.masters.tensors.items():
+        assert torch.equal(second.masters.tensors[name], master)
+    assert second.export().checksum == first.export().checksum
+
+
 def test_bf16_keeps_its_bits_as_an_array():
     tensor = torch.randn(3, 5).bfloat16()
     assert torch.equal(to_tensor(to_array(tensor)), tensor)
