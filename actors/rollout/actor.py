@@ -53,8 +53,8 @@ class RolloutWorker:
         arrays = {name: array for bucket in buckets for name, array in bucket.items()}
         return self.generator.load(Weights(label.version, label.checksum, arrays))
 
-    @ray.method(num_returns=3)
     @ending_with_its_gpu()
+    @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan) -> tuple[Decisions | Leaves, np.ndarray, Outcome]:
         """Run a task.
 
@@ -64,8 +64,8 @@ class RolloutWorker:
         with at(step=task.step, task=task.index):
             return self.generator.generate(task, plan)
 
-    @ray.method(num_returns=2)
     @ending_with_its_gpu()
+    @ray.method(num_returns=2)
     def sample(
         self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
