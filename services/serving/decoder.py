@@ -31,14 +31,13 @@ def main(cpu_s: float, max_pixels: int, asked: BinaryIO, answers: BinaryIO) -> N
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
             image_HWC = decode_image(data, max_pixels)
+            answer = [ANSWER_HEAD.pack(*image_HWC.shape[:2], 0), image_HWC.tobytes()]
         except BadImage as error:
             reason = str(error).encode()
-            answers.write(ANSWER_HEAD.pack(0, 0, len(reason)) + reason)
-        else:
-            answers.write(ANSWER_HEAD.pack(*image_HWC.shape[:2], 0))
-            answers.write(image_HWC.tobytes())
-        finally:
+            answer = [ANSWER_HEAD.pack(0, 0, len(reason)), reason]
+        finally:  # before the answer: after it, the end of this process would count against the next image
             signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.writelines(answer)
         answers.flush()
 
 

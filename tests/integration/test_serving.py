@@ -134,10 +134,10 @@ def test_overload_is_answered_429_and_the_client_comes_again(tmp_path):
 
 def test_slow_images_keep_nobody_waiting_and_a_caller_who_leaves_stops_them(tmp_path):
     size = {"name": "size", "scorer": "jpeg_size", "num_cpus": 0.1}
-    with serving(tmp_path, [size], decode_s=1, max_waiting_pixels=2**31) as url:
+    with serving(tmp_path, [size], decode_s=0.4, max_waiting_pixels=2**31) as url:
         good, slow = as_json(("x", encode_image(grey(51)))), as_json(*[("x", SLOW)] * 8)
         said = post(url, as_json(("x", SLOW), ("x", encode_image(grey(51))))).json()
-        assert said["errors"] == [{"index": 0, "reason": "takes more than 1 s to decode"}]
+        assert said["errors"] == [{"index": 0, "reason": "takes more than 0.4 s to decode"}]
         assert said["scores"]["size"][1] is not None
         left = []
         with ThreadPoolExecutor(8) as threads:
@@ -148,7 +148,7 @@ def test_slow_images_keep_nobody_waiting_and_a_caller_who_leaves_stops_them(tmp_
                     requests.post(f"{url}/v1/score", data=slow, headers=headers, timeout=seconds)
                 left.append(time.monotonic())
 
-            hostile = [threads.submit(leave_after, 20) for _ in range(8)]
+            hostile = [threads.submit(leave_after, 10) for _ in range(8)]
             wait_until(lambda: decoding_s() > 0, 20)
             for path in ("healthz", "readyz"):
                 started = time.monotonic()
