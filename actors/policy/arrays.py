@@ -1,5 +1,7 @@
 """Tensors as NumPy arrays, and back."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,11 @@ def to_array(tensor: Tensor) -> np.ndarray:
     """A copy on the CPU; bf16, which NumPy lacks, as int16 of the same bits."""
     tensor = tensor.detach().cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Named tensors as arrays, each as by `to_array`."""
+    return {name: to_array(tensor) for name, tensor in tensors.items()}
 
 
 def to_tensor(array: np.ndarray) -> Tensor:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from actors.policy.arrays import to_array, to_tensor
+from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.family import Conditioning, Family
 from actors.policy.offload import Offloaded
 from services.base.errors import first_line
@@ -102,7 +102,7 @@ class Embeddings:
         """Aside and renamed, so that a worker never reads half a file."""
         if self.folder is None:
             return
-        arrays = {name: to_array(tensor) for name, tensor in rows.items()}
+        arrays = to_arrays(rows)
         table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
         table = table.replace_schema_metadata(
             {"prompt": prompt, "shapes": json.dumps({name: array.shape for name, array in arrays.items()})}

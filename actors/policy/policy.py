@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from actors.policy.arrays import to_array, to_tensor
+from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
@@ -115,8 +115,7 @@ class Policy:
         arrays = read_trained(folder, self.settings.lora, "policy.adapter")
         if self.settings.lora:
             self.started_from = {name: to_tensor(array) for name, array in arrays.items()}
-        live = {name: parameter.dtype for name, parameter in self.parameters.items()}
-        self.load({name: to_array(to_tensor(array).to(live.get(name))) for name, array in arrays.items()})
+        self.load(arrays)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -171,12 +170,12 @@ class Policy:
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """Of weights in a saved model. An adapter is small enough to keep what the learner has in fp32."""
+        """The number type of a saved model. An adapter is small enough to keep the learner's fp32 values."""
         return torch.float32 if self.settings.lora else self.family.dtype
 
     def arrays(self) -> Arrays:
         """Copies of the trained parameters."""
-        return {name: to_array(parameter) for name, parameter in self.parameters.items()}
+        return to_arrays(self.parameters)
 
     def export(self, version: int) -> Weights:
         arrays = self.arrays()

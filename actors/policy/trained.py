@@ -93,7 +93,7 @@ def check_trained(settings: PolicySettings, folder: Path, what: str) -> None:
         _compare(file, _adapter_shapes(base, lora), what)
         return
     modules = {name.partition(".lora_")[0] for name in file.keys}
-    if others := sorted(modules - set(_targeted(modules, lora))):
+    if others := sorted(modules - set(targeted(modules, lora))):
         raise UserError(
             f"{what}: the adapter in `{folder}` is on {others[0]} and {len(others) - 1} other modules that "
             "policy.lora.targets does not name; set it to what the adapter was trained with"
@@ -124,14 +124,14 @@ def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
     """What an adapter of these settings holds on a model with these weights."""
     shapes: Shapes = {}
     linear = [name.removesuffix(".weight") for name, shape in base.items() if len(shape) == 2]
-    for module in _targeted(linear, lora):
+    for module in targeted(linear, lora):
         rows, columns = base[f"{module}.weight"]
         shapes[f"{module}.lora_A.default.weight"] = (lora.rank, columns)
         shapes[f"{module}.lora_B.default.weight"] = (rows, lora.rank)
     return shapes
 
 
-def _targeted(modules: Iterable[str], lora: LoraSettings) -> list[str]:
+def targeted(modules: Iterable[str], lora: LoraSettings) -> list[str]:
     """Modules that get an adapter: those that are named, or whose last parts are, as PEFT has it."""
     return [module for module in modules if any(f".{module}".endswith(f".{target}") for target in lora.targets)]
 

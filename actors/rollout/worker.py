@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.policy.arrays import to_array
+from actors.policy.arrays import to_arrays
 from actors.policy.embeddings import Embeddings
 from actors.policy.family import finite_rows, to_uint8
 from actors.policy.kernels import make_kernel
@@ -69,7 +69,7 @@ class Generator:
         with self._policy():
             front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
         images_MHWC, finite_M = self._decode(front.leaf_MZ)
-        arrays = {name: to_array(tensor) for name, tensor in conditioning.items()}
+        arrays = to_arrays(conditioning)
         trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
         tree = front.tree
         if not plan.trained_steps:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from actors.learner.learner import Learner
-from actors.policy.arrays import to_array
+from actors.policy.arrays import to_arrays
 from actors.policy.family import Conditioning
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
@@ -27,8 +27,7 @@ def bench_learner(config: RunConfig, policy: Policy, conditioning: Conditioning,
     kernel = make_kernel(config.kernel, policy.sigmas)
     sampler = Sampler(policy.family, policy.sigmas, kernel, config.rollout.micro_batch)
     front = sampler(plan, [(0, 0, 0, seed) for seed in range(plan.seeds)], [0] * plan.seeds, conditioning)
-    arrays = {name: to_array(tensor) for name, tensor in conditioning.items()}
-    shared = replace(front.decisions, conditioning=arrays)
+    shared = replace(front.decisions, conditioning=to_arrays(conditioning))
     advantage_NK = np.random.default_rng(0).normal(size=shared.log_prob_NK.shape)
     batches = {"a decision": (shared, advantage_NK), "a branch": (apart(shared), advantage_NK.reshape(-1, 1))}
     settings = config.learner.model_copy(update={"lr": 1e-12, "weight_decay": 0.0, "max_drift": 10.0})

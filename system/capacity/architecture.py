@@ -73,7 +73,12 @@ def parts(folder: Path) -> dict[str, tuple[str, str]]:
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
     """The configuration of a part."""
-    return json.loads((folder / part / "config.json").read_text())
+    return read_config(folder / part)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in a folder."""
+    return json.loads((folder / "config.json").read_text())
 
 
 def build_part(

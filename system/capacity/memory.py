@@ -58,9 +58,13 @@ class Process:
         """The phase with the peak."""
         return max(self.phases, key=lambda name: self.phases[name], default="")
 
+    def share_bytes(self, card: Card) -> float:
+        """Its share of a card's memory: that of the fraction of a GPU that it asks for, or all."""
+        return card.memory_bytes * min(1.0, self.gpus or 1.0)
+
     def fits(self, card: Card) -> bool:
         """Whether it fits its share of the card."""
-        return self.peak_bytes + CONTEXT_BYTES <= USABLE * card.memory_bytes * min(1.0, self.gpus or 1.0)
+        return self.peak_bytes + CONTEXT_BYTES <= USABLE * self.share_bytes(card)
 
 
 def local_policy(config: RunConfig) -> PolicySettings:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from actors.learner.masters import Masters
 from actors.policy.family import DTYPES, Family
 from actors.policy.policy import Policy
-from actors.policy.settings import PolicySettings
+from actors.policy.settings import LoraSettings, PolicySettings
+from actors.policy.trained import targeted
 from system.capacity.architecture import (
     META,
     architecture,
@@ -176,21 +177,18 @@ def text_encoders(settings: PolicySettings) -> dict[str, tuple[int, int]]:
 
 
 @cache
-def _trained(model: str, targets: tuple[str, ...] | None, rank: int) -> int:
+def _trained(model: str, adapter: str | None) -> int:
     transformer = build_part(architecture(model), "transformer")
-    if targets is None:
+    if adapter is None:
         return sum(parameter.numel() for parameter in transformer.parameters())
-    return sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
-    )
+    lora = LoraSettings.model_validate_json(adapter)
+    linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    return sum(lora.rank * (linear[name].in_features + linear[name].out_features) for name in targeted(linear, lora))
 
 
 def trained_parameters(settings: PolicySettings) -> int:
     """How many numbers are trained: those of the adapter, or all of the transformer's parameters."""
-    lora = settings.lora
-    return _trained(settings.model, tuple(lora.targets) if lora else None, lora.rank if lora else 0)
+    return _trained(settings.model, settings.lora.model_dump_json() if settings.lora else None)
 
 
 @cache

@@ -36,8 +36,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a recipe needs."""
+class Fit:
+    """Whether a recipe fits the GPUs that it is given."""
 
     card: Card
     gpus: int
@@ -45,18 +45,27 @@ class Plan:
     asked: float
     """GPUs that the recipe's roles ask for."""
     processes: list[Process]
-    task: Task
-    step: Step
-    fits: bool
     fix: str | None
     """The one setting that makes it fit, or a sentence that says that none does; None where it fits."""
+
+    @property
+    def fits(self) -> bool:
+        return self.fix is None
+
+
+@dataclass(frozen=True)
+class Plan(Fit):
+    """What a recipe needs."""
+
+    task: Task
+    step: Step
     store_bytes: float
     """Most of the object store at one time: images in flight and the experience of the steps in flight."""
     checkpoint_bytes: float
     disk_bytes_per_day: float
     """Checkpoints that are written in a day; older ones are deleted."""
     gpu_hours: float
-    """Of all steps, evaluation included."""
+    """GPU-hours of all steps, evaluation included."""
     best: Split
     """The fastest split of as many GPUs that fits; the recipe's own where no other is faster."""
     own: Split
@@ -79,37 +88,39 @@ def parse_gpus(text: str) -> tuple[int, Card]:
     return int(count), found
 
 
+def fit_of(config: RunConfig, gpus: int | None, card: Card) -> Fit:
+    """Whether a recipe fits so many of a card; as many as it asks for if not given.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    found = processes(config)
+    asked = sum(one.count * one.gpus for one in found)
+    have = gpus if gpus is not None else ceil(asked)
+    fits = fits_card(found, card) and asked <= have
+    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have))
+
+
 def plan_of(config: RunConfig, gpus: int | None, card: Card) -> Plan:
     """What a recipe needs, on so many of a card; on as many as it asks for if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    found = processes(config)
-    task = task_seconds(config, card)
+    fit, task = fit_of(config, gpus, card), task_seconds(config, card)
     step = step_seconds(config, card, task)
-    asked = sum(one.count * one.gpus for one in found)
-    have = gpus if gpus is not None else ceil(asked)
-    fits = fits_card(found, card) and asked <= have
-    own = _split_of(config, step)
-    size = checkpoint_bytes(config)
-    seconds = step.total + step.evaluation
+    own, size, seconds = _split_of(config, step), checkpoint_bytes(config), step.total + step.evaluation
     return Plan(
-        card,
-        have,
-        asked,
-        found,
-        task,
-        step,
-        fits,
-        None if fits else _fix(config, card, asked, have),
-        store_bytes(config),
-        size,
-        size * DAY_S / (seconds * config.checkpoint.every),
-        seconds * config.steps / HOUR_S * max(have, ceil(asked)),
-        min([own, *_splits(config, card, task, own, have)], key=lambda split: split.seconds),
-        own,
-        _merged_seconds(config, card),
+        **vars(fit),
+        task=task,
+        step=step,
+        store_bytes=store_bytes(config),
+        checkpoint_bytes=size,
+        disk_bytes_per_day=size * DAY_S / (seconds * config.checkpoint.every),
+        gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, ceil(fit.asked)),
+        best=min([own, *_splits(config, card, task, own, fit.gpus)], key=lambda split: split.seconds),
+        own=own,
+        merged_seconds=_merged_seconds(config, card),
     )
 
 
@@ -173,17 +184,20 @@ def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) ->
     if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
         return
     left, prompts = have - own.reward, config.data.prompts_per_step
-    kept = config.model_copy(update={"placement": "split"})
     if not config.learner.shard and not config.learner.max_staleness and 1 <= left <= prompts:
-        kept = config.model_copy(update={"placement": "colocated"})
-        kept = changed(kept, rollout={"workers": left, "max_workers": None}, learner={"ranks": left})
-        if fits_card(processes(kept), card):
-            yield Split("colocated", left, 0, own.reward, step_seconds(kept, card, task).total)
+        other = _shared_out(config, "colocated", left, left)
+        if fits_card(processes(other), card):
+            yield Split("colocated", left, 0, own.reward, step_seconds(other, card, task).total)
     for ranks in range(2 if config.learner.shard else 1, min(left, prompts + 1)):
-        other = config.model_copy(update={"placement": "split"})
-        other = changed(other, rollout={"workers": left - ranks, "max_workers": None}, learner={"ranks": ranks})
+        other = _shared_out(config, "split", left - ranks, ranks)
         if fits_card(processes(other), card):
             yield Split("split", left - ranks, ranks, own.reward, step_seconds(other, card, task).total)
+
+
+def _shared_out(config: RunConfig, placement: str, workers: int, ranks: int) -> RunConfig:
+    """A recipe with other numbers of processes."""
+    other = config.model_copy(update={"placement": placement})
+    return changed(other, rollout={"workers": workers, "max_workers": None}, learner={"ranks": ranks})
 
 
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:

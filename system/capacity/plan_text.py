@@ -8,7 +8,7 @@ from rich.table import Table
 
 from system.capacity.cards import GB
 from system.capacity.memory import Process
-from system.capacity.plan import HOUR_S, MOST_PADDING, Plan, Split
+from system.capacity.plan import HOUR_S, MOST_PADDING, Fit, Plan, Split
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
@@ -99,7 +99,7 @@ def pads_too_much(plan: Plan) -> bool:
     return max(plan.task.sampling_padding, plan.task.learning_padding) > MOST_PADDING
 
 
-def fit_sentence(plan: Plan) -> str:
+def fit_sentence(plan: Fit) -> str:
     """Whether it fits, or what makes it fit."""
     if plan.fits:
         return f"It fits: every process has room on its {plan.card.name}."
@@ -109,7 +109,7 @@ def fit_sentence(plan: Plan) -> str:
     share = f"its {large.gpus:g} of a" if 0 < large.gpus < 1 else "each"
     return (
         f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
-        f"{plan.card.name} has {_gb(min(1.0, large.gpus or 1.0) * plan.card.memory_bytes)} GB; {plan.fix}."
+        f"{plan.card.name} has {_gb(large.share_bytes(plan.card))} GB; {plan.fix}."
     )
 
 

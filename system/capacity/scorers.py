@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +12,7 @@ import torch
 from services.base.paths import resolve_model
 from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS
 from services.scoring.settings import ScorerSettings
-from system.capacity.architecture import KNOWN, META
+from system.capacity.architecture import KNOWN, META, read_config
 from system.capacity.passes import sizes
 from system.capacity.trace import Operator, Trace
 
@@ -38,7 +37,7 @@ class Reward:
 
 
 def reward_of(scorer: ScorerSettings) -> Reward:
-    """By the scorer's model: CLIP models and HPSv3, from their configuration on this machine or the known one."""
+    """Look up a scorer's model: CLIP models and HPSv3, from their configuration on this machine or the known one."""
     match scorer.scorer:
         case "pickscore" | "clipscore":
             model = str(scorer.options.get("model", "yuvalkirstain/PickScore_v1"))
@@ -48,6 +47,13 @@ def reward_of(scorer: ScorerSettings) -> Reward:
             base = _folder(str(scorer.options.get("base", "Qwen/Qwen2-VL-7B-Instruct")))
             return _hpsv3(str(base), int(scorer.options.get("batch_size", 8))) if base else Reward()
     return Reward()
+
+
+def hpsv3_tokens() -> tuple[int, int]:
+    """Tokens of an image, and of all that HPSv3 reads with it: image, instruction and a short prompt, padded."""
+    image = PIXELS // PATCH_PX**2
+    text = len(INSTRUCTION.read_text()) // CHARACTERS_PER_TOKEN
+    return image, -(-(image + text) // LENGTH_STEP) * LENGTH_STEP
 
 
 def _folder(model: str) -> Path | None:
@@ -62,7 +68,7 @@ def _clip(folder: str, batch: int) -> Reward:
     """fp32. Vision tokens by patches, text tokens by the longest text; activations are those of the widest layer."""
     from transformers import CLIPConfig, CLIPModel
 
-    config = CLIPConfig.from_dict(json.loads((Path(folder) / "config.json").read_text()))
+    config = CLIPConfig.from_dict(read_config(Path(folder)))
     with META:
         model = CLIPModel(config)
     vision, text = config.vision_config, config.text_config
@@ -79,12 +85,10 @@ def _hpsv3(folder: str, batch: int) -> Reward:
     """bf16. Tokens are those of the image, of the instruction and of a prompt, padded as the scorer pads them."""
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
-    config = Qwen2VLConfig.from_dict(json.loads((Path(folder) / "config.json").read_text()))
+    config = Qwen2VLConfig.from_dict(read_config(Path(folder)))
     with META:
         model = Qwen2VLModel(config).to(torch.bfloat16)
-    image = PIXELS // PATCH_PX**2
-    text = len(INSTRUCTION.read_text()) // CHARACTERS_PER_TOKEN
-    length = -(-(image + text) // LENGTH_STEP) * LENGTH_STEP
+    image, length = hpsv3_tokens()
     flops = 2 * (length * sizes(model.language_model)[0] + 4 * image * sizes(model.visual)[0])
     num_bytes = sizes(model)[1]
     work = Operator("matmul_bf16", flops, num_bytes // batch)

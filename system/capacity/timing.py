@@ -29,7 +29,7 @@ class Task:
     sampling: float
     decoding: float
     scoring: float
-    """Of all scorers that train, on one replica each, the slowest."""
+    """Seconds of the slowest scorer that trains, on all of its replicas together."""
     learning: float
     nfe: int
     """Forwards that the task needs; those of guidance count."""
@@ -93,7 +93,7 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
 
 
 def _image_seconds(config: RunConfig, card: Card, name: str) -> float:
-    """Of one image on all replicas of a scorer together."""
+    """Seconds of one image on all replicas of a scorer together."""
     scorer = next(scorer for scorer in config.scorers if scorer.name == name)
     found = reward_of(scorer)
     return (found.per_image.seconds(card) + found.cpu_s) / scorer.replicas.max

@@ -154,21 +154,21 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
     from dataclasses import replace
 
     from system.capacity.cards import CARDS, GB
-    from system.capacity.plan import plan_of
+    from system.capacity.plan import fit_of
     from system.capacity.plan_text import fit_sentence
 
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
     try:
-        plan = plan_of(config, torch.cuda.device_count(), card)
+        fit = fit_of(config, torch.cuda.device_count(), card)
     except UserError:  # another check reports what is wrong with the model
         return
     level: Literal["ok", "warning", "problem"] = "ok"
-    if not plan.fits:
+    if not fit.fits:
         # The nodes of a cluster may have other cards; and the margins of the estimate are assumptions.
-        over = any(one.gpus and one.peak_bytes > min(1.0, one.gpus) * card.memory_bytes for one in plan.processes)
+        over = any(one.gpus and one.peak_bytes > one.share_bytes(card) for one in fit.processes)
         level = "problem" if over and not running_ray() else "warning"
-    yield Finding(level, "gpu memory", fit_sentence(plan))
+    yield Finding(level, "gpu memory", fit_sentence(fit))
 
 
 def store_bytes(config: RunConfig) -> float:

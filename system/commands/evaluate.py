@@ -98,11 +98,11 @@ def evaluations(
 
 def _as_a_learner_sends(arrays: Arrays, policy: PolicySettings) -> Weights:
     """Weights from a file as version 0, in the compute dtype."""
-    from actors.policy.arrays import to_array, to_tensor
+    from actors.policy.arrays import to_arrays, to_tensor
     from actors.policy.family import DTYPES
     from actors.policy.weights import Weights, checksum
 
-    sent = {name: to_array(to_tensor(array).to(DTYPES[policy.dtype])) for name, array in arrays.items()}
+    sent = to_arrays({name: to_tensor(array).to(DTYPES[policy.dtype]) for name, array in arrays.items()})
     return Weights(0, checksum(sent), sent)
 
 

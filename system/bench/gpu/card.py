@@ -10,11 +10,12 @@ from services.base.devices import device_of
 from system.bench.gpu.record import Record
 from system.bench.gpu.work import free, without_tf32
 from system.bench.measure import alternate, matmul_peak, name_of
+from system.capacity.cards import GB
 
-GB, TERA = 1e9, 1e12
+TERA = 1e12
 ROUNDS = 10
 SIDE = {"cpu": 256, "cuda": 8192}
-"""Of the square matrices. Some CPUs take seconds for a larger product in bf16."""
+"""Rows and columns of the square matrices. Some CPUs take seconds for a larger product in bf16."""
 ATTENTION_BLHD = {"cpu": (1, 512, 4, 64), "cuda": (8, 4608, 24, 128)}
 """Rows, tokens, heads and their width. On a GPU they are FLUX's at 1,024 px."""
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**32}

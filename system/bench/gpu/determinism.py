@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from actors.policy.arrays import to_arrays
 from actors.policy.family import Conditioning
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
@@ -105,7 +106,7 @@ def made(device: str, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]
 
 
 def digests(settings: PolicySettings) -> dict[str, list[str]]:
-    """Of two rollouts and of the weights after two updates, each by a policy of its own; and of the weights before."""
+    """SHA-256 of two rollouts and of the weights after two updates, each by a new policy, and of the weights before."""
     (decisions, images), again = task_of(settings), task_of(settings)
     rollouts = [
         hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
@@ -138,8 +139,7 @@ def seconds(policy: Policy, conditioning: Conditioning) -> dict[str, float]:
     def rollout() -> Decisions:
         return sampler(plan, [(0, 0, 0, 0)], [0], conditioning).decisions
 
-    arrays = {name: tensor.float().cpu().numpy() for name, tensor in conditioning.items()}
-    decisions = replace(rollout(), conditioning=arrays)
+    decisions = replace(rollout(), conditioning=to_arrays(conditioning))
     scored = [(decisions, 1e-9 * advantages(decisions))]  # the weights hardly move
     return alternate({"a rollout": rollout, "an update": lambda: learner.update(scored)}, ROUNDS, policy.device)
 

@@ -22,10 +22,10 @@ from system.bench.gpu.work import free
 from system.bench.measure import alternate, flops_of
 from system.bench.models import FULL_SIZES, bench_policy
 from system.capacity.architecture import architecture, build_part
+from system.capacity.cards import GB
 from system.capacity.passes import learner_pass, rollout_pass
 from system.recipe.load import load_config
 
-GB = 1e9
 RECIPES = {"sd35-medium": "sd35_pickscore", "flux-dev": "flux_pickscore", "qwen-image": "qwen_pickscore"}
 """The models of full size, and the recipes that size, guidance and adapter are from."""
 LATENTS = {"bf16": (1, 2, 4, 8), "fp32": (1,)}
@@ -145,7 +145,7 @@ class Timed:
     """What a call took."""
 
     seconds: float
-    """Of the best round."""
+    """Seconds of the best round."""
     peak_bytes: int = 0
     """The most that was allocated, the weights included; 0 on a CPU."""
     made_bytes: int = 0

@@ -18,9 +18,9 @@ class Tiny:
     """A family's tiny pipeline, of images of 16×16 pixels."""
 
     build: Callable[[Path], Path]
-    """Saves it in a folder."""
+    """Saves the pipeline in a folder."""
     guidance: float
-    """Switches guidance on, in the family's own way."""
+    """A guidance that the family takes as switched on."""
     more: dict[str, Any] = field(default_factory=dict)
     """Further settings of the policy."""
     fixed_size: bool = False
@@ -33,7 +33,7 @@ TINY = {
     "Flux2KleinPipeline": Tiny(build_flux2, 4.0, {"max_sequence_length": 24}),
     "QwenImagePipeline": Tiny(build_qwen, 4.0, {"max_sequence_length": 60}),
 }
-"""By the pipeline class, as `actors.policy.families.FAMILIES`."""
+"""The tiny pipelines by pipeline class, as in `actors.policy.families.FAMILIES`."""
 MINIATURE = "miniature"
 MODELS = (*TINY, MINIATURE)
 

@@ -11,42 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Qwen2VLConfig, Qwen2VLModel
 
-from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS, reward_head
-from system.capacity.architecture import architecture, build_part, default_dtype
+from services.scoring.hpsv3 import PIXELS, reward_head
+from system.capacity.architecture import KNOWN, architecture, build_part, default_dtype, read_config
+from system.capacity.scorers import hpsv3_tokens
 
 SD35, QWEN_IMAGE = "stabilityai/stable-diffusion-3.5-medium", "Qwen/Qwen-Image"
 LATENT_CHANNELS, VAE_SCALE = 16, 8
 CLIP_TOKENS, CLIP_PX = 77, 224
 LONG_TOKENS = 256
-PATCH_PX, MERGE = 14, 2
-CHARACTERS_A_TOKEN = 4
-"""Of English text, about: it gives the length of HPSv3's instruction without its tokenizer."""
-
-CLIP_H = {
-    "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "patch_size": PATCH_PX,
-    },
-    "projection_dim": 1024,
-}
-"""PickScore's, as laion/CLIP-ViT-H-14-laion2B-s32B-b79K."""
-QWEN2_VL = {
-    "text_config": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    },
-    "vision_config": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 3584},
-}
-"""HPSv3's base, Qwen/Qwen2-VL-7B-Instruct."""
+PATCH_PX = 14
+CLIP_H = read_config(KNOWN / "yuvalkirstain/PickScore_v1")
+QWEN2_VL = read_config(KNOWN / "Qwen/Qwen2-VL-7B-Instruct")
+"""The shapes of PickScore and of HPSv3's base."""
 FEW_LAYERS = {"num_hidden_layers": 1}
 NARROW = FEW_LAYERS | {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -59,11 +35,11 @@ class Neighbour:
     """A model, and what a run calls it with."""
 
     build: Callable[[torch.device, torch.dtype, bool], nn.Module]
-    """On a device, in a dtype; small, for a CPU, or as published."""
+    """Makes the model on a device in a dtype, small for a CPU or as published."""
     dtype: torch.dtype
-    """Of the weights, as a run has them."""
+    """The number type of the weights in a run."""
     inputs: Callable[[int, int], Inputs]
-    """For so many rows and images of so many pixels a side."""
+    """Makes up inputs: the number of rows, and the pixels of an image's side."""
     of: str
     """What a row is: a prompt or an image."""
 
@@ -124,9 +100,7 @@ def _judged(rows: int, _: int) -> Inputs:
     """An image of HPSv3's size and a text of its instruction's length in each row."""
     config = Qwen2VLConfig()
     side = int(PIXELS**0.5) // PATCH_PX
-    shown = side * side // MERGE**2
-    text = len(INSTRUCTION.read_text()) // CHARACTERS_A_TOKEN
-    length = -(-(shown + text) // LENGTH_STEP) * LENGTH_STEP
+    shown, length = hpsv3_tokens()
     ids_BL = torch.randint(1, 1000, (rows, length))
     ids_BL[:, :shown] = config.image_token_id
     width = 3 * config.vision_config.temporal_patch_size * PATCH_PX**2
@@ -148,13 +122,13 @@ def _part(
 def _pickscore(device: torch.device, dtype: torch.dtype, small: bool) -> nn.Module:
     config = _changed(CLIP_H, text_config=FEW_LAYERS, vision_config=FEW_LAYERS) if small else CLIP_H
     with device, default_dtype(dtype):
-        return CLIPModel(CLIPConfig(**config))
+        return CLIPModel(CLIPConfig.from_dict(config))
 
 
 def _hpsv3(device: torch.device, dtype: torch.dtype, small: bool) -> nn.Module:
     config = _changed(QWEN2_VL, text_config=NARROW, vision_config={"depth": 1, "hidden_size": 256})
     with device, default_dtype(dtype):
-        return HPSv3Forward(Qwen2VLConfig(**(config if small else QWEN2_VL)))
+        return HPSv3Forward(Qwen2VLConfig.from_dict(config if small else QWEN2_VL))
 
 
 def _changed(config: Changes, **changes: Changes) -> Changes:
@@ -167,7 +141,9 @@ def _sd35(part: str, **small_changes: Any) -> Callable[[torch.device, torch.dtyp
 
 
 SMALL_QWEN = _changed(
-    QWEN2_VL, text_config=NARROW, vision_config={"depth": 1, "hidden_size": 1280, "out_hidden_size": 256}
+    read_config(KNOWN / QWEN_IMAGE / "text_encoder"),
+    text_config=NARROW,
+    vision_config={"depth": 1, "hidden_size": 1280, "out_hidden_size": 256},
 )
 VAE = _sd35("vae", block_out_channels=(32, 32, 32, 32), layers_per_block=1)
 QWEN_VAE = partial(_part, QWEN_IMAGE, "vae", {"base_dim": 32, "num_res_blocks": 1})
@@ -186,4 +162,4 @@ NEIGHBOURS = {
     "PickScore": Neighbour(_pickscore, FP32, _pairs, "image"),
     "HPSv3": Neighbour(_hpsv3, BF16, _judged, "image"),
 }
-"""By name. The VAE runs in fp32; bf16 shows what that costs."""
+"""The models by name. A run has the VAE in fp32; the row in bf16 shows what that costs."""

@@ -16,8 +16,8 @@ from system.bench.gpu.record import Record
 from system.bench.gpu.work import change_of, free, task_of, update_of, without_tf32
 
 BOUND = 1e-4
-"""Of relative differences between devices in fp32. A change of every weight by a rounding of fp32 (6e-8) moves all that
-is compared by at most 5e-6; a rounding of TF32 (3e-4) moves the update by 2e-3 or more."""
+"""The largest relative difference between devices in fp32. A change of every weight by a rounding of fp32 (6e-8) moves
+all that is compared by at most 5e-6; a rounding of TF32 (3e-4) moves the update by 2e-3 or more."""
 BOUNDS = {
     "states": BOUND,
     "actions": BOUND,

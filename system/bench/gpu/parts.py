@@ -62,7 +62,7 @@ PARTS = {
         bound_s=60,
     ),
 }
-"""By name."""
+"""The parts by name."""
 
 GRACE_S = 45
 """A part that is not done so many seconds after its bound ends with the stacks of its threads: it hangs, or one row of

@@ -63,7 +63,7 @@ class Findings:
     card: dict[str, Any] | None = None
     """The card's measured rates, which only the part `card` has."""
     traceback: str | None = None
-    """Of the error that ended the part."""
+    """The traceback of the error that ended the part."""
 
     @classmethod
     def load(cls, path: Path) -> Findings:

@@ -52,10 +52,11 @@ def task_of(settings: PolicySettings, micro_batch: int = 8) -> tuple[Decisions, 
     return decisions, images_MHWC
 
 
-def learner_of(policy: Policy, micro_batch: int = 3) -> Learner:
+def learner_of(policy: Policy, micro_batch: int = 3, lr: float = LINEAR.lr, optimizer_steps: int = 1) -> Learner:
     """A learner whose step is linear in the gradient."""
-    settings = LINEAR.model_copy(update={"micro_batch": micro_batch})
-    return Learner(policy, KERNEL, GrpoSettings(), settings, plan_of(policy.settings).trained_steps)
+    settings = LINEAR.model_copy(update={"micro_batch": micro_batch, "lr": lr})
+    objective = GrpoSettings(optimizer_steps=optimizer_steps)
+    return Learner(policy, KERNEL, objective, settings, plan_of(policy.settings).trained_steps)
 
 
 def advantages(decisions: Decisions) -> np.ndarray:
@@ -71,9 +72,7 @@ def update_of(settings: PolicySettings, decisions: Decisions, micro_batch: int =
 
 def still_update(settings: PolicySettings, decisions: Decisions) -> UpdateStats:
     """An update of two minibatches, the same decisions in both, by steps too small to change a weight."""
-    policy = policy_of(settings, "transformer")
-    still = LINEAR.model_copy(update={"micro_batch": 3, "lr": 1e-30})
-    learner = Learner(policy, KERNEL, GrpoSettings(optimizer_steps=2), still, plan_of(settings).trained_steps)
+    learner = learner_of(policy_of(settings, "transformer"), lr=1e-30, optimizer_steps=2)
     return learner.update([(decisions, advantages(decisions))] * 2)
 
 

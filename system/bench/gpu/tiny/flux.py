@@ -3,26 +3,16 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from system.bench.gpu.tiny.parts import clip_tokenizer, loud
+from system.bench.gpu.tiny.parts import autoencoder, clip_text, clip_tokenizer, loud
 
 
 def build_flux(folder: Path, seed: int = 0, guidance_embeds: bool = True) -> Path:
     """Save a random FLUX of 16×16 images, 8×8 latents of one channel and 16 tokens."""
     torch.manual_seed(seed)
-    clip = CLIPTextConfig(
-        vocab_size=514,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
-    )
+    clip = clip_text(1)
     letters = [(word, 0.0) for word in ("<pad>", "</s>", "<unk>", "▁")]
     letters += [(letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     transformer = FluxTransformer2DModel(
@@ -37,19 +27,7 @@ def build_flux(folder: Path, seed: int = 0, guidance_embeds: bool = True) -> Pat
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 4, 8),
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=1,
-        norm_num_groups=4,
-        layers_per_block=1,
-        sample_size=16,
-        shift_factor=0.1,
-        scaling_factor=0.9,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    vae = autoencoder(1, use_quant_conv=False, use_post_quant_conv=False)
     FluxPipeline(
         transformer=loud(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(

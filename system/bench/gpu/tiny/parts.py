@@ -1,8 +1,11 @@
 """What several tiny pipelines share."""
 
+from typing import Any
+
 import torch
+from diffusers import AutoencoderKL
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 
 def clip_tokenizer(max_length: int = 16) -> CLIPTokenizer:
@@ -18,3 +21,35 @@ def loud(model: torch.nn.Module) -> torch.nn.Module:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return model
+
+
+def clip_text(layers: int, **more: Any) -> CLIPTextConfig:
+    """The configuration of a CLIP text model for `clip_tokenizer`."""
+    return CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+        **more,
+    )
+
+
+def autoencoder(latent_channels: int, **more: Any) -> AutoencoderKL:
+    """A VAE of 16×16 images and 8×8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=16,
+        shift_factor=0.1,
+        scaling_factor=0.9,
+        **more,
+    )

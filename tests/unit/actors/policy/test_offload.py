@@ -1,4 +1,4 @@
-"""Text encoders that visit the GPU. Here the CPU stands for it: what is there is a copy."""
+"""Text encoders that visit the GPU. Here the CPU takes its place, and the tensors there are copies."""
 
 import pytest
 import torch

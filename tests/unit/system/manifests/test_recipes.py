@@ -9,8 +9,8 @@ from actors.policy.flux import Flux
 from actors.policy.flux2_klein import Flux2Klein
 from actors.policy.qwen_image import QwenImage
 from actors.policy.sd3 import SD3
-from actors.rollout.plans import Plan, make_plan
-from actors.rollout.plans.plan import visits
+from actors.rollout.plans import make_plan
+from system.capacity.estimate import live_rows
 from system.capacity.plan import MOST_PADDING
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
@@ -62,23 +62,14 @@ def test_what_generates_and_learns_has_whole_gpus(name):
     assert alone or config.rollout.num_gpus == config.learner.num_gpus == 1
 
 
-def rows_by_step(plan: Plan) -> list[int]:
-    """Latents of one task that need a velocity, by step."""
-    rows = plan.trunks()
-    for i, (trunks, fork) in enumerate(zip(plan.trunks(), plan.forks, strict=True)):
-        if fork.keep_trunk:
-            for step in (step for stride in fork.strides for step in visits(i + 1, len(rows), stride)[:-1]):
-                rows[step] += trunks * fork.width
-    assert sum(rows) == plan.nfe
-    return rows
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_micro_batches_are_full(name):
     config = load_config(name)
     plan = make_plan(config.plan, config.policy.num_steps)
     size = config.rollout.micro_batch // FAMILIES[config.policy.model].forwards(config.policy)
-    padding = sum(-rows % size for rows in rows_by_step(plan)) / plan.nfe
+    rows_by_step = live_rows(plan)
+    assert sum(rows_by_step) == plan.nfe
+    padding = sum(-rows % size for rows in rows_by_step) / plan.nfe
     assert padding <= MOST_PADDING
     if config.plan.name == "trunk" and config.plan.seeds == 4:
         assert padding == 0
