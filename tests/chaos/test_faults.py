@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from tests.helpers.command_line import RUN_TIMEOUT_S
-from tests.helpers.disturbed_runs import Run, family, one_quick
+from tests.helpers.disturbed_runs import Run, one_quick
+from tests.helpers.processes import family
 from tests.helpers.run_folders import metrics
 
 WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeController"

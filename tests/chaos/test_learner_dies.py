@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tests.helpers.disturbed_runs import Run, family
+from tests.helpers.disturbed_runs import Run
+from tests.helpers.processes import family
 from tests.helpers.run_folders import metrics
 
 SPLIT: list[str] = []

@@ -14,7 +14,8 @@ from actors.learner.remote import RemoteLearner
 from actors.learner.settings import LearnerSettings
 from actors.reward.pool import RewardPool
 from services.scoring.settings import ScorerSettings
-from tests.helpers.disturbed_runs import Run, family
+from tests.helpers.disturbed_runs import Run
+from tests.helpers.processes import family
 
 LARGE = ["policy.height=32", "policy.width=32", "plan.seeds=8", "plan.explorations=8"]
 """Images and experience of a task that lie in the store of the node that made them; small ones are the driver's."""

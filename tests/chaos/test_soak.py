@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.disturbed_runs import Run, family
+from tests.helpers.disturbed_runs import Run
+from tests.helpers.processes import family
 from tests.helpers.run_folders import metrics
 
 STEPS, EVAL_EVERY = 2000, 200

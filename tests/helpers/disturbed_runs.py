@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from system.recipe.load import load_config
@@ -94,16 +93,3 @@ def one_quick(cases: Iterable[Any]) -> list[Any]:
     first, *others = cases
     rest = [case if isinstance(case, tuple) else (case,) for case in others]
     return [first, *(pytest.param(*case, marks=pytest.mark.chaos) for case in rest)]
-
-
-def family(root: int, *titles: str) -> list[psutil.Process]:
-    """Processes below `root` whose title holds one of these."""
-    found = []
-    for process in psutil.Process(root).children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if any(part in title for part in titles):
-            found.append(process)
-    return found

@@ -11,7 +11,6 @@ import zlib
 from contextlib import contextmanager
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import requests
@@ -32,6 +31,7 @@ from services.http.images import encode_image
 from services.http.wire import ARROW, JSON, write_request
 from tests.helpers.http_pool import TOKEN, as_json, grey, post, serving
 from tests.helpers.images import chunk, encoded
+from tests.helpers.processes import titled
 
 ANSWER_TIMEOUT_S = 30
 GROWTH_BYTES = 60e6
@@ -81,11 +81,9 @@ def holding(pool, growth_bytes=GROWTH_BYTES):
 
 def replica_bytes() -> dict[int, tuple[str, int]]:
     """Name and resident bytes of the pool's replicas and proxy, by process."""
-    ours = psutil.Process().children(recursive=True)
-    named = [(process, " ".join(process.cmdline())) for process in ours]
     found = {
         process.pid: (name.split()[0], process.memory_info().rss)
-        for process, name in named
+        for process, name in titled()
         if name.startswith(("ray::ServeReplica", "ray::ProxyActor"))
     }
     assert len(found) == 3, found

@@ -1,13 +1,13 @@
 """`tempflow serve` on a Ray of its own: both formats, limits, tokens, overload, growth, a killed replica."""
 
 import io
+import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import pytest
 import requests
 import yaml
@@ -18,6 +18,7 @@ from services.http.image_structure import MAX_SCANS
 from services.http.images import encode_image
 from tests.helpers.command_line import environment
 from tests.helpers.http_pool import TOKEN, as_json, free_port, grey, post, serving, wait_until
+from tests.helpers.processes import cpu_s, family
 
 
 def slow_image() -> bytes:
@@ -32,15 +33,14 @@ SLOW = slow_image()
 
 
 def decoding_s() -> float:
-    """CPU seconds that the decoders of our pools work within a second."""
+    """CPU seconds that the decoders of our pools spend within a second, without those that end in it."""
 
-    def total() -> float:
-        ours = psutil.Process().children(recursive=True)
-        return sum(p.cpu_times().user for p in ours if "services.serving.decoder" in p.cmdline())
+    def spent() -> dict[int, float]:
+        return cpu_s(family(os.getpid(), "services.serving.decoder"))
 
-    before = total()
+    before = spent()
     time.sleep(1)
-    return total() - before
+    return sum(seconds - before.get(pid, 0) for pid, seconds in spent().items())
 
 
 @pytest.fixture(scope="module")

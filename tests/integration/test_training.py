@@ -12,6 +12,7 @@ from system.recipe.load import load_config
 from tests.helpers.command_line import environment
 from tests.helpers.families import FAMILIES
 from tests.helpers.holes import write_scorers
+from tests.helpers.processes import listening
 from tests.helpers.recipes import tiny_recipe
 from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
 from tests.helpers.training import checkpoint_files, trained_locally
@@ -95,16 +96,9 @@ def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
 
 def test_a_ray_of_ours_listens_on_loopback_only(ray_head):
     """All but Serve's replicas (docs/architecture.md): their port has no setting, and asks for the token."""
-    family = [psutil.Process(ray_head.pid), *psutil.Process(ray_head.pid).children(recursive=True)]
-    listening = [
-        (process.name(), connection.laddr.ip)
-        for process in family
-        if "ServeReplica" not in " ".join(process.cmdline())
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert len(listening) > 5
-    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}, listening
+    found = [(title, ip) for title, ip in listening(ray_head.pid) if "ServeReplica" not in title]
+    assert len(found) > 5
+    assert {ip.removeprefix("::ffff:") for _, ip in found} == {"127.0.0.1"}, found
 
 
 def test_a_pool_that_cannot_be_placed_is_said_in_a_sentence(recipe, tempflow, ray_head):
