@@ -47,13 +47,13 @@ class Tree:
         every_M = np.arange(count)
         return cls(np.full(count, num_steps - 1), every_M, every_M.reshape(-1, 1, 1), count)
 
-    def reduce(self, reward_M: np.ndarray, place: int | None = None) -> np.ndarray:
-        """Reward of each action, (N, K): the mean of its leaves', or that of its leaf number `place`.
+    def reduce(self, reward_M: np.ndarray, leaf: int | None = None) -> np.ndarray:
+        """Reward of each action, (N, K): the mean of its leaves', or that of its leaf number `leaf`.
 
         NaN where a leaf is a hole, or missing.
         """
-        if place is not None:
-            leaf_NK = self.leaf_NKL[..., place]
+        if leaf is not None:
+            leaf_NK = self.leaf_NKL[..., leaf]
             return np.where(leaf_NK >= 0, reward_M[leaf_NK], np.nan)
         owned_NKL = self.leaf_NKL >= 0
         reward_NKL = np.where(owned_NKL, reward_M[self.leaf_NKL], 0.0)

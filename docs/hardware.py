@@ -6,7 +6,7 @@ python -m docs.hardware
 from pathlib import Path
 
 from system.capacity.cards import CARDS, GB
-from system.capacity.plan import Plan, fits_card, plan_of
+from system.capacity.estimate import Estimate, estimate_of, fits_card
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 
@@ -26,19 +26,19 @@ on which every process has room.
 
 def row(name: str) -> str:
     """The line of one recipe."""
-    plan = plan_of(load_config(name), None, CARD)
-    largest = max(plan.processes, key=lambda one: one.peak_bytes)
-    padding = max(plan.task.sampling_padding, plan.task.learning_padding)
+    estimate = estimate_of(load_config(name), None, CARD)
+    largest = max(estimate.processes, key=lambda one: one.peak_bytes)
+    padding = max(estimate.task.sampling_padding, estimate.task.learning_padding)
     return (
-        f"| {name} | {plan.gpus} | {largest.role}, {largest.phase} | {largest.peak_bytes / GB:.0f} GB "
-        f"| {plan.step.total:,.0f} s | {padding:.1%} | {plan.gpu_hours:,.0f} | {smallest_card(plan)} |\n"
+        f"| {name} | {estimate.gpus} | {largest.role}, {largest.phase} | {largest.peak_bytes / GB:.0f} GB "
+        f"| {estimate.step.total:,.0f} s | {padding:.1%} | {estimate.gpu_hours:,.0f} | {smallest_card(estimate)} |\n"
     )
 
 
-def smallest_card(plan: Plan) -> str:
+def smallest_card(estimate: Estimate) -> str:
     """The card with the least memory that all processes fit."""
     by_memory = sorted(CARDS.values(), key=lambda card: card.memory_gb)
-    found = next((card for card in by_memory if fits_card(plan.processes, card)), None)
+    found = next((card for card in by_memory if fits_card(estimate.processes, card)), None)
     return f"{found.name}, {found.memory_gb:.0f} GB" if found else "none"
 
 

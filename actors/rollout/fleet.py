@@ -19,7 +19,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from actors.lost import Lost
 from actors.policy.weights import Exported
 from actors.rollout.images import ByteBudget, Images
-from actors.rollout.jobs import Job, JobState, Run, Slot
+from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.schedule import Schedule, SlotState
@@ -88,7 +88,7 @@ class Fleet:
         self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
         self._schedule = Schedule(slots + more)
         self._waiting: deque[Job] = deque()
-        self._running: dict[Run, None] = {}
+        self._running: dict[Attempt, None] = {}
         """The jobs on workers, in the order of their start."""
         self._needed = set(range(slots))
         """The slots that the run needs to begin and whose workers have not loaded their model yet."""
@@ -258,54 +258,54 @@ class Fleet:
         if job.weights is not None and slot.held != job.weights.label:
             confirmation = slot.worker.load.remote(job.weights.label, *job.weights.buckets)
         refs = job.start(slot.worker)
-        run = Run(job, slot, refs, confirmation, now)
-        self._running[run] = None
+        attempt = Attempt(job, slot, refs, confirmation, now)
+        self._running[attempt] = None
         job.state = JobState.RUNNING
         self._schedule.begins(slot.number, now)
-        refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, run, read)))
+        refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, attempt, read)))
 
-    def _answered(self, run: Run, read: Future[Any]) -> None:
-        if run not in self._running:  # The fleet has given up on the job.
-            self._free(run, typical=False)
+    def _answered(self, attempt: Attempt, read: Future[Any]) -> None:
+        if attempt not in self._running:  # The fleet has given up on the job.
+            self._free(attempt, typical=False)
             return
-        del self._running[run]
+        del self._running[attempt]
         try:
-            if run.confirmation is not None:
-                self._confirm(run)
-            result = run.job.answer(run.refs, read.result())
+            if attempt.confirmation is not None:
+                self._confirm(attempt)
+            result = attempt.job.answer(attempt.refs, read.result())
         except RayActorError as error:
-            self._lost(run, error)
+            self._lost(attempt, error)
             return
         except (Exception, SystemExit) as error:
-            self._free(run, typical=False)
+            self._free(attempt, typical=False)
             lost = isinstance(error, ObjectLostError)
-            self._finish(run.job, error=Lost(first_line(error)) if lost else error)
+            self._finish(attempt.job, error=Lost(first_line(error)) if lost else error)
             if isinstance(error, SystemExit):
                 raise
             return
-        self._free(run, run.job.typical)
-        self._finish(run.job, result)
+        self._free(attempt, attempt.job.typical)
+        self._finish(attempt.job, result)
 
-    def _confirm(self, run: Run) -> None:
+    def _confirm(self, attempt: Attempt) -> None:
         """Check that the worker has loaded the weights that it was sent, and record it.
 
         Raises:
             RuntimeError: the worker has other weights.
         """
-        assert run.job.weights is not None
-        assert run.confirmation is not None
-        label = run.job.weights.label
-        answer = run.confirmation.future().result(SMALL_RESULT_TIMEOUT_S)
+        assert attempt.job.weights is not None
+        assert attempt.confirmation is not None
+        label = attempt.job.weights.label
+        answer = attempt.confirmation.future().result(SMALL_RESULT_TIMEOUT_S)
         if answer != (label.version, label.checksum):
             raise RuntimeError(f"a rollout worker confirmed weights {answer}, not {label}")
-        run.slot.held = label
+        attempt.slot.held = label
 
-    def _free(self, run: Run, typical: bool) -> None:
+    def _free(self, attempt: Attempt, typical: bool) -> None:
         """Mark the worker of an attempt as free, unless its slot has another worker by now."""
-        if self._slots[run.slot.number] is run.slot:
-            self._schedule.ends(run.slot.number, time.monotonic(), typical)
-            if run.slot.node in self._leaving:
-                self._leave(run.slot)
+        if self._slots[attempt.slot.number] is attempt.slot:
+            self._schedule.ends(attempt.slot.number, time.monotonic(), typical)
+            if attempt.slot.node in self._leaving:
+                self._leave(attempt.slot)
 
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Resolve a job's future. Its bytes are released, unless its images own them."""
@@ -322,9 +322,9 @@ class Fleet:
             if error is None:
                 result.images.release()
 
-    def _lost(self, run: Run, why: Exception) -> None:
+    def _lost(self, attempt: Attempt, why: Exception) -> None:
         """Let the job wait for another worker. The slot gets a new worker, unless it has one by now."""
-        job = run.job
+        job = attempt.job
         job.deaths += 1
         if job.deaths >= MAX_DEATHS_PER_JOB:
             many = RuntimeError(f"{MAX_DEATHS_PER_JOB} rollout workers died on one task; the last one: {why}")
@@ -333,10 +333,10 @@ class Fleet:
         else:
             job.state = JobState.WAITING_AGAIN
             self._waiting.appendleft(job)
-        if self._slots[run.slot.number] is run.slot:
-            log.warning("rollout worker %d is replaced: %s", run.slot.number, first_line(why))
+        if self._slots[attempt.slot.number] is attempt.slot:
+            log.warning("rollout worker %d is replaced: %s", attempt.slot.number, first_line(why))
             self.replaced += 1
-            self._vacate(run.slot)
+            self._vacate(attempt.slot)
 
     def _vacate(self, slot: Slot) -> None:
         """End a worker, and start another one in its slot."""
@@ -399,9 +399,9 @@ class Fleet:
         Raises:
             RuntimeError: jobs are waiting, and there was no worker for `start_timeout_s` seconds.
         """
-        while self._running and now > (run := next(iter(self._running))).began + self.task_timeout_s:
-            del self._running[run]
-            self._lost(run, TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
+        while self._running and now > (attempt := next(iter(self._running))).began + self.task_timeout_s:
+            del self._running[attempt]
+            self._lost(attempt, TimeoutError(f"no answer within {self.task_timeout_s:g} s"))
         if not self._waiting or self._running or self._joined():
             self._last_seen = now
         elif now - self._last_seen > self.start_timeout_s:
@@ -431,7 +431,7 @@ class Fleet:
         cancel(job.future)
 
     def _fail_all(self, error: BaseException) -> None:
-        unfinished = [*self._waiting, *(run.job for run in self._running)]
+        unfinished = [*self._waiting, *(attempt.job for attempt in self._running)]
         self._waiting.clear()
         self._running.clear()
         for job in unfinished:
@@ -442,8 +442,8 @@ class Fleet:
         with self._door:
             self._closed = True
         self._cancel()
-        for run in self._running:
-            self._finish_cancelled(run.job)
+        for attempt in self._running:
+            self._finish_cancelled(attempt.job)
         self._running.clear()
 
 

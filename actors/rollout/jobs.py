@@ -61,7 +61,7 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Attempt:
     """One attempt to run a job on a worker."""
 
     job: Job

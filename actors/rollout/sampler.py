@@ -144,12 +144,12 @@ class Sampler:
     def _noise(self, addresses: Sequence[Address]) -> Tensor:
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device, non_blocking=True)
 
-    def _velocity(self, groups: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
-        """The velocities (R, Z) of each item of `groups` at step i, and the number of padding rows in all."""
-        x_RZ = torch.cat([rows.x_RZ for rows in groups])
+    def _velocity(self, parts: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
+        """The velocities (R, Z) of each of `parts` at step i, and the number of padding rows in all."""
+        x_RZ = torch.cat([rows.x_RZ for rows in parts])
         if not len(x_RZ):
-            return [x_RZ] * len(groups), 0
-        prompt_R = torch.tensor([prompt for rows in groups for prompt in rows.prompt])
+            return [x_RZ] * len(parts), 0
+        prompt_R = torch.tensor([prompt for rows in parts for prompt in rows.prompt])
         prompt_R = prompt_R.to(x_RZ.device, non_blocking=True)
         padding = -len(x_RZ) % self.rows
         x_RZ = torch.cat([x_RZ, x_RZ[:1].expand(padding, *x_RZ.shape[1:])])
@@ -160,8 +160,8 @@ class Sampler:
             rows = slice(start, start + self.rows)
             chosen = {name: tensor[prompt_R[rows]] for name, tensor in conditioning.items()}
             chunks.append(self.family.velocity(x_RZ[rows], sigma_R, chosen))
-        *parts, _ = torch.cat(chunks).split([*map(len, groups), padding])
-        return parts, padding
+        *v, _ = torch.cat(chunks).split([*map(len, parts), padding])
+        return v, padding
 
     def _continued(self, trunks: Rows, v_BZ: Tensor, i: int) -> Rows:
         """The trunks after a deterministic step."""

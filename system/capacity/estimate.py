@@ -1,87 +1,243 @@
-"""Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
+"""Whether a recipe fits the GPUs that it is given, how long it takes and what it costs: all of `tempflow plan`."""
 
-from actors.policy.families import family_class
-from actors.rollout.plans import Plan, make_plan
-from actors.rollout.plans.plan import visits
-from system.capacity.in_flight import bytes_in_flight, task_image_bytes
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from services.base.errors import UserError
+from system.capacity.cards import CARDS, GB, Card
+from system.capacity.counts import checkpoint_bytes, store_bytes
+from system.capacity.memory import (
+    Process,
+    processes,
+    reward_gpus,
+)
+from system.capacity.timing import Step, Task, step_seconds, task_seconds
 from system.recipe.model import RunConfig
 
+MOST_PADDING = 0.03
+"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its estimate."""
+HOUR_S, DAY_S = 3600, 86400
+MOST_HALVINGS = 6
 
-def steps_within(config: RunConfig, budget: int) -> int:
-    """How many training steps a budget of NFE pays for, by the plans of the steps themselves; 1 at least.
 
-    What is not known beforehand, groups with no spread, which are not trained on, is counted as if they were.
+@dataclass(frozen=True)
+class Split:
+    """GPUs of the roles, and the seconds of a step with them."""
+
+    placement: str
+    rollout: int
+    learner: int
+    reward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a recipe fits the GPUs that it is given."""
+
+    card: Card
+    gpus: int
+    """GPUs that there are."""
+    asked: float
+    """GPUs that the recipe's roles ask for."""
+    processes: list[Process]
+    fix: str | None
+    """The one setting that makes it fit, or a sentence that says that none does; None where it fits."""
+
+    @property
+    def fits(self) -> bool:
+        return self.fix is None
+
+
+@dataclass(frozen=True)
+class Estimate(Fit):
+    """What a recipe needs."""
+
+    task: Task
+    step: Step
+    store_bytes: float
+    """Most of the object store at one time: images in flight and the experience of the steps in flight."""
+    checkpoint_bytes: float
+    disk_bytes_per_day: float
+    """Checkpoints that are written in a day; older ones are deleted."""
+    gpu_hours: float
+    """GPU-hours of all steps, evaluation included."""
+    best: Split
+    """The fastest split of as many GPUs that fits; the recipe's own where no other is faster."""
+    own: Split
+    merged_seconds: float | None
+    """Seconds of a step with `rollout.merge_adapter`; None where there is no adapter or it is merged."""
+
+
+def parse_gpus(text: str) -> tuple[int, Card]:
+    """`8xH100`: a number and a card.
+
+    Raises:
+        UserError: it is no such text, or the card is not known.
     """
-    guided = family_class(config.policy).forwards(config.policy)
-    spent, steps = 0.0, 0
-    while spent < budget:
-        plan = make_plan(config.plan, config.policy.num_steps, (config.seed, steps, 0))
-        stale = config.learner.max_staleness > 0 and steps > 0
-        spent += config.data.prompts_per_step * guided * (plan.nfe + _passes(config, plan, stale))
-        steps += 1
-    return max(1, steps - (spent > budget))
+    count, _, name = text.partition("x")
+    if not count.isdigit() or not int(count) or not name:
+        raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+    found = next((card for card in CARDS.values() if card.name.lower() == name.lower()), None)
+    if found is None:
+        raise UserError(f"--gpus: no card `{name}`; there are {', '.join(CARDS)}, or give --card with a measured one")
+    return int(count), found
 
 
-def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
-    """Transformer passes of the learner for one task, which an older policy version generated if `stale`; a backward
-    counts 2.
-    """
-    return config.objective.task_passes(trained_rows(config, plan), stale)
-
-
-def trained_rows(config: RunConfig, plan: Plan) -> int:
-    """Rows of the update for one task: its decisions, or its images at each noise level."""
-    items = plan.decisions if plan.trained_steps else plan.leaves
-    if config.advantage.keep and config.advantage.group == "prompt_step" and not config.objective.kl:
-        kept = 2 * config.advantage.keep
-        items = sum(min(plan.trunks()[i] * plan.forks[i].width, kept) for i in plan.trained_steps) // plan.siblings
-    return config.objective.rows(items, config.policy.num_steps)
-
-
-def live_rows(plan: Plan) -> list[int]:
-    """Rows that need a velocity at each step: trunks, and the branches that are not finished."""
-    rows, steps = plan.trunks(), len(plan.forks)
-    for i, (trunks, fork) in enumerate(zip(plan.trunks(), plan.forks, strict=True)):
-        branching = [(trunks * fork.width, stride) for stride in fork.strides] if fork.keep_trunk and fork.width else []
-        if fork.baseline:
-            branching.append((trunks, 1.0))
-        for count, stride in branching:
-            for at in visits(i + 1, steps, stride)[:-1]:
-                rows[at] += count
-    return rows
-
-
-def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
-    """Bytes of one step's images, and of its states and actions (or final latents) in fp32.
+def fit_of(config: RunConfig, gpus: int | None, card: Card) -> Fit:
+    """Whether a recipe fits so many of a card; as many as it asks for if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import experience_bytes
-
-    prompts = config.data.prompts_per_step
-    return prompts * task_image_bytes(config, plan), prompts * experience_bytes(config)
-
-
-def store_bytes(config: RunConfig) -> float:
-    """Most bytes in the object store at one time: images that wait for scores, and the experience of steps in flight.
-
-    Raises:
-        UserError: the shapes of the policy's model are not known.
-    """
-    steps = config.learner.max_staleness + 1
-    images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
-    return min(steps * images, bytes_in_flight(config)) + steps * experience
+    found = processes(config)
+    asked = sum(one.count * one.gpus for one in found)
+    have = gpus if gpus is not None else ceil(asked)
+    fits = fits_card(found, card) and asked <= have
+    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have))
 
 
-def checkpoint_bytes(config: RunConfig) -> float:
-    """Bytes of one checkpoint: weights, Adam's two moments, weight sets and the saved model, all in fp32.
+def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
+    """What a recipe needs, on so many of a card; on as many as it asks for if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
-    from system.capacity.passes import trained_parameters
+    fit, task = fit_of(config, gpus, card), task_seconds(config, card)
+    step = step_seconds(config, card, task)
+    own, size, seconds = _split_of(config, step), checkpoint_bytes(config), step.total + step.evaluation
+    return Estimate(
+        **vars(fit),
+        task=task,
+        step=step,
+        store_bytes=store_bytes(config),
+        checkpoint_bytes=size,
+        disk_bytes_per_day=size * DAY_S / (seconds * config.checkpoint.every),
+        gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, ceil(fit.asked)),
+        best=min([own, *_splits(config, card, task, own, fit.gpus)], key=lambda split: split.seconds),
+        own=own,
+        merged_seconds=_merged_seconds(config, card),
+    )
 
-    arrays = 2 + ADAM_MOMENTS + len(config.objective.weight_sets(config.learner.ema))
-    return float(arrays * FP32_BYTES * trained_parameters(local_policy(config)))
+
+def _merged_seconds(config: RunConfig, card: Card) -> float | None:
+    if config.policy.lora is None or config.rollout.merge_adapter:
+        return None
+    merged = changed(config, rollout={"merge_adapter": True})
+    return step_seconds(merged, card, task_seconds(merged, card)).total
+
+
+def fits_card(found: list[Process], card: Card) -> bool:
+    """Whether every process fits its share of a card. Scorers without a GPU are on the CPU."""
+    return all(one.fits(card) for one in found if one.gpus or not one.role.startswith("scorer"))
+
+
+def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
+    """A recipe with other values: `changed(config, learner={"micro_batch": 2})`."""
+    return config.model_copy(
+        update={room: getattr(config, room).model_copy(update=values) for room, values in rooms.items()}
+    )
+
+
+def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    if not config.policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing=true", changed(config, policy={"gradient_checkpointing": True})
+    if not config.rollout.offload_text_encoders:
+        yield "rollout.offload_text_encoders=true", changed(config, rollout={"offload_text_encoders": True})
+    for room, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
+        value = getattr(getattr(config, room), key)
+        for _ in range(MOST_HALVINGS):
+            if value > 1:
+                value //= 2
+                yield f"{room}.{key}={value}", changed(config, **{room: {key: value}})
+    if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
+        yield "learner.shard=true", changed(config, learner={"shard": True})
+
+
+def _fix(config: RunConfig, card: Card, asked: float, have: int) -> str:
+    if asked > have:
+        return "choose another `hardware`, or lower rollout.workers and learner.ranks"
+    for text, other in single_changes(config):
+        if fits_card(processes(other), card):
+            return f"set {text}"
+    return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
+
+
+def _split_of(config: RunConfig, step: Step) -> Split:
+    colocated = config.placement == "colocated"
+    return Split(
+        config.placement,
+        config.rollout.workers,
+        config.learner.ranks if not colocated else 0,
+        reward_gpus(config),
+        step.total,
+    )
+
+
+def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) -> Iterator[Split]:
+    """Other splits of as many whole GPUs between rollout and learner, the rewards keeping theirs."""
+    if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
+        return
+    left, prompts = have - own.reward, config.data.prompts_per_step
+    if not config.learner.shard and not config.learner.max_staleness and 1 <= left <= prompts:
+        other = _shared_out(config, "colocated", left, left)
+        if fits_card(processes(other), card):
+            yield Split("colocated", left, 0, own.reward, step_seconds(other, card, task).total)
+    for ranks in range(2 if config.learner.shard else 1, min(left, prompts + 1)):
+        other = _shared_out(config, "split", left - ranks, ranks)
+        if fits_card(processes(other), card):
+            yield Split("split", left - ranks, ranks, own.reward, step_seconds(other, card, task).total)
+
+
+def _shared_out(config: RunConfig, placement: str, workers: int, ranks: int) -> RunConfig:
+    """A recipe with other numbers of processes."""
+    other = config.model_copy(update={"placement": placement})
+    return changed(other, rollout={"workers": workers, "max_workers": None}, learner={"ranks": ranks})
+
+
+def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
+    """Numbers with their units in the keys."""
+    task, step = estimate.task, estimate.step
+    return {
+        "card": estimate.card.name,
+        "rates": estimate.card.source,
+        "gpus": estimate.gpus,
+        "gpus_asked": estimate.asked,
+        "fits": estimate.fits,
+        "fix": estimate.fix,
+        "memory_gb": {
+            one.role: {
+                "processes": one.count,
+                "gpus_each": one.gpus,
+                "peak": one.peak_bytes / GB,
+                "peak_phase": one.phase,
+                "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
+                "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
+            }
+            for one in estimate.processes
+        },
+        "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
+        "task_counts": {"nfe": task.nfe, "images": task.images, "learner_nfe": task.passes},
+        "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
+        "step_s": {
+            "rollout": step.rollout,
+            "scoring": step.scoring,
+            "learning": step.learning,
+            "total": step.total,
+            "evaluation": step.evaluation,
+        },
+        "idle": step.idle,
+        "store_gb": estimate.store_bytes / GB,
+        "checkpoint_gb": estimate.checkpoint_bytes / GB,
+        "disk_gb_per_day": estimate.disk_bytes_per_day / GB,
+        "gpu_hours": estimate.gpu_hours,
+        "price": None if price is None else price * estimate.gpu_hours,
+        "best_split": vars(estimate.best),
+        "own_split": vars(estimate.own),
+        "merged_step_s": estimate.merged_seconds,
+    }

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 
 from system.capacity.cards import Card
-from system.capacity.estimate import live_rows, trained_rows
+from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import reward_of

@@ -154,8 +154,8 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
     from dataclasses import replace
 
     from system.capacity.cards import CARDS, GB
-    from system.capacity.plan import fit_of
-    from system.capacity.plan_text import fit_sentence
+    from system.capacity.estimate import fit_of
+    from system.capacity.estimate_text import fit_sentence
 
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
@@ -177,7 +177,7 @@ def store_bytes(config: RunConfig) -> float:
     The experience is left out if the shapes of the policy's model are not known.
     """
     from actors.rollout.plans import make_plan
-    from system.capacity.estimate import store_bytes as with_experience
+    from system.capacity.counts import store_bytes as with_experience
     from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 
     try:
@@ -223,7 +223,7 @@ def _disk(what: str, folder: Path, needed: float, unknown: str = "") -> Finding:
 
 def checkpoint_bytes(config: RunConfig) -> float:
     """Bytes of one checkpoint; 0 if the shapes of the policy's model are not known."""
-    from system.capacity.estimate import checkpoint_bytes as of_known
+    from system.capacity.counts import checkpoint_bytes as of_known
 
     try:
         return of_known(config)

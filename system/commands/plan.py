@@ -29,16 +29,16 @@ def plan(
     import json as encoder
 
     from system.capacity.cards import CARDS, Card
-    from system.capacity.plan import as_json, parse_gpus, plan_of
-    from system.capacity.plan_text import plan_sentences, plan_table
+    from system.capacity.estimate import as_json, estimate_of, parse_gpus
+    from system.capacity.estimate_text import estimate_sentences, estimate_table
     from system.recipe.load import load_config
 
     config = load_config(recipe, overrides or [])
     count, kind = parse_gpus(gpus) if gpus else (None, CARDS["H100"])
-    found = plan_of(config, count, Card.measured_in(card) if card else kind)
+    found = estimate_of(config, count, Card.measured_in(card) if card else kind)
     if json:
         console.print_json(encoder.dumps(as_json(found, price)))
         return
-    console.print(plan_table(config, found))
-    for sentence in plan_sentences(config, found, price):
+    console.print(estimate_table(config, found))
+    for sentence in estimate_sentences(config, found, price):
         console.print(plain(sentence), soft_wrap=True)

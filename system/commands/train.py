@@ -50,18 +50,18 @@ def show_cost(config: RunConfig, sources: Sources) -> None:
         UserError: the first problem that a check finds.
     """
     from system.capacity.cards import CARDS
-    from system.capacity.plan import plan_of
-    from system.capacity.plan_text import plan_sentences, plan_table
+    from system.capacity.estimate import estimate_of
+    from system.capacity.estimate_text import estimate_sentences, estimate_table
     from system.checks.checks import By, refuse
     from system.recipe.dump import dump_with_sources
 
     refuse(config, By.DRY_RUN)
     typer.echo(dump_with_sources(config, sources))
     try:
-        plan = plan_of(config, None, CARDS["H100"])
+        estimate = estimate_of(config, None, CARDS["H100"])
     except UserError as unknown:  # the recipe is in order, and its cost is not known
         console.print(plain(unknown), soft_wrap=True)
         return
-    console.print(plan_table(config, plan))
-    for sentence in plan_sentences(config, plan, None):
+    console.print(estimate_table(config, estimate))
+    for sentence in estimate_sentences(config, estimate, None):
         console.print(plain(sentence), soft_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.base.errors import UserError
-from system.capacity.estimate import steps_within
+from system.capacity.counts import steps_within
 from system.checks.checks import By, refuse
 from system.commands.plain import plain
 from system.compare.result import Result, condense, key_of

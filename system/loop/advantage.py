@@ -114,8 +114,8 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
 def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:
     """What gives the rewards that are compared with each other; more than one where leaves are compared apart."""
     if rule.leaves == "each":
-        places = range(max(tree.leaf_NKL.shape[2] for tree in trees))
-        return [partial(Tree.reduce, place=place) for place in places]
+        leaves = range(max(tree.leaf_NKL.shape[2] for tree in trees))
+        return [partial(Tree.reduce, leaf=leaf) for leaf in leaves]
     return [rule.reward_function or Tree.reduce]
 
 

@@ -10,12 +10,18 @@ import kubernetes_validate
 import yaml
 from jsonschema import Draft202012Validator
 
+from system.manifests.infra import Infra
+from system.recipe.load import load_config, parse_config
+from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "kuberay"
 KUBERNETES = "1.33"
 MAX_NAME = 47
 """The operator appends six characters, and a RayCluster's name has at most 53."""
+PROMPTS = ["data.train=/runs/train.txt", "data.heldout=/runs/test.txt"]
+SMALL = {"image": "tempflow:1", "runs": {"claim": "runs"}, "workers": {"cpus": 8, "gpus": 2}}
+OWN = SMALL | {"learner": {"gpus": 1}, "reward": {"gpus": 1, "cpus": 2, "memory": "32Gi"}}
 
 
 class _Widest(yaml.SafeLoader):
@@ -115,3 +121,16 @@ def _strict(schema: Any) -> Any:
 def _is_schema(value: Any) -> bool:
     """Whether `format` or `default` is a property's name."""
     return isinstance(value, dict) and "type" in value
+
+
+def infra(raw: dict, **more: object) -> Infra:
+    return parse_config(Infra, raw | more, "infra.yaml")
+
+
+def recipe(*overrides: str, base: str = "sd35_pickscore") -> RunConfig:
+    few = ["rollout.workers=2", "learner.ranks=1", "scorers.0.replicas=1", "scorers.0.num_gpus=0.25"]
+    return load_config(base, [*PROMPTS, "placement=split", *few, *overrides])
+
+
+def by_kind(documents: list[dict]) -> dict[str, dict]:
+    return {document["kind"]: document for document in documents}

@@ -1,47 +1,186 @@
-"""Counts that follow from a plan."""
+"""The estimate of `tempflow plan`: memory and seconds by hand, what makes a recipe fit, and what the command says."""
+
+import json
+from math import ceil
 
 import pytest
 
-from actors.rollout.plans import make_plan
-from system.capacity.estimate import live_rows, steps_within, trained_rows
-from system.capacity.in_flight import bytes_in_flight, task_image_bytes
-from system.recipe.find import recipe_names
+from actors.policy.policy import Policy
+from services.base.errors import UserError
+from system.capacity.cards import CARDS, Card
+from system.capacity.counts import checkpoint_bytes, store_bytes
+from system.capacity.estimate import estimate_of, fits_card, parse_gpus, single_changes
+from system.capacity.memory import processes
+from system.capacity.passes import learner_pass, rollout_pass, trained_parameters
+from system.capacity.timing import step_seconds, task_seconds
 from system.recipe.load import load_config
 
-
-@pytest.mark.parametrize(
-    ("staleness", "optimizer_steps", "first", "others"),
-    [(0, 1, 4 * 400, 4 * 400), (1, 1, 4 * 400, 4 * 416), (0, 2, 4 * 408, 4 * 408), (4, 2, 4 * 408, 4 * 416)],
-)
-def test_a_budget_pays_for_the_learners_passes_too(staleness, optimizer_steps, first, others):
-    """A prompt: 352 NFE of sampling, 3 passes of 16 decisions, and one to read old log-probs back where they are not
-    the first optimizer step's own.
-    """
-    overrides = [f"learner.max_staleness={staleness}", f"objective.optimizer_steps={optimizer_steps}"]
-    config = load_config("shapes", overrides)
-    assert [steps_within(config, first + 9 * others - less) for less in (0, 1)] == [10, 9]
+H100 = CARDS["H100"]
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_images_in_flight_let_every_worker_work(recipe):
-    config = load_config(recipe, ["rollout.max_workers=24"])
-    task = task_image_bytes(config, make_plan(config.plan, config.policy.num_steps))
-    assert bytes_in_flight(config) == 2 * 24 * task
-    bounded = load_config(recipe, ["rollout.max_bytes_in_flight=5"])
-    assert bytes_in_flight(bounded) == 5
+def by_role(*overrides: str, recipe: str = "shapes"):
+    return {one.role: one for one in processes(load_config(recipe, list(overrides)))}
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_the_rows_of_all_steps_are_the_plans_forwards(recipe):
-    config = load_config(recipe)
-    for step in range(3):
-        plan = make_plan(config.plan, config.policy.num_steps, (0, step, 0))
-        assert sum(live_rows(plan)) == plan.nfe
+def test_what_a_learner_holds_for_what_it_trains():
+    config = load_config("shapes", ["policy.dtype=bf16", "learner.ema={}"])
+    count = trained_parameters(config.policy)
+    held = {one.role: one for one in processes(config)}["learner"].held
+    assert held["adapter"] == 2 * count
+    assert held["gradients"] == held["fp32 masters"] == held["weight sets"] == 4 * count
+    assert held["Adam"] == 8 * count
+    fp32 = by_role("policy.dtype=fp32")["learner"].held
+    assert "fp32 masters" not in fp32
+    assert "weight sets" not in fp32
+    assert fp32["adapter"] == 4 * count
 
 
-def test_rows_of_a_trunk_and_of_images():
-    config = load_config("shapes")  # 4 seeds, 6 actions at each of the first 4 of 6 steps
-    assert live_rows(make_plan(config.plan, 6)) == [4, 28, 52, 76, 96, 96]
-    assert trained_rows(config, make_plan(config.plan, 6)) == 16
-    nft = load_config("sd35_nft")
-    assert trained_rows(nft, make_plan(nft.plan, 10)) == 24 * 9
+def test_full_fine_tuning_in_shards():
+    ranks = ["policy.lora=null", "policy.dtype=bf16", "learner.ranks=4"]
+    whole, parts = by_role(*ranks)["learner"].held, by_role(*ranks, "learner.shard=true")["learner"].held
+    assert parts["Adam"] == whole["Adam"] / 4
+    assert parts["transformer"] == pytest.approx(2 * whole["transformer"] / 4, rel=0.01)  # fp32, a quarter of it
+    assert "fp32 masters" in whole
+    assert "fp32 masters" not in parts
+    compared = by_role(*ranks, "objective.kl=0.01")
+    assert compared["learner"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
+    assert "base for comparison" not in whole.keys() | compared["rollout"].held.keys()
+
+
+def test_a_merged_adapter_leaves_less_to_compute():
+    config, merged = (load_config("shapes", [f"rollout.merge_adapter={value}"]) for value in ("false", "true"))
+    assert task_seconds(merged, CARDS["H100"]).sampling < task_seconds(config, CARDS["H100"]).sampling
+    assert task_seconds(merged, CARDS["H100"]).learning == task_seconds(config, CARDS["H100"]).learning
+
+
+def test_too_few_gpus_are_no_fit_and_cost_what_the_recipe_asks_for():
+    few, enough = (estimate_of(load_config("sd35_pickscore"), gpus, H100) for gpus in (1, 8))
+    assert (few.fits, enough.fits) == (False, True)
+    assert few.gpu_hours == enough.gpu_hours
+
+
+def test_a_scorer_needs_room_in_its_fraction():
+    hpsv3 = ["rewards=hpsv3", "scorers.hpsv3.num_gpus=0.25", "scorers.hpsv3.replicas=1"]
+    config = load_config("klein_pickscore_1gpu", hpsv3)
+    assert not fits_card(processes(config), CARDS["RTX-4090"])
+    assert fits_card(processes(config), H100)
+
+
+def test_each_optimizer_step_waits_for_the_rank_with_most_tasks():
+    """48 prompts on 7 ranks in two optimizer steps of 24: 4 tasks twice, where one step of 48 would take 7."""
+    config = load_config("sd35_pickscore")
+    task = task_seconds(config, H100)
+    assert step_seconds(config, H100, task).learning == pytest.approx(8 * task.learning)
+
+
+def test_fractions_of_a_gpu_are_shared():
+    one = estimate_of(load_config("sd35_pickscore_24gb"), None, CARDS["RTX-4090"])
+    assert (one.asked, one.gpus, one.fits) == (1.0, 1, True)
+
+
+def test_colocated_roles_share_one_base_and_their_phases_take_turns():
+    split, colocated = by_role(), by_role("placement=colocated", "rollout.workers=1")
+    assert set(colocated) == {"colocated", "scorer pickscore"}
+    one = colocated["colocated"]
+    assert one.held["transformer"] == split["learner"].held["transformer"] == split["rollout"].held["transformer"]
+    assert one.phases == split["rollout"].phases | split["learner"].phases
+    assert one.peak_bytes == sum(one.held.values()) + max(one.phases.values())
+
+
+def test_offloaded_text_encoders_are_a_phase():
+    held, away = by_role()["rollout"], by_role("rollout.offload_text_encoders=true")["rollout"]
+    assert away.phases["encoding text"] == held.held["text encoders"]
+    assert "text encoders" not in away.held
+
+
+def test_the_setting_that_makes_it_fit_is_found_and_does():
+    config = load_config("shapes", ["learner.micro_batch=64"])
+    learner = {one.role: one for one in processes(config)}["learner"]
+    small = Card("small", (learner.peak_bytes + 1e9) / 0.95 / 1e9 - 0.01, 1, 1, 1, 1, 1, "0.0")
+    assert not fits_card(processes(config), small)
+    fix = estimate_of(config, None, small).fix
+    assert fix is not None
+    setting = fix.removeprefix("set ")
+    assert fits_card(processes(load_config("shapes", ["learner.micro_batch=64", setting])), small)
+    none = Card("tiny", 0.5, 1, 1, 1, 1, 1, "0.0")
+    assert "no single setting" in str(estimate_of(config, None, none).fix)
+
+
+def test_a_change_is_of_one_setting():
+    config = load_config("shapes", ["rollout.micro_batch=4"])
+    texts = [text for text, _ in single_changes(config)]
+    assert texts[0] == "policy.gradient_checkpointing=true"
+    assert [text for text in texts if text.startswith("rollout.micro_batch")] == [
+        "rollout.micro_batch=2",
+        "rollout.micro_batch=1",
+    ]
+
+
+def test_seconds_are_passes_times_their_roofline():
+    config = load_config("shapes", ["objective.optimizer_steps=2"])
+    task = task_seconds(config, H100)
+    rounds = sum(ceil(rows / 24) for rows in (4, 28, 52, 76, 96, 96))
+    assert task.sampling == pytest.approx(rounds * rollout_pass(config.policy, 24).seconds(H100))
+    forward, update = (
+        p.seconds(H100) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
+    )
+    assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
+    assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
+    assert task.learning_padding == 0
+    step = step_seconds(config, H100, task)
+    assert step.rollout == pytest.approx(2 * task.rollout)  # 4 prompts, 2 workers
+    assert step.learning == pytest.approx(4 * task.learning)
+    assert step.total == pytest.approx(step.rollout + task.scoring + step.learning)
+    assert step.idle["learner"] == pytest.approx(1 - step.learning / step.total)
+
+
+def test_a_stale_learner_works_beside_the_rollout():
+    config = load_config("shapes", ["learner.max_staleness=1"])
+    step = step_seconds(config, H100, task_seconds(config, H100))
+    assert step.total == pytest.approx(max(step.rollout + task_seconds(config, H100).scoring, step.learning))
+
+
+def test_a_step_ends_with_the_role_that_has_most_to_do():
+    on_paper = task_seconds(load_config("shapes"), H100)
+    one, four = (step_seconds(load_config("shapes", [f"rollout.workers={n}"]), H100, on_paper).rollout for n in (1, 4))
+    assert one == pytest.approx(4 * four)
+
+
+def test_bytes_of_the_store_and_of_a_checkpoint():
+    config = load_config("shapes")
+    text = 4 * sum_of_text(config)
+    images = 4 * 96 * 64 * 64 * 3
+    assert store_bytes(config) == pytest.approx(images + 4 * ((16 + 96) * latent_bytes(config) + text))
+    assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
+    assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
+
+
+def latent_bytes(config):
+    shape = Policy(config.policy, seed=0).family.latent_shape
+    return 4 * shape[0] * shape[1] * shape[2]
+
+
+def sum_of_text(config):
+    return sum(tensor.numel() for tensor in Policy(config.policy, seed=0).family.encode(["a"]).values())
+
+
+def test_gpus_as_text():
+    assert parse_gpus("8xH100") == (8, H100)
+    assert parse_gpus("2xa100-40") == (2, CARDS["A100-40"])
+    for text in ("H100", "0xH100", "8", "x", "-1xH100"):
+        with pytest.raises(UserError, match="8xH100"):
+            parse_gpus(text)
+    with pytest.raises(UserError, match="RTX-4090"):
+        parse_gpus("8xV100")
+
+
+def test_the_command_says_it_in_a_table_and_in_json(in_process):
+    table = in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5")
+    assert table.returncode == 0
+    for text in ("on paper", "It fits", "RTX-4090", "Padding is", "GPU-hours"):
+        assert text in table.stdout
+    found = json.loads(in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5", "--json").stdout)
+    assert found["rates"] == "on paper"
+    assert found["gpus"] == 2
+    assert found["price"] == pytest.approx(0.5 * found["gpu_hours"])
+    assert set(found["memory_gb"]) == {"rollout", "learner", "scorer pickscore"}

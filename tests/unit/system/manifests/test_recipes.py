@@ -10,8 +10,8 @@ from actors.policy.flux2_klein import Flux2Klein
 from actors.policy.qwen_image import QwenImage
 from actors.policy.sd3 import SD3
 from actors.rollout.plans import make_plan
-from system.capacity.estimate import live_rows
-from system.capacity.plan import MOST_PADDING
+from system.capacity.counts import live_rows
+from system.capacity.estimate import MOST_PADDING
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
 from system.recipe.find import recipe_names

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: a table of the roles, and a sentence for each answer."""
+"""An estimate as a person reads it: a table of the roles, and a sentence for each answer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from system.capacity.cards import GB
+from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Fit, Split
 from system.capacity.memory import Process
-from system.capacity.plan import HOUR_S, MOST_PADDING, Fit, Plan, Split
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
@@ -16,21 +16,21 @@ LEAST_GAIN = 0.02
 """A setting that saves a smaller share of a step is not named."""
 
 
-def plan_table(config: RunConfig, plan: Plan) -> Table:
+def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
     """A line for each kind of process."""
-    card = plan.card
-    title = f"{config.name} on {f'{plan.gpus} x ' if plan.gpus else ''}{card.name}, rates {card.source}"
+    card = estimate.card
+    title = f"{config.name} on {f'{estimate.gpus} x ' if estimate.gpus else ''}{card.name}, rates {card.source}"
     table = Table(title=title)
     for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "held", "phase", "s a step", "waits"):
         table.add_column(column, justify="left" if column in ("role", "held", "phase") else "right")
-    for one in plan.processes:
+    for one in estimate.processes:
         table.add_row(
             one.role,
             f"{one.count} x {one.gpus:g} GPU",
             _gb(one.peak_bytes),
             _parts(one.held, one.peak_bytes),
             _parts(one.phases, one.peak_bytes),
-            *_time(one, plan),
+            *_time(one, estimate),
         )
     return table
 
@@ -41,8 +41,8 @@ def _parts(parts: dict[str, float], whole: float) -> str:
     return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in largest if num_bytes >= 0.01 * whole)
 
 
-def _time(one: Process, plan: Plan) -> tuple[str, str]:
-    step = plan.step
+def _time(one: Process, estimate: Estimate) -> tuple[str, str]:
+    step = estimate.step
     match one.role:
         case "rollout":
             return _s(step.rollout), _share(step.idle.get("rollout", step.idle.get("rollout and learner", 0.0)))
@@ -53,10 +53,10 @@ def _time(one: Process, plan: Plan) -> tuple[str, str]:
     return (_s(step.scoring), _share(step.idle["reward"])) if "reward" in step.idle else ("", "")
 
 
-def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterator[str]:
-    """What follows from the plan, the answer to "does it fit" first."""
-    yield fit_sentence(plan)
-    step, task, prompts = plan.step, plan.task, config.data.prompts_per_step
+def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | None) -> Iterator[str]:
+    """What follows from the estimate, the answer to "does it fit" first."""
+    yield fit_sentence(estimate)
+    step, task, prompts = estimate.step, estimate.task, config.data.prompts_per_step
     yield (
         f"A step has {prompts} prompts: {prompts * task.nfe:,} NFE of sampling, {prompts * task.images:,} images, "
         f"{prompts * task.passes:,.0f} NFE of learning."
@@ -67,49 +67,50 @@ def plan_sentences(config: RunConfig, plan: Plan, price: float | None) -> Iterat
         f"learning {_s(step.learning)}."
     )
     hours = config.steps * (step.total + step.evaluation) / HOUR_S
-    cost = f", {price * plan.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
-    yield f"{config.steps:,} steps take {hours:,.3g} h, {plan.gpu_hours:,.4g} GPU-hours{cost}."
-    if not plan.asked:
-        yield f"The recipe's roles ask for no GPU: the seconds are those of a {plan.card.name} for each process."
+    cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
+    yield f"{config.steps:,} steps take {hours:,.3g} h, {estimate.gpu_hours:,.4g} GPU-hours{cost}."
+    if not estimate.asked:
+        yield f"The recipe's roles ask for no GPU: the seconds are those of a {estimate.card.name} for each process."
     yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
     if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer).known]:
         yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
-    if plan.best != plan.own:
-        saved = 1 - plan.best.seconds / plan.own.seconds
-        yield f"{_split(plan.best)} would take {_s(plan.best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
-    if plan.merged_seconds is not None and plan.merged_seconds < (1 - LEAST_GAIN) * step.total:
-        saved = 1 - plan.merged_seconds / step.total
-        yield f"rollout.merge_adapter=true would take {_s(plan.merged_seconds)} s a step, {saved:.0%} less."
+    best, own = estimate.best, estimate.own
+    if best != own:
+        saved = 1 - best.seconds / own.seconds
+        yield f"{_split(best)} would take {_s(best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
+    if estimate.merged_seconds is not None and estimate.merged_seconds < (1 - LEAST_GAIN) * step.total:
+        saved = 1 - estimate.merged_seconds / step.total
+        yield f"rollout.merge_adapter=true would take {_s(estimate.merged_seconds)} s a step, {saved:.0%} less."
     too_much = (
-        f", more than {MOST_PADDING:.0%}: choose micro-batches that divide the rows" if pads_too_much(plan) else ""
+        f", more than {MOST_PADDING:.0%}: choose micro-batches that divide the rows" if pads_too_much(estimate) else ""
     )
     yield (
         f"Padding is {_share(task.sampling_padding)} of the rows of sampling and {_share(task.learning_padding)} of "
         f"learning{too_much}."
     )
-    daily = f", and {_gb(plan.disk_bytes_per_day)} GB of them are written in a day" if plan.asked else ""
+    daily = f", and {_gb(estimate.disk_bytes_per_day)} GB of them are written in a day" if estimate.asked else ""
     yield (
-        f"The object store holds up to {_gb(plan.store_bytes)} GB; a checkpoint has {_gb(plan.checkpoint_bytes)} GB"
-        f"{daily}."
+        f"The object store holds up to {_gb(estimate.store_bytes)} GB; "
+        f"a checkpoint has {_gb(estimate.checkpoint_bytes)} GB{daily}."
     )
 
 
-def pads_too_much(plan: Plan) -> bool:
+def pads_too_much(estimate: Estimate) -> bool:
     """Whether more rows are padding than a recipe should have."""
-    return max(plan.task.sampling_padding, plan.task.learning_padding) > MOST_PADDING
+    return max(estimate.task.sampling_padding, estimate.task.learning_padding) > MOST_PADDING
 
 
-def fit_sentence(plan: Fit) -> str:
+def fit_sentence(fit: Fit) -> str:
     """Whether it fits, or what makes it fit."""
-    if plan.fits:
-        return f"It fits: every process has room on its {plan.card.name}."
-    if plan.asked > plan.gpus:
-        return f"It does not fit: the roles ask for {plan.asked:g} GPUs, and there are {plan.gpus}; {plan.fix}."
-    large = max((one for one in plan.processes if not one.fits(plan.card)), key=lambda one: one.peak_bytes)
+    if fit.fits:
+        return f"It fits: every process has room on its {fit.card.name}."
+    if fit.asked > fit.gpus:
+        return f"It does not fit: the roles ask for {fit.asked:g} GPUs, and there are {fit.gpus}; {fit.fix}."
+    large = max((one for one in fit.processes if not one.fits(fit.card)), key=lambda one: one.peak_bytes)
     share = f"its {large.gpus:g} of a" if 0 < large.gpus < 1 else "each"
     return (
         f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
-        f"{plan.card.name} has {_gb(large.share_bytes(plan.card))} GB; {plan.fix}."
+        f"{fit.card.name} has {_gb(large.share_bytes(fit.card))} GB; {fit.fix}."
     )
 
 

@@ -1,0 +1,47 @@
+"""Counts that follow from a plan."""
+
+import pytest
+
+from actors.rollout.plans import make_plan
+from system.capacity.counts import live_rows, steps_within, trained_rows
+from system.capacity.in_flight import bytes_in_flight, task_image_bytes
+from system.recipe.find import recipe_names
+from system.recipe.load import load_config
+
+
+@pytest.mark.parametrize(
+    ("staleness", "optimizer_steps", "first", "others"),
+    [(0, 1, 4 * 400, 4 * 400), (1, 1, 4 * 400, 4 * 416), (0, 2, 4 * 408, 4 * 408), (4, 2, 4 * 408, 4 * 416)],
+)
+def test_a_budget_pays_for_the_learners_passes_too(staleness, optimizer_steps, first, others):
+    """A prompt: 352 NFE of sampling, 3 passes of 16 decisions, and one to read old log-probs back where they are not
+    the first optimizer step's own.
+    """
+    overrides = [f"learner.max_staleness={staleness}", f"objective.optimizer_steps={optimizer_steps}"]
+    config = load_config("shapes", overrides)
+    assert [steps_within(config, first + 9 * others - less) for less in (0, 1)] == [10, 9]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_images_in_flight_let_every_worker_work(recipe):
+    config = load_config(recipe, ["rollout.max_workers=24"])
+    task = task_image_bytes(config, make_plan(config.plan, config.policy.num_steps))
+    assert bytes_in_flight(config) == 2 * 24 * task
+    bounded = load_config(recipe, ["rollout.max_bytes_in_flight=5"])
+    assert bytes_in_flight(bounded) == 5
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_rows_of_all_steps_are_the_plans_forwards(recipe):
+    config = load_config(recipe)
+    for step in range(3):
+        plan = make_plan(config.plan, config.policy.num_steps, (0, step, 0))
+        assert sum(live_rows(plan)) == plan.nfe
+
+
+def test_rows_of_a_trunk_and_of_images():
+    config = load_config("shapes")  # 4 seeds, 6 actions at each of the first 4 of 6 steps
+    assert live_rows(make_plan(config.plan, 6)) == [4, 28, 52, 76, 96, 96]
+    assert trained_rows(config, make_plan(config.plan, 6)) == 16
+    nft = load_config("sd35_nft")
+    assert trained_rows(nft, make_plan(nft.plan, 10)) == 24 * 9
