@@ -1,9 +1,9 @@
 """What each kind of pass costs: learning from a micro-batch, sampling one, decoding one, encoding a prompt.
 
-The family's own code runs on tensors without data. A transformer's blocks are alike, so that operators and peak memory grow by
-the same amount with each further block of a kind: a model with two blocks of each kind is traced, and one with one more
-block of each, and the rest is extrapolated. Operators are then exact, and so is the peak; with checkpointing, the peak
-is exact to 1%. Not seen are workspaces inside a kernel, such as those of convolutions.
+The family's own code runs on tensors without data. A transformer's blocks are alike, so that operators and peak memory
+grow by the same amount with each further block of a kind: a model with two blocks of each kind is traced, and one with
+one more block of each, and the rest is extrapolated. Operators are then exact, and so is the peak; with checkpointing,
+the peak is exact to 1%. Not seen are workspaces inside a kernel, such as those of convolutions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a call costs, found by running it without data: operators, and the most memory that is in use at once.
 
 The call runs on the `meta` device, where tensors have a shape and a dtype but no values, so that a model of any size is
-traced in seconds on any machine. Each operator is one kernel: compiled code fuses some of them and needs less time and memory
-than is said here.
+traced in seconds on any machine. Each operator is one kernel: compiled code fuses some of them and needs less time and
+memory than is said here.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _sum(left: Counter[Operator], right: Counter[Operator], sign: int) -> Counte
 
 
 class Tracer(TorchDispatchMode):
-    """Counts the operators that run inside it, and the bytes of the tensors that they make; on `meta` or on real tensors."""
+    """Counts the operators that run inside it, on `meta` or on real tensors, and the bytes of the tensors they make."""
 
     def __init__(self) -> None:
         super().__init__()
