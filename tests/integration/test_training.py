@@ -110,6 +110,7 @@ def test_a_ray_of_ours_listens_on_loopback_only(ray_head):
     assert {ip.removeprefix("::ffff:") for _, ip in found} == {"127.0.0.1"}, found
 
 
+@pytest.mark.slow
 def test_a_pool_that_cannot_be_placed_is_said_in_a_sentence(recipe, tempflow, ray_head):
     too_much = ("scorers.0.num_cpus=99", "ray.start_timeout_s=3")
     done = tempflow("train", recipe, *ONE_PROCESS, *too_much, address=ray_head.address)
@@ -119,6 +120,7 @@ def test_a_pool_that_cannot_be_placed_is_said_in_a_sentence(recipe, tempflow, ra
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_scorer_that_always_raises_is_said_in_a_sentence(recipe, tempflow, ray_head, tmp_path):
     write_scorers(tmp_path)
     failing = ("scorers.0.scorer=broken:Raises", "scorers.0.attempts=1")
