@@ -26,14 +26,15 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def with_holes(sd3_folder, ray_head, tmp_path_factory) -> Finished:
-    """A run on Ray with two rollout workers, a learner and a pool that leaves holes.
+    """A run on Ray with two rollout workers, a learner and two scorers, of which one leaves holes.
 
     It has secrets in its environment and writes for TensorBoard and W&B.
     """
     folder = tmp_path_factory.mktemp("with_holes")
     recipe = tiny_recipe(sd3_folder, folder)
     write_scorers(folder)
-    overrides = ["scorers.0.scorer=broken:SomeNaN", "scorers.0.options.percent=50", "reward.max_hole_share=0.7"]
+    holes = ["scorers.0.scorer=broken:SomeNaN", "scorers.0.options.percent=50", "reward.max_hole_share=0.7"]
+    overrides = [*holes, "scorers.whole={scorer: jpeg_size, num_cpus: 0.1}"]
     loggers = ["log.tensorboard=true", "log.wandb={mode: offline}"]
     done = run_cli(
         "train", recipe, "name=ray", *overrides, *loggers, folder=folder, address=ray_head.address, env=CANARIES
