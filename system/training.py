@@ -131,9 +131,10 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
 
 def _roles_of(config: RunConfig) -> str:
     """The processes that load a model before the first step."""
-    scorers = "" if config.reward.app else f", scorers {', '.join(scorer.name for scorer in config.scorers)}"
-    colocated = " on the same GPUs" if config.placement == "colocated" else ""
-    return f"{config.rollout.workers} rollout workers, {config.learner.ranks} learner ranks{colocated}{scorers}"
+    parts = [f"rollout workers: {config.rollout.workers}", f"learner ranks: {config.learner.ranks}"]
+    if not config.reward.app:
+        parts.append(f"scorers: {', '.join(scorer.name for scorer in config.scorers)}")
+    return "; ".join(parts)
 
 
 def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:
