@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from services.base.errors import UserError
-from system.capacity.cards import CARDS, GB, Card
+from system.capacity.cards import CARDS, GB, Card, is_called
 from system.capacity.counts import checkpoint_bytes, store_bytes
 from system.capacity.memory import (
     Process,
@@ -73,15 +73,22 @@ class Estimate(Fit):
     """Seconds of a step with `rollout.merge_adapter`; None where there is no adapter or it is merged."""
 
 
-def parse_gpus(text: str) -> tuple[int, Card]:
-    """`8xH100`: a number and a card.
+def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
+    """`8xH100`: a number and a card, whose rates are those of `measured` if it is given.
 
     Raises:
-        UserError: it is no such text, or the card is not known.
+        UserError: it is no such text, the card is not known, or it is another one than the measured card.
     """
     count, _, name = text.partition("x")
     if not count.isdigit() or not int(count) or not name:
         raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+    if measured is not None:
+        if not is_called(measured.name, name):
+            raise UserError(
+                f"--gpus names the card `{name}`, but --card has the rates of `{measured.name}`; leave out --card, or "
+                "name in --gpus the card that was measured"
+            )
+        return int(count), measured
     found = next((card for card in CARDS.values() if card.name.lower() == name.lower()), None)
     if found is None:
         raise UserError(f"--gpus: no card `{name}`; there are {', '.join(CARDS)}, or give --card with a measured one")
@@ -227,7 +234,9 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "step_s": {
             "rollout": step.rollout,
             "scoring": step.scoring,
+            "last_scores": step.last_scores,
             "learning": step.learning,
+            "optimizer": step.optimizer,
             "total": step.total,
             "evaluation": step.evaluation,
         },
