@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -22,6 +22,9 @@ MOST_PADDING = 0.03
 """A recipe that pads more rows than this wastes them; its micro-batch does not fit its estimate."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
+
+Processes = Callable[[RunConfig], list[Process]]
+"""Gives the processes of a recipe, such as `processes` or the one of a run without Ray."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,19 @@ def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
     return int(count), found
 
 
-def fit_of(config: RunConfig, gpus: int | None, card: Card) -> Fit:
+def fit_of(
+    config: RunConfig, gpus: int | None, card: Card, of: Callable[[RunConfig], list[Process]] = processes
+) -> Fit:
     """Whether a recipe fits so many of a card; as many as it asks for if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    found = processes(config)
+    found = of(config)
     asked = sum(one.count * one.gpus for one in found)
     have = gpus if gpus is not None else ceil(asked)
     fits = fits_card(found, card) and asked <= have
-    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have))
+    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have, of))
 
 
 def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
@@ -166,11 +171,11 @@ def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield "learner.shard=true", changed(config, learner={"shard": True})
 
 
-def _fix(config: RunConfig, card: Card, asked: float, have: int) -> str:
+def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) -> str:
     if asked > have:
         return "choose another `hardware`, or lower rollout.workers and learner.ranks"
     for text, other in single_changes(config):
-        if fits_card(processes(other), card):
+        if fits_card(of(other), card):
             return f"set {text}"
     return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
 

@@ -40,7 +40,7 @@ class Process:
     """The memory of one process on its GPU: what it always holds, and what each of its phases takes for a time."""
 
     role: str
-    """`rollout`, `learner`, `colocated`, or `scorer NAME`."""
+    """`rollout`, `learner`, `colocated`, `scorer NAME`, or `local` for all of them in one."""
     count: int
     gpus: float
     """GPUs that one of them asks for."""
@@ -116,6 +116,28 @@ def processes(config: RunConfig) -> list[Process]:
         held = shared | _decoders(config, policy) | _adapter(policy)
         both.insert(0, Process("rollout", alone, rollout.num_gpus, held, generates))
     return both + list(_scorers(config))
+
+
+def local_process(config: RunConfig) -> Process:
+    """The one process of `tempflow train --local`: a generator, a learner of one rank and a replica of each scorer.
+
+    They take turns. If any of them asks for a GPU, all of them use it.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    roles = processes(config)
+    if config.placement == "colocated":
+        roles = [one for one in roles if one.role != "rollout"]  # its learner's process generates, too
+    held: dict[str, float] = {}
+    phases: dict[str, float] = {}
+    for one in roles:
+        own = one.held if not one.role.startswith("scorer") else {f"{one.role}'s weights": one.held["weights"]}
+        for name, num_bytes in own.items():
+            held[name] = held.get(name, 0.0) + num_bytes
+        for name, num_bytes in one.phases.items():
+            phases[name] = max(phases.get(name, 0.0), num_bytes)
+    return Process("local", 1, max((one.gpus for one in roles), default=0), held, phases)
 
 
 def _base(policy: PolicySettings, share: float, sharded: bool = False) -> dict[str, float]:

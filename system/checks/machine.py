@@ -19,6 +19,7 @@ from system.launch.environment import LOOPBACK, check_start, needs_token, runnin
 from system.recipe.model import RunConfig
 
 if TYPE_CHECKING:
+    from system.capacity.estimate import Processes
     from system.manifests.sizing import Ask
 
 LEAST_FREE_BYTES = 2**30
@@ -147,6 +148,24 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
     There is no finding if there is no GPU, the recipe asks for none, or the shapes of its model are not known.
     """
+    from system.capacity.memory import processes
+
+    yield from _gpu_memory(config, processes)
+
+
+def local_memory(config: RunConfig | None) -> Iterator[Finding]:
+    """All roles in one process have room on this machine's first GPU. There is no finding where `memory` has none."""
+    from system.capacity.memory import local_process
+
+    yield from _gpu_memory(config, lambda config: [local_process(config)], attaches=False)
+
+
+def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) -> Iterator[Finding]:
+    """Whether the processes that `of` gives have room.
+
+    Args:
+        attaches: whether the run uses the nodes of a cluster that is running, whose cards may be others.
+    """
     if config is None or not gpus_wanted(config):
         return
     import torch
@@ -162,14 +181,14 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
     try:
-        fit = fit_of(config, torch.cuda.device_count(), card)
+        fit = fit_of(config, torch.cuda.device_count(), card, of)
     except UserError:  # another check reports what is wrong with the model
         return
     level: Literal["ok", "warning", "problem"] = "ok"
     if not fit.fits:
-        # The nodes of a cluster may have other cards; and the margins of the estimate are assumptions.
+        # The margins of the estimate are assumptions: only what surely does not fit is refused.
         over = any(one.gpus and one.peak_bytes > one.share_bytes(card) for one in fit.processes)
-        level = "problem" if over and not running_ray() else "warning"
+        level = "problem" if over and not (attaches and running_ray()) else "warning"
     yield Finding(level, "gpu memory", fit_sentence(fit))
 
 

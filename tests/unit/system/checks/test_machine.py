@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.base.errors import UserError
-from system.checks import machine
+from system.checks import checks, machine
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
 from tests.helpers.grpc_like import grpc_server
@@ -166,3 +166,36 @@ def test_a_gpu_that_is_too_small_is_named_with_the_setting_that_helps(monkeypatc
     assert "It does not fit: learner takes" in said["warning"]
     assert "set policy.gradient_checkpointing=true" in said["warning"]
     assert not list(machine.memory(shapes()))  # no role asks for a GPU
+
+
+@pytest.mark.parametrize("placement", ["split", "colocated"])
+def test_a_run_in_one_process_has_all_roles_on_one_gpu(monkeypatch, placement):
+    """Apart, the roles have a model each; colocated, they share one. A cluster that runs elsewhere does not help."""
+    from system.capacity.memory import local_process, processes
+
+    asks = shapes("rollout.workers=1", *asked_of(placement))
+    roles, one = processes(asks), local_process(asks)
+    held = sum(sum(role.held.values()) for role in roles)
+    largest = max(max(role.phases.values()) for role in roles)
+    assert one.peak_bytes == pytest.approx(held + largest)
+    assert local_process(shapes("rollout.workers=2", *asked_of(placement))).peak_bytes == one.peak_bytes
+    assert not list(machine.local_memory(asks))  # this machine has none
+    monkeypatch.setattr(machine, "running_ray", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for total, level in (
+        (one.peak_bytes + 1.5e9, "ok"),
+        (one.peak_bytes + 1e8, "warning"),
+        (one.peak_bytes - 1, "problem"),
+    ):
+        card = type("Properties", (), {"name": "Small", "total_memory": total})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        (found,) = machine.local_memory(asks)
+        assert found.level == level
+    assert "local takes" in found.says
+    with pytest.raises(UserError, match="It does not fit: local takes"):
+        checks.refuse(asks, checks.By.LOCAL)
+
+
+def asked_of(placement: str) -> list[str]:
+    return ["rollout.num_gpus=1", "learner.num_gpus=1", f"placement={placement}"]
