@@ -10,6 +10,7 @@ from typing import Any
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, GB, Card, is_called
 from system.capacity.counts import checkpoint_bytes, store_bytes
+from system.capacity.host import host_bytes, host_processes, node_share
 from system.capacity.memory import (
     Process,
     processes,
@@ -60,6 +61,10 @@ class Fit:
 class Estimate(Fit):
     """What a recipe needs."""
 
+    host: list[Process]
+    """The same processes, and the driver, with their memory on the host."""
+    host_bytes: float
+    """Host memory of all processes at their peaks, the object store included."""
     task: Task
     step: Step
     store_bytes: float
@@ -121,9 +126,12 @@ def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
     """
     fit, task = fit_of(config, gpus, card), task_seconds(config, card)
     step = step_seconds(config, card, task)
+    host = host_processes(config)
     own, size, seconds = _split_of(config, step), checkpoint_bytes(config), step.total + step.evaluation
     return Estimate(
         **vars(fit),
+        host=host,
+        host_bytes=host_bytes(config, host),
         task=task,
         step=step,
         store_bytes=store_bytes(config),
@@ -222,17 +230,10 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "gpus_asked": estimate.asked,
         "fits": estimate.fits,
         "fix": estimate.fix,
-        "memory_gb": {
-            one.role: {
-                "processes": one.count,
-                "gpus_each": one.gpus,
-                "peak": one.peak_bytes / GB,
-                "peak_phase": one.phase,
-                "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
-                "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
-            }
-            for one in estimate.processes
-        },
+        "memory_gb": {one.role: _process_as_json(one) for one in estimate.processes},
+        "host_memory_gb": {one.role: _process_as_json(one) for one in estimate.host},
+        "host_gb": estimate.host_bytes / GB,
+        "host_gb_of_a_node": estimate.host_bytes * node_share(estimate.host) / GB,
         "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
         "task_counts": {"nfe": task.nfe, "images": task.images, "learner_nfe": task.passes},
         "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
@@ -254,4 +255,15 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "best_split": vars(estimate.best),
         "own_split": vars(estimate.own),
         "merged_step_s": estimate.merged_seconds,
+    }
+
+
+def _process_as_json(one: Process) -> dict[str, Any]:
+    return {
+        "processes": one.count,
+        "gpus_each": one.gpus,
+        "peak": one.peak_bytes / GB,
+        "peak_phase": one.phase,
+        "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
+        "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
     }

@@ -8,9 +8,12 @@ import platform
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import psutil
 
 from services.base.errors import UserError
 from services.base.storage import is_local
@@ -27,6 +30,8 @@ LEAST_FREE_BYTES = 2**30
 OTHERS_BYTES = 2**31
 """More GPU memory than CUDA itself takes. If more is in use, another process uses the GPU."""
 SHM = Path("/dev/shm")
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""The limit on the memory of a container in bytes, or `max`, in version 2 of Linux's control groups."""
 EXTRAS = {"ocr": "rapidocr", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
@@ -172,8 +177,6 @@ def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) 
 
     if not torch.cuda.is_available():
         return
-    from dataclasses import replace
-
     from system.capacity.cards import CARDS, GB
     from system.capacity.estimate import fit_of
     from system.capacity.estimate_text import fit_sentence
@@ -190,6 +193,37 @@ def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) 
         over = any(one.gpus and one.peak_bytes > one.share_bytes(card) for one in fit.processes)
         level = "problem" if over and not (attaches and running_ray()) else "warning"
     yield Finding(level, "gpu memory", fit_sentence(fit))
+
+
+def host_memory(config: RunConfig | None) -> Iterator[Finding]:
+    """The machine's memory holds every process of the recipe, and the object store.
+
+    There is no finding if there is no recipe, or if the shapes of its model are not known.
+    """
+    if config is None:
+        return
+    from system.capacity.estimate_text import host_sentence
+    from system.capacity.host import assumed_bytes, host_bytes, host_processes
+
+    try:
+        found = host_processes(config)
+        needed = host_bytes(config, found)
+    except UserError:  # another check reports what is wrong with the model
+        return
+    have = machine_bytes()
+    says = f"{host_sentence(found, needed)} This machine has {_gb(have)}"
+    fix = "lower rollout.workers, learner.ranks or replicas, or set RAY_ADDRESS to a cluster with more memory"
+    finding = _room("host memory", says, needed <= have, fix)
+    if finding.level == "problem" and needed - assumed_bytes(found) <= have:
+        finding = replace(finding, level="warning")
+    yield finding
+
+
+def machine_bytes() -> int:
+    """The machine's memory, or the limit of the container that this process is in."""
+    total = psutil.virtual_memory().total
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return total if limit == "max" else min(total, int(limit))
 
 
 def store_bytes(config: RunConfig) -> float:

@@ -238,7 +238,9 @@ def test_bytes_of_the_store_and_of_a_checkpoint():
     config = load_config("shapes")
     text = 4 * sum_of_text(config)
     images = 4 * 96 * 64 * 64 * 3
-    assert store_bytes(config) == pytest.approx(images + 4 * ((16 + 96) * latent_bytes(config) + text))
+    weights = 4 * trained_parameters(config.policy)
+    experience = 4 * ((16 + 96) * latent_bytes(config) + text)
+    assert store_bytes(config) == pytest.approx(images + experience + 2 * weights)
     assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
     assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
 

@@ -3,10 +3,12 @@
 import os
 from collections import namedtuple
 
+import psutil
 import pytest
 import torch
 
 from services.base.errors import UserError
+from system.capacity.counts import exported_bytes
 from system.checks import checks, machine
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
@@ -115,7 +117,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_adapter_the_moments_and_the_ave
 def test_shared_memory_holds_what_is_in_flight(monkeypatch, tmp_path):
     recipe = shapes()
     needed = machine.store_bytes(recipe)
-    experience = needed - 4 * 4 * 6 * 4 * 64 * 64 * 3
+    experience = needed - 4 * 4 * 6 * 4 * 64 * 64 * 3 - 2 * exported_bytes(recipe)
     assert experience > 0
     stale = shapes("learner.max_staleness=2")
     assert machine.store_bytes(stale) == pytest.approx(needed + 2 * experience)  # two tasks of images a worker
@@ -199,3 +201,30 @@ def test_a_run_in_one_process_has_all_roles_on_one_gpu(monkeypatch, placement):
 
 def asked_of(placement: str) -> list[str]:
     return ["rollout.num_gpus=1", "learner.num_gpus=1", f"placement={placement}"]
+
+
+@pytest.mark.parametrize(("cluster", "level"), [(None, "problem"), ("10.0.0.1:6379", "warning")])
+def test_a_machine_whose_memory_the_processes_do_not_fit(monkeypatch, tmp_path, cluster, level):
+    """What doctor says is the sentence of a dry run. Below what is assumed, nothing is refused for sure."""
+    from system.capacity.estimate_text import host_sentence
+    from system.capacity.host import assumed_bytes, host_bytes, host_processes
+
+    recipe = shapes()
+    found = host_processes(recipe)
+    needed, assumed = host_bytes(recipe, found), assumed_bytes(found)
+    monkeypatch.setattr(machine, "running_ray", lambda: cluster)
+    for have, expected in ((needed, "ok"), (needed - 1, "warning"), (needed - assumed - 1, level)):
+        monkeypatch.setattr(machine, "machine_bytes", lambda have=have: have)
+        (finding,) = machine.host_memory(recipe)
+        assert (finding.level, finding.says.startswith(host_sentence(found, needed))) == (expected, True)
+    assert not list(machine.host_memory(None))
+    assert not list(machine.host_memory(shapes("policy.model=org/elsewhere")))
+
+
+def test_a_container_has_the_memory_of_its_limit(monkeypatch, tmp_path):
+    total, limit = psutil.virtual_memory().total, tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "CONTAINER_LIMIT", limit)
+    assert machine.machine_bytes() == total
+    for text, expected in (("max\n", total), ("1073741824\n", 2**30), (f"{2 * total}\n", total)):
+        limit.write_text(text)
+        assert machine.machine_bytes() == expected
