@@ -100,7 +100,7 @@ def _loaded_bytes(config: RunConfig, one: Process) -> float:
     policy = local_policy(config)
     size = part_sizes(policy.model, "transformer", DTYPES[policy.dtype])[1]
     if _generates(one.role):
-        size += part_sizes(policy.model, "vae", torch.float32)[1]
+        size += part_sizes(policy.model, "vae", DTYPES[policy.vae_dtype])[1]
         size += sum(num_bytes for _, num_bytes in text_encoders(policy).values())
     return float(size)
 

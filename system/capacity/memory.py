@@ -182,7 +182,7 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
 
 
 def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
-    held = {"VAE": float(part_sizes(policy.model, "vae", torch.float32)[1])}
+    held = {"VAE": float(part_sizes(policy.model, "vae", DTYPES[policy.vae_dtype])[1])}
     if not config.rollout.offload_text_encoders:
         held["text encoders"] = float(sum(num_bytes for _, num_bytes in text_encoders(policy).values()))
     return held
