@@ -49,7 +49,7 @@ class Family(ABC):
 
     @classmethod
     def load(cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> Self:
-        """From a folder or hub id: the VAE in fp32, all else in the compute dtype.
+        """From a folder or hub id: the VAE in its own dtype, all else in the compute dtype.
 
         Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler.
         """
@@ -59,7 +59,7 @@ class Family(ABC):
             for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
-        dtypes = {"default": DTYPES[settings.dtype], "vae": torch.float32}
+        dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
         pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(device)
         return cls(settings, pipe, AutoencoderKL.load_config(folder, subfolder="vae"))
 
@@ -82,6 +82,11 @@ class Family(ABC):
     @abstractmethod
     def decode(self, latent_NZ: Tensor) -> Tensor:
         """Latents to pixels: (N, 3, H, W) fp32, [-1, 1] but for what the VAE overshoots, on the device."""
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """The VAE's output in fp32, whatever dtype the VAE computes in."""
+        vae = self.pipe.vae
+        return vae.decode(latent.to(vae.dtype), return_dict=False)[0].float()
 
     @classmethod
     def guides(cls, settings: PolicySettings) -> bool:

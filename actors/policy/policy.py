@@ -248,9 +248,10 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Fam
     Raises:
         UserError: the files do not make the model, or the GPU does not compute in its type.
     """
-    if settings.dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        name = torch.cuda.get_device_name(device)
-        raise UserError(f"policy.dtype: this GPU ({name}) does not compute in bf16; set policy.dtype=fp32")
+    for key, dtype in (("policy.dtype", settings.dtype), ("policy.vae_dtype", settings.vae_dtype)):
+        if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name(device)
+            raise UserError(f"{key}: this GPU ({name}) does not compute in bf16; set {key}=fp32")
     folder = resolve_model(settings.model)
     try:
         return family_class(settings).load(settings, folder, device, parts)

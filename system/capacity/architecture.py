@@ -123,7 +123,7 @@ def build_family(settings: PolicySettings, device: torch.device, extra: tuple[st
     return assemble(
         settings,
         {
-            part: build_part(folder, part, device, torch.float32 if part == "vae" else dtype)
+            part: build_part(folder, part, device, DTYPES[settings.vae_dtype] if part == "vae" else dtype)
             for part in ("transformer", *extra)
         },
     )
@@ -141,6 +141,8 @@ def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:
     scheduler = getattr(importlib.import_module("diffusers"), index["scheduler"][1]).from_config(
         json.loads((folder / "scheduler/scheduler_config.json").read_text())
     )
+    if "vae" in made:
+        nn.Module.to(made["vae"], DTYPES[settings.vae_dtype])  # diffusers' own `to` warns
     names, optional = driver.pipeline_class._get_signature_keys(driver.pipeline_class)
     options = {key: index[key] for key in optional if key in index and not isinstance(index[key], list)}
     pipe = driver.pipeline_class(**dict.fromkeys(names) | made | options | {"scheduler": scheduler})
