@@ -22,9 +22,11 @@ def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, device: torc
     mesh = init_device_mesh(device.type, (ranks,))
     # Inputs come in the dtype that the family chose: timesteps, for one, in fp32.
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    name = type(transformer).__name__
     for module in (*blocks(transformer), transformer):
         # The root too gives back what it gathered: between two forwards the shards may hold another policy.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    type(transformer).__name__ = name  # fully_shard makes a class of another name, which diffusers would save
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
