@@ -16,7 +16,7 @@ from actors.policy.policy import Policy
 from actors.policy.settings import PolicySettings
 from actors.policy.sharding import full, local, rows_here
 from services.base.errors import UserError
-from system.bench.gpu.work import random_conditioning
+from system.capacity.architecture import random_conditioning
 from system.capacity.trace import Tracer
 from tests.helpers.families import FAMILIES
 from tests.helpers.ranks import SIZE
@@ -110,10 +110,10 @@ def held(_: int, settings: PolicySettings, ranks: int) -> tuple[int, int, int]:
     return tracer.trace.peak_bytes, max(sizes), sum(sizes)
 
 
-@KINDS
+@pytest.mark.parametrize("changes", [FULL, {}], ids=["every weight", "adapter"])
 def test_a_rank_holds_one_whole_tensor_at_most(changes, tiny_folder, together):
     flux = FAMILIES[1]
-    settings = tiny_settings(tiny_folder(flux), **flux.settings, **changes | {"dtype": "bf16"})
+    settings = tiny_settings(tiny_folder(flux), dtype="bf16", **flux.settings, **changes)
     for peak, largest, total in together(held, settings, SIZE):
         assert peak <= 2 * largest < total / 4
     peak, _, total = held(0, settings, 1)
@@ -123,7 +123,9 @@ def test_a_rank_holds_one_whole_tensor_at_most(changes, tiny_folder, together):
 def test_files_of_a_model_in_several_parts(sd3_folder, tmp_path, together):
     folder = tmp_path / "model"
     shutil.copytree(sd3_folder, folder)
-    SD3Transformer2DModel.from_pretrained(folder / "transformer").save_pretrained(tmp_path / "parts", "20KB")
+    SD3Transformer2DModel.from_pretrained(folder / "transformer").save_pretrained(
+        tmp_path / "parts", max_shard_size="20KB"
+    )
     shutil.rmtree(folder / "transformer")
     (tmp_path / "parts").rename(folder / "transformer")
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
