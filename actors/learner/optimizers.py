@@ -27,7 +27,7 @@ class OffloadedAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         (group,) = self.param_groups
         every = group["params"]
         try:

@@ -49,7 +49,9 @@ class Family(ABC):
         self.latent_shape = self.shape_of_latents(vae)
 
     @classmethod
-    def load(cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts, ranks: int) -> Self:
+    def load(
+        cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts, ranks: int = 1
+    ) -> Self:
         """From a folder or hub id: the VAE in fp32, all else in the compute dtype.
 
         Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. More
