@@ -54,8 +54,8 @@ class Family(ABC):
     ) -> Self:
         """From a folder or hub id: the VAE in fp32, all else in the compute dtype.
 
-        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. More
-        than one rank: the transformer is sharded over them.
+        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. With
+        several ranks, the transformer is sharded over them (`load_rows`).
         """
         wanted = {"transformer", "scheduler"}
         absent = {
