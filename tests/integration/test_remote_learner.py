@@ -1,6 +1,7 @@
 """The learner's ranks on real Ray: the update of one, whatever the shares; and no hang when one of them dies."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -127,6 +128,14 @@ def test_two_ranks_give_the_update_of_one_and_continue_from_a_checkpoint(
 
     with pytest.raises(UserError, match="not finite"):
         two.update(tasks, [advantage * np.nan for advantage in advantages], 2)
+
+
+def test_a_model_that_a_sharded_learner_cannot_load_is_one_sentence(sd3_folder, learner, tmp_path):
+    shutil.copytree(sd3_folder, tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"^`.*diffusion_pytorch_model.safetensors` is torn"):
+        learner(2, shard=True, lora=None, model=str(tmp_path / "model"))
 
 
 @pytest.mark.chaos
