@@ -15,9 +15,10 @@ from system.launch.environment import make_token
 from tests.helpers.command_line import in_process
 from tests.helpers.families import Case
 from tests.helpers.ranks import Together, two_ranks
+from tests.helpers.ray_head import ray_head
 from tests.helpers.recipes import recipe
 
-__all__ = ["in_process", "recipe"]
+__all__ = ["in_process", "ray_head", "recipe"]
 
 torch.set_num_threads(1)
 

@@ -23,13 +23,12 @@ from actors.policy.loading import default_dtype
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 from services.base.paths import resolve_model
+from system.capacity.trace import META
 
 KNOWN = Path(__file__).parent / "models"
 
 NEEDED = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 """Files that a cache which was filled in part can lack."""
-
-META = torch.device("meta")
 
 
 def known_models() -> list[str]:

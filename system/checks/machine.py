@@ -147,9 +147,11 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
     There is no finding if there is no GPU, the recipe asks for none, or the shapes of its model are not known.
     """
+    if config is None or not gpus_wanted(config):
+        return
     import torch
 
-    if config is None or not gpus_wanted(config) or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
     from dataclasses import replace
 
