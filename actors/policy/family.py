@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
 
 Conditioning = dict[str, Tensor]
@@ -48,10 +49,13 @@ class Family(ABC):
         self.latent_shape = self.shape_of_latents(vae)
 
     @classmethod
-    def load(cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> Self:
+    def load(
+        cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts, ranks: int = 1
+    ) -> Self:
         """From a folder or hub id: the VAE in its own dtype, all else in the compute dtype.
 
-        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler.
+        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. With
+        several ranks, the transformer is sharded over them (`load_rows`).
         """
         wanted = {"transformer", "scheduler"}
         absent = {
@@ -60,8 +64,13 @@ class Family(ABC):
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
         dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
-        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(device)
-        return cls(settings, pipe, AutoencoderKL.load_config(folder, subfolder="vae"))
+        made = {}
+        if ranks > 1:
+            if not Path(folder).is_dir():
+                folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
+            made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
+        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
+        return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:

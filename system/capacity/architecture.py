@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from actors.policy.families import family_class, pipeline_name
 from actors.policy.family import DTYPES, Family
+from actors.policy.loading import default_dtype
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 from services.base.paths import resolve_model
@@ -170,14 +170,3 @@ def random_conditioning(family: Family) -> dict[str, Tensor]:
         name: (torch.ones if name.endswith("mask") else torch.randn)(shape, device=family.device, dtype=family.dtype)
         for name, shape in conditioning_shapes(family.settings, family.guided).items()
     }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The dtype of new floating-point tensors."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

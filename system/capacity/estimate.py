@@ -165,6 +165,8 @@ def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
 
 def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    if config.policy.lora is None and config.learner.optimizer == "adamw":
+        yield "learner.optimizer=adamw_offload", changed(config, learner={"optimizer": "adamw_offload"})
     if not config.policy.gradient_checkpointing:
         yield "policy.gradient_checkpointing=true", changed(config, policy={"gradient_checkpointing": True})
     if not config.rollout.offload_text_encoders:

@@ -171,7 +171,9 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
     share = 1 / learner.ranks if whole else 1.0
     sets = len(config.objective.weight_sets(learner.ema))
     fp32 = share * FP32_BYTES * count
-    held = {"gradients": fp32, "Adam": ADAM_MOMENTS * fp32}
+    held = {"gradients": fp32}
+    if learner.optimizer == "adamw":
+        held["Adam"] = ADAM_MOMENTS * fp32
     if policy.dtype != "fp32" and not whole:
         held["fp32 masters"] = fp32
     if sets:

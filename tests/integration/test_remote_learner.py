@@ -1,6 +1,7 @@
 """The learner's ranks on real Ray: the update of one, whatever the shares; and no hang when one of them dies."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -45,8 +46,8 @@ def learner(sd3_folder, tmp_path, request):
             return ray.remote(SmallBuckets).options(num_cpus=0).remote(*arguments)
 
         started = RemoteLearner(rank_of, settings, 120)
-        started.join(120)
         request.addfinalizer(started.close)
+        started.join(120)
         return started
 
     return start
@@ -127,6 +128,14 @@ def test_new_ranks_continue_from_a_checkpoint(sd3_folder, learner, tmp_path, sha
     two.restore(Folder.at(str(tmp_path)), 1)
     two.update(refs, advantages, 1)
     assert two.evaluated().label == expected
+
+
+def test_a_model_that_a_sharded_learner_cannot_load_is_one_sentence(sd3_folder, learner, tmp_path):
+    shutil.copytree(sd3_folder, tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"^`.*diffusion_pytorch_model.safetensors` is torn"):
+        learner(shard=True, lora=None, model=str(tmp_path / "model"))
 
 
 @pytest.mark.chaos

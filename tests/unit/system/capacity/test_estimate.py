@@ -13,7 +13,7 @@ from actors.policy.policy import Policy
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.counts import checkpoint_bytes, store_bytes
-from system.capacity.estimate import estimate_of, fits_card, parse_gpus, single_changes
+from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, single_changes
 from system.capacity.memory import processes
 from system.capacity.optimizer import step_bytes_moved
 from system.capacity.passes import decode_pass, learner_pass, rollout_pass, trained_parameters
@@ -48,6 +48,8 @@ def test_full_fine_tuning_in_shards():
     assert parts["transformer"] == pytest.approx(2 * whole["transformer"] / 4, rel=0.01)  # fp32, a quarter of it
     assert "fp32 masters" in whole
     assert "fp32 masters" not in parts
+    offloaded = by_role(*ranks, "learner.optimizer=adamw_offload")["learner"].held
+    assert whole.items() - offloaded.items() == {("Adam", whole["Adam"])}
     compared = by_role(*ranks, "objective.kl=0.01")
     assert compared["learner"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
     assert "base for comparison" not in whole.keys() | compared["rollout"].held.keys()
@@ -111,6 +113,14 @@ def test_the_setting_that_makes_it_fit_is_found_and_does():
     assert fits_card(processes(load_config("shapes", ["learner.micro_batch=64", setting])), small)
     none = Card("tiny", 0.5, 1, 1, 1, 1, 1, "0.0")
     assert "no single setting" in str(estimate_of(config, None, none).fix)
+
+
+def test_the_moments_of_full_fine_tuning_can_leave_the_gpu():
+    recipe = ("sd35_pickscore_full_1gpu", ["learner.optimizer=adamw"])
+    assert fit_of(load_config(*recipe), None, H100).fix == "set learner.optimizer=adamw_offload"
+    assert fit_of(load_config("sd35_pickscore_full_1gpu"), None, H100).fits
+    of_an_adapter = load_config("sd35_pickscore_1gpu")
+    assert not any("optimizer" in text for text, _ in single_changes(of_an_adapter))
 
 
 def test_a_change_is_of_one_setting():
