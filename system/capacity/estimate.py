@@ -16,7 +16,7 @@ from system.capacity.memory import (
     processes,
     reward_gpus,
 )
-from system.capacity.timing import Step, Task, step_seconds, task_seconds
+from system.capacity.timing import StepTime, TaskTime, step_seconds, task_seconds
 from system.recipe.model import RunConfig
 
 MOST_PADDING = 0.03
@@ -65,8 +65,8 @@ class Estimate(Fit):
     """The same processes, and the driver, with their memory on the host."""
     host_bytes: float
     """Host memory of all processes at their peaks, the object store included."""
-    task: Task
-    step: Step
+    task: TaskTime
+    step: StepTime
     store_bytes: float
     """Most of the object store at one time: images in flight and the experience of the steps in flight."""
     checkpoint_bytes: float
@@ -156,10 +156,10 @@ def fits_card(found: list[Process], card: Card) -> bool:
     return all(one.fits(card) for one in found if one.gpus or not one.role.startswith("scorer"))
 
 
-def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """A recipe with other values: `changed(config, learner={"micro_batch": 2})`."""
     return config.model_copy(
-        update={room: getattr(config, room).model_copy(update=values) for room, values in rooms.items()}
+        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     )
 
 
@@ -171,12 +171,12 @@ def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield "policy.gradient_checkpointing=true", changed(config, policy={"gradient_checkpointing": True})
     if not config.rollout.offload_text_encoders:
         yield "rollout.offload_text_encoders=true", changed(config, rollout={"offload_text_encoders": True})
-    for room, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
-        value = getattr(getattr(config, room), key)
+    for section, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
+        value = getattr(getattr(config, section), key)
         for _ in range(MOST_HALVINGS):
             if value > 1:
                 value //= 2
-                yield f"{room}.{key}={value}", changed(config, **{room: {key: value}})
+                yield f"{section}.{key}={value}", changed(config, **{section: {key: value}})
     if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
         yield "learner.shard=true", changed(config, learner={"shard": True})
 
@@ -190,7 +190,7 @@ def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) 
     return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
 
 
-def _split_of(config: RunConfig, step: Step) -> Split:
+def _split_of(config: RunConfig, step: StepTime) -> Split:
     colocated = config.placement == "colocated"
     return Split(
         config.placement,
@@ -201,7 +201,7 @@ def _split_of(config: RunConfig, step: Step) -> Split:
     )
 
 
-def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) -> Iterator[Split]:
+def _splits(config: RunConfig, card: Card, task: TaskTime, own: Split, have: int) -> Iterator[Split]:
     """Other splits of as many whole GPUs between rollout and learner, the rewards keeping theirs."""
     if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
         return

@@ -24,6 +24,7 @@ from system.capacity.memory import (
     local_policy,
     processes,
 )
+from system.capacity.optimizer import own_parameters
 from system.capacity.passes import part_sizes, text_encoders, trained_parameters
 from system.recipe.model import RunConfig
 
@@ -53,7 +54,7 @@ def host_processes(config: RunConfig) -> list[Process]:
         phases = {"loading": _loaded_bytes(config, one)}
         works = _kept(config, one.role) | _pinned(config, one.role)
         if works:
-            phases["generating"] = sum(works.values())
+            phases["working"] = sum(works.values())
         if one.role not in ("learner", "colocated"):
             found.append(Process(one.role, one.count, one.gpus, held, phases))
             continue
@@ -106,7 +107,10 @@ def _loaded_bytes(config: RunConfig, one: Process) -> float:
 
 
 def _pinned(config: RunConfig, role: str) -> dict[str, float]:
-    """Pinned copies of a generator with a GPU: offloaded text encoders, and what merging the adapter overwrites."""
+    """Pinned tensors of a process with a GPU: offloaded text encoders and moments, and what merging overwrites.
+
+    Moments that are offloaded are counted as they are; PyTorch pins up to twice as much for each tensor.
+    """
     pinned: dict[str, float] = {}
     policy = local_policy(config)
     if _generates(role) and config.rollout.offload_text_encoders:
@@ -115,6 +119,8 @@ def _pinned(config: RunConfig, role: str) -> dict[str, float]:
         pinned["weights without the adapter"] = _pinned_targets(
             policy.model, policy.lora.model_dump_json(), policy.dtype
         )
+    if role in ("learner", "colocated") and config.learner.optimizer != "adamw":
+        pinned["Adam"] = ADAM_MOMENTS * FP32_BYTES * own_parameters(config)
     return pinned
 
 

@@ -221,6 +221,8 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
     peak = learner_pass(policy, config.learner.micro_batch, bool(compared(config))).peak_bytes
     if config.learner.shard:
         peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
+    if config.learner.optimizer != "adamw":
+        return {"learning": peak}  # one parameter after the other takes its step
     whole = config.learner.shard and policy.lora is None
     root = FP32_BYTES * trained_parameters(policy) / (config.learner.ranks if whole else 1)
     return {"learning": peak, "optimizer step": root}  # AdamW makes the root of the second moment beside it

@@ -1,7 +1,7 @@
 """What an optimizer step costs on a GPU: it computes little, and reads and writes all that is trained."""
 
 from actors.policy.family import DTYPES
-from system.capacity.memory import FP32_BYTES, local_policy
+from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
 from system.capacity.passes import trained_parameters
 from system.recipe.model import RunConfig
 
@@ -15,6 +15,23 @@ AVERAGE_READS_AND_WRITES = 3
 """By `lerp_`: the average is read and written, the weight is read."""
 
 
+def copied_bytes(config: RunConfig) -> float:
+    """Bytes that one optimizer step of a rank copies between its GPU and the host: offloaded moments, there and back.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    if config.learner.optimizer == "adamw":
+        return 0.0
+    return 2.0 * ADAM_MOMENTS * FP32_BYTES * own_parameters(config)
+
+
+def own_parameters(config: RunConfig) -> float:
+    """The trained numbers of which one rank holds the moments: all of them, or its part where they are sharded."""
+    sharded = config.learner.shard and config.policy.lora is None
+    return trained_parameters(local_policy(config)) / (config.learner.ranks if sharded else 1)
+
+
 def step_bytes_moved(config: RunConfig) -> float:
     """Bytes that one optimizer step of a rank reads and writes in its GPU's memory.
 
@@ -26,11 +43,10 @@ def step_bytes_moved(config: RunConfig) -> float:
     """
     policy, learner = local_policy(config), config.learner
     whole = learner.shard and policy.lora is None
-    count = trained_parameters(policy) / (learner.ranks if whole else 1)
     averages = sum(
         1 / one.every for one in config.objective.weight_sets(learner.ema) if one.follows == "optimizer_step"
     )
     moved = FP32_BYTES * (CLIP_READS_AND_WRITES + ADAMW_READS_AND_WRITES + AVERAGE_READS_AND_WRITES * averages)
     if policy.dtype != "fp32" and not whole:
         moved += FP32_BYTES + DTYPES[policy.dtype].itemsize
-    return moved * count
+    return moved * own_parameters(config)

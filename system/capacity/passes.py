@@ -132,7 +132,7 @@ def _decoded(shapes: str, rows: int) -> Trace:
 
 
 def decode_pass(settings: PolicySettings, rows: int) -> Trace:
-    """Latents to pixels, by the VAE in fp32."""
+    """Latents to pixels, by the VAE in its own dtype."""
     return _decoded(_shapes_of(settings), rows)
 
 

@@ -15,7 +15,7 @@ from services.scoring.settings import ScorerSettings
 from system.capacity.cards import Card
 from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
-from system.capacity.optimizer import step_bytes_moved
+from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
@@ -26,7 +26,7 @@ COPY_BYTES_PER_S = 20e9
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskTime:
     """Seconds of one task (a prompt) on one process of each role, and the share of padding in its rows."""
 
     encoding: float
@@ -49,7 +49,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of a training step."""
 
     rollout: float
@@ -72,7 +72,7 @@ class Step:
         return max(self.idle, key=lambda role: self.idle[role])
 
 
-def task_seconds(config: RunConfig, card: Card) -> Task:
+def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     """Raises UserError if the shapes of the policy's model are not known."""
     policy, plan = local_policy(config), first_plan(config)
     each, rows = forwards_per_row(policy), rollout_rows(config)
@@ -87,7 +87,7 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
     objective, stale = config.objective, config.learner.max_staleness > 0
     again = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
     micro_batches = ceil(trained / micro_batch)
-    return Task(
+    return TaskTime(
         encoding,
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
@@ -145,14 +145,15 @@ def _in_last_round(jobs: int, workers: int) -> int:
     return jobs - workers * (ceil(jobs / workers) - 1)
 
 
-def step_seconds(config: RunConfig, card: Card, task: Task) -> Step:
+def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     """A step on the recipe's numbers of workers and ranks; a role takes as long as its process with most tasks."""
     prompts, rollout, learner = config.data.prompts_per_step, config.rollout, config.learner
     rounds = ceil(prompts / rollout.workers)
     generating, scoring = rounds * task.rollout, prompts * task.scoring
     last = _last_scores(config, card, config.weights, _in_last_round(prompts, rollout.workers), task.images)
     minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
-    optimizer = len(minibatches) * step_bytes_moved(config) / (card.memory_tb_per_s * TERA)
+    step_s = step_bytes_moved(config) / (card.memory_tb_per_s * TERA) + copied_bytes(config) / COPY_BYTES_PER_S
+    optimizer = len(minibatches) * step_s
     learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
     learning += optimizer
     made = _generated_and_scored(rounds, task.rollout, scoring, last)
@@ -165,10 +166,10 @@ def step_seconds(config: RunConfig, card: Card, task: Task) -> Step:
     if scoring:
         idle["reward"] = 1 - scoring / total
     evaluation = _evaluation(config, card, task)
-    return Step(generating, scoring, last, learning, optimizer, total, evaluation, idle)
+    return StepTime(generating, scoring, last, learning, optimizer, total, evaluation, idle)
 
 
-def _evaluation(config: RunConfig, card: Card, task: Task) -> float:
+def _evaluation(config: RunConfig, card: Card, task: TaskTime) -> float:
     """Seconds of evaluating, for each training step."""
     if config.data.heldout is None:
         return 0.0

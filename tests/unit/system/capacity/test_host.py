@@ -10,6 +10,7 @@ from system.bench.gpu.work import task_of, update_of
 from system.capacity.counts import store_bytes
 from system.capacity.host import assumed_bytes, host_bytes, host_processes, node_share, pinned_bytes
 from system.capacity.memory import Process, experience_bytes, processes
+from system.capacity.optimizer import copied_bytes
 from system.capacity.passes import trained_parameters
 from system.recipe.load import load_config
 
@@ -66,12 +67,12 @@ def test_offloaded_text_encoders_and_overwritten_weights_stay_on_the_host():
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     rounded = sum(2 ** ceil(log2(t.nbytes)) for t in tensors)
     plain, away = by_role(*GPUS)["rollout"], by_role(*GPUS, "rollout.offload_text_encoders=true")["rollout"]
-    assert away.phases["generating"] - plain.phases["generating"] == rounded
+    assert away.phases["working"] - plain.phases["working"] == rounded
     policy = Policy(load_config("shapes").policy, seed=0)
     adapted = [name.removesuffix(".lora_A.default.weight") for name in policy.parameters if ".lora_A." in name]
     under = [policy.transformer.get_submodule(name).get_base_layer().weight for name in adapted]
     merged = by_role(*GPUS, "rollout.merge_adapter=true")["rollout"]
-    assert merged.phases["generating"] - plain.phases["generating"] == sum(2 ** ceil(log2(t.nbytes)) for t in under)
+    assert merged.phases["working"] - plain.phases["working"] == sum(2 ** ceil(log2(t.nbytes)) for t in under)
 
 
 def test_one_rank_makes_the_files_of_a_checkpoint_and_of_shards_each():
@@ -107,3 +108,15 @@ def test_all_processes_and_the_share_of_a_node():
     assert assumed_bytes(found) == pytest.approx(6 * LIBRARIES + 5 * CUDA)
     assert node_share(found) == 1
     assert node_share([Process("rollout", 16, 1, {}), Process("scorer x", 3, 0.5, {})]) == pytest.approx(8 / 18)
+
+
+def test_offloaded_moments_are_pinned_and_cost_their_copies():
+    changes = ["policy.lora=null", "objective.kl=0", *GPUS]
+    kept, away = (load_config("shapes", [*changes, f"learner.optimizer={kind}"]) for kind in ("adamw", "adamw_offload"))
+    moments = 2 * 4 * trained_parameters(kept.policy)
+    assert (copied_bytes(kept), copied_bytes(away)) == (0, 2 * moments)
+    there, here = ({one.role: one for one in host_processes(config)}["learner"] for config in (kept, away))
+    assert here.phases["working"] - there.phases.get("working", 0) == moments
+    device = {one.role: one for one in processes(away)}["learner"]
+    assert "Adam" not in device.held
+    assert "optimizer step" not in device.phases
