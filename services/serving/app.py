@@ -9,7 +9,7 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from services.base.errors import quoted_refusal
 from services.base.logs import LogFile
-from services.scoring.scorer import own_folders
+from services.scoring.scorer import needs_of, own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import GatewayDeployment, deployment_name
@@ -58,7 +58,8 @@ def build_app(
         first, *others = scorers
         return bound(first, *map(bound, others))
     entry = GatewayDeployment.options(num_replicas=gateway.gateways)
-    return entry.bind(name, gateway, list(scorers), {scorer.name: bound(scorer) for scorer in scorers})
+    needs = {scorer.name: needs_of(scorer) for scorer in scorers}
+    return entry.bind(name, gateway, list(scorers), needs, {scorer.name: bound(scorer) for scorer in scorers})
 
 
 def why_not_started(status: ApplicationStatusOverview) -> Exception:
