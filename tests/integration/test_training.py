@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from system.recipe.load import load_config
 from tests.helpers.command_line import environment
 from tests.helpers.families import FAMILIES
 from tests.helpers.holes import write_scorers
+from tests.helpers.judging import judged_by_rows
 from tests.helpers.processes import listening
 from tests.helpers.recipes import ONE_PROCESS, tiny_recipe
 from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
@@ -61,6 +63,16 @@ def test_a_split_run_with_holes_is_the_run_of_one_process(with_holes):
 )
 def test_a_run_on_ray_is_the_run_of_one_process(recipe, as_in_one_process, overrides):
     as_in_one_process(recipe, *overrides)
+
+
+@pytest.mark.slow
+def test_rows_sub_scores_and_groups_on_ray_are_those_of_one_process(recipe, as_in_one_process, tmp_path):
+    as_in_one_process(recipe, "steps=2", *judged_by_rows(tmp_path))
+    tables = [
+        pq.read_table(tmp_path / "runs" / name / "experience" / "step_000002.parquet") for name in ("ray", "local")
+    ]
+    assert {"reward/judge.count", "reward/rank"} <= set(tables[0].column_names)
+    assert tables[0].equals(tables[1])
 
 
 @pytest.mark.slow

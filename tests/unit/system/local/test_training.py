@@ -1,7 +1,6 @@
 """`tempflow train --local` through the command line: bits, resume, the run folder, refusals and holes."""
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file
 
 from actors.rollout.sampler import Sampler
 from tests.helpers.holes import write_scorers
+from tests.helpers.judging import judged_by_rows
 from tests.helpers.run_folders import adapter, figures, metrics
 
 
@@ -198,36 +198,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
-JUDGE = """
-import numpy as np
-
-class Judge:
-    columns = ("count",)
-
-    def __call__(self, images_NHWC, prompts, rows):
-        brightness = images_NHWC.mean(axis=(1, 2, 3)) / 255
-        return {"brightness": brightness, "count": [row["count"] for row in rows]}
-
-class Rank:
-    groupwise = True
-
-    def __call__(self, images_NHWC, prompts):
-        assert len(set(prompts)) == 1
-        brightness = images_NHWC.mean(axis=(1, 2, 3))
-        return brightness.argsort(kind="stable").argsort() / len(prompts)
-"""
-SCORERS = [
-    {"name": "judge", "scorer": "judging:Judge", "reward": {"brightness": 2.0, "count": 10.0}, "request_images": 4},
-    {"name": "rank", "scorer": "judging:Rank"},
-]
-
-
 def test_a_run_learns_from_rows_sub_scores_and_groups(train, recipe, tmp_path):
-    (tmp_path / "judging.py").write_text(JUDGE)
-    rows = [{"prompt": f"prompt number {i}", "count": i} for i in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [f"data.{file}={tmp_path / 'rows.jsonl'}" for file in ("train", "heldout")]
-    train("name=judged", "steps=2", f"scorers={json.dumps(SCORERS)}", *settings)
+    train("name=judged", "steps=2", *judged_by_rows(tmp_path))
     run = tmp_path / "runs" / "judged"
     leaves = 2 * 3 * 3
     table = pq.read_table(run / "experience" / "step_000002.parquet").sort_by("leaf")
@@ -246,6 +218,5 @@ def test_a_run_learns_from_rows_sub_scores_and_groups(train, recipe, tmp_path):
     assert line["eval/judge.count"] == pytest.approx((0 + 1 + 2 + 3 + 4 + 5) / 6)
     assert not [key for key in line if key.startswith("eval/rank")]
     assert "judge.brightness, sub-score" in (run / "report.html").read_text()
-    small = [SCORERS[1] | {"request_images": 4}]
-    refused = train("name=no", f"scorers={json.dumps(small)}", code=2)
-    assert f"set scorers.0.request_images to at least {leaves}" in refused.stderr
+    refused = train("name=no", *judged_by_rows(tmp_path), "scorers.1.request_images=4", code=2)
+    assert f"set scorers.1.request_images to at least {leaves}" in refused.stderr
