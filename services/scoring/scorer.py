@@ -39,7 +39,7 @@ BUILT_IN = {
     "clipscore": "services.scoring.clipscore:ClipScore",
     "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
-    "geneval": "services.scoring.geneval:GenEval",
+    "geneval": "services.scoring.geneval.scorer:GenEval",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",

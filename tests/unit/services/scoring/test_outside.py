@@ -12,7 +12,8 @@ from services.base import patience
 from services.base.patience import Away
 from services.http.client import PoolAway, PoolError
 from services.http.wire import ARROW, Answer, write_answer
-from services.scoring.geneval import DetectorError, GenEval
+from services.scoring.geneval.http_detector import DetectorError
+from services.scoring.geneval.scorer import GenEval
 from services.scoring.outside import PATIENCE_S
 from services.scoring.remote import Remote
 from tests.helpers.loopback import HANG, Clock, Loopback

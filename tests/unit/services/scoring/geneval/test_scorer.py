@@ -1,4 +1,4 @@
-"""GenEval's rule by hand, and the scorer against a detector on loopback."""
+"""The scorer against a detector on loopback, its options and its rows."""
 
 import base64
 import io
@@ -13,70 +13,13 @@ import pytest
 from PIL import Image
 
 from services.base.errors import UserError
-from services.scoring.geneval import Object as Seen
-from services.scoring.geneval import (
-    confident,
-    official_verdict,
-    partial_credit,
-    relations,
-    wanted_of,
-)
+from services.scoring.geneval.rule import wanted_of
 from services.scoring.loaded import LoadedScorer
 from services.scoring.scorer import check_scorer
 from services.scoring.settings import ScorerSettings
 from system.loop.prompts import check_rows, read_prompts
 
-LEFT, RIGHT = (0, 40, 20, 60), (70, 40, 90, 60)
-
-
-def asked(*include, tag="position", exclude=()):
-    return {"tag": tag, "include": list(include), "exclude": list(exclude)}
-
-
-def both(wanted, found):
-    return official_verdict(wanted, found), partial_credit(wanted, found)
-
-
-def test_counts():
-    three = asked({"class": "cup", "count": 3}, tag="counting", exclude=[{"class": "cup", "count": 4}])
-    cups = [Seen(LEFT)] * 5
-    assert both(three, {"cup": cups[:3]}) == (1, 1)
-    assert both(three, {"cup": cups[:2]}) == (0, pytest.approx(2 / 3))
-    assert both(three, {"cup": cups[:4]}) == (0, pytest.approx(2 / 3)), "one too many"
-    assert both(three, {}) == (0, 0)
-    at_least = asked({"class": "cup", "count": 1})
-    assert both(at_least, {"cup": cups[:2]}) == (1, 0), "the official rule asks for at least as many"
-
-
-def test_colours():
-    red = asked({"class": "cup", "count": 1, "color": "red"}, tag="colors")
-    assert both(red, {"cup": [Seen(LEFT, "red")]}) == (1, 1)
-    assert both(red, {"cup": [Seen(LEFT, "blue")]}) == (0, 0.5)
-    assert both(red, {"cup": [Seen(LEFT, "blue"), Seen(RIGHT, "red")]}) == (0, 0), "only the most certain one counts"
-    assert both(red, {}) == (0, 0)
-
-
-def test_places():
-    wanted = asked({"class": "dog", "count": 1}, {"class": "cup", "count": 1, "position": ["left of", 0]})
-    assert both(wanted, {"dog": [Seen(RIGHT)], "cup": [Seen(LEFT)]}) == (1, 1)
-    assert both(wanted, {"dog": [Seen(LEFT)], "cup": [Seen(RIGHT)]}) == (0, pytest.approx(2 / 3))
-    assert both(wanted, {"cup": [Seen(LEFT)]}) == (0, pytest.approx(1 / 3)), "no dog to be left of"
-
-
-def test_relations_have_a_slack_of_a_tenth_of_both_sizes():
-    assert relations(Seen(LEFT), Seen(RIGHT)) == {"left of"}
-    assert relations(Seen(RIGHT), Seen(LEFT)) == {"right of"}
-    assert relations(Seen((0, 0, 20, 20)), Seen((50, 50, 70, 70))) == {"left of", "above"}
-    assert relations(Seen((0, 0, 20, 20)), Seen((3, 0, 23, 20))) == set()
-    assert relations(Seen((0, 0, 20, 20)), Seen((0, 0, 20, 20))) == set()
-
-
-def test_thresholds_and_the_most_certain_first():
-    seen = [{"class": "cup", "score": score, "box": LEFT, "color": str(score)} for score in (0.2, 0.5, 0.95)]
-    assert [o.color for o in confident(seen, asked())["cup"]] == ["0.95", "0.5"]
-    assert [o.color for o in confident(seen, asked(tag="counting"))["cup"]] == ["0.95"]
-    many = [{"class": "cup", "score": 0.9, "box": LEFT}] * 20
-    assert len(confident(many, asked())["cup"]) == 16
+BOX = (0, 40, 20, 60)
 
 
 class Detector(BaseHTTPRequestHandler):
@@ -95,7 +38,7 @@ class Detector(BaseHTTPRequestHandler):
             return
         images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
         colors = ["red" if image.getpixel((0, 0))[0] else "blue" for image in images]
-        cups = [[{"class": "cup", "score": 0.9, "box": LEFT, "color": color}] for color in colors]
+        cups = [[{"class": "cup", "score": 0.9, "box": BOX, "color": color}] for color in colors]
         answer = json.dumps({"detections": cups}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -129,6 +72,8 @@ def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_rows_without_a_
     ("change", "message"),
     [
         ({"rule": "strict"}, "partial or official"),
+        ({"max_overlap": 0}, "above 0 and at most 1"),
+        ({"url": None, "detector": "/nowhere"}, "scorer geneval: there is no folder `/nowhere`"),
         ({"url": "localhost:80"}, "http://"),
         ({"metadata": "metadata.jsonl"}, r"remove options\.metadata; .* data\.train and data\.heldout"),
         ({"token_file": "/nowhere"}, "no token"),
@@ -149,6 +94,7 @@ NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
         (NEEDED % '[{"class": "cup"}]', "line 2: the row has no 'count'"),
         (NEEDED % '[{"class": "cup", "count": 0}]', "line 2: .*not a whole number above 0"),
         (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2: .*not a whole number above 0"),
+        (NEEDED % '[{"class": "cup", "count": 1, "color": "grey"}]', "line 2: .*colour is not one of red, orange"),
         (NEEDED % '"cup"', "line 2: .*has cup, which is not a list of objects"),
         (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2: .*an earlier object"),
         (NEEDED % "[" + "", "line 2: not JSON"),
@@ -164,6 +110,7 @@ def test_a_row_that_is_not_genevals_is_named(tmp_path, row, message):
 def test_a_row_is_the_same_from_json_and_parquet(tmp_path):
     """With a byte order mark and odd separators too."""
     row = {"prompt": "a\u2028cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
+    wanted = {"tag": "single_object", "include": row["include"], "exclude": []}
     (tmp_path / "m.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
     objects = pa.list_(pa.struct([("class", pa.string()), ("count", pa.int64()), ("color", pa.string())]))
     schema = pa.schema([("prompt", pa.string()), ("tag", pa.string()), ("include", objects), ("exclude", objects)])
@@ -171,4 +118,4 @@ def test_a_row_is_the_same_from_json_and_parquet(tmp_path):
     for name in ("m.jsonl", "m.parquet"):
         prompts = read_prompts(str(tmp_path / name))
         check_rows(name, prompts, [SETTINGS])
-        assert (prompts[0], wanted_of(prompts.row(0))) == ("a\u2028cup", asked(*row["include"], tag="single_object"))
+        assert (prompts[0], wanted_of(prompts.row(0))) == ("a\u2028cup", wanted)
