@@ -1,54 +1,85 @@
-"""Scorers that are a CLIP model. PickScore and CLIPScore differ in weights and scale.
+"""Scorers that are a CLIP or SigLIP model: two encoders, whose embeddings of a text and of an image are compared.
 
 PyTorch and transformers are imported only when a scorer is built: the driver imports this file to check a recipe.
 """
 
+from __future__ import annotations
+
+import importlib.util
+import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from services.base.devices import device_of
+from services.base.errors import UserError
 from services.base.paths import model_file, resolve_model
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_clip(what: str, model: str, processor: str | None) -> None:
-    """Check that the model and the processor exist.
+    """Check that the model and the processor exist, and that the tokenizer's package is installed.
 
     Raises:
         UserError: one does not exist. The message begins with `what`.
     """
     model_file(what, model, "config.json")
-    model_file(what, processor or model, "tokenizer_config.json")
+    tokenizer = json.loads(model_file(what, processor or model, "tokenizer_config.json").read_text())
+    if tokenizer.get("tokenizer_class") == "SiglipTokenizer" and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(f"{what}: the tokenizer of `{processor or model}` needs a package: pip install sentencepiece")
 
 
-class ClipSimilarity:
-    """exp(logit_scale) · cos(text, image) / scale.
+class Clip:
+    """cos(text, image) by any CLIP or SigLIP model.
+
+    SigLIP is google/siglip-… or google/siglip2-…-patch…; the variants with a free number of patches (NaFlex) are not
+    supported.
 
     Args:
-        model: the folder or hub id of a CLIP model.
+        model: the folder or hub id of the model.
         processor: the folder or hub id of the tokenizer and image processor; the model's if not given.
-        scale: the score is divided by this number.
         batch_size: images in one forward. Smaller batches are padded, so that a score does not depend on other images.
         device: `auto` is a GPU if there is one.
+
+    Raises:
+        UserError: the model is of another kind.
     """
 
-    def __init__(
-        self, model: str, scale: float, processor: str | None = None, batch_size: int = 16, device: str = "auto"
-    ) -> None:
+    def __init__(self, model: str, processor: str | None = None, batch_size: int = 16, device: str = "auto") -> None:
         import torch
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
         folder = resolve_model(model)
         beside = folder if processor is None else resolve_model(processor)
-        self.torch, self.device = torch, device_of(device)
+        self.torch, self.device, self.batch_size = torch, device_of(device), batch_size
+        self.model = self._load(folder).eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
+        self.is_siglip = self.model.config.model_type == "siglip"
         # With torchvision installed, CLIPImageProcessor would be another back end with different pixel values.
-        self.image_processor = CLIPImageProcessorPil.from_pretrained(beside)
-        self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
+        kind = SiglipImageProcessorPil if self.is_siglip else CLIPImageProcessorPil
+        self.image_processor = kind.from_pretrained(beside)
         self.max_length = self.model.config.text_config.max_position_embeddings
-        self.scale, self.batch_size = scale, batch_size
+
+    @staticmethod
+    def check(model: str, processor: str | None = None, **_: object) -> None:
+        """Check that the model exists, before any actor starts."""
+        check_clip("scorer clip", model, processor)
+
+    def _load(self, folder: str) -> Any:
+        """The model, with an output that has `text_embeds` and `image_embeds`, unit vectors (B, D)."""
+        from transformers import AutoConfig, CLIPModel, SiglipModel
+
+        kinds = {"clip": CLIPModel, "siglip": SiglipModel}
+        model_type = AutoConfig.from_pretrained(folder).model_type
+        if model_type not in kinds:
+            raise UserError(f"`{folder}` is a model of type {model_type}; give a CLIP or SigLIP model")
+        return kinds[model_type].from_pretrained(folder, use_safetensors=True)
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         starts = range(0, len(prompts), self.batch_size)
@@ -61,15 +92,39 @@ class ClipSimilarity:
         padding = self.batch_size - len(prompts)
         prompts = prompts + prompts[:1] * padding
         images = [Image.fromarray(image) for image in images_NHWC]
-        pixels_NCHW = self.image_processor(images + images[:1] * padding, return_tensors="pt")["pixel_values"]
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
+        # SigLIP was trained to read the padding.
+        mask = {} if self.is_siglip else {"attention_mask": tokens["attention_mask"].to(self.device)}
         output = self.model(
             input_ids=tokens["input_ids"].to(self.device),
-            attention_mask=tokens["attention_mask"].to(self.device),
-            pixel_values=pixels_NCHW.to(self.device),
+            pixel_values=self._pixels(images + images[:1] * padding).to(self.device),
+            **mask,
         )
-        cosine_N = (output.text_embeds * output.image_embeds).sum(-1)
-        score_N = self.model.logit_scale.exp() * cosine_N / self.scale
+        score_N = self._score((output.text_embeds * output.image_embeds).sum(-1))
         return score_N.double().cpu().numpy()[: self.batch_size - padding]
+
+    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """What the model sees of images, (B, 3, H, W)."""
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    def _score(self, cosine_N: torch.Tensor) -> torch.Tensor:
+        return cosine_N
+
+
+class ClipSimilarity(Clip):
+    """exp(logit_scale) · cos(text, image) / scale, for PickScore and CLIPScore.
+
+    Args:
+        scale: the score is divided by this number.
+    """
+
+    def __init__(
+        self, model: str, scale: float, processor: str | None = None, batch_size: int = 16, device: str = "auto"
+    ) -> None:
+        super().__init__(model, processor, batch_size, device)
+        self.scale = scale
+
+    def _score(self, cosine_N: torch.Tensor) -> torch.Tensor:
+        return self.model.logit_scale.exp() * cosine_N / self.scale

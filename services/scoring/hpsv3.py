@@ -11,7 +11,7 @@ PyTorch and transformers are imported only when a scorer is built: the driver im
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from PIL import Image
 from services.base.devices import device_of
 from services.base.errors import UserError
 from services.base.paths import model_file, resolve_model
+from services.scoring.weights import same_keys
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +192,7 @@ def load_reward_model(base: str, weights: Path, dtype: torch.dtype) -> tuple[tor
         head = reward_head(config.text_config.hidden_size)
     both = nn.ModuleDict({"model": model, "rm_head": head})
     state = {k if k.startswith("rm_head.") else f"model.{k}": v for k, v in state.items()}
-    _same_keys(both.state_dict(), state, weights)
+    same_keys("scorer hpsv3", both.state_dict(), state, weights)
     both.load_state_dict(
         {k: v.to(torch.float32 if k.startswith("rm_head.") else dtype) for k, v in state.items()}, assign=True
     )
@@ -213,12 +214,3 @@ def mapped_key(key: str) -> str | None:
     if key.startswith("lm_head."):
         return None
     return f"language_model.{key.removeprefix('model.')}" if key.startswith("model.") else key
-
-
-def _same_keys(wanted: Iterable[str], found: Iterable[str], weights: Path) -> None:
-    missing, unexpected = set(wanted) - set(found), set(found) - set(wanted)
-    for what, keys in (("lacks", missing), ("has unexpected", unexpected)):
-        if keys:
-            raise UserError(
-                f"scorer hpsv3: `{weights}` {what} {len(keys)} weights, such as {min(keys)}; is it HPSv3 for this base?"
-            )

@@ -37,6 +37,10 @@ from services.scoring.settings import ScorerSettings
 BUILT_IN = {
     "pickscore": "services.scoring.pickscore:PickScore",
     "clipscore": "services.scoring.clipscore:ClipScore",
+    "clip": "services.scoring.clip:Clip",
+    "hpsv2": "services.scoring.hpsv2:HPSv2",
+    "aesthetic": "services.scoring.aesthetic:Aesthetic",
+    "imagereward": "services.scoring.imagereward:ImageReward",
     "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
     "geneval": "services.scoring.geneval.scorer:GenEval",
@@ -196,5 +200,5 @@ def check_device(settings: ScorerSettings) -> None:
 
 
 def uses_gpu(settings: ScorerSettings) -> bool:
-    """Whether the scorer has an option `device`, so that it would run on a GPU if it asked for one."""
-    return "device" in inspect.signature(scorer_class(settings)).parameters
+    """Whether the scorer has an option `device` and no `url` of a service, so that it would run on a GPU if it asked."""
+    return "device" in inspect.signature(scorer_class(settings)).parameters and "url" not in settings.options

@@ -28,8 +28,9 @@ BATCH_SIZE = 16
 
 def cut_out(image_HWC: np.ndarray, mask_HW: np.ndarray, box: Sequence[float]) -> Image.Image:
     """The image of an object: its box, with grey outside of the mask."""
+    left, top, right, bottom = (round(edge) for edge in box)
     shown_HWC = np.where(mask_HW[..., None], image_HWC, np.array(BACKGROUND, np.uint8))
-    return Image.fromarray(shown_HWC).crop(tuple(round(edge) for edge in box))
+    return Image.fromarray(shown_HWC).crop((left, top, right, bottom))
 
 
 class Colours:

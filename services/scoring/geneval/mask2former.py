@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,14 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PAIRS = 100
-CLASSES = tuple(
-    "person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|parking meter|"
-    "bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|"
-    "skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|"
-    "cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|"
-    "potted plant|bed|dining table|toilet|tv|laptop|computer mouse|tv remote|computer keyboard|cell phone|microwave|"
-    "oven|toaster|sink|refrigerator|book|clock|vase|scissors|teddy bear|hair drier|toothbrush".split("|")
-)
+CLASSES = tuple(Path(__file__).with_name("object_names.txt").read_text().splitlines())
 """GenEval's names of COCO's classes, in COCO's order."""
 
 
@@ -67,9 +61,9 @@ class Mask2Former:
         self.image_processor = Mask2FormerImageProcessorPil.from_pretrained(folder)
         found = Mask2FormerForUniversalSegmentation.from_pretrained(folder, use_safetensors=True)
         self.model = found.eval().to(self.device)
-        if self.model.config.num_labels != len(CLASSES):
+        if (labels := self.model.config.num_labels) != len(CLASSES):
             raise UserError(
-                f"scorer geneval: the detector `{model}` has {self.model.config.num_labels} classes; give a Mask2Former "
+                f"scorer geneval: the detector `{model}` has {labels} classes; give a Mask2Former "
                 f"for the {len(CLASSES)} classes of COCO's instances"
             )
 
