@@ -37,13 +37,13 @@ class Aesthetic:
     def __init__(self, head: str, model: str = CLIP, batch_size: int = 16, device: str = "auto") -> None:
         import torch
         from safetensors.torch import load_file
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPModel
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         folder, weights = resolve_model(model), weights_file("scorer aesthetic", head)
         self.torch, self.device, self.batch_size = torch, device_of(device), batch_size
         self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
-        self.model = CLIPVisionModelWithProjection.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
+        self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
         self.head = linear_head(self.model.config.projection_dim)
         state = {key.removeprefix("layers."): weight for key, weight in load_file(weights).items()}
         load_exactly("scorer aesthetic", self.head, state, weights)
@@ -70,7 +70,7 @@ class Aesthetic:
         images = [Image.fromarray(image) for image in images_NHWC]
         padded = images + images[:1] * (self.batch_size - len(images))
         pixels_BCHW = self.image_processor(padded, return_tensors="pt")["pixel_values"]
-        embedding_BD = self.model(pixel_values=pixels_BCHW.to(self.device)).image_embeds
+        embedding_BD = self.model.get_image_features(pixel_values=pixels_BCHW.to(self.device)).pooler_output
         score_B = self.head(self.torch.nn.functional.normalize(embedding_BD, dim=-1))[:, 0]
         return score_B.double().cpu().numpy()[: len(images)]
 

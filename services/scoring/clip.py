@@ -30,14 +30,13 @@ def check_clip(what: str, model: str, processor: str | None) -> None:
     model_file(what, model, "config.json")
     tokenizer = json.loads(model_file(what, processor or model, "tokenizer_config.json").read_text())
     if tokenizer.get("tokenizer_class") == "SiglipTokenizer" and importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(f"{what}: the tokenizer of `{processor or model}` needs a package: pip install sentencepiece")
+        raise UserError(
+            f"{what}: the tokenizer of `{processor or model}` needs a package: pip install 'tempflow[siglip]'"
+        )
 
 
-class Clip:
-    """cos(text, image) by any CLIP or SigLIP model.
-
-    SigLIP is google/siglip-… or google/siglip2-…-patch…; the variants with a free number of patches (NaFlex) are not
-    supported.
+class DualEncoder:
+    """cos(text, image) by a CLIP or SigLIP model.
 
     Args:
         model: the folder or hub id of the model.
@@ -65,11 +64,6 @@ class Clip:
         kind = SiglipImageProcessorPil if self.is_siglip else CLIPImageProcessorPil
         self.image_processor = kind.from_pretrained(beside)
         self.max_length = self.model.config.text_config.max_position_embeddings
-
-    @staticmethod
-    def check(model: str, processor: str | None = None, **_: object) -> None:
-        """Check that the model exists, before any actor starts."""
-        check_clip("scorer clip", model, processor)
 
     def _load(self, folder: str) -> Any:
         """The model, with an output that has `text_embeds` and `image_embeds`, unit vectors (B, D)."""
@@ -113,7 +107,20 @@ class Clip:
         return cosine_N
 
 
-class ClipSimilarity(Clip):
+class Clip(DualEncoder):
+    """cos(text, image) by any CLIP or SigLIP model. The options are those of `DualEncoder`.
+
+    SigLIP is google/siglip-… or google/siglip2-…-patch…; the variants with a free number of patches (NaFlex) are not
+    supported.
+    """
+
+    @staticmethod
+    def check(model: str, processor: str | None = None, **_: object) -> None:
+        """Check that the model exists, before any actor starts."""
+        check_clip("scorer clip", model, processor)
+
+
+class ClipSimilarity(DualEncoder):
     """exp(logit_scale) · cos(text, image) / scale, for PickScore and CLIPScore.
 
     Args:

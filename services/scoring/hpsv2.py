@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from services.base.paths import model_file
-from services.scoring.clip import Clip, check_clip
+from services.scoring.clip import DualEncoder, check_clip
 from services.scoring.open_clip import to_transformers
 from services.scoring.weights import load_exactly, weights_file
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BASE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class HPSv2(Clip):
+class HPSv2(DualEncoder):
     """cos(text, image) by HPSv2's weights.
 
     Args:
@@ -64,7 +64,9 @@ class HPSv2(Clip):
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, 3, edge, edge): the shorter edge is resized to `edge`, and the centre is cropped."""
         torch, edge = self.torch, self.edge
-        pixels_NCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        pixels_NCHW = (
+            torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+        )
         height, width = pixels_NCHW.shape[2:]
         shorter = min(height, width)
         size_HW = [edge * height // shorter, edge * width // shorter]

@@ -200,5 +200,5 @@ def check_device(settings: ScorerSettings) -> None:
 
 
 def uses_gpu(settings: ScorerSettings) -> bool:
-    """Whether the scorer has an option `device` and no `url` of a service, so that it would run on a GPU if it asked."""
+    """Whether the scorer would run on a GPU if it asked for one: it has an option `device`, and no service's `url`."""
     return "device" in inspect.signature(scorer_class(settings)).parameters and "url" not in settings.options

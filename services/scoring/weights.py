@@ -1,10 +1,7 @@
 """Reads the weights of a scorer whose checkpoint is not in transformers' layout.
 
-Several reward models are published as PyTorch pickles (.pt, .pth), which can run code. They are converted once, with
-
-    python -c "import sys, torch; from safetensors.torch import save_file as save; s = torch.load(sys.argv[1], \\
-        map_location='cpu', weights_only=True); s = s.get('state_dict', s); \\
-        save({k: v.clone() for k, v in s.items()}, sys.argv[2])" MODEL.pt MODEL.safetensors
+Several reward models are published as PyTorch pickles (.pt, .pth), which can run code. Users convert them once
+(docs/reward-pool.md, Weights).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from services.base.paths import resolve_model
+from services.scoring.aesthetic import CLIP as CLIP_L
+from services.scoring.hpsv2 import BASE
 from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS
 from services.scoring.settings import ScorerSettings
 from system.capacity.architecture import KNOWN, read_config
@@ -17,6 +19,14 @@ from system.capacity.passes import sizes
 from system.capacity.trace import META, Operator, Trace
 
 CHARACTERS_PER_TOKEN = 4
+CLIP_OF = {
+    "pickscore": "yuvalkirstain/PickScore_v1",
+    "clipscore": CLIP_L,
+    "clip": "",
+    "hpsv2": BASE,
+    "aesthetic": CLIP_L,
+}
+"""The CLIP model of each scorer that is one, unless its options name another."""
 PATCH_PX = 28
 """Side of the square of pixels that is one token of Qwen2-VL."""
 PREPROCESSING_S = {"hpsv3": 0.03}
@@ -37,10 +47,10 @@ class Reward:
 
 
 def reward_of(scorer: ScorerSettings) -> Reward:
-    """Look up a scorer's model: CLIP models and HPSv3, from their configuration on this machine or the known one."""
+    """Look up a scorer's model: scorers that are a CLIP model, and HPSv3, from their configuration on this machine or the known one."""
     match scorer.scorer:
-        case "pickscore" | "clipscore":
-            model = str(scorer.options.get("model", "yuvalkirstain/PickScore_v1"))
+        case "pickscore" | "clipscore" | "clip" | "hpsv2" | "aesthetic":
+            model = str(scorer.options.get("base" if scorer.scorer == "hpsv2" else "model", CLIP_OF[scorer.scorer]))
             folder = _folder(model)
             return _clip(str(folder), int(scorer.options.get("batch_size", 16))) if folder else Reward()
         case "hpsv3":
@@ -65,10 +75,16 @@ def _folder(model: str) -> Path | None:
 
 @cache
 def _clip(folder: str, batch: int) -> Reward:
-    """fp32. Vision tokens by patches, text tokens by the longest text; activations are those of the widest layer."""
+    """fp32. Vision tokens by patches, text tokens by the longest text; activations are those of the widest layer.
+
+    A SigLIP model, which `clip` may have, is not counted.
+    """
     from transformers import CLIPConfig, CLIPModel
 
-    config = CLIPConfig.from_dict(read_config(Path(folder)))
+    settings = read_config(Path(folder))
+    if settings["model_type"] != "clip":
+        return Reward()
+    config = CLIPConfig.from_dict(settings)
     with META:
         model = CLIPModel(config)
     vision, text = config.vision_config, config.text_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers import BertConfig, CLIPConfig, CLIPModel
 
 from services.base.errors import UserError
 from services.scoring.loaded import LoadedScorer
@@ -118,6 +118,6 @@ def test_a_file_that_is_missing_or_no_safetensors_is_named_before_anything_start
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
-    CLIPVisionModelWithProjection.config_class().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="of type clip_vision_model; give a CLIP or SigLIP model"):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="of type bert; give a CLIP or SigLIP model"):
         LoadedScorer(ScorerSettings(name="clip", scorer="clip", options={"model": str(tmp_path), "device": "cpu"}))

@@ -86,7 +86,7 @@ def hpsv2_score() -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(Path(folder) / "tiny.pt")
         torch.save({"state_dict": fill(clip_shapes(64))}, checkpoint)
-        with mock.patch.object(img_score, "get_tokenizer", lambda name: lambda texts: tokens(texts[0])):
+        with mock.patch.object(img_score, "get_tokenizer", return_value=lambda texts: tokens(texts[0])):
             pictures = [Image.fromarray(picture(case)) for case in CASES]
             scores = [
                 img_score.score(image, case["prompt"], cp=checkpoint)[0]
@@ -121,7 +121,7 @@ def aesthetic() -> list[float]:
     tiny = CLIP(AESTHETIC_WIDTH, EDGE, layers, width, PATCH, TEXT_LENGTH, 514, width, heads, layers).eval()
     tiny.load_state_dict(fill(clip_shapes(AESTHETIC_WIDTH)))
     module = importlib.import_module("ImageReward.models.AestheticScore")
-    with mock.patch.object(clip, "load", lambda *_, **__: (tiny, clip.clip._transform(EDGE))):
+    with mock.patch.object(clip, "load", return_value=(tiny, clip.clip._transform(EDGE))):
         scorer = module.AestheticScore(None).eval()
     scorer.mlp.load_state_dict(fill(head_shapes(AESTHETIC_WIDTH)))
     with tempfile.TemporaryDirectory() as folder:
@@ -152,9 +152,9 @@ def image_reward() -> tuple[list[float], dict[str, list[int]]]:
         file = Path(folder) / "med.json"
         file.write_text(json.dumps(config))
         with (
-            mock.patch.object(pretrain, "create_vit", lambda *_: (small, 64)),
-            mock.patch.object(pretrain, "init_tokenizer", lambda: tokenizer),
-            mock.patch.object(med.BertPreTrainedModel, "init_weights", lambda self: None),
+            mock.patch.object(pretrain, "create_vit", return_value=(small, 64)),
+            mock.patch.object(pretrain, "init_tokenizer", return_value=tokenizer),
+            mock.patch.object(med.BertPreTrainedModel, "init_weights"),
             mock.patch.object(med.BertModel, "get_head_mask", lambda self, mask, n: [None] * n, create=True),
             mock.patch.object(med.BertModel, "invert_attention_mask", inverted_mask, create=True),
         ):
