@@ -47,7 +47,7 @@ class Reward:
 
 
 def reward_of(scorer: ScorerSettings) -> Reward:
-    """Look up a scorer's model: scorers that are a CLIP model, and HPSv3, from their configuration on this machine or the known one."""
+    """What a scorer takes, if it is HPSv3 or a CLIP model whose configuration is on this machine or known."""
     match scorer.scorer:
         case "pickscore" | "clipscore" | "clip" | "hpsv2" | "aesthetic":
             model = str(scorer.options.get("base" if scorer.scorer == "hpsv2" else "model", CLIP_OF[scorer.scorer]))
