@@ -44,6 +44,7 @@ BUILT_IN = {
     "hpsv3": "services.scoring.hpsv3:HPSv3",
     "ocr": "services.scoring.ocr:Ocr",
     "geneval": "services.scoring.geneval.scorer:GenEval",
+    "geneval2": "services.scoring.geneval2:GenEval2",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
