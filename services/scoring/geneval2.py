@@ -1,9 +1,9 @@
 """GenEval 2: a vision-language model answers questions about the image (arXiv 2512.16853).
 
 The rule, Soft-TIFA, is that of evaluation.py in github.com/facebookresearch/GenEval2. Each question is asked alone,
-with the words "Answer in one word." after it. Its score is the probability that the model's first token begins the right
-answer: the sum over several ways to write it, as the repository sums them. Ways that begin with the same token are
-counted once each, as there, so a sum can exceed 1.
+with the words "Answer in one word." after it. Its score is the probability that the model's first token begins the
+right answer, summed over several ways to write it. As there, two ways that begin with the same token both count, so a
+sum can exceed 1.
 
 PyTorch and transformers are imported only when a scorer is built: the driver imports this file to check a recipe.
 """

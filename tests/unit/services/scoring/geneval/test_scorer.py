@@ -15,7 +15,7 @@ from PIL import Image
 from services.base.errors import UserError
 from services.scoring.geneval.rule import wanted_of
 from services.scoring.loaded import LoadedScorer
-from services.scoring.scorer import check_scorer
+from services.scoring.scorer import check_scorer, uses_gpu
 from services.scoring.settings import ScorerSettings
 from system.loop.prompts import check_rows, read_prompts
 
@@ -119,3 +119,8 @@ def test_a_row_is_the_same_from_json_and_parquet(tmp_path):
         prompts = read_prompts(str(tmp_path / name))
         check_rows(name, prompts, [SETTINGS])
         assert (prompts[0], wanted_of(prompts.row(0))) == ("a\u2028cup", wanted)
+
+
+def test_a_gpu_is_of_use_where_the_detector_is_not_a_service():
+    assert not uses_gpu(SETTINGS)
+    assert uses_gpu(ScorerSettings(name="geneval", scorer="geneval"))
