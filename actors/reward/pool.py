@@ -18,6 +18,8 @@ from actors.lost import Lost
 from actors.reward.scores import Scores
 from services.base.errors import cause_of, first_line
 from services.base.futures import cancelled
+from services.scoring.row import Row
+from services.scoring.scorer import images_at_once
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class Chunk:
     start: int
     """The index of the chunk's first image in the job."""
     prompts: list[str]
+    rows: list[Row]
+    """One for each prompt, or none."""
     deadline: float
     """The time, by the monotonic clock, until which the request may wait for its turn."""
     sent: float = 0.0
@@ -45,7 +49,7 @@ class RewardPool:
     """Rewards on Ray Serve: calls all scorers in parallel through their handles.
 
     Args:
-        handles: the handle of each scorer, by name: any object with `score.remote(images, prompts, start, run)`.
+        handles: the handle of each scorer, by name: any object with `score.remote(images, prompts, start, run, rows)`.
         scorers: the settings of the scorers, for their timeouts, attempts and request sizes.
         concurrency: how many jobs are scored at the same time. Further jobs wait for their turn.
         run: the label of this run in the pool's metrics.
@@ -62,16 +66,25 @@ class RewardPool:
         """The lock for submitting a job and for closing, so that no job is submitted to a closed pool."""
         self._threads = ThreadPoolExecutor(concurrency, "score")
 
-    def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
+    def score(
+        self,
+        images: Any,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row] = (),
+    ) -> Future[Scores]:
         """Score the images of one job with the named scorers, in parallel.
 
         A request that fails or takes too long is sent again, to a replica that Serve chooses. If every attempt fails,
         its images are holes. If the pool's queues are full, the request waits for its turn for at most its timeout, and
-        this does not count as a failure. A failing scorer does not make the future fail.
+        this does not count as a failure. A failing scorer does not make the future fail. A groupwise scorer gets the
+        images of the job in one request, also when it is sent again.
 
         Args:
             images: a reference to (M, H, W, 3) uint8.
             finite_M: whether each image is finite. The others are holes, whatever a scorer returns for them.
+            rows: one for each prompt, or none if no scorer reads them.
 
         Returns:
             A future of the scores. It raises Lost if the images are lost together with their node. It is cancelled if
@@ -80,7 +93,8 @@ class RewardPool:
         context = contextvars.copy_context()  # The log's place in the run, such as step and task.
         with self._door:
             if not self.closed.is_set():
-                return self._threads.submit(context.run, self._score, images, list(prompts), names, finite_M)
+                job = (images, list(prompts), names, finite_M, list(rows))
+                return self._threads.submit(context.run, self._score, *job)
         return cancelled()
 
     def close(self) -> None:
@@ -89,9 +103,11 @@ class RewardPool:
             self.closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _score(self, images: Any, prompts: list[str], names: Sequence[str], finite_M: np.ndarray) -> Scores:
+    def _score(
+        self, images: Any, prompts: list[str], names: Sequence[str], finite_M: np.ndarray, rows: list[Row]
+    ) -> Scores:
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
-        waiting = [chunk for name in names for chunk in self._chunks(self.scorers[name], prompts)]
+        waiting = [chunk for name in names for chunk in self._chunks(self.scorers[name], prompts, rows)]
         attempt = 0
         while waiting and not self.closed.is_set():
             responses = [self._send(images, chunk) for chunk in waiting]
@@ -104,14 +120,17 @@ class RewardPool:
             attempt += 1
         return scores.without(finite_M)
 
-    def _chunks(self, scorer: ScorerSettings, prompts: list[str]) -> list[Chunk]:
-        deadline, size = time.monotonic() + scorer.timeout_s, scorer.request_images
-        return [Chunk(scorer, start, prompts[start : start + size], deadline) for start in range(0, len(prompts), size)]
+    def _chunks(self, scorer: ScorerSettings, prompts: list[str], rows: list[Row]) -> list[Chunk]:
+        deadline, size = time.monotonic() + scorer.timeout_s, images_at_once(scorer, len(prompts))
+        return [
+            Chunk(scorer, start, prompts[start : start + size], rows[start : start + size], deadline)
+            for start in range(0, len(prompts), size)
+        ]
 
     def _send(self, images: Any, chunk: Chunk) -> DeploymentResponse:
         handle = self.handles[chunk.scorer.name]
         chunk.sent = time.monotonic()
-        return handle.score.remote(images, chunk.prompts, chunk.start, self.run)
+        return handle.score.remote(images, chunk.prompts, chunk.start, self.run, chunk.rows)
 
     def _receive(self, chunk: Chunk, response: DeploymentResponse, scores: Scores) -> bool:
         """Wait for the scores of a chunk. Returns whether they came. If not, a failure counts unless the pool was full.
@@ -121,7 +140,7 @@ class RewardPool:
         """
         scorer = chunk.scorer
         try:
-            score_N, busy_s = response.result(timeout_s=scorer.timeout_s)
+            scored, busy_s = response.result(timeout_s=scorer.timeout_s)
         except BackPressureError as error:
             if time.monotonic() > chunk.deadline:
                 chunk.failures = scorer.attempts
@@ -132,7 +151,7 @@ class RewardPool:
             if isinstance(reason, ObjectLostError):
                 raise Lost(first_line(reason)) from error
         else:
-            scores.add(scorer.name, chunk.start, score_N, busy_s, time.monotonic() - chunk.sent)
+            scores.add(scorer.name, chunk.start, scored, busy_s, time.monotonic() - chunk.sent)
             return True
         said = str(reason).strip().splitlines()
         chunk.reason = f"{type(reason).__name__}: {said[-1] if said else ''}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from services.scoring.loaded import Scored, qualified
+
 
 @dataclass
 class Scores:
@@ -12,33 +14,54 @@ class Scores:
 
     by_scorer: dict[str, np.ndarray] = field(default_factory=dict)
     """The scores of each scorer, (M,) float64. NaN is a hole."""
+    sub_scores: dict[str, np.ndarray] = field(default_factory=dict)
+    """The sub-scores of scorers that have some, as SCORER.SUB, (M,) float64. NaN is a hole."""
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds of work, by scorer."""
     latency_s: dict[str, list[float]] = field(default_factory=dict)
     """The seconds from sending each answered request to its answer, including the time in queues, by scorer."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Why requests failed at every attempt, by scorer."""
+    """Why images have no score: why requests failed at every attempt, or what the scorer said of the first such image."""
     not_finite: int = 0
     """The number of images without a score because their latent or pixels are NaN or infinite."""
     retries: int = 0
     """The number of requests that were sent again."""
 
-    def add(self, name: str, start: int, score_N: np.ndarray, busy_s: float, latency_s: float) -> None:
+    def add(self, name: str, start: int, scored: Scored, busy_s: float, latency_s: float) -> None:
         """Add the answer to one request: the scores of the images from index `start` on."""
-        self.by_scorer[name][start : start + len(score_N)] = score_N
+        part = slice(start, start + len(scored))
+        self.by_scorer[name][part] = scored.score_N
+        for sub, values_N in qualified(name, scored.sub_scores).items():
+            self.sub_scores.setdefault(sub, np.full(len(self.by_scorer[name]), np.nan))[part] = values_N
+        for reason in scored.errors.values():
+            self.errors.setdefault(name, reason)
         self.busy_s[name] = self.busy_s.get(name, 0) + busy_s
         self.latency_s.setdefault(name, []).append(latency_s)
 
     def without(self, finite_M: np.ndarray) -> "Scores":
         """Turn the scores of images that are not finite into holes. Returns this object."""
         self.not_finite = int((~finite_M).sum())
-        for score_M in self.by_scorer.values():
+        for score_M in (*self.by_scorer.values(), *self.sub_scores.values()):
             score_M[~finite_M] = np.nan
         return self
 
     def combined(self, weights: dict[str, float]) -> np.ndarray:
         """The weighted sum of the raw scores, (M,). It is a hole if any scorer with a weight has a hole."""
         return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
+
+
+def gathered(scores: Sequence[Scores]) -> dict[str, np.ndarray]:
+    """The scores of several tasks one after the other: of each scorer, then each sub-score.
+
+    Where all requests of a task to a scorer failed, its sub-scores are not known: they are holes.
+    """
+    counts = [max(map(len, score.by_scorer.values()), default=0) for score in scores]
+    columns = [{**score.by_scorer, **score.sub_scores} for score in scores]
+    names = {name: None for part in ("by_scorer", "sub_scores") for score in scores for name in getattr(score, part)}
+    return {
+        name: np.concatenate([c.get(name, np.full(n, np.nan)) for c, n in zip(columns, counts, strict=True)])
+        for name in names
+    }
 
 
 def why_holes(scores: Sequence[Scores]) -> str:

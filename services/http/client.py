@@ -5,9 +5,10 @@ answer = pool.score(images, prompts)
 answer.scores["pickscore"]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import requests
@@ -48,14 +49,25 @@ class ScoreClient:
         self.session.headers["X-Tempflow-Run"] = run
 
     def score(
-        self, images: Sequence[np.ndarray] | np.ndarray, prompts: Sequence[str], scorers: Sequence[str] | None = None
+        self,
+        images: Sequence[np.ndarray] | np.ndarray,
+        prompts: Sequence[str],
+        scorers: Sequence[str] | None = None,
+        rows: Sequence[Mapping[str, Any]] = (),
+        groups: Sequence[str] = (),
     ) -> Answer:
         """Score uint8 (H, W, 3) images of any size with the named scorers, or with all if none are named.
 
+        Args:
+            rows: the other columns of each prompt's row, for scorers that read them: values that JSON has.
+            groups: the name of each image's group, for groupwise scorers. One request has whole groups.
+
         Raises:
             PoolError: the pool refused the request, was busy at every attempt, or its answer has no scores.
+            TypeError: a row has a value that JSON does not have.
         """
-        body = write_request(prompts, [encode_image(image) for image in images])
+        rows_as_json = [msgspec.json.encode(row) for row in rows]
+        body = write_request(prompts, [encode_image(image) for image in images], rows_as_json, groups)
         query = {"scorers": ",".join(scorers)} if scorers else {}
         answer = self._send("POST", "/v1/score", params=query, data=body, headers={"Content-Type": ARROW})
         try:

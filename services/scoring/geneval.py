@@ -21,10 +21,10 @@ import numpy as np
 
 from services.base.errors import UserError
 from services.base.patience import Away
-from services.base.rows import read_rows
 from services.http.images import encode_image
 from services.http.session import BUSY, CONNECT_S, GONE, read_token, retry_after_s, session
 from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
+from services.scoring.row import Row
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
@@ -40,60 +40,74 @@ class DetectorError(Exception):
 
 
 class GenEval:
-    """Scores by GenEval's rule. A prompt that is not in the metadata gives NaN.
+    """Scores by GenEval's rule. The row of a prompt says what the image should show: `tag`, `include` and `exclude`.
+
+    The prompt files are therefore GenEval's own metadata.jsonl, or others with these columns.
 
     Args:
         url: the address of the detector.
-        metadata: one or several of GenEval's metadata.jsonl: a row per prompt with `prompt`, `tag`, `include`,
-            `exclude`.
         rule: `partial` is Flow-GRPO's training reward, `official` is GenEval's verdict (0 or 1).
         token_file: the file with the detector's bearer token, if it needs one.
         batch_size: images in one request.
         timeout_s: seconds for the answer to one request.
         patience_s: seconds for which a request is repeated.
+        metadata: refused by `check`. Earlier versions looked prompts up in these files.
     """
+
+    columns = ("tag", "include")
 
     def __init__(
         self,
         url: str,
-        metadata: str | Sequence[str],
         rule: str = "partial",
         token_file: str | None = None,
         batch_size: int = 16,
         timeout_s: float = 120,
         patience_s: float = PATIENCE_S,
+        metadata: object = None,
     ) -> None:
         self.url, self.batch_size, self.timeout_s, self.patience_s = url, batch_size, timeout_s, patience_s
         self.rule = {"partial": partial_credit, "official": official_verdict}[rule]
-        self.wanted = read_metadata(metadata)
         self.session = session(read_token(token_file, "GENEVAL_TOKEN"), attempts=1)
 
     @staticmethod
     def check(
-        url: str, metadata: str | Sequence[str], rule: str = "partial", token_file: str | None = None, **_: object
+        url: str, rule: str = "partial", token_file: str | None = None, metadata: object = None, **_: object
     ) -> None:
-        """Check the rule, the address and the files.
+        """Check the rule, the address and the token.
 
         Raises:
             UserError: one is wrong or missing. The message names it.
         """
         if rule not in ("partial", "official"):
             raise UserError(f"scorer geneval: rule is `{rule}`; it must be partial or official")
+        if metadata is not None:
+            raise UserError(
+                "scorer geneval: remove options.metadata; the scorer reads tag, include and exclude from the rows of "
+                "the prompt files, so data.train and data.heldout name GenEval's metadata.jsonl"
+            )
         check_url("geneval", url)
-        read_metadata(metadata)
         read_token(token_file, "GENEVAL_TOKEN")
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        score_N = np.full(len(prompts), np.nan)
-        rows = [i for i, prompt in enumerate(prompts) if prompt in self.wanted]
+    @staticmethod
+    def check_row(row: Row) -> None:
+        """Check that a row says what to look for.
+
+        Raises:
+            KeyError, TypeError, ValueError: it does not have GenEval's form.
+        """
+        wanted_of(row)
+
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
+        scores: list[float] = []
         for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            images = [encode_image(image) for image in images_NHWC[batch]]
+            part = slice(start, start + self.batch_size)
+            images = [encode_image(image) for image in images_NHWC[part]]
             found = ask_outside(partial(self._detect, images, self.timeout_s), self.patience_s)
-            for i, detections in zip(batch, found, strict=True):
-                wanted = self.wanted[prompts[i]]
-                score_N[i] = self.rule(wanted, confident(detections, wanted))
-        return score_N
+            for row, detections in zip(rows[part], found, strict=True):
+                wanted = wanted_of(row)
+                scores.append(self.rule(wanted, confident(detections, wanted)))
+        return np.array(scores)
 
     def _detect(self, images: Sequence[bytes], timeout_s: float) -> list[list[dict[str, Any]]]:
         """The detections in each image.
@@ -154,29 +168,8 @@ Found = dict[str, list[Object]]
 """The detected objects by class, the most certain first."""
 
 
-def read_metadata(files: str | Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read GenEval's metadata: `tag`, `include` and `exclude` by prompt.
-
-    Raises:
-        UserError: a file is missing, or a row does not have GenEval's form.
-    """
-    wanted = {}
-    for file in [files] if isinstance(files, str) else files:
-        rows = read_rows(file, "metadata of GenEval", "prompt")
-        for column in ("prompt", "tag", "include"):
-            if column not in rows.columns:
-                raise UserError(f"scorer geneval: `{file}` is not GenEval's metadata: it has no column `{column}`")
-        for i, prompt in enumerate(rows.texts("prompt")):
-            try:
-                wanted[prompt] = _wanted(rows[i])
-            except (KeyError, TypeError, ValueError) as error:
-                said = f"needs {error}" if isinstance(error, KeyError) else str(error)
-                raise UserError(f"scorer geneval: `{file}`, {rows.place(i)}, is not GenEval's: it {said}") from error
-    return wanted
-
-
-def _wanted(row: dict[str, Any]) -> dict[str, Any]:
-    """The part of a row of metadata that the rule needs.
+def wanted_of(row: Row) -> dict[str, Any]:
+    """The part of a prompt's row that the rule needs.
 
     Raises:
         KeyError, TypeError, ValueError: the row does not have GenEval's form.

@@ -1,4 +1,4 @@
-"""OCR: can the text that the prompt quotes be read in the image? The rule is Flow-GRPO's (arXiv 2505.05470).
+"""OCR: can the requested text be read in the image? The rule is Flow-GRPO's (arXiv 2505.05470).
 
 It needs the extra `tempflow[ocr]`. RapidOCR includes its models, so nothing is downloaded.
 """
@@ -10,9 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.base.errors import UserError
+from services.scoring.row import Row
 
 log = logging.getLogger(__name__)
 
+COLUMN = "text"
+"""The column of a prompt's row with the requested text."""
 CLOSING = {
     '"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«»", "‹": "›", "›": "‹›",
     "「": "」", "『": "』", "﹁": "﹂", "﹃": "﹄", "〝": "〞〟", "＂": "＂",
@@ -24,9 +27,10 @@ OPENING = re.compile(f"(?<!\\d)[{INCH}]|[{''.join(CLOSING.keys() - set(INCH))}]"
 
 
 class Ocr:
-    """1 if the quoted text is found, else 1 − min(edit distance, length) / length; NaN if the prompt quotes no text.
+    """1 if the requested text is found, else 1 − min(edit distance, length) / length.
 
-    Spaces and case are ignored. The log names the first prompt without a score.
+    It is the column `text` of the prompt's row. Where the row has none, it is the text that the prompt quotes; if there
+    is none either, the score is NaN, and the log names the first such prompt. Spaces and case are ignored.
     """
 
     def __init__(self) -> None:
@@ -47,15 +51,31 @@ class Ocr:
         if importlib.util.find_spec("rapidocr") is None:
             raise UserError("scorer ocr: RapidOCR is not installed; run `pip install 'tempflow[ocr]'`")
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        return np.array([self._score(image, prompt) for image, prompt in zip(images_NHWC, prompts, strict=True)])
+    @staticmethod
+    def check_row(row: Row) -> None:
+        """Check the column `text`, if the row has it.
 
-    def _score(self, image_HWC: np.ndarray, prompt: str) -> float:
-        target = quoted(prompt)
+        Raises:
+            TypeError, ValueError: it is not a text, or blank.
+        """
+        text = row.get(COLUMN)
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"has a `{COLUMN}` that is not text: {text}")
+        if text is not None and not text.strip():
+            raise ValueError(f"has a blank `{COLUMN}`")
+
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
+        return np.array([self._score(*each) for each in zip(images_NHWC, prompts, rows, strict=True)])
+
+    def _score(self, image_HWC: np.ndarray, prompt: str, row: Row) -> float:
+        target = quoted(prompt) if row.get(COLUMN) is None else row[COLUMN]
         if target is None:
             if not self.told:
                 log.warning(
-                    "this prompt, and perhaps others, has no text between opening and closing quotes: %s", prompt
+                    "this prompt, and perhaps others, has no column `%s` and no text between opening and closing "
+                    "quotes: %s",
+                    COLUMN,
+                    prompt,
                 )
                 self.told = True
             return float("nan")

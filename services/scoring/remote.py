@@ -1,17 +1,25 @@
 """Calls a scorer of another reward pool over HTTP: a pool on another cluster, or any service with our API."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from services.base.errors import UserError
 from services.http.client import PoolError, ScoreClient
 from services.http.session import read_token
+from services.scoring.loaded import DEFAULT_SUB_SCORE
 from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
+from services.scoring.row import Row
+
+log = logging.getLogger(__name__)
 
 
 class Remote:
-    """Scores with a pool's scorer. It waits while the pool is away, starting or full.
+    """Scores with a pool's scorer, and passes its sub-scores on. It waits while the pool is away, starting or full.
+
+    It sends the rows of the prompts; the pool reads them if its scorer does. The score that the pool's own recipe
+    chooses is the sub-score `score`, if there are others.
 
     Args:
         url: the address of the pool.
@@ -21,6 +29,8 @@ class Remote:
         timeout_s: seconds for the answer to one request.
         patience_s: seconds for which a request is repeated.
     """
+
+    groupwise = False
 
     def __init__(
         self,
@@ -45,11 +55,22 @@ class Remote:
         check_url("remote", url)
         read_token(token_file)
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        answer = ask_outside(lambda: self.client.score(images_NHWC, prompts, [self.scorer]), self.patience_s)
+    def __call__(
+        self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]
+    ) -> np.ndarray | Mapping[str, np.ndarray]:
+        groups = ["all"] * len(prompts) if self.groupwise else []
+        answer = ask_outside(
+            lambda: self.client.score(images_NHWC, prompts, [self.scorer], rows, groups), self.patience_s
+        )
         if self.scorer not in answer.scores:
             raise PoolError(f"{self.url} answered without scores of `{self.scorer}`")
-        return answer.scores[self.scorer]
+        if answer.errors:
+            first, reason = min(answer.errors.items())
+            log.warning("%d images have no score; the first, with the prompt %s: %s", len(answer.errors), prompts[first], reason)
+        sub = f"{self.scorer}."
+        sub_scores = {name.removeprefix(sub): values for name, values in answer.scores.items() if name.startswith(sub)}
+        score_N = answer.scores[self.scorer]
+        return {**sub_scores, DEFAULT_SUB_SCORE: score_N} if sub_scores else score_N
 
     def probe(self) -> str:
         """Ask the pool once whether it has the scorer.
@@ -68,6 +89,12 @@ class Remote:
                 f"{self.url} has no scorer `{self.scorer}`; set options.scorer to one of {', '.join(known)}"
             )
         return f"{self.url} has {self.scorer}"
+
+
+class RemoteGroupwise(Remote):
+    """As `Remote`, for a scorer that compares the images of a group."""
+
+    groupwise = True
 
 
 def wait_for_pool(url: str, timeout_s: float) -> None:

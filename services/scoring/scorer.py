@@ -8,20 +8,30 @@ To write your own scorer, write a class like this one, and name it in the recipe
 
         def __call__(self, images_NHWC, prompts):
             return self.scale * images_NHWC.mean(axis=(1, 2, 3)) / 255
+
+A class may ask for more:
+
+- A third parameter `rows` of the call: the row of each prompt (`services.scoring.row`).
+- `columns = ("answer",)`: the columns that each row must have. A static method `check_row(row)` may check their values;
+  it raises ValueError, TypeError or KeyError with the reason. An image with another row is a hole.
+- `groupwise = True`: each call gets one group, which is all images of one task. Its scores may depend on each other.
+- A static method `check(**options)` raises UserError if the options are wrong.
 """
 
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from services.base.devices import DEVICE
 from services.base.errors import UserError
 from services.base.text import is_unicode
+from services.scoring.row import Row
 from services.scoring.settings import ScorerSettings
 
 BUILT_IN = {
@@ -31,14 +41,15 @@ BUILT_IN = {
     "ocr": "services.scoring.ocr:Ocr",
     "geneval": "services.scoring.geneval:GenEval",
     "remote": "services.scoring.remote:Remote",
+    "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 
 
 class Scorer(Protocol):
-    """A reward model: it takes images and their prompts, and returns one number for each."""
+    """A reward model: it takes images and their prompts, and returns one number for each, or several by name."""
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray | Mapping[str, np.ndarray]:
         """Score N images.
 
         Args:
@@ -46,9 +57,22 @@ class Scorer(Protocol):
             prompts: N texts.
 
         Returns:
-            (N,) floats; NaN for an image without a score. A score must not depend on the other images.
+            (N,) floats, or a mapping from the name of a sub-score to (N,) floats. NaN marks an image without a score.
+            A score must not depend on the other images, unless the scorer is groupwise.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a scorer asks for beside images and prompts."""
+
+    rows: bool
+    """It gets the rows of the prompts."""
+    columns: tuple[str, ...]
+    """The columns that each row must have."""
+    groupwise: bool
+    """It gets all images of a group in one call, and no others."""
 
 
 def scorer_class(settings: ScorerSettings) -> type:
@@ -77,6 +101,50 @@ def scorer_class(settings: ScorerSettings) -> type:
 
 OUR_FOLDER = Path(__file__).resolve().parents[2]
 """The folder that contains our packages."""
+
+
+def needs_of(settings: ScorerSettings) -> Needs:
+    """What the class of a scorer asks for.
+
+    Raises:
+        UserError: as `scorer_class` raises; or the class names columns but does not take rows.
+    """
+    found = scorer_class(settings)
+    rows, columns = "rows" in inspect.signature(found.__call__).parameters, getattr(found, "columns", ())
+    if isinstance(columns, str) or (columns and not rows):
+        raise UserError(
+            f"scorer `{settings.name}`: `columns` must be a tuple of names, in a class whose call has the parameter "
+            "`rows`"
+        )
+    return Needs(rows, tuple(columns), bool(getattr(found, "groupwise", False)))
+
+
+def row_check(settings: ScorerSettings) -> Callable[[Row], str | None]:
+    """A function that says why the scorer cannot use a row, such as "has no `answer`"; None if it can.
+
+    Raises:
+        UserError: as `needs_of` raises.
+    """
+    columns, check = needs_of(settings).columns, getattr(scorer_class(settings), "check_row", None)
+
+    def fault(row: Row) -> str | None:
+        if missing := [column for column in columns if row.get(column) is None]:
+            return f"has no `{missing[0]}`"
+        try:
+            if check is not None:
+                check(row)
+        except KeyError as error:
+            return f"has no {error}"
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return None
+
+    return fault
+
+
+def images_at_once(settings: ScorerSettings, images: int) -> int:
+    """The most images of a task in one request: all of them if the scorer compares them with each other."""
+    return max(1, images) if needs_of(settings).groupwise else settings.request_images
 
 
 def make_importable(*folders: Path | str) -> None:
@@ -130,21 +198,3 @@ def check_device(settings: ScorerSettings) -> None:
 def uses_gpu(settings: ScorerSettings) -> bool:
     """Whether the scorer has an option `device`, so that it would run on a GPU if it asked for one."""
     return "device" in inspect.signature(scorer_class(settings)).parameters
-
-
-def load_scorer(settings: ScorerSettings) -> Scorer:
-    """Build the scorer of a recipe, which loads its model."""
-    options: dict[str, Any] = settings.options
-    return scorer_class(settings)(**options)
-
-
-def finite_scores(name: str, scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """A scorer's scores for images, (N,) float64. NaN is a hole; ±infinity becomes NaN.
-
-    Raises:
-        ValueError: the number of scores differs from the number of images.
-    """
-    score_N = np.asarray(scorer(images_NHWC, list(prompts)), np.float64)
-    if score_N.shape != (len(prompts),):
-        raise ValueError(f"scorer {name} returned scores of shape {score_N.shape} for {len(prompts)} images")
-    return np.where(np.isfinite(score_N), score_N, np.nan)

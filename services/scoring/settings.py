@@ -1,6 +1,6 @@
 """Settings of the reward models."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -49,10 +49,13 @@ class ScorerSettings(Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """The scorer's name in metrics, the experience log and the report."""
     scorer: str
-    """A built-in scorer (pickscore, clipscore, hpsv3, ocr, geneval, remote, jpeg_size), or the import path
-    `package.module:Class` of your own."""
+    """A built-in scorer (pickscore, clipscore, hpsv3, ocr, geneval, remote, remote_groupwise, jpeg_size), or the import
+    path `package.module:Class` of your own."""
     weight: float = 1.0
     """The scorer's weight in the training reward. With 0, it scores held-out images only."""
+    reward: str | Annotated[dict[str, float], Field(min_length=1)] | None = None
+    """For a scorer with sub-scores: the one that is its score, such as `colour`, or the weights of several, such as
+    `{colour: 0.7, shape: 0.3}`. If not given, it is the sub-score `score`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the scorer's constructor."""
     replicas: Replicas = Replicas()

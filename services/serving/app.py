@@ -9,7 +9,7 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from services.base.errors import quoted_refusal
 from services.base.logs import LogFile
-from services.scoring.scorer import own_folders
+from services.scoring.scorer import needs_of, own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import GatewayDeployment, deployment_name
@@ -51,7 +51,7 @@ def build_app(
         for scorer in scorers
     }
     entry = GatewayDeployment.options(num_replicas=gateway.gateways)
-    return entry.bind(name, gateway, list(scorers), bound)
+    return entry.bind(name, gateway, list(scorers), {scorer.name: needs_of(scorer) for scorer in scorers}, bound)
 
 
 def why_not_started(status: ApplicationStatusOverview) -> Exception:

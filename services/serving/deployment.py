@@ -15,7 +15,9 @@ from ray.util import metrics
 from services.base.devices import prepare_torch
 from services.base.gauges import LastingGauges, Reading, gpu_memory
 from services.base.logs import LogFile, log_to
-from services.scoring.scorer import Scorer, finite_scores, load_scorer, make_importable
+from services.scoring.loaded import LoadedScorer, Scored
+from services.scoring.row import Row
+from services.scoring.scorer import make_importable
 from services.scoring.settings import ScorerSettings
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ class ScoreRequest:
 
     images_NHWC: np.ndarray
     prompts: list[str]
+    rows: list[Row]
+    """One for each prompt; empty if the caller sends none."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -61,7 +65,7 @@ class ScorerDeployment:
         self.name = settings.name
         self.tags = {"application": serve.get_replica_context().app_name, "scorer": settings.name}
         make_importable(*folders)
-        self.scorer: Scorer = load_scorer(settings)
+        self.scorer = LoadedScorer(settings)
         self.thread = ThreadPoolExecutor(1, "score")
         self._batched.set_max_batch_size(settings.request_images)
         self._measure(settings, time.perf_counter() - started)
@@ -89,12 +93,20 @@ class ScorerDeployment:
         log.info("scorer %s ready in %.1f s", self.name, loaded_s)
 
     async def score(
-        self, images_NHWC: np.ndarray, prompts: Sequence[str], start: int = 0, run: str = ""
-    ) -> tuple[np.ndarray, float]:
+        self,
+        images_NHWC: np.ndarray,
+        prompts: Sequence[str],
+        start: int = 0,
+        run: str = "",
+        rows: Sequence[Row] = (),
+    ) -> tuple[Scored, float]:
         """Score the images from `start` up to `start + len(prompts)` of an array.
 
+        Args:
+            rows: one for each prompt, or none.
+
         Returns:
-            Scores (N,) float64, where NaN marks a hole (also for ±infinity), and the seconds of work for this request.
+            The scores, and the seconds of work for this request.
 
         Raises:
             ValueError: the number of scores differs from the number of images.
@@ -102,54 +114,61 @@ class ScorerDeployment:
         tags, started = {**self.tags, "run": run}, time.perf_counter()
         self.inside += 1
         try:
-            outcome = await self._batched(ScoreRequest(images_NHWC[start : start + len(prompts)], list(prompts)))
+            images = images_NHWC[start : start + len(prompts)]
+            outcome = await self._batched(ScoreRequest(images, list(prompts), list(rows)))
         finally:
             self.inside -= 1
         self.seconds.observe(time.perf_counter() - started, tags)
         if isinstance(outcome, Exception):
             self.failures.inc(1, tags)
             raise outcome
-        score_N, seconds = outcome
+        scored, seconds = outcome
         self.images.inc(len(prompts), tags)
-        if holes := int(np.isnan(score_N).sum()):
+        if holes := int(np.isnan(scored.score_N).sum()):
             self.holes.inc(holes, tags)
-        return score_N, seconds
+        return scored, seconds
 
     @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
-    async def _batched(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float] | Exception]:
+    async def _batched(self, requests: list[ScoreRequest]) -> list[tuple[Scored, float] | Exception]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, self._score_together, requests)
 
-    def _score_together(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float] | Exception]:
-        """Score requests of one image size in one call. If it raises, score each alone, so that only bad ones fail."""
-        by_shape = defaultdict(list)
+    def _score_together(self, requests: list[ScoreRequest]) -> list[tuple[Scored, float] | Exception]:
+        """Score requests of one image size in one call. If it raises, score each alone, so that only bad ones fail.
+
+        A groupwise scorer gets each request alone, which is one group.
+        """
+        together = defaultdict(list)
         for i, request in enumerate(requests):
-            by_shape[request.images_NHWC.shape[1:]].append(i)
-        outcomes: dict[int, tuple[np.ndarray, float] | Exception] = {}
-        for rows in by_shape.values():
+            together[i if self.scorer.needs.groupwise else request.images_NHWC.shape[1:]].append(i)
+        outcomes: dict[int, tuple[Scored, float] | Exception] = {}
+        for places in together.values():
             try:
-                outcomes |= dict(zip(rows, self._score([requests[i] for i in rows]), strict=True))
+                outcomes |= dict(zip(places, self._score([requests[i] for i in places]), strict=True))
             except Exception as error:  # a scorer may be the user's code
                 log.exception("scorer %s failed", self.name)
-                outcomes |= {rows[0]: error} if len(rows) == 1 else {i: self._score_alone(requests[i]) for i in rows}
+                alone = len(places) == 1
+                outcomes |= {places[0]: error} if alone else {i: self._score_alone(requests[i]) for i in places}
         return [outcomes[i] for i in range(len(requests))]
 
-    def _score_alone(self, request: ScoreRequest) -> tuple[np.ndarray, float] | Exception:
+    def _score_alone(self, request: ScoreRequest) -> tuple[Scored, float] | Exception:
         try:
             return self._score([request])[0]
         except Exception as error:  # as above
             return error
 
-    def _score(self, requests: list[ScoreRequest]) -> list[tuple[np.ndarray, float]]:
+    def _score(self, requests: list[ScoreRequest]) -> list[tuple[Scored, float]]:
         started = time.perf_counter()
         images = requests[0].images_NHWC if len(requests) == 1 else np.concatenate([r.images_NHWC for r in requests])
         prompts = [prompt for request in requests for prompt in request.prompts]
+        rows = [row for request in requests for row in request.rows or [{}] * len(request)]
         try:
-            score_N = finite_scores(self.name, self.scorer, images, prompts)
+            scored = self.scorer.score(images, prompts, rows)
         finally:
             worked_s = time.perf_counter() - started
             self.busy.inc(worked_s, self.tags)
         self.batch.observe(len(prompts), self.tags)
         seconds = worked_s / max(len(prompts), 1)
-        ends = np.cumsum([len(request) for request in requests])[:-1]
-        return [(part, seconds * len(part)) for part in np.split(score_N, ends)]
+        ends = np.cumsum([len(request) for request in requests]).tolist()
+        parts = [scored[end - len(request) : end] for end, request in zip(ends, requests, strict=True)]
+        return [(part, seconds * len(part)) for part in parts]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +24,10 @@ from services.base.errors import UserError, cause_of
 from services.http.image_structure import BadImage
 from services.http.images import image_pixels
 from services.http.session import read_token
-from services.http.wire import ARROW, JSON, Answer, BadRequest, read_request, write_answer
+from services.http.wire import ARROW, JSON, Answer, BadRequest, Item, read_request, write_answer
+from services.scoring.loaded import qualified
+from services.scoring.row import BadRow, Row, read_row
+from services.scoring.scorer import Needs
 from services.scoring.settings import ScorerSettings
 from services.serving.decoders import Decoders
 from services.serving.docs_page import docs_page
@@ -48,11 +52,13 @@ api = FastAPI(title="tempflow reward pool", version="1", docs_url=None, redoc_ur
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
 
 
-class Item(BaseModel):
+class ItemSchema(BaseModel):
     """One image and its prompt."""
 
     prompt: str
     image: str = Field(description="Base64 of a PNG, JPEG or WebP.", json_schema_extra={"format": "byte"})
+    row: dict[str, Any] = Field({}, description="The other columns of the prompt's row, for scorers that read them.")
+    group: str | None = Field(None, description="The name of the image's group, which groupwise scorers need.")
 
 
 class ImageError(BaseModel):
@@ -63,7 +69,7 @@ class ImageError(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """Scores in the order of the request; null for an image without a score."""
+    """Scores in the order of the request, and sub-scores as SCORER.SUB; null for an image without a score."""
 
     scores: dict[str, list[float | None]]
     errors: list[ImageError]
@@ -86,7 +92,7 @@ class Refusal(BaseModel):
 ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
 ITEMS = {
     "type": "object",
-    "properties": {"items": {"type": "array", "items": Item.model_json_schema(), "minItems": 1}},
+    "properties": {"items": {"type": "array", "items": ItemSchema.model_json_schema(), "minItems": 1}},
     "required": ["items"],
 }
 """Written by hand, because FastAPI does not resolve the references of a nested model's schema in `openapi_extra`."""
@@ -105,7 +111,7 @@ def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
 NO_TOKEN = {401: "The pool's token is missing or wrong."}
 SCORE_REFUSALS = _refusals(
     {
-        400: "The body is not a request, or it has no images.",
+        400: "The body is not a request, it has no images, or a groupwise scorer gets no groups.",
         **NO_TOKEN,
         404: "There is no such scorer.",
         413: "The request has too many bytes, images or pixels.",
@@ -131,6 +137,24 @@ def _busy(why: str) -> HTTPException:
     return HTTPException(429, f"{why}; send the request again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
+@dataclass
+class Checked:
+    """An image that may be scored."""
+
+    pixels: int
+    row: Row
+
+
+def _fault_of_group(images: list[np.ndarray | None], most: int) -> str | None:
+    """Why images cannot be compared in one request of at most `most`; None if they can. A None was not decoded."""
+    if len(images) > most:
+        return f"has {len(images)} images; at most {most} are compared"
+    shapes = {None if image is None else image.shape for image in images}
+    if None in shapes:
+        return "has an image that cannot be scored"
+    return "has images of different sizes" if len(shapes) > 1 else None
+
+
 class Gateway:
     """Checks requests, decodes their images and asks the scorers."""
 
@@ -139,9 +163,10 @@ class Gateway:
         application: str,
         settings: GatewaySettings,
         scorers: list[ScorerSettings],
+        needs: dict[str, Needs],
         handles: dict[str, DeploymentHandle],
     ) -> None:
-        self.application, self.settings, self.handles = application, settings, handles
+        self.application, self.settings, self.needs, self.handles = application, settings, needs, handles
         self.scorers = {scorer.name: scorer for scorer in scorers}
         read_token(settings.token_file)
         self.decoders = Decoders(settings.decoders, settings.decode_s, settings.max_pixels)
@@ -188,16 +213,19 @@ class Gateway:
         content_type = request.headers.get("content-type", "")
         try:
             body = await self._body(request)
-            prompts, encoded = await asyncio.to_thread(read_request, body, content_type, self.settings.max_images)
+            limits = self.settings.max_images, self.settings.max_row_bytes
+            items = await asyncio.to_thread(read_request, body, content_type, *limits)
         except BadRequest as error:
             raise HTTPException(error.status, str(error)) from error
-        pixels, errors = await asyncio.to_thread(self._measure, prompts, encoded)
-        if (total := sum(pixels.values())) > self.settings.max_request_pixels:
+        self._refuse_missing_groups(names, items)
+        checked, errors = await asyncio.to_thread(self._check, names, items)
+        if (total := sum(image.pixels for image in checked.values())) > self.settings.max_request_pixels:
             raise HTTPException(413, f"{total} pixels; a request may have at most {self.settings.max_request_pixels}")
-        async with self._admitted(len(prompts), total, x_tempflow_run):
-            images, broken = await self.decoders.decode({i: encoded[i] for i in pixels})
+        async with self._admitted(len(items), total, x_tempflow_run):
+            images, broken = await self.decoders.decode({i: items[i].image for i in checked})
             errors |= broken
-            scores = await self._ask(names, images, prompts, self._run_on_metrics(x_tempflow_run))
+            rows = {i: checked[i].row for i in images}
+            scores = await self._ask(names, images, items, rows, errors, self._run_on_metrics(x_tempflow_run))
         answer, kind = write_answer(Answer(scores, errors), content_type)
         return Response(answer, media_type=kind)
 
@@ -275,40 +303,81 @@ class Gateway:
             if not counts[run]:
                 del counts[run]
 
-    def _measure(self, prompts: list[str], encoded: list[bytes]) -> tuple[dict[int, int], dict[int, str]]:
-        """By index: the number of pixels of each image that may be scored, and the reasons why the others may not."""
-        pixels, errors, most = {}, {}, self.settings.max_prompt_chars
-        for i, (prompt, data) in enumerate(zip(prompts, encoded, strict=True)):
-            if len(prompt) > most:
-                errors[i] = f"its prompt has {len(prompt)} characters; at most {most} are allowed"
+    def _refuse_missing_groups(self, names: list[str], items: list[Item]) -> None:
+        groupwise = [name for name in names if self.needs[name].groupwise]
+        if groupwise and any(item.group is None for item in items):
+            raise HTTPException(400, f"scorer {groupwise[0]} compares the images of a group; give each item its group")
+
+    def _check(self, names: list[str], items: list[Item]) -> tuple[dict[int, Checked], dict[int, str]]:
+        """By index: the images that may be scored, and the reasons why the others may not.
+
+        Rows are read only if a scorer asks for them.
+        """
+        checked, errors, settings = {}, {}, self.settings
+        reads_rows = any(self.needs[name].rows for name in names)
+        for i, item in enumerate(items):
+            if (length := len(item.prompt)) > settings.max_prompt_chars:
+                errors[i] = f"its prompt has {length} characters; at most {settings.max_prompt_chars} are allowed"
                 continue
             try:
-                pixels[i] = image_pixels(data, self.settings.max_pixels)
-            except BadImage as error:
+                row = read_row(bytes(item.row), settings.max_row_bytes) if reads_rows else {}
+                checked[i] = Checked(image_pixels(item.image, settings.max_pixels), row)
+            except (BadImage, BadRow) as error:
                 errors[i] = str(error)
-        return pixels, errors
+        return checked, errors
+
+    def _batches(
+        self, name: str, images: dict[int, np.ndarray], items: list[Item], errors: dict[int, str]
+    ) -> list[list[int]]:
+        """The images of each request to a scorer, by index.
+
+        A request has images of one size, at most `request_images`. For a groupwise scorer it has one whole group. A
+        group that cannot be sent so has an error for each of its images.
+        """
+        together: dict[Any, list[int]] = defaultdict(list)
+        most = self.scorers[name].request_images
+        if not self.needs[name].groupwise:
+            for i, image in images.items():
+                together[image.shape].append(i)
+            return [same[start : start + most] for same in together.values() for start in range(0, len(same), most)]
+        for i, item in enumerate(items):
+            together[item.group].append(i)
+        whole = []
+        for members in together.values():
+            if (fault := _fault_of_group([images.get(i) for i in members], most)) is None:
+                whole.append(members)
+            for i in members if fault else ():
+                errors.setdefault(i, f"{name}: its group {fault}")
+        return whole
 
     async def _ask(
-        self, names: list[str], images: dict[int, np.ndarray], prompts: list[str], run: str
+        self,
+        names: list[str],
+        images: dict[int, np.ndarray],
+        items: list[Item],
+        rows: dict[int, Row],
+        errors: dict[int, str],
+        run: str,
     ) -> dict[str, np.ndarray]:
-        """Scores (N,) by scorer. Images of the same size are sent together, in requests of at most `request_images`."""
-        by_shape = defaultdict(list)
-        for i, image in images.items():
-            by_shape[image.shape].append(i)
-        scores = {name: np.full(len(prompts), np.nan) for name in names}
+        """Scores (N,) by scorer, and sub-scores. Adds to `errors` why images have no score of a scorer."""
+        scores = {name: np.full(len(items), np.nan) for name in names}
         turns = {name: asyncio.Semaphore(REQUESTS_AT_ONCE) for name in names}
 
-        async def ask(name: str, rows: list[int]) -> None:
+        async def ask(name: str, places: list[int]) -> None:
             async with turns[name], asyncio.timeout(self.scorers[name].timeout_s):
-                batch = np.stack([images[i] for i in rows])
-                texts = [prompts[i] for i in rows]
-                scores[name][rows], _ = await self.handles[name].score.remote(batch, texts, run=run)
+                batch = np.stack([images[i] for i in places])
+                texts = [items[i].prompt for i in places]
+                sent = [rows[i] for i in places] if self.needs[name].rows else []
+                scored, _ = await self.handles[name].score.remote(batch, texts, run=run, rows=sent)
+            for column, values in {name: scored.score_N, **qualified(name, scored.sub_scores)}.items():
+                scores.setdefault(column, np.full(len(items), np.nan))[places] = values
+            for i, reason in scored.errors.items():
+                errors.setdefault(places[i], f"{name}: {reason}")
 
         tasks = [
-            asyncio.create_task(ask(name, rows[start : start + self.scorers[name].request_images]))
+            asyncio.create_task(ask(name, places))
             for name in names
-            for rows in by_shape.values()
-            for start in range(0, len(rows), self.scorers[name].request_images)
+            for places in self._batches(name, images, items, errors)
         ]
         try:
             await asyncio.gather(*tasks)

@@ -35,6 +35,8 @@ class GatewaySettings(Settings):
     """The most pixels in all images of one request. A decoded pixel takes 3 bytes."""
     max_prompt_chars: int = Field(4096, ge=1)
     """The most characters in one prompt. A scorer's work may grow with the square of the length."""
+    max_row_bytes: int = Field(4096, ge=2)
+    """The most bytes in the JSON of one prompt's row, which scorers may ask for."""
     max_waiting: int = Field(4096, ge=1)
     """The most images in the gateway at once. Further requests are answered 429."""
     max_waiting_pixels: int = Field(2**30, ge=1)

@@ -34,7 +34,9 @@ from services.base.errors import first_line
 from services.base.futures import resolved
 from services.base.logs import at
 from services.base.storage import Folder
-from services.scoring.scorer import finite_scores, load_scorer
+from services.scoring.loaded import LoadedScorer
+from services.scoring.row import Row
+from services.scoring.scorer import images_at_once
 from services.scoring.settings import ScorerSettings
 from system.capacity.in_flight import bytes_in_flight, image_bytes
 from system.recipe.model import RunConfig
@@ -157,29 +159,41 @@ class LocalRewards:
 
     def __init__(self, scorers: Sequence[ScorerSettings]) -> None:
         self.settings = {scorer.name: scorer for scorer in scorers}
-        self.scorers = {name: load_scorer(settings) for name, settings in self.settings.items()}
+        self.scorers = {name: LoadedScorer(settings) for name, settings in self.settings.items()}
 
     def score(
-        self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray
+        self,
+        images: np.ndarray,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row] = (),
     ) -> Future[Scores]:
-        return resolved(lambda: self._score(images, prompts, names, finite_M))
+        return resolved(lambda: self._score(images, prompts, names, finite_M, rows))
 
-    def _score(self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Scores:
+    def _score(
+        self,
+        images: np.ndarray,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row],
+    ) -> Scores:
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
         for name in names:
-            size = self.settings[name].request_images
+            size = images_at_once(self.settings[name], len(prompts))
             torch.set_num_threads(self.settings[name].threads)
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
                 began = time.monotonic()
                 try:
-                    score_N = finite_scores(name, self.scorers[name], images[part], prompts[part])
+                    scored = self.scorers[name].score(images[part], prompts[part], rows[part])
                 except Exception as error:  # A scorer is anyone's code.
                     scores.errors[name] = f"{type(error).__name__}: {first_line(error)}"
                     log.warning("scorer %s, images from number %d: %s", name, start, scores.errors[name])
                     continue
                 seconds = time.monotonic() - began
-                scores.add(name, start, score_N, seconds, seconds)
+                scores.add(name, start, scored, seconds, seconds)
         return scores.without(finite_M)
 
 

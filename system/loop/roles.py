@@ -83,13 +83,21 @@ class Rollouts(Protocol):
 class Rewards(Protocol):
     """Scores images."""
 
-    def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
+    def score(
+        self,
+        images: Any,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row] = (),
+    ) -> Future[Scores]:
         """Score the images of one job with the named scorers. A scorer that fails leaves holes and raises nothing.
 
         Args:
             images: what `Images.reference` gives.
             prompts: one for each image.
             finite_M: whether each image is finite; the others become holes.
+            rows: one for each prompt, or none if no scorer reads them.
         """
 
 

@@ -9,6 +9,7 @@ from actors.reward.scores import Scores
 from actors.rollout.results import Generated, Sampled
 from services.base.futures import cancel
 from services.base.logs import at
+from services.scoring.row import Row
 from system.loop.roles import Rewards
 
 Job = TypeVar("Job", Generated, Sampled)
@@ -20,6 +21,7 @@ def scored(
     prompts: Sequence[str],
     names: Sequence[str],
     before_release: Callable[[Job], None] | None = None,
+    rows: Sequence[Row] = (),
     **place: int,
 ) -> Future[tuple[Job, Scores]]:
     """Score a job's images once they exist, and release them once they are scored or can no longer be.
@@ -28,13 +30,14 @@ def scored(
         prompts: one for each image.
         names: the scorers.
         before_release: called with the scored job while its images still exist.
+        rows: one for each prompt, or none if no scorer reads them.
         place: says in the log where the job belongs, such as step and task.
 
     Returns:
         The job and its scores. The future has the error of whatever failed first, and is cancelled if either part is.
     """
     outcome: Future[tuple[Job, Scores]] = Future()
-    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, place))
+    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, rows, place))
     return outcome
 
 
@@ -44,6 +47,7 @@ def _score(
     prompts: Sequence[str],
     names: Sequence[str],
     before_release: Callable[[Job], None] | None,
+    rows: Sequence[Row],
     place: dict[str, int],
     generated: Future[Job],
 ) -> None:
@@ -52,7 +56,7 @@ def _score(
     job = generated.result()
     try:
         with at(**place):
-            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M)
+            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M, rows)
     except Exception as error:
         job.images.release()
         outcome.set_exception(error)
