@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,8 @@ class RewardPool:
         context = contextvars.copy_context()  # The log's place in the run, such as step and task.
         with self._door:
             if not self.closed.is_set():
-                job = (images, list(prompts), names, finite_M, list(rows))
-                return self._threads.submit(context.run, self._score, *job)
+                job = partial(self._score, images, list(prompts), names, finite_M, list(rows))
+                return self._threads.submit(context.run, job)
         return cancelled()
 
     def close(self) -> None:

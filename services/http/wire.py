@@ -22,8 +22,8 @@ from services.base.errors import first_line
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 QUOTATION_MARKS = 32
-"""The most quotation marks that an item in JSON may have, without those inside its strings and those of its row. A plain
-item has 8."""
+"""The most quotation marks that an item in JSON may have, without those inside its strings and its row. A plain item
+has 8."""
 HEADER_OF_MESSAGE, COMPRESSION_OF_BATCH = 8, 10
 """The offsets of two fields in Arrow's Message.fbs: `header` of `Message`, and `compression` of `RecordBatch`."""
 TEXT, BINARY = (pa.string(), pa.large_string()), (pa.binary(), pa.large_binary())
@@ -104,7 +104,9 @@ def _read_arrow(body: bytes, max_images: int) -> list[Item]:
         table = _arrow_table(body, max_images)
         table.validate(full=True)
         prompts, images = (table[name].to_pylist() for name in ("prompt", "image"))
-        rows, groups = (table[name].to_pylist() if name in table.column_names else [None] * len(prompts) for name in MORE)
+        rows, groups = (
+            table[name].to_pylist() if name in table.column_names else [None] * len(prompts) for name in MORE
+        )
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise BadRequest(f"not an Arrow stream with columns prompt and image: {first_line(error)}") from error
     if None in prompts or None in images:

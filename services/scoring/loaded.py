@@ -108,7 +108,5 @@ class LoadedScorer:
     def _finite(self, values: Any, count: int) -> np.ndarray:
         score_N = np.asarray(values, np.float64)
         if score_N.shape != (count,):
-            raise ValueError(
-                f"scorer {self.settings.name} returned scores of shape {score_N.shape} for {count} images"
-            )
+            raise ValueError(f"scorer {self.settings.name} returned scores of shape {score_N.shape} for {count} images")
         return np.where(np.isfinite(score_N), score_N, np.nan)

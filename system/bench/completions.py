@@ -19,9 +19,9 @@ from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Decisions
-from services.scoring.scorer import load_scorer
+from services.scoring.loaded import LoadedScorer
 from system.loop.advantage import advantages
-from system.loop.prompts import prompts_of, tasks_of_step
+from system.loop.prompts import prompts_of, rows_for, tasks_of_step
 from system.recipe.model import RunConfig
 
 STRIDES = (1.0, 2.0, 3.0, 100.0)
@@ -41,7 +41,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     generator.load(policy.export(0))
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     learner = Learner(policy, config.kernel, config.objective, config.learner, trainable)
-    scorers = {scorer.name: load_scorer(scorer) for scorer in config.scorers if scorer.weight}
+    scorers = [LoadedScorer(scorer) for scorer in config.scorers if scorer.weight]
     prompts = prompts_of(config.data, config.data.train)
     tasks = [
         task
@@ -57,7 +57,8 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
         for task in tasks:
             decisions, images_MHWC, (tree, *_) = generator.generate(task, plan)
             texts = [task.prompt] * len(images_MHWC)
-            scores = Scores({name: score(images_MHWC, texts) for name, score in scorers.items()})
+            rows = rows_for(config.scorers, prompts, [task.address[2]]) * len(texts)
+            scores = Scores({s.settings.name: s.score(images_MHWC, texts, rows).score_N for s in scorers})
             reward_M = scores.combined(config.weights)
             trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
             for stride, cheap in zip(STRIDES, trees, strict=True):

@@ -17,11 +17,11 @@ from actors.policy.policy import Policy
 from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
-from services.scoring.scorer import load_scorer
+from services.scoring.loaded import LoadedScorer
 from system.launch.cluster import connect
 from system.launch.roles import RayRoles
 from system.loop.experience import advantages_of
-from system.loop.prompts import prompts_of, tasks_of_step
+from system.loop.prompts import prompts_of, rows_for, tasks_of_step
 from system.recipe.model import RunConfig
 from system.training import train_run
 
@@ -84,7 +84,7 @@ def one_process(config: RunConfig, steps: int) -> float:
     learner = Learner(
         policy, config.kernel, config.objective, config.learner, trainable_steps(config.plan, config.policy.num_steps)
     )
-    scorers = {s.name: load_scorer(s) for s in config.scorers if s.weight}
+    scorers = [LoadedScorer(scorer) for scorer in config.scorers if scorer.weight]
     prompts = prompts_of(config.data, config.data.train)
     images, started = 0, 0.0
     for step in range(steps):
@@ -99,7 +99,8 @@ def one_process(config: RunConfig, steps: int) -> float:
             )
             texts = [task.prompt] * len(images_MHWC)
             done.append((experience, tree))
-            scores.append(Scores({name: score(images_MHWC, texts) for name, score in scorers.items()}))
+            rows = rows_for(config.scorers, prompts, [task.address[2]]) * len(texts)
+            scores.append(Scores({s.settings.name: s.score(images_MHWC, texts, rows).score_N for s in scorers}))
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
         rewards = [score.combined(config.weights) for score in scores]
         compared, _ = advantages_of(config, [tree for _, tree in done], scores, rewards)

@@ -20,14 +20,16 @@ from ray import serve
 
 from actors.reward.pool import RewardPool
 from services.http.client import PoolError, ScoreClient
-from services.scoring.scorer import load_scorer
-from services.scoring.settings import Replicas, ScorerSettings
+from services.scoring.loaded import LoadedScorer
+from services.scoring.row import Row
+from services.scoring.scorer import images_at_once
+from services.scoring.settings import Replicas
 from services.serving.gateway import deployment_name
 from services.serving.settings import PoolSettings
 from system.bench.measure import alternate
 from system.launch.environment import LOOPBACK
 from system.launch.serving import running_pool
-from system.loop.prompts import prompts_of
+from system.loop.prompts import prompts_of, rows_for
 from system.recipe.model import RunConfig
 
 APP = "tempflow-bench-pool"
@@ -68,15 +70,16 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     shape = (TASK_IMAGES, config.policy.height, config.policy.width, 3)
     images_MHWC = rng.integers(0, 256, shape, np.uint8)
     texts = [prompts[i % len(prompts)] for i in range(TASK_IMAGES)]
-    plain = {scorer.name: load_scorer(scorer) for scorer in one}
+    rows = rows_for(one, prompts, [i % len(prompts) for i in range(TASK_IMAGES)])
+    plain = {scorer.name: LoadedScorer(scorer) for scorer in one}
     figures: dict[str, Any] = {"images_a_round": TASKS * TASK_IMAGES, "held_for_s": HELD_S}
     with running_pool(pool):
         handles = {s.name: serve.get_deployment_handle(deployment_name(s.name), APP) for s in one}
         reward_pool, stored = RewardPool(handles, one, TASKS), ray.put(images_MHWC)
         for scorer in one:
             calls = {
-                "plain": _plain_loop(plain[scorer.name], scorer, images_MHWC, texts),
-                "pool": _through_the_pool(reward_pool, scorer.name, stored, texts),
+                "plain": _plain_loop(plain[scorer.name], images_MHWC, texts, rows),
+                "pool": _through_the_pool(reward_pool, scorer.name, stored, texts, rows),
             }
             best = alternate(calls, rounds, torch.device("cpu"))
             rates = {name: TASKS * TASK_IMAGES / taken for name, taken in best.items()}
@@ -84,9 +87,9 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
                 "plain_images_per_s": rates["plain"],
                 "pool_images_per_s": rates["pool"],
                 "ratio": rates["pool"] / rates["plain"],
-                "replica_busy": _busy_share(reward_pool, scorer.name, stored, texts),
+                "replica_busy": _busy_share(reward_pool, scorer.name, stored, texts, rows),
             }
-        load = Load(gateway.url, images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES])
+        load = Load(gateway.url, images_MHWC[:REQUEST_IMAGES], texts[:REQUEST_IMAGES], rows[:REQUEST_IMAGES])
         figures["as fast as it answers"] = _latencies(load.eager())
         rate = HELD_SHARE * figures["as fast as it answers"]["requests_per_s"]
         figures["held load"] = _latencies(load.hold(rate))
@@ -99,8 +102,8 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
 class Load:
     """Callers over HTTP, each with a connection of its own, who all send the same images to every scorer."""
 
-    def __init__(self, url: str, images_NHWC: np.ndarray, prompts: list[str]) -> None:
-        self.url, self.images_NHWC, self.prompts = url, images_NHWC, prompts
+    def __init__(self, url: str, images_NHWC: np.ndarray, prompts: list[str], rows: list[Row]) -> None:
+        self.url, self.images_NHWC, self.prompts, self.rows = url, images_NHWC, prompts, rows
         self.mine = threading.local()
 
     def eager(self) -> list[Answered]:
@@ -139,7 +142,7 @@ class Load:
         if not hasattr(self.mine, "client"):
             self.mine.client = ScoreClient(self.url)
         try:
-            answer = self.mine.client.score(self.images_NHWC, self.prompts)
+            answer = self.mine.client.score(self.images_NHWC, self.prompts, rows=self.rows)
             scored = all(np.isfinite(score_N).all() for score_N in answer.scores.values())
         except PoolError:
             scored = False
@@ -169,23 +172,26 @@ def _kill_replica(scorer: str) -> None:
     os.kill(replicas[0].pid, signal.SIGKILL)
 
 
-def _plain_loop(score: Any, scorer: ScorerSettings, images_MHWC: np.ndarray, texts: list[str]) -> Callable[[], None]:
-    size = scorer.request_images
+def _plain_loop(scorer: LoadedScorer, images_MHWC: np.ndarray, texts: list[str], rows: list[Row]) -> Callable[[], None]:
+    size = images_at_once(scorer.settings, TASK_IMAGES)
 
     def call() -> None:
-        torch.set_num_threads(scorer.threads)
+        torch.set_num_threads(scorer.settings.threads)
         for _ in range(TASKS):
             for start in range(0, TASK_IMAGES, size):
-                score(images_MHWC[start : start + size], texts[start : start + size])
+                part = slice(start, start + size)
+                scorer.score(images_MHWC[part], texts[part], rows[part])
 
     return call
 
 
-def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> Callable[[], float]:
+def _through_the_pool(
+    pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str], rows: list[Row]
+) -> Callable[[], float]:
     """Scores all tasks at once, as training does; gives the seconds that the replica worked."""
 
     def call() -> float:
-        tasks = [pool.score(images, texts, [name], np.ones(len(texts), bool)) for _ in range(TASKS)]
+        tasks = [pool.score(images, texts, [name], np.ones(len(texts), bool), rows) for _ in range(TASKS)]
         scores = [task.result() for task in tasks]
         assert all(np.isfinite(score.by_scorer[name]).all() for score in scores)
         return sum(score.busy_s[name] for score in scores)
@@ -193,10 +199,10 @@ def _through_the_pool(pool: RewardPool, name: str, images: ray.ObjectRef, texts:
     return call
 
 
-def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str]) -> float:
+def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, texts: list[str], rows: list[Row]) -> float:
     """Share of the wall time that the replica worked; the rest is what the pool costs."""
     started = time.perf_counter()
-    return _through_the_pool(pool, name, images, texts)() / (time.perf_counter() - started)
+    return _through_the_pool(pool, name, images, texts, rows)() / (time.perf_counter() - started)
 
 
 def _free_port() -> int:

@@ -27,6 +27,7 @@ from actors.rollout.plans import make_plan
 from actors.rollout.plans.plan import Plan
 from actors.trajectory import Cost, Outcome, Task, Tree
 from services.base.storage import Folder
+from services.scoring.row import Row
 from system.capacity.in_flight import image_bytes, task_image_bytes
 from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
@@ -161,12 +162,19 @@ class SimulatedRewards:
         self._free_at = [0.0] * scenario.replicas
         self._lock = threading.Lock()
 
-    def score(self, images: Any, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray) -> Future[Scores]:
+    def score(
+        self,
+        images: Any,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row] = (),
+    ) -> Future[Scores]:
         with self._lock:
             done_at = max(heapq.heappop(self._free_at), time.monotonic()) + self._seconds
             heapq.heappush(self._free_at, done_at)
         score_M = np.linspace(0, 1, len(prompts))
-        scores = Scores({name: score_M.copy() for name in names}, dict.fromkeys(names, self._seconds))
+        scores = Scores({name: score_M.copy() for name in names}, busy_s=dict.fromkeys(names, self._seconds))
         return self._timer.at(done_at, scores)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -106,41 +106,63 @@ def adapter(config: RunConfig) -> Iterator[Finding]:
 
 
 def scorers(config: RunConfig) -> Iterator[Finding]:
-    """Each scorer can be imported, accepts its options, and asks Ray for a GPU if it uses one."""
-    for scorer in config.scorers:
-        yield tried(f"scorer {scorer.name}", partial(_scorer, scorer))
+    """Each scorer can be imported, accepts its options, asks Ray for a GPU if it uses one, and gets whole groups."""
+    for place, scorer in enumerate(config.scorers):
+        yield tried(f"scorer {scorer.name}", partial(_scorer, config, place, scorer))
 
 
-def _scorer(scorer: ScorerSettings) -> str:
-    from services.scoring.scorer import check_device, check_scorer
+def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
+    from actors.rollout.plans import make_plan
+    from services.scoring.scorer import check_device, check_scorer, needs_of
 
     check_scorer(scorer)
     check_device(scorer)
+    if needs_of(scorer).groupwise:
+        images = make_plan(config.plan, config.policy.num_steps).leaves
+        if images > scorer.request_images:
+            raise UserError(
+                f"scorer `{scorer.name}` compares all {images} images of a task in one request; set "
+                f"scorers.{place}.request_images to at least {images}"
+            )
     return scorer.scorer
 
 
 def scores(config: RunConfig) -> Iterator[Finding]:
     """Each scorer works: its service answers, or it scores an image in this process."""
-    from services.scoring.probe import probe
-
     for scorer in config.scorers:
-        look = partial(probe, scorer, config.policy.height, config.policy.width)
-        yield tried(f"score of {scorer.name}", look)
+        yield tried(f"score of {scorer.name}", partial(_score, config, scorer))
+
+
+def _score(config: RunConfig, scorer: ScorerSettings) -> str:
+    """Score a grey image. A scorer that reads rows gets the first training prompt whose row it can use."""
+    from services.scoring.probe import probe
+    from services.scoring.scorer import needs_of, row_check
+    from system.loop.prompts import CHECKED_ROWS, prompts_of
+
+    size = config.policy.height, config.policy.width
+    if not needs_of(scorer).rows:
+        return probe(scorer, *size)
+    prompts, fault_of_row = prompts_of(config.data, config.data.train), row_check(scorer)
+    checked = range(min(len(prompts), CHECKED_ROWS))
+    first = next((i for i in checked if fault_of_row(prompts.row(i)) is None), 0)
+    return probe(scorer, *size, prompts[first], prompts.row(first))
 
 
 def prompts(config: RunConfig) -> Iterator[Finding]:
-    """The prompt files can be read, and there are enough prompts for a step."""
-    from system.loop.prompts import prompts_of, rows_of_step
+    """The prompt files can be read, have the columns that scorers read, and there are enough prompts for a step."""
+    from system.loop.prompts import check_rows, prompts_of, rows_of_step
 
     data = config.data
 
-    def count(file: str) -> int:
-        return len(prompts_of(data, file))
+    def count(file: str, scorers: Iterable[ScorerSettings]) -> int:
+        check_rows(file, found := prompts_of(data, file), scorers)
+        return len(found)
 
     def train() -> str:
-        rows_of_step(found := count(data.train), data.prompts_per_step, 0, config.seed)
+        found = count(data.train, [scorer for scorer in config.scorers if scorer.weight])
+        rows_of_step(found, data.prompts_per_step, 0, config.seed)
         return f"{found} in {data.train}"
 
     yield tried("prompts", train)
     if heldout := data.heldout:
-        yield tried("held-out prompts", lambda: f"{count(heldout)} in {heldout}")
+        yield tried("held-out prompts", lambda: f"{count(heldout, config.scorers)} in {heldout}")

@@ -52,10 +52,10 @@ def evaluate(
 
     config = load_config(recipe, overrides or [])
     results = evaluations(config, prompts, adapter, output, local)
-    console.print(comparison(results, [scorer.name for scorer in config.scorers]))
+    console.print(comparison(results))
     if output:
         named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
-        pq.write_table(pa.concat_tables(named), output)
+        pq.write_table(pa.concat_tables(named, promote_options="default"), output)
 
 
 def evaluations(
@@ -73,7 +73,7 @@ def evaluations(
     from actors.policy.trained import check_trained, read_trained
     from system.checks.checks import By, refuse
     from system.loop.evaluate import evaluate
-    from system.loop.prompts import prompts_of
+    from system.loop.prompts import check_rows, prompts_of
     from system.run.outputs import check_output
 
     refuse(config, By.EVAL)
@@ -87,6 +87,7 @@ def evaluations(
     if file is None:
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
     heldout = prompts_of(config.data, file)
+    check_rows(file, heldout, config.scorers)
     results: dict[str, Evaluation] = {}
     with StopFlag() as stop, (_local_roles if local else _ray_roles)(config, stop) as (roles, exported):
         results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
@@ -136,7 +137,7 @@ def _local_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
     yield LocalRoles(config, [], stop.check, learns=False), exported
 
 
-def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
+def comparison(results: dict[str, Evaluation]) -> Table:
     """Mean score by scorer and category, and with an adapter the paired difference with its 95% interval."""
     import numpy as np
     from rich.table import Table
@@ -144,7 +145,7 @@ def comparison(results: dict[str, Evaluation], scorers: list[str]) -> Table:
     table = Table(title=f"{len(results['base'].table)} prompts, one image each; images without a score are left out")
     for column in ("score", "images", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
         table.add_column(column, justify="left" if column == "score" else "right")
-    summaries = {name: result.summary(scorers) for name, result in results.items()}
+    summaries = {name: result.summary() for name, result in results.items()}
     for key in [key for key in summaries["base"] if key.startswith("eval/")]:
         columns = [_column(result, key) for result in results.values()]
         known = ~np.any(np.isnan(columns), axis=0)

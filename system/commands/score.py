@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
+    from services.scoring.loaded import LoadedScorer
+    from services.scoring.row import Row
     from services.scoring.settings import ScorerSettings
     from services.serving.settings import PoolSettings
 
 MAX_PIXELS = 2**28
+MAX_ROW_BYTES = 2**20
 
 app = typer.Typer()
 
@@ -29,6 +32,10 @@ app = typer.Typer()
 def score(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
     prompt: Annotated[list[str], typer.Option(help="One prompt for all images, or one for each image in order.")],
+    row: Annotated[
+        list[str] | None,
+        typer.Option(help="The prompt's other columns as a JSON object: one for all images, or one for each."),
+    ] = None,
     recipe: Annotated[str, typer.Option(help="The recipe whose scorers are used.")] = "shapes",
     scorer: Annotated[list[str] | None, typer.Option(help="Use only this scorer; repeat the option for more.")] = None,
     overrides: Annotated[
@@ -38,7 +45,7 @@ def score(
     """Score image files in this process, without Ray."""
     from system.recipe.load import load_pool
 
-    console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer)))
+    console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer), row or ["{}"]))
 
 
 def chosen_scorers(pool: PoolSettings, names: Sequence[str] | None) -> list[ScorerSettings]:
@@ -65,34 +72,84 @@ def _label(scorer: str) -> str:
     return label if label[:1].isalpha() and label not in COLUMNS else f"scorer_{label}"
 
 
-def run_score(images: Sequence[Path], prompts: Sequence[str], scorers: Sequence[ScorerSettings]) -> Table:
-    """A table with a row per image and a column per scorer.
+def run_score(
+    images: Sequence[Path], prompts: Sequence[str], scorers: Sequence[ScorerSettings], rows: Sequence[str] = ("{}",)
+) -> Table:
+    """A table with a row per image and a column per scorer and sub-score.
+
+    A groupwise scorer compares all images of one prompt.
 
     Args:
         prompts: one for all images, or one for each.
+        rows: the prompts' other columns as JSON: one for all images, or one for each.
 
     Raises:
-        UserError: an image cannot be read, or the number of prompts does not fit.
+        UserError: an image or row cannot be read, has no score for a known reason, or the number of prompts or rows
+            does not fit.
     """
     import numpy as np
     from rich.table import Table
 
-    from services.scoring.scorer import load_scorer
+    from services.scoring.loaded import LoadedScorer
 
-    if len(prompts) not in (1, len(images)):
-        raise UserError(f"{len(prompts)} prompts for {len(images)} images: give one for all, or one each")
-    texts = list(prompts) * (len(images) if len(prompts) == 1 else 1)
+    texts, read = _one_each("prompts", prompts, images), [_read_row(row) for row in _one_each("rows", rows, images)]
     pixels = [_read(path) for path in images]
+    columns: dict[str, np.ndarray] = {}
+    for settings in scorers:
+        scorer = LoadedScorer(settings)
+        columns[settings.name] = np.full(len(images), np.nan)
+        together = [[i] for i in range(len(images))]
+        if scorer.needs.groupwise:
+            together = [[i for i, text in enumerate(texts) if text == one] for one in dict.fromkeys(texts)]
+        for places in together:
+            for name, values in _scores(scorer, images, pixels, texts, read, places).items():
+                columns.setdefault(name, np.full(len(images), np.nan))[places] = values
     table = Table()
     table.add_column("image", overflow="fold")
-    columns = []
-    for settings in scorers:
-        scorer = load_scorer(settings)
-        table.add_column(settings.name, justify="right")
-        columns.append([float(scorer(image[None], [text])[0]) for image, text in zip(pixels, texts, strict=True)])
-    for path, *values in zip(images, *columns, strict=True):
-        table.add_row(plain(path), *("–" if np.isnan(value) else f"{value:.4f}" for value in values))
+    for name in columns:
+        table.add_column(name, justify="right")
+    for path, *numbers in zip(images, *columns.values(), strict=True):
+        table.add_row(plain(path), *("–" if np.isnan(number) else f"{number:.4f}" for number in numbers))
     return table
+
+
+def _scores(
+    scorer: LoadedScorer,
+    images: Sequence[Path],
+    pixels: Sequence[np.ndarray],
+    texts: Sequence[str],
+    rows: Sequence[Row],
+    places: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """The scores and sub-scores of the images at some places, by name."""
+    import numpy as np
+
+    from services.scoring.loaded import qualified
+
+    name = scorer.settings.name
+    if len({pixels[i].shape for i in places}) > 1:
+        raise UserError(f"scorer `{name}` compares images of one prompt, which must have the same size")
+    batch = np.stack([pixels[i] for i in places])
+    scored = scorer.score(batch, [texts[i] for i in places], [rows[i] for i in places])
+    if scored.errors:
+        first, reason = min(scored.errors.items())
+        raise UserError(f"scorer `{name}` cannot score `{images[places[first]]}`: {reason}; see --row")
+    return {name: scored.score_N, **qualified(name, scored.sub_scores)}
+
+
+def _one_each(what: str, given: Sequence[str], images: Sequence[Path]) -> list[str]:
+    if len(given) not in (1, len(images)):
+        raise UserError(f"{len(given)} {what} for {len(images)} images: give one for all, or one each")
+    return list(given) * (len(images) if len(given) == 1 else 1)
+
+
+def _read_row(text: str) -> Row:
+    from services.scoring.row import BadRow, read_row
+
+    try:
+        return read_row(text.encode(), MAX_ROW_BYTES)
+    except BadRow as error:
+        raise UserError(f"--row `{text[:80]}`: {error}") from error
 
 
 def _read(path: Path) -> np.ndarray:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from actors.policy.weights import Exported
 from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan
 from actors.rollout.results import Generated
 from system.loop.experience import Experience, experience_of
-from system.loop.prompts import Prompts, tasks_of_step
+from system.loop.prompts import Prompts, rows_for, tasks_of_step
 from system.loop.roles import Roles
 from system.loop.scoring import scored
 from system.loop.stop import as_done
@@ -92,8 +93,9 @@ class Collector:
             plan = make_plan(config.plan, config.policy.num_steps, task.address)
             generated = self.roles.rollouts.generate(task, plan, weights)
             prompts = [task.prompt] * plan.leaves
+            scorers = [scorer for scorer in config.scorers if scorer.weight]
+            rows = rows_for(scorers, self.train, [task.address[2]]) * plan.leaves
             generated.add_done_callback(work.count)
-            work.scored.append(
-                scored(generated, self.roles.rewards, prompts, list(config.weights), step=task.step, task=task.index)
-            )
+            scoring = partial(scored, rows=rows, step=task.step, task=task.index)
+            work.scored.append(scoring(generated, self.roles.rewards, prompts, list(config.weights)))
         return work

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from actors.policy.weights import Exported
-from actors.reward.scores import Scores, why_holes
+from actors.reward.scores import Scores, gathered, why_holes
 from actors.rollout.results import Sampled
 from actors.trajectory import Cost
 from services.base.errors import UserError
-from system.loop.prompts import Prompts
+from services.scoring.scorer import needs_of
+from system.loop.prompts import Prompts, rows_for
 from system.loop.roles import Roles
 from system.loop.scoring import scored
 from system.loop.stop import as_done
@@ -32,20 +33,25 @@ class Evaluation:
     """Scores of each held-out image, in the order of the file."""
 
     table: pa.Table
-    """Columns row, prompt, category, and one for each scorer (NaN is a hole)."""
+    """Columns row, prompt, category, and one for each scorer and sub-score (NaN is a hole)."""
     grid_NHWC: np.ndarray
     """The first images, uint8."""
     cost: Cost
     scored: int
 
-    def summary(self, scorers: list[str]) -> dict[str, float]:
-        """The mean score of each scorer as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
+    @property
+    def scores(self) -> list[str]:
+        """The scorers, and their sub-scores as SCORER.SUB."""
+        return [name for name in self.table.column_names if name not in ("row", "prompt", "category")]
+
+    def summary(self) -> dict[str, float]:
+        """The mean score of each scorer and sub-score as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
 
         Holes are left out and counted as `eval_holes/NAME`.
         """
         categories = self.table["category"].to_pylist()
         summary = {}
-        for name in scorers:
+        for name in self.scores:
             scores = self.table[name].to_numpy()
             summary[f"eval/{name}"] = _mean(scores)
             summary[f"eval_holes/{name}"] = int(np.isnan(scores).sum())
@@ -58,8 +64,11 @@ class Evaluation:
         """What is trained for, on held-out prompts: the weighted mean scores.
 
         Returns:
-            None where a mean is not known, or has too many holes: the images that have a score may be the easy ones.
+            None where a mean is not known, as that of a groupwise scorer, or has too many holes: the images that have a
+            score may be the easy ones.
         """
+        if not config.weights.keys() <= set(self.scores):
+            return None
         scores = {name: self.table[name].to_numpy() for name in config.weights}
         if any(np.isnan(values).sum() > config.reward.max_hole_share * len(values) for values in scores.values()):
             return None
@@ -83,6 +92,8 @@ def evaluate(
 ) -> Evaluation:
     """Generate one deterministic image for each held-out prompt and score it with all scorers of the recipe.
 
+    Groupwise scorers are left out, because a held-out image has no siblings to be compared with.
+
     Args:
         check_stop: called while waiting; raises to end the wait.
         weights: the weights to sample from; None for those that the model came with.
@@ -92,7 +103,8 @@ def evaluate(
     Raises:
         UserError: no image has a score of a scorer that enters the training reward.
     """
-    settings, names = config.eval, [scorer.name for scorer in config.scorers]
+    settings, scorers = config.eval, [scorer for scorer in config.scorers if not needs_of(scorer).groupwise]
+    names = [scorer.name for scorer in scorers]
     rows = range(min(settings.prompts, len(prompts)))
     batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
     grid: dict[int, np.ndarray] = {}
@@ -102,7 +114,7 @@ def evaluate(
         addresses = [(config.seed, EVAL_STREAM, row, 0) for row in batch]
         sampled = roles.rollouts.sample(texts, addresses, config.eval_steps, weights, base)
         keep = partial(_keep_pixels, grid, batch[0]) if batch[0] < settings.grid else None
-        outcomes.append(scored(sampled, roles.rewards, texts, names, before_release=keep))
+        outcomes.append(scored(sampled, roles.rewards, texts, names, keep, rows_for(scorers, prompts, batch)))
     finished = 0
     for done in as_done(outcomes, check_stop):
         for outcome in done:
@@ -110,7 +122,7 @@ def evaluate(
         finished += len(done)
         progress(finished, len(outcomes))
     jobs, scores = zip(*(outcome.result() for outcome in outcomes), strict=True)
-    columns = {name: np.concatenate([score.by_scorer[name] for score in scores]) for name in names}
+    columns = gathered(scores)
     _look_at_holes(columns, scores, config.weights)
     table = pa.table(
         {

@@ -5,21 +5,24 @@ from typing import Any
 import numpy as np
 
 from actors.learner.stats import UpdateStats
+from actors.reward.scores import gathered
 from system.loop.experience import Experience
 from system.recipe.model import RunConfig
 
 
 def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any]:
-    """What the pool said, and what it can teach."""
+    """What the pool said, and what it can teach. Sub-scores are named SCORER.SUB."""
     line: dict[str, Any] = {"reward/mean": float(np.nanmean(np.concatenate(experience.rewards)))}
-    for name in config.weights:
-        values = np.concatenate([score.by_scorer[name] for score in experience.scores])
+    for name, values in gathered(experience.scores).items():
         known = values[~np.isnan(values)]
-        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(name, [])]
         line |= {
             f"reward/{name}/mean": float(known.mean()) if len(known) else float("nan"),
             f"reward/{name}/std": float(known.std()) if len(known) else float("nan"),
             f"reward/{name}/holes": len(values) - len(known),
+        }
+    for name in config.weights:
+        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(name, [])]
+        line |= {
             f"reward/{name}/flat_groups": experience.flat_groups[name],
             f"seconds/request/{name}": float(np.mean(latency_s)) if latency_s else float("nan"),
         }

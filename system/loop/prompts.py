@@ -1,16 +1,22 @@
 """The prompts of a run, and the order in which it takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.rows import Rows, read_rows
+from services.scoring.row import BadRow, Row, checked_row
+from services.scoring.scorer import needs_of, row_check
+from services.scoring.settings import ScorerSettings
 from system.recipe.model import DataSettings
+
+
+CHECKED_ROWS = 10_000
+"""The most rows of a file that are checked before a run."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,16 @@ class Prompts:
     def category(self, row: int) -> str | None:
         return None if self.categories is None else self.categories[int(row)]
 
-    def row(self, row: int) -> dict[str, Any]:
-        """The other columns of a prompt's row, the category among them."""
-        return {column: value for column, value in self.rows[int(row)].items() if column != self.column}
+    def row(self, row: int) -> Row:
+        """The other columns of a prompt's row, the category among them. NaN and infinity are None.
+
+        Raises:
+            UserError: lists and mappings in the row are too deep.
+        """
+        try:
+            return checked_row({name: value for name, value in self.rows[int(row)].items() if name != self.column})
+        except BadRow as error:
+            raise UserError(f"the prompt in {self.rows.place(int(row))}: {error}; flatten it") from error
 
 
 def read_prompts(name: str, prompt_column: str = "prompt", category_column: str = "category") -> Prompts:
@@ -59,6 +72,39 @@ def prompts_of(data: DataSettings, file: str) -> Prompts:
         UserError: as `read_prompts`.
     """
     return read_prompts(file, data.prompt_column, data.category_column)
+
+
+def rows_for(scorers: Iterable[ScorerSettings], prompts: Prompts, rows: Iterable[int]) -> list[Row]:
+    """The rows of some prompts if one of the scorers reads rows, else none.
+
+    Raises:
+        UserError: as `Prompts.row` raises.
+    """
+    return [prompts.row(row) for row in rows] if any(needs_of(scorer).rows for scorer in scorers) else []
+
+
+def check_rows(file: str, prompts: Prompts, scorers: Iterable[ScorerSettings]) -> None:
+    """Check the first rows of a file for the scorers that read rows. A row without a value in a column is a hole later.
+
+    Raises:
+        UserError: a column that a scorer needs is missing, or a scorer cannot use a row.
+    """
+    for scorer in scorers:
+        if not (needs := needs_of(scorer)).rows:
+            continue
+        if missing := [column for column in needs.columns if column not in prompts.rows.columns]:
+            raise UserError(
+                f"scorer `{scorer.name}` reads the column `{missing[0]}`, which `{file}` does not have; add the column, "
+                "or remove the scorer"
+            )
+        fault_of_row = row_check(scorer)
+        for i in range(min(len(prompts), CHECKED_ROWS)):
+            row = prompts.row(i)
+            whole = all(row.get(column) is not None for column in needs.columns)
+            if whole and (fault := fault_of_row(row)) is not None:
+                raise UserError(
+                    f"scorer `{scorer.name}`: `{file}`, {prompts.rows.place(i)}: the row {fault}; correct it"
+                )
 
 
 def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:

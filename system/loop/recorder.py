@@ -97,7 +97,7 @@ class Recorder:
         self._record(state, line | describe_time(self.config, experience, stats, seconds, status.workers))
 
     def _summary(self, evaluation: Evaluation | None) -> dict[str, Any]:
-        return evaluation.summary([scorer.name for scorer in self.config.scorers]) if evaluation else {}
+        return evaluation.summary() if evaluation else {}
 
     def _record(self, state: RunState, line: Mapping[str, Any]) -> None:
         now = {"version": state.step, "elapsed_s": state.elapsed_s}

@@ -45,6 +45,7 @@ from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.trajectory import Task
 from services.base.storage import Folder
+from services.scoring.row import Row
 
 
 class Rollouts(Protocol):

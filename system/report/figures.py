@@ -45,7 +45,7 @@ def curves(run: Run) -> list[Panel]:
     names = [name for name in run.weights if name in known] + sorted(known - set(run.weights))
     panels = [panel for i, name in enumerate(names) if (panel := _score_curve(run, name, i))]
     steps, values = run.series("reward/mean")
-    if len(trained) > 1 and steps:
+    if sum("." not in name for name in trained) > 1 and steps:
         panels.insert(0, _combined_curve(run, steps, values))
     return panels
 
@@ -75,7 +75,8 @@ def _score_curve(run: Run, name: str, index: int) -> Panel | None:
     if held[0]:
         parts.append("of the held-out prompts, drawn without noise" + (", with their categories" if categories else ""))
     alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
-    title = f"{name}, {'training reward' if train[0] or run.weights.get(name) else 'not trained on'}"
+    role = "training reward" if train[0] or run.weights.get(name) else "not trained on"
+    title = f"{name}, {'sub-score' if '.' in name else role}"
     return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))
 
 
