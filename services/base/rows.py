@@ -21,7 +21,9 @@ ROWS_AT_ONCE = 2**16
 
 
 class Rows(Protocol):
-    """The rows of a file in order. Values keep the file's types: texts, numbers, lists, mappings or None."""
+    """The rows of a file in order. Values are of the kinds that JSON has: texts, numbers, booleans, None, and lists and
+    mappings of them. Parquet columns of another type, such as bytes and dates, are not in the rows.
+    """
 
     @property
     def columns(self) -> list[str]:
@@ -162,8 +164,8 @@ class ParquetRows:
 
     @cached_property
     def _all(self) -> pa.Table:
-        """All columns, mapped when the first row is read."""
-        return self._mapped(self.columns)
+        """The columns with values that JSON has, mapped when the first row is read."""
+        return self._mapped([field.name for field in self.file.schema_arrow if _is_plain(field.type)])
 
     def _mapped(self, columns: list[str]) -> pa.Table:
         """Stream columns into an Arrow file in the temporary folder (TMPDIR), and map it. Only this process sees it."""
@@ -198,6 +200,17 @@ class ArrowTexts(Sequence[Any]):
     def __getitem__(self, row: slice) -> "ArrowTexts": ...
     def __getitem__(self, row: int | slice) -> Any:
         return ArrowTexts(self.values[row]) if isinstance(row, slice) else _label(self.values[row].as_py())
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether JSON has values of this type."""
+    types = pa.types
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    if types.is_struct(kind):
+        return all(_is_plain(member.type) for member in kind)
+    texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return texts or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
 
 
 def _decoded(field: pa.Field) -> pa.Field:

@@ -66,9 +66,7 @@ class Remote:
             raise PoolError(f"{self.url} answered without scores of `{self.scorer}`")
         if answer.errors:
             first, reason = min(answer.errors.items())
-            log.warning(
-                "%d images have no score; the first, with the prompt %s: %s", len(answer.errors), prompts[first], reason
-            )
+            log.warning("%d images have no score; of prompt %s: %s", len(answer.errors), prompts[first], reason)
         sub = f"{self.scorer}."
         sub_scores = {name.removeprefix(sub): values for name, values in answer.scores.items() if name.startswith(sub)}
         score_N = answer.scores[self.scorer]

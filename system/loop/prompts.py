@@ -14,7 +14,6 @@ from services.scoring.scorer import needs_of, row_check
 from services.scoring.settings import ScorerSettings
 from system.recipe.model import DataSettings
 
-
 CHECKED_ROWS = 10_000
 """The most rows of a file that are checked before a run."""
 
@@ -94,17 +93,16 @@ def check_rows(file: str, prompts: Prompts, scorers: Iterable[ScorerSettings]) -
             continue
         if missing := [column for column in needs.columns if column not in prompts.rows.columns]:
             raise UserError(
-                f"scorer `{scorer.name}` reads the column `{missing[0]}`, which `{file}` does not have; add the column, "
-                "or remove the scorer"
+                f"scorer `{scorer.name}` reads the column `{missing[0]}`, which `{file}` does not have; add it, or leave "
+                "out the scorer"
             )
         fault_of_row = row_check(scorer)
         for i in range(min(len(prompts), CHECKED_ROWS)):
             row = prompts.row(i)
             whole = all(row.get(column) is not None for column in needs.columns)
             if whole and (fault := fault_of_row(row)) is not None:
-                raise UserError(
-                    f"scorer `{scorer.name}`: `{file}`, {prompts.rows.place(i)}: the row {fault}; correct it"
-                )
+                place = f"`{file}`, {prompts.rows.place(i)}"
+                raise UserError(f"scorer `{scorer.name}` cannot use {place}: the row {fault}; correct it")
 
 
 def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
