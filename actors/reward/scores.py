@@ -21,7 +21,7 @@ class Scores:
     latency_s: dict[str, list[float]] = field(default_factory=dict)
     """The seconds from sending each answered request to its answer, including the time in queues, by scorer."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Why images have no score: why requests failed at every attempt, or what was wrong with an image's row, by scorer."""
+    """Why images have no score, by scorer: why requests failed at every attempt, or what is wrong with a row."""
     not_finite: int = 0
     """The number of images without a score because their latent or pixels are NaN or infinite."""
     retries: int = 0

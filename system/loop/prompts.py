@@ -93,8 +93,8 @@ def check_rows(file: str, prompts: Prompts, scorers: Iterable[ScorerSettings]) -
             continue
         if missing := [column for column in needs.columns if column not in prompts.rows.columns]:
             raise UserError(
-                f"scorer `{scorer.name}` reads the column `{missing[0]}`, which `{file}` does not have; add it, or leave "
-                "out the scorer"
+                f"scorer `{scorer.name}` reads the column `{missing[0]}`, which `{file}` does not have; add the "
+                "column, or leave out the scorer"
             )
         fault_of_row = row_check(scorer)
         for i in range(min(len(prompts), CHECKED_ROWS)):

@@ -59,7 +59,7 @@ class Handle:
     def score(self):
         return self
 
-    def remote(self, images, prompts, start, run):
+    def remote(self, images, prompts, start, run, rows):
         self.answer = self.rank.update.remote([], 0, images)
         return self
 

@@ -23,6 +23,7 @@ from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.trajectory import Cost, Task, Tree
 from services.base.futures import resolved
 from services.base.storage import Folder
+from services.scoring.row import Row
 
 IMAGE = (4, 4, 3)
 INITIAL = "initial"
@@ -129,12 +130,20 @@ class FakeRewards:
 
     def __init__(self, script: Script, holes: int) -> None:
         self.script, self.holes = script, holes
+        self.asked: list[tuple[list[str], list[Row]]] = []
+        """The scorers and the rows of each job."""
 
     def score(
-        self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], finite_M: np.ndarray
+        self,
+        images: np.ndarray,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        finite_M: np.ndarray,
+        rows: Sequence[Row] = (),
     ) -> Future[Scores]:
         def run() -> Scores:
             self.script("score")
+            self.asked.append((list(names), list(rows)))
             assert len(images) == len(prompts) == len(finite_M)
             score_M = images.mean(axis=(1, 2, 3))
             score_M[: self.holes] = np.nan

@@ -3,6 +3,7 @@
 import numpy as np
 
 from actors.reward.pool import RewardPool
+from services.scoring.loaded import Scored
 from services.scoring.settings import ScorerSettings
 
 
@@ -14,9 +15,10 @@ class Handle:
         self.calls = 0
         self.score = self
 
-    def remote(self, images, prompts, start, run):
+    def remote(self, images, prompts, start, run, rows):
         self.calls += 1
         self.asked = [*getattr(self, "asked", []), (start, len(prompts), run)]
+        self.rows = rows
         return Response(self.answers.pop(0))
 
 
@@ -36,4 +38,4 @@ def pool_of(attempts: int = 3, **handles) -> RewardPool:
 
 
 def good(*values: float):
-    return np.array(values), 0.5
+    return Scored(np.array(values)), 0.5

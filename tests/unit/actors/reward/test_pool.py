@@ -25,9 +25,9 @@ def test_all_scorers_are_asked_before_any_answer_is_awaited():
     order = []
 
     class Watching(Handle):
-        def remote(self, images, prompts, start, run):
+        def remote(self, images, prompts, start, run, rows):
             order.append("asked")
-            return super().remote(images, prompts, start, run)
+            return super().remote(images, prompts, start, run, rows)
 
     class Slow(Response):
         def result(self, timeout_s):
@@ -36,7 +36,7 @@ def test_all_scorers_are_asked_before_any_answer_is_awaited():
 
     handles = {name: Watching(good(1.0)) for name in ("a", "b")}
     for handle in handles.values():
-        handle.remote = lambda images, prompts, start, run, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
+        handle.remote = lambda *_, h=handle: (order.append("asked"), Slow(h.answers.pop(0)))[1]
     scores = pool_of(**handles).score(None, ["x"], ["a", "b"], np.ones(1, bool)).result(10)
     assert order == ["asked", "asked", "awaited", "awaited"]
     assert scores.by_scorer["b"].tolist() == [1.0]
@@ -69,7 +69,7 @@ def test_a_pool_that_closes_ends_every_job():
     asked = threading.Event()
 
     class Fails(Handle):
-        def remote(self, images, prompts, start, run):
+        def remote(self, images, prompts, start, run, rows):
             asked.set()
             return Response(TimeoutError("slow"))
 

@@ -22,15 +22,27 @@ from services.http.wire import (
     write_answer,
     write_request,
 )
+from services.scoring.row import read_row
 
+ROW = 4096
+"""The most bytes of a row."""
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 
 
 def test_a_request_reads_the_same_from_both_formats():
     image = encode_image(RED)
-    items = [{"prompt": "é", "image": base64.b64encode(image).decode()}]
-    assert read_request(json.dumps({"items": items}).encode(), JSON, 9) == (["é"], [image])
-    assert read_request(write_request(["é"], [image]), ARROW, 9) == (["é"], [image])
+    text = base64.b64encode(image).decode()
+    items = [{"prompt": "é", "image": text}, {"prompt": "b", "image": text, "row": {"n": [2, "ü"]}, "group": "g"}]
+    body = json.dumps({"items": items}, ensure_ascii=False).encode()
+    for more, column in (({}, None), ({"rows": [b"{}", '{"n": [2, "ü"]}'.encode()], "groups": [None, "g"]}, "g")):
+        read = read_request(write_request(["é", "b"], [image] * 2, **more), ARROW, 9, 99)
+        assert [(item.prompt, item.image, item.group) for item in read] == [("é", image, None), ("b", image, column)]
+        assert [read_row(bytes(item.row), 99) for item in read] == [{}, {"n": [2, "ü"]} if more else {}]
+    assert _values(read_request(body, JSON, 9, 99)) == _values(read)
+
+
+def _values(items):
+    return [(item.prompt, item.image, read_row(bytes(item.row), 99), item.group) for item in items]
 
 
 def test_an_answer_in_both_formats():
@@ -65,6 +77,13 @@ def arrow(compression: str | None = None, **columns) -> bytes:
         (b'{"items": 3}', JSON),
         (b'{"items": [{"prompt": "x", "image": "no base64!"}]}', JSON),
         (b'{"items": [{"prompt": 3, "image": ""}]}', JSON),
+        (b'{"items": [{"prompt": "x", "image": "", "row": {"a": }}]}', JSON),
+        (b'{"items": [{"prompt": "x", "image": "", "row": {"a": NaN}}]}', JSON),
+        (b'{"items": [{"prompt": "x", "image": "", "group": 3}]}', JSON),
+        (arrow(prompt=["x"], image=[b""], row=[1.5]), ARROW),
+        (arrow(prompt=["x"], image=[b""], row=pa.array([{"a": 1}])), ARROW),
+        (arrow(prompt=["x"], image=[b""], row=pa.array(["{}"]).dictionary_encode()), ARROW),
+        (arrow(prompt=["x"], image=[b""], group=[3]), ARROW),
         (b"", ARROW),
         (b"\xff" * 64, ARROW),
         (arrow(prompt=["x"]), ARROW),
@@ -79,7 +98,7 @@ def arrow(compression: str | None = None, **columns) -> bytes:
 )
 def test_a_body_that_is_no_request_is_refused(body, kind):
     with pytest.raises(BadRequest):
-        read_request(body, kind, 9)
+        read_request(body, kind, 9, ROW)
 
 
 def runs(value: str | bytes) -> pa.Array:
@@ -109,17 +128,20 @@ HIDDEN = '{"\u2200":[' + "[]," * 10**7 + '[]],"items":[]}'
         (b'{"items":[' + b'{"prompt":"","image":""},' * 10**6 + b"0]}", JSON, 413),
         (b'{"items":[' + b'{"prompt":"\\\\","image":"AAAA"},' * 10**6 + b"0]}", JSON, 413),
         (b'{"items":["' + b"\\" * 10**7, JSON, 400),
+        (b'{"items":[{"prompt":"","image":"","row":' + b"[" * 10**7, JSON, 400),
+        (b'{"items":[' + b'{"prompt":"","image":"","row":{"":""}},' * 10**6 + b"0]}", JSON, 413),
         (b'{"items":["' + b'\\"' * 10**7, JSON, 400),
     ],
-    ids=str.split(
-        "runs nulls compressed dictionary view width0 more utf16 rows lists also deep items hidden backslashes quotes"
-    ),
+    ids=[
+        *("runs", "nulls", "compressed", "dictionary", "view", "width0", "more", "utf16", "rows", "lists", "also"),
+        *("deep", "items", "hidden", "backslashes", "deep row", "items with rows", "quotes"),
+    ],
 )
 def test_a_body_that_would_grow_is_refused_before_it_does(body, kind, status):
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     pa_before = pa.total_allocated_bytes()
     with pytest.raises(BadRequest) as refused:
-        read_request(body, kind, 9)
+        read_request(body, kind, 9, ROW)
     assert refused.value.status == status
     assert time.perf_counter() - started < 5
     assert psutil.Process().memory_info().rss - before < 100e6
@@ -131,24 +153,25 @@ def test_a_body_that_would_grow_is_refused_before_it_does(body, kind, status):
 )
 def test_a_request_without_images_is_refused_as_one(body, kind):
     with pytest.raises(BadRequest, match="no images") as refused:
-        read_request(body, kind, 9)
+        read_request(body, kind, 9, ROW)
     assert refused.value.status == 400
 
 
 def test_more_than_enough_structure_is_read():
     item = {"prompt": 'a "quoted" \\ text', "image": "", "also": [1, 2, {"a": "b"}]}
     body = json.dumps({"items": [item] * 9}, indent=8).encode()
-    assert read_request(body, JSON, 9) == ([item["prompt"]] * 9, [b""] * 9)
+    assert [(item.prompt, item.image) for item in read_request(body, JSON, 9, ROW)] == [(item["prompt"], b"")] * 9
 
 
 def test_a_refusal_says_where_json_is_wrong():
     with pytest.raises(BadRequest, match=r"Invalid base64 encoded string - at `\$\.items\[1\]\.image`"):
-        read_request(b'{"items": [{"prompt": "x", "image": ""}, {"prompt": "x", "image": "%"}]}', JSON, 9)
+        read_request(b'{"items": [{"prompt": "x", "image": ""}, {"prompt": "x", "image": "%"}]}', JSON, 9, ROW)
 
 
 def test_prompts_may_be_full_of_quotation_marks():
     items = [{"prompt": '"' * 4096, "image": ""}, {"prompt": '\\"' * 2048, "image": ""}]
-    assert read_request(json.dumps({"items": items}).encode(), JSON, 2)[0] == [item["prompt"] for item in items]
+    read = read_request(json.dumps({"items": items}).encode(), JSON, 2, ROW)
+    assert [item.prompt for item in read] == [item["prompt"] for item in items]
 
 
 def test_broken_arrow_is_refused_and_nothing_else():
@@ -164,7 +187,7 @@ MUTATE = """
 import random
 from services.http.wire import ARROW, BadRequest, read_request, write_request
 rng, good, refused = random.Random(0), 0, 0
-whole = write_request(["hello", "wörld"], [b"an image", b"another"])
+whole = write_request(["hello", "wörld"], [b"an image", b"another"], [b"{}", b'{"a": 1}'], ["g", "g"])
 for _ in range(20_000):
     body = bytearray(whole)
     if rng.random() < 0.2:
@@ -172,7 +195,7 @@ for _ in range(20_000):
     for _ in range(rng.randint(1, 5) if body else 0):
         body[rng.randrange(len(body))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
     try:
-        read_request(bytes(body), ARROW, 9)
+        read_request(bytes(body), ARROW, 9, 99)
         good += 1
     except BadRequest:
         refused += 1

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 
 from services.base.errors import UserError
+from services.scoring.geneval import Object as Seen
 from services.scoring.geneval import (
-    GenEval,
     confident,
     official_verdict,
     partial_credit,
-    read_metadata,
     relations,
+    wanted_of,
 )
-from services.scoring.geneval import Object as Seen
+from services.scoring.loaded import LoadedScorer
 from services.scoring.scorer import check_scorer
 from services.scoring.settings import ScorerSettings
-from system.loop.prompts import read_prompts
+from system.loop.prompts import check_rows, read_prompts
 
 LEFT, RIGHT = (0, 40, 20, 60), (70, 40, 90, 60)
 
@@ -106,23 +106,22 @@ class Detector(BaseHTTPRequestHandler):
         """Silent."""
 
 
-@pytest.fixture
-def metadata(tmp_path):
-    line = {"prompt": "a red cup", "tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}]}
-    path = tmp_path / "metadata.jsonl"
-    path.write_text(json.dumps(line) + "\n\n")
-    return path
+RED_CUP = {"tag": "colors", "include": [{"class": "cup", "count": 1, "color": "red"}]}
+OPTIONS = {"url": "http://127.0.0.1:1"}
+SETTINGS = ScorerSettings(name="geneval", scorer="geneval", options=OPTIONS)
 
 
-def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_unknown_prompts_out(metadata):
+def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_rows_without_a_request_out():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Detector)
     Thread(target=server.serve_forever, daemon=True).start()
-    scorer = GenEval(f"http://127.0.0.1:{server.server_port}/detect", str(metadata), batch_size=2)
+    options = {"url": f"http://127.0.0.1:{server.server_port}/detect", "batch_size": 2}
+    scorer = LoadedScorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
     images = np.zeros((4, 8, 8, 3), np.uint8)
     images[0] = 255
-    scores = scorer(images, ["a red cup", "a red cup", "what is this", "a red cup"])
+    scored = scorer.score(images, ["a red cup", "a red cup", "what is this", "a cup"], [RED_CUP, RED_CUP, {}, RED_CUP])
     server.shutdown()
-    np.testing.assert_array_equal(scores, [1, 0.5, np.nan, 0.5])
+    np.testing.assert_array_equal(scored.score_N, [1, 0.5, np.nan, 0.5])
+    assert scored.errors == {2: "its row has no `tag`"}
     assert Detector.calls == 3, "one refused, then two batches"
 
 
@@ -131,14 +130,13 @@ def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_unknown_prompts
     [
         ({"rule": "strict"}, "partial or official"),
         ({"url": "localhost:80"}, "http://"),
-        ({"metadata": "/nowhere.jsonl"}, "no metadata of GenEval"),
+        ({"metadata": "metadata.jsonl"}, r"remove options\.metadata; .* data\.train and data\.heldout"),
         ({"token_file": "/nowhere"}, "no token"),
     ],
 )
-def test_mistakes(metadata, change, message):
-    options = {"url": "http://127.0.0.1:1", "metadata": str(metadata), **change}
+def test_mistakes(change, message):
     with pytest.raises(UserError, match=message):
-        check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
+        check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=OPTIONS | change))
 
 
 NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
@@ -147,30 +145,30 @@ NEEDED = '{"prompt": "x", "tag": "t", "include": %s}'
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"prompt": "x", "tag": "t"}', "has no column `include`"),
-        (NEEDED % '[{"class": "cup"}]', "line 2, is not GenEval's: it needs 'count'"),
-        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2, .*not a whole number above 0"),
-        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2, .*not a whole number above 0"),
-        (NEEDED % '"cup"', "line 2, .*has cup, which is not a list of objects"),
-        (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2, .*an earlier object"),
-        (NEEDED % "[]" + '\n{"prompt": "x"}', "line 3, is not GenEval's: it needs 'include'"),
+        ('{"prompt": "x", "tag": "t"}', r"reads the column `include`, which `\S+` does not have"),
+        (NEEDED % '[{"class": "cup"}]', "line 2: the row has no 'count'"),
+        (NEEDED % '[{"class": "cup", "count": 0}]', "line 2: .*not a whole number above 0"),
+        (NEEDED % '[{"class": "cup", "count": "2"}]', "line 2: .*not a whole number above 0"),
+        (NEEDED % '"cup"', "line 2: .*has cup, which is not a list of objects"),
+        (NEEDED % '[{"class": "cup", "count": 1, "position": ["left of", 0]}]', "line 2: .*an earlier object"),
         (NEEDED % "[" + "", "line 2: not JSON"),
     ],
 )
-def test_a_row_that_is_not_genevals_is_named(metadata, row, message):
-    metadata.write_text("\n" + row + "\n")
-    options = {"url": "http://127.0.0.1:1", "metadata": str(metadata)}
+def test_a_row_that_is_not_genevals_is_named(tmp_path, row, message):
+    file = tmp_path / "metadata.jsonl"
+    file.write_text("\n" + row + "\n")
     with pytest.raises(UserError, match=message):
-        check_scorer(ScorerSettings(name="geneval", scorer="geneval", options=options))
+        check_rows(str(file), read_prompts(str(file)), [SETTINGS])
 
 
-def test_metadata_is_read_as_prompts_are(tmp_path):
-    """Prompts of GenEval's files are looked up in the same files, with a byte order mark and odd separators too."""
+def test_a_row_is_the_same_from_json_and_parquet(tmp_path):
+    """With a byte order mark and odd separators too."""
     row = {"prompt": "a\u2028cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
     (tmp_path / "m.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
     objects = pa.list_(pa.struct([("class", pa.string()), ("count", pa.int64()), ("color", pa.string())]))
     schema = pa.schema([("prompt", pa.string()), ("tag", pa.string()), ("include", objects), ("exclude", objects)])
     pq.write_table(pa.Table.from_pylist([row], schema), tmp_path / "m.parquet")
     for name in ("m.jsonl", "m.parquet"):
-        (prompt,) = read_prompts(str(tmp_path / name)).texts
-        assert read_metadata(str(tmp_path / name)) == {prompt: asked(*row["include"], tag="single_object")}
+        prompts = read_prompts(str(tmp_path / name))
+        check_rows(name, prompts, [SETTINGS])
+        assert (prompts[0], wanted_of(prompts.row(0))) == ("a\u2028cup", asked(*row["include"], tag="single_object"))

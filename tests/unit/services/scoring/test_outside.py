@@ -19,6 +19,7 @@ from tests.helpers.loopback import HANG, Clock, Loopback
 
 IMAGES = np.zeros((1, 8, 8, 3), np.uint8)
 PROMPTS = ["a cup"]
+ROWS = [{"tag": "single_object", "include": [{"class": "cup", "count": 1}]}]
 CUP = {"class": "cup", "score": 0.9, "box": [0, 0, 4, 4]}
 SCORED = {
     "geneval": (200, {}, json.dumps({"detections": [[CUP]]}).encode()),
@@ -34,14 +35,12 @@ def kind(request):
 
 
 @pytest.fixture
-def scorer(kind, tmp_path):
+def scorer(kind):
     """Builds the scorer for an address."""
-    metadata = tmp_path / "metadata.jsonl"
-    metadata.write_text('{"prompt": "a cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}\n')
 
     def build(url, **options):
         if kind == "geneval":
-            return GenEval(f"{url}/detect", str(metadata), **options)
+            return GenEval(f"{url}/detect", **options)
         return Remote(url, "size", **options)
 
     return build
@@ -72,7 +71,7 @@ def test_one_that_is_down_for_three_minutes_is_waited_for_and_named_in_the_log(k
     down.close()
     clock.at[180] = lambda: serve(SCORED[kind], port=down.port)
     with caplog.at_level(logging.WARNING, patience.__name__):
-        assert scorer(down.url)(IMAGES, PROMPTS).tolist() == [1.0]
+        assert scorer(down.url)(IMAGES, PROMPTS, ROWS).tolist() == [1.0]
     assert 180 <= clock.now <= 190
     waits, back = [record.message for record in caplog.records]
     assert re.fullmatch(rf"no answer from .*{down.url}\S*: ConnectionError; waiting up to {PATIENCE_S:.0f} s.*", waits)
@@ -83,7 +82,7 @@ def test_pauses_grow_and_have_jitter(scorer, clock):
     down = Loopback()
     down.close()
     with pytest.raises(Away, match="no answer from"):
-        scorer(down.url, patience_s=120)(IMAGES, PROMPTS)
+        scorer(down.url, patience_s=120)(IMAGES, PROMPTS, ROWS)
     assert clock.now == pytest.approx(120), "the last question comes when the time is up"
     whole = [0.5, 1, 2, 4, 8, *[10] * 50]
     for pause, longest in zip(clock.pauses[:-1], whole, strict=False):
@@ -94,7 +93,7 @@ def test_pauses_grow_and_have_jitter(scorer, clock):
 @pytest.mark.parametrize("status", [429, 503])
 def test_one_that_is_busy_is_asked_again_when_it_says(kind, scorer, clock, serve, status):
     server = serve((status, {"Retry-After": "77"}, b""), (status, {"Retry-After": "soon"}, b""), SCORED[kind])
-    assert scorer(server.url)(IMAGES, PROMPTS).tolist() == [1.0]
+    assert scorer(server.url)(IMAGES, PROMPTS, ROWS).tolist() == [1.0]
     assert clock.pauses[0] == 77
     assert 0.5 <= clock.pauses[1] <= 1, "what is no time is no request for one"
     assert len(server.asked) == 3
@@ -104,14 +103,14 @@ def test_one_that_is_busy_is_asked_again_when_it_says(kind, scorer, clock, serve
 def test_one_that_stays_busy_is_given_up(scorer, clock, serve):
     server = serve((503, {"Retry-After": "1000"}, b"loading"))
     with pytest.raises(Away, match="answered 503: loading"):
-        scorer(server.url, patience_s=30)(IMAGES, PROMPTS)
+        scorer(server.url, patience_s=30)(IMAGES, PROMPTS, ROWS)
     assert (clock.pauses, len(server.asked)) == ([30], 2)
 
 
 def test_one_that_fails_is_not_waited_for(kind, scorer, clock, serve):
     server = serve((500, {}, REASON))
     with pytest.raises(FAILURE[kind], match=r"answered 500: .*a scorer failed") as failed:
-        scorer(server.url)(IMAGES, PROMPTS)
+        scorer(server.url)(IMAGES, PROMPTS, ROWS)
     assert not isinstance(failed.value, Away)
     assert (clock.pauses, len(server.asked)) == ([], 1)
 
@@ -131,7 +130,7 @@ def test_one_that_fails_is_not_waited_for(kind, scorer, clock, serve):
 def test_garbage_is_a_failure_that_is_shown(kind, scorer, clock, serve, body):
     server = serve((200, {}, body))
     with pytest.raises(FAILURE[kind]) as failed:
-        scorer(server.url)(IMAGES, PROMPTS)
+        scorer(server.url)(IMAGES, PROMPTS, ROWS)
     assert not isinstance(failed.value, Away)
     assert body.decode() in str(failed.value)
     assert server.url in str(failed.value)
@@ -140,14 +139,14 @@ def test_garbage_is_a_failure_that_is_shown(kind, scorer, clock, serve, body):
 
 def test_one_that_hangs_is_asked_again(kind, scorer, clock, serve):
     server = serve(HANG, HANG, SCORED[kind])
-    assert scorer(server.url, timeout_s=0.5)(IMAGES, PROMPTS).tolist() == [1.0]
+    assert scorer(server.url, timeout_s=0.5)(IMAGES, PROMPTS, ROWS).tolist() == [1.0]
     assert (len(server.asked), len(clock.pauses)) == (3, 2)
 
 
 def test_half_an_answer_is_none(kind, scorer, clock, serve):
     status, headers, body = SCORED[kind]
     server = serve((status, {**headers, "Content-Length": str(len(body) + 5)}, body), SCORED[kind])
-    assert scorer(server.url)(IMAGES, PROMPTS).tolist() == [1.0]
+    assert scorer(server.url)(IMAGES, PROMPTS, ROWS).tolist() == [1.0]
     assert len(server.asked) == 2
 
 

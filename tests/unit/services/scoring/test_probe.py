@@ -72,6 +72,18 @@ class Flat:
         return 3.0
 
 
+class Answers:
+    columns = ("answer",)
+
+    def __call__(self, images_NHWC, prompts, rows):
+        return np.array([row["answer"] for row in rows])
+
+
+def test_a_scorer_that_reads_rows_gets_one():
+    settings = ScorerSettings(name="mine", scorer=f"{__name__}:Answers")
+    assert "Answers: 7 for a grey image" in probe(settings, 8, 8, "what is 3 + 4?", {"answer": 7})
+
+
 def test_a_local_scorer_scores_an_image_and_its_time_is_said():
     said = tried("jpeg_size")
     assert re.fullmatch(r"jpeg_size: [\d.]+ for a grey image; loaded in \d+\.\d s, scored in \d+\.\d s", said)
@@ -83,7 +95,8 @@ def test_a_local_scorer_scores_an_image_and_its_time_is_said():
     ("scorer", "message"),
     [
         ("Broken", "scorer `mine` fails: ZeroDivisionError: division by zero"),
-        ("Flat", r"scorer `mine` returned scores of shape \(\) for one image"),
+        ("Flat", r"scorer `mine` fails: ValueError: scorer mine returned scores of shape \(\) for 1 images"),
+        ("Answers", "scorer `mine` has no score for `a grey wall.*`: its row has no `answer`"),
         ("Missing", "check the import path"),
     ],
 )
@@ -105,11 +118,9 @@ def test_a_remote_pool_is_reached_with_its_token_and_has_the_scorer(pool_url, mo
         tried("remote", url=serve((200, {}, b"hello")).url, scorer="size")
 
 
-def test_a_detector_is_asked_once(tmp_path, serve):
-    metadata = tmp_path / "metadata.jsonl"
-    metadata.write_text('{"prompt": "a cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}\n')
+def test_a_detector_is_asked_once(serve):
     server = serve(NOTHING_SEEN)
-    said = tried("geneval", url=server.url, metadata=str(metadata))
+    said = tried("geneval", url=server.url)
     assert re.fullmatch(rf"geneval: the detector at {server.url} answers in \d+\.\d s", said)
     (asked,) = server.asked
     assert len(json.loads(asked[1])["images"]) == 1
@@ -119,5 +130,5 @@ def test_a_detector_is_asked_once(tmp_path, serve):
     ):
         server = serve(answer)
         with pytest.raises(UserError, match=message):
-            tried("geneval", url=server.url, metadata=str(metadata))
+            tried("geneval", url=server.url)
         assert len(server.asked) == 1

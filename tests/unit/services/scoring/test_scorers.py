@@ -14,9 +14,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from services.base.errors import UserError
 from services.scoring.clipscore import ClipScore
 from services.scoring.jpeg_size import JpegSize
+from services.scoring.loaded import LoadedScorer
 from services.scoring.ocr import Ocr, quoted, text_reward
 from services.scoring.pickscore import PickScore
-from services.scoring.scorer import check_scorer, load_scorer, own_folders
+from services.scoring.scorer import check_scorer, own_folders
 from services.scoring.settings import ScorerSettings
 from system.bench.gpu.tiny.parts import clip_tokenizer
 
@@ -87,10 +88,18 @@ def test_ocr_reads_what_is_written():
     draw.text((40, 100), "Hello World", fill="black", font=font)
     written, empty = np.array(picture), np.full((512, 512, 3), 255, np.uint8)
     prompts = ['a sign that says "hello world"', 'a sign that says "Hallo World"', "a sign", '"hello world"']
-    score = Ocr()(np.stack([written, written, written, empty]), prompts)
+    score = Ocr()(np.stack([written, written, written, empty]), prompts, [{"text": None}, *[{}] * 3])
     assert score[:2].tolist() == [1.0, pytest.approx(0.9)]
     assert np.isnan(score[2])
     assert score[3] == 0.0
+    assert Ocr()(written[None], ['a sign that says "nothing"'], [{"text": "Hello World"}]).tolist() == [1.0]
+
+
+def test_ocr_refuses_a_text_that_is_none():
+    Ocr.check_row({})
+    for row, error in (({"text": 42}, TypeError), ({"text": " "}, ValueError)):
+        with pytest.raises(error, match="`text`"):
+            Ocr.check_row(row)
 
 
 def test_ocr_reward_by_hand():
@@ -136,14 +145,14 @@ def test_what_ocr_looks_for(prompt, target):
 
 def test_a_prompt_without_quotes_is_named_once(caplog):
     scorer = Ocr()
-    assert np.isnan(scorer(images(2), ["a 'sign'", "another"])).all()
+    assert np.isnan(scorer(images(2), ["a 'sign'", "another"], [{}, {}])).all()
     assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["a 'sign'"]
 
 
 def test_a_users_scorer_by_import_path():
     settings = ScorerSettings(name="bright", scorer=f"{__name__}:Brightness", options={"scale": 2})
     check_scorer(settings)
-    assert load_scorer(settings)(np.full((1, 2, 2, 3), 255, np.uint8), ["x"]).tolist() == [2.0]
+    assert LoadedScorer(settings).score(np.full((1, 2, 2, 3), 255, np.uint8), ["x"]).score_N.tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

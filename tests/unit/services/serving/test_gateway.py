@@ -15,6 +15,8 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from services.http.images import encode_image
+from services.scoring.loaded import Scored
+from services.scoring.scorer import Needs
 from services.scoring.settings import ScorerSettings
 from services.serving.docs_page import docs_page
 from services.serving.gateway import MAX_NAMED_RUNS, OTHER_RUNS, REQUESTS_AT_ONCE, Gateway, api
@@ -23,6 +25,7 @@ from services.serving.settings import GatewaySettings
 TIMEOUT_S = 60
 """A test whose request never ends fails after this time."""
 SIZE = ScorerSettings(name="size", scorer="jpeg_size")
+PLAIN = Needs(rows=False, columns=(), groupwise=False)
 
 
 def image(height: int = 2, width: int = 2, value: int = 0) -> bytes:
@@ -43,15 +46,19 @@ class StandIn:
         self.open = asyncio.Event()
         self.open.set()
         self.inside, self.most, self.runs = 0, 0, []
+        self.asked: list[tuple[int, list]] = []
+        """The number of images and the rows of each request."""
+        self.scored = Scored
 
-    async def remote(self, images_NHWC: np.ndarray, prompts: list[str], run: str) -> tuple[np.ndarray, float]:
+    async def remote(self, images_NHWC: np.ndarray, prompts: list[str], run: str, rows: list) -> tuple[Scored, float]:
         self.runs.append(run)
+        self.asked.append((len(prompts), rows))
         self.inside += 1
         self.most = max(self.most, self.inside)
         await asyncio.sleep(0.01)
         await self.open.wait()
         self.inside -= 1
-        return images_NHWC.mean(axis=(1, 2, 3)), 0.0
+        return self.scored(images_NHWC.mean(axis=(1, 2, 3))), 0.0
 
 
 class Pool:
@@ -74,9 +81,9 @@ def serving(monkeypatch):
     """Opens a pool with gateway settings; Serve would give each request the gateway of its replica."""
 
     @asynccontextmanager
-    async def serving(scorer: ScorerSettings = SIZE, **settings) -> AsyncIterator[Pool]:
-        stand_in = StandIn()
-        gateway = Gateway("app", GatewaySettings(**{"decoders": 1, **settings}), [scorer], {"size": stand_in})
+    async def serving(scorer: ScorerSettings = SIZE, needs: Needs = PLAIN, **settings) -> AsyncIterator[Pool]:
+        stand_in, limits = StandIn(), GatewaySettings(**{"decoders": 1, **settings})
+        gateway = Gateway("app", limits, [scorer], {"size": needs}, {"size": stand_in})
         monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(servable_object=gateway))
         transport = httpx.ASGITransport(api)
         async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(transport=transport, base_url="http://pool") as client:
