@@ -249,3 +249,93 @@ def test_every_refusal_is_documented_with_its_body():
             if status not in ("200", "422"):
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Refusal"}, (path, status)
+
+
+READS_ROWS = Needs(rows=True, columns=("n",), groupwise=False)
+GROUPWISE = Needs(rows=False, columns=(), groupwise=True)
+
+
+def items_of(*items: dict) -> bytes:
+    whole = [{"prompt": "x", "image": base64.b64encode(image()).decode(), **item} for item in items]
+    return json.dumps({"items": whole}).encode()
+
+
+def asked(serving, needs: Needs, *items: dict, scorer: ScorerSettings = SIZE, scored=Scored, **settings):
+    """The answer to a request, and the requests that the scorer got."""
+
+    async def ask():
+        async with serving(scorer, needs, **settings) as pool:
+            pool.scorer.scored = scored
+            headers = {"Content-Type": "application/json"}
+            answer = await pool.client.post("/v1/score", content=items_of(*items), headers=headers)
+            return answer, pool.scorer.asked
+
+    return asyncio.run(ask())
+
+
+def test_a_scorer_that_asks_for_rows_gets_them_and_a_bad_row_fails_alone(serving):
+    rows = [{"n": 1}, {"n": "é" * 20}, [1], {"n": [[[[[[[[1]]]]]]]]}, None]
+    answer, requests = asked(serving, READS_ROWS, *({"row": row} for row in rows), {}, max_row_bytes=30)
+    assert requests == [(3, [{"n": 1}, {}, {}])]
+    assert answer.json() == {
+        "scores": {"size": [0, None, None, None, 0, 0]},
+        "errors": [
+            {"index": 1, "reason": "its row has 127 bytes; at most 30 are allowed"},
+            {"index": 2, "reason": "its row is not a JSON object"},
+            {"index": 3, "reason": "its row has more than 8 levels of lists and mappings"},
+        ],
+    }
+
+
+def test_other_scorers_get_none_and_do_not_mind_what_is_in_them(serving):
+    answer, requests = asked(serving, PLAIN, {"row": [1]}, {"row": {"n": "x" * 5000}})
+    assert requests == [(2, [])]
+    assert answer.json() == {"scores": {"size": [0, 0]}, "errors": []}
+
+
+def test_sub_scores_and_the_scorers_own_reasons_are_in_the_answer(serving):
+    def scored(score_N: np.ndarray) -> Scored:
+        return Scored(np.full(len(score_N), np.nan), {"hue": score_N + 1}, {1: "its row has no `n`"})
+
+    items = [{"image": base64.b64encode(image(4, size)).decode()} for size in (4, 5, 4)]
+    answer, _ = asked(
+        serving, PLAIN, *items, scored=lambda score_N: scored(score_N) if len(score_N) > 1 else Scored(score_N)
+    )
+    assert answer.json() == {
+        "scores": {"size": [None, 0, None], "size.hue": [1, None, 1]},
+        "errors": [{"index": 2, "reason": "size: its row has no `n`"}],
+    }
+
+
+def test_a_groupwise_scorer_gets_whole_groups_one_in_a_request(serving):
+    groups = ["a", "b", "a", "b", "a"]
+    answer, requests = asked(serving, GROUPWISE, *({"group": group} for group in groups))
+    assert sorted(requests) == [(2, []), (3, [])]
+    assert answer.json() == {"scores": {"size": [0] * 5}, "errors": []}
+
+
+def test_a_group_that_cannot_be_compared_as_a_whole_fails_as_a_whole(serving):
+    broken, wide = {"image": base64.b64encode(b"none").decode()}, {"image": base64.b64encode(image(2, 3)).decode()}
+    items = [
+        {"group": "bad"},
+        {"group": "bad", **broken},
+        {"group": "odd"},
+        {"group": "odd", **wide},
+        {"group": "good"},
+    ]
+    few = SIZE.model_copy(update={"request_images": 2})
+    answer, requests = asked(serving, GROUPWISE, *items, *[{"group": "many"}] * 3, scorer=few)
+    assert requests == [(1, [])]
+    assert answer.json()["scores"] == {"size": [None, None, None, None, 0, None, None, None]}
+    assert [(error["index"], error["reason"]) for error in answer.json()["errors"]] == [
+        (0, "size: its group has an image that cannot be scored"),
+        (1, "is none of PNG, JPEG, WEBP"),
+        *((i, "size: its group has images of different sizes") for i in (2, 3)),
+        *((i, "size: its group has 3 images; at most 2 are compared") for i in (5, 6, 7)),
+    ]
+
+
+def test_a_groupwise_scorer_without_groups_is_refused(serving):
+    answer, requests = asked(serving, GROUPWISE, {"group": "a"}, {})
+    assert (answer.status_code, requests) == (400, [])
+    assert answer.json() == {"detail": "scorer size compares the images of a group; give each item its group"}
