@@ -15,7 +15,10 @@ PROMPTS = ["a", "b", "c"]
 
 class Brightness:
     def __call__(self, images_NHWC, prompts):
-        return images_NHWC.mean(axis=(1, 2, 3)) / (np.array([len(prompt) for prompt in prompts]) - 1)
+        score = images_NHWC.mean(axis=(1, 2, 3))
+        return np.array(
+            [np.inf if prompt == "infinite" else value for prompt, value in zip(prompts, score, strict=True)]
+        )
 
 
 class Times:
@@ -59,8 +62,8 @@ def loaded(kind: type, reward=None, **options) -> LoadedScorer:
 
 
 def test_two_arguments_keep_working_and_what_is_not_finite_is_a_hole():
-    scored = loaded(Brightness).score(IMAGES, ["a", "bb", "ccc"], [{"x": 1}] * 3)
-    np.testing.assert_array_equal(scored.score_N, [np.nan, 1.0, 1.0])
+    scored = loaded(Brightness).score(IMAGES, ["infinite", "b", "c"], [{"x": 1}] * 3)
+    np.testing.assert_array_equal(scored.score_N, [np.nan, 1.0, 2.0])
     assert (scored.score_N.dtype, scored.sub_scores, scored.errors) == (np.float64, {}, {})
 
 
@@ -87,7 +90,7 @@ def test_without_rows_every_image_is_a_hole():
     ],
 )
 def test_one_sub_score_or_a_weighted_sum_is_the_score_and_a_hole_in_a_needed_one_is_a_hole(reward, expected):
-    scored = loaded(Colours, reward, hue=[1, np.inf, 3], score=[7, 8, 9]).score(IMAGES, PROMPTS)
+    scored = loaded(Colours, reward, hue=[1, None, 3], score=[7, 8, 9]).score(IMAGES, PROMPTS)
     np.testing.assert_array_equal(scored.score_N, expected)
     np.testing.assert_array_equal(scored.sub_scores["hue"], [1, np.nan, 3])
     np.testing.assert_array_equal(scored.sub_scores["score"], [7, 8, 9])
@@ -97,12 +100,10 @@ def test_a_sub_score_that_the_reward_needs_but_is_missing_is_a_hole_of_the_rewar
     scored = loaded(Colours, "tint", hue=[1, 2, 3]).score(IMAGES, PROMPTS)
     assert np.isnan(scored.score_N).all()
     assert scored.sub_scores["hue"].tolist() == [1, 2, 3]
-    assert (
-        scored.errors[0] == "the scorer returned no sub-score `tint`, which its setting reward needs: it returned hue"
-    )
-    assert (
-        "set its reward to others: it returned hue" in loaded(Colours, hue=[1, 2, 3]).score(IMAGES, PROMPTS).errors[2]
-    )
+    why = "the scorer returned no sub-score `tint`, which its setting reward needs: it returned hue"
+    assert scored.errors == dict.fromkeys(range(3), why)
+    scored = loaded(Colours, hue=[1, 2, 3]).score(IMAGES, PROMPTS)
+    assert scored.errors[2] == "the scorer returned no sub-score `score`; set its reward to others: it returned hue"
 
 
 @pytest.mark.parametrize(
