@@ -11,7 +11,8 @@ from ray.serve.exceptions import BackPressureError
 from actors.lost import Lost
 from actors.reward import pool as pool_module
 from actors.reward.pool import RewardPool
-from actors.reward.scores import Scores
+from actors.reward.scores import Scores, gathered, why_holes
+from services.scoring.loaded import Scored
 from services.scoring.settings import ScorerSettings
 from tests.helpers.scripted_pool import Handle, Response, good, pool_of
 
@@ -134,3 +135,45 @@ def test_but_not_for_longer_than_its_timeout():
     scores = RewardPool({"a": Handle(full)}, settings, 4).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
     assert np.isnan(scores.by_scorer["a"]).all()
     assert "BackPressureError" in scores.errors["a"]
+
+
+class Rank:
+    groupwise = True
+
+    def __call__(self, images_NHWC, prompts): ...
+
+
+def test_rows_go_out_with_their_prompts_and_sub_scores_and_reasons_come_back():
+    first = Scored(np.array([1.0, np.nan]), {"hue": np.array([5.0, 6.0])}, {1: "its row has no `n`"})
+    handle = Handle((first, 0.5), good(3.0))
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=2)]
+    rows = [{"n": 1}, {}, {"n": 3}]
+    scores = RewardPool({"a": handle}, settings, 4).score(None, ["x"] * 3, ["a"], np.ones(3, bool), rows).result(10)
+    np.testing.assert_array_equal(scores.by_scorer["a"], [1, np.nan, 3])
+    np.testing.assert_array_equal(scores.sub_scores["a.hue"], [5, 6, np.nan])
+    assert scores.errors == {"a": "its row has no `n`"}
+    assert why_holes([scores]) == "scorer `a`: its row has no `n`"
+    assert handle.rows == [{"n": 3}]
+
+
+def test_a_group_goes_out_whole_and_again_as_a_whole():
+    handle = Handle(TimeoutError("slow"), good(*range(5)))
+    settings = [ScorerSettings(name="a", scorer=f"{__name__}:Rank", request_images=2)]
+    scores = RewardPool({"a": handle}, settings, 4).score(None, list("vwxyz"), ["a"], np.ones(5, bool)).result(10)
+    assert scores.by_scorer["a"].tolist() == [0, 1, 2, 3, 4]
+    assert handle.asked == [(0, 5, ""), (0, 5, "")]
+
+
+def test_an_image_that_is_not_finite_has_no_sub_scores_either():
+    handle = Handle((Scored(np.array([1.0, 2.0]), {"hue": np.array([3.0, 4.0])}), 0.5))
+    settings = [ScorerSettings(name="a", scorer="jpeg_size")]
+    pool = RewardPool({"a": handle}, settings, 4)
+    scores = pool.score(None, ["x", "y"], ["a"], np.array([False, True])).result(10)
+    np.testing.assert_array_equal(scores.sub_scores["a.hue"], [np.nan, 4])
+
+
+def test_a_task_whose_requests_all_failed_has_holes_in_the_sub_scores_of_the_others():
+    scored = Scores({"a": np.array([1.0, 2.0])}, {"a.hue": np.array([3.0, 4.0])})
+    together = gathered([Scores({"a": np.array([np.nan])}), scored])
+    assert list(together) == ["a", "a.hue"]
+    np.testing.assert_array_equal(together["a.hue"], [np.nan, 3, 4])

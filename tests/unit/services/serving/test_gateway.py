@@ -301,9 +301,7 @@ def test_sub_scores_and_the_scorers_own_reasons_are_in_the_answer(serving):
         return Scored(np.full(len(score_N), np.nan), {"hue": score_N + 1}, {1: "its row has no `n`"})
 
     items = [{"image": base64.b64encode(image(4, size)).decode()} for size in (4, 5, 4)]
-    answer, _ = asked(
-        serving, PLAIN, *items, scored=lambda score_N: scored(score_N) if len(score_N) > 1 else Scored(score_N)
-    )
+    answer, _ = asked(serving, PLAIN, *items, scored=scored)
     assert answer.json() == {
         "scores": {"size": [None, 0, None], "size.hue": [1, None, 1]},
         "errors": [{"index": 2, "reason": "size: its row has no `n`"}],
@@ -319,13 +317,8 @@ def test_a_groupwise_scorer_gets_whole_groups_one_in_a_request(serving):
 
 def test_a_group_that_cannot_be_compared_as_a_whole_fails_as_a_whole(serving):
     broken, wide = {"image": base64.b64encode(b"none").decode()}, {"image": base64.b64encode(image(2, 3)).decode()}
-    items = [
-        {"group": "bad"},
-        {"group": "bad", **broken},
-        {"group": "odd"},
-        {"group": "odd", **wide},
-        {"group": "good"},
-    ]
+    bad, odd, good = {"group": "bad"}, {"group": "odd"}, {"group": "good"}
+    items = [bad, bad | broken, odd, odd | wide, good]
     few = SIZE.model_copy(update={"request_images": 2})
     answer, requests = asked(serving, GROUPWISE, *items, *[{"group": "many"}] * 3, scorer=few)
     assert requests == [(1, [])]

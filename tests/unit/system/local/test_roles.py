@@ -82,8 +82,7 @@ class Counts:
 
 def test_a_scorer_gets_requests_of_its_size_and_one_that_fails_leaves_holes():
     settings = ScorerSettings(name="counts", scorer=f"{__name__}:Counts", request_images=2)
-    rewards = LocalRewards([settings.model_copy(update={"scorer": "jpeg_size"})])
-    rewards.scorers["counts"] = Counts()
+    rewards = LocalRewards([settings])
     prompts = ["a", "b", "fail", "c", "inf"]
     scores = rewards.score(np.zeros((5, 4, 4, 3), np.uint8), prompts, ["counts"], np.array([True, False, *[True] * 3]))
     np.testing.assert_array_equal(scores.result(0).by_scorer["counts"], [2, np.nan, np.nan, np.nan, np.nan])
@@ -103,3 +102,22 @@ def test_it_runs_where_ray_is_not_installed(sd3_folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "bare" / "lora").is_dir()
+
+
+class Grouped:
+    """Scores by the place in the group; needs the number `n` of the row."""
+
+    columns = ("n",)
+    groupwise = True
+
+    def __call__(self, images_NHWC, prompts, rows):
+        return {"score": np.arange(len(prompts)), "n": [row["n"] for row in rows]}
+
+
+def test_a_scorer_gets_rows_and_a_groupwise_one_all_images_at_once():
+    settings = ScorerSettings(name="rank", scorer=f"{__name__}:Grouped", request_images=2)
+    rewards = LocalRewards([settings])
+    rows = [{"n": 7}, {"n": 8}, {"n": 9}]
+    scores = rewards.score(np.zeros((3, 4, 4, 3), np.uint8), ["x"] * 3, ["rank"], np.ones(3, bool), rows).result(0)
+    assert scores.by_scorer["rank"].tolist() == [0, 1, 2]
+    assert scores.sub_scores["rank.n"].tolist() == [7, 8, 9]

@@ -1,5 +1,6 @@
 """Which version generates which step, and that results are taken in task order."""
 
+import json
 from concurrent.futures import Future
 
 import numpy as np
@@ -95,3 +96,24 @@ def test_the_first_error_ends_the_wait_while_other_tasks_are_open(tmp_path):
         collector.publish(exported(0))
         with pytest.raises(UserError, match="no such thing"):
             collector.take(0, lambda done, of: None)
+
+
+class Reads:
+    """A scorer that asks for rows."""
+
+    def __call__(self, images_NHWC, prompts, rows): ...
+
+
+def test_a_task_is_scored_with_the_row_of_its_prompt(tmp_path):
+    """Every image gets it, if a training scorer asks for rows; else nothing is read."""
+    rows = [{"prompt": f"prompt {i}", "count": i} for i in range(8)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for scorer, reads in ((f"{__name__}:Reads", True), ("jpeg_size", False)):
+        roles = FakeRoles()
+        scorers = f"scorers=[{{name: mine, scorer: '{scorer}'}}, {{name: text, scorer: ocr, weight: 0}}]"
+        with collector_of(tmp_path, roles, f"data.train={tmp_path / 'p.jsonl'}", scorers) as collector:
+            collector.publish(exported(0))
+            tasks = collector.take(0, lambda done, of: None).generated
+        expected = [[{"count": task.task.address[2]}] * task.tree.num_leaves if reads else [] for task in tasks]
+        assert roles.rewards.asked == [(["mine"], rows) for rows in expected]
+        assert [task.task.prompt for task in tasks] == [f"prompt {task.task.address[2]}" for task in tasks]

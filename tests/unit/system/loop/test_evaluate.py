@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from services.scoring.settings import ScorerSettings
 from system.loop.evaluate import EVAL_STREAM, evaluate
 from system.loop.prompts import read_prompts
 from system.loop.stop import Stopped
@@ -87,3 +88,52 @@ def test_nothing_to_show_is_an_empty_picture(config):
     without = config.model_copy(update={"eval": config.eval.model_copy(update={"grid": 0})})
     result = evaluate(FakeRoles(), without, read_prompts(config.data.heldout), lambda: None)
     assert len(result.grid_NHWC) == 0
+
+
+class Reads:
+    """A scorer that asks for rows."""
+
+    def __call__(self, images_NHWC, prompts, rows): ...
+
+
+class Rank:
+    """A groupwise scorer."""
+
+    groupwise = True
+
+    def __call__(self, images_NHWC, prompts): ...
+
+
+def with_scorers(config, *kinds: type):
+    scorers = tuple(ScorerSettings(name=k.__name__.lower(), scorer=f"{__name__}:{k.__name__}") for k in kinds)
+    return config.model_copy(update={"scorers": scorers})
+
+
+def test_scorers_get_the_rows_and_groupwise_ones_are_not_asked(config):
+    roles, config = FakeRoles(), with_scorers(config, Reads, Rank)
+    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    rows = [{"category": "even" if i % 2 == 0 else "odd"} for i in range(7)]
+    assert roles.rewards.asked == [(["reads"], rows[start : start + 3]) for start in (0, 3, 6)]
+    assert result.scores == ["reads"]
+    assert result.reward(config) is None, "the mean of a relative score says nothing"
+    alone = with_scorers(config, Reads)
+    assert result.reward(alone) == result.summary()["eval/reads"]
+
+
+def test_sub_scores_have_columns_and_means_of_their_own(config):
+    roles = FakeRoles()
+    score = roles.rewards.score
+
+    def with_sub_scores(images, prompts, names, *more):
+        done = score(images, prompts, names, *more)
+        if prompts[0] != "prompt 0":
+            done.result().sub_scores["judge.hue"] = np.arange(float(len(prompts)))
+        return done
+
+    roles.rewards.score = with_sub_scores
+    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    assert result.table.column_names[-1] == "judge.hue"
+    np.testing.assert_array_equal(result.table["judge.hue"], [np.nan, np.nan, np.nan, 0, 1, 2, 0])
+    assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)
+    assert result.summary()["eval_holes/judge.hue"] == 3
+    assert result.scored == 7 * 2, "the cost counts scorers"

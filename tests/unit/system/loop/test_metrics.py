@@ -1,12 +1,18 @@
-"""The spread of siblings' rewards, against figures by hand."""
+"""The spread of siblings' rewards, and the metrics of sub-scores, against figures by hand."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from actors.policy.weights import Exported, Label
 from actors.trajectory import Tree
-from system.loop.metrics import branch_std
+from system.loop.collect import Collector
+from system.loop.experience_table import experience_table
+from system.loop.metrics import branch_std, describe_rewards
+from system.loop.prompts import read_prompts
+from system.recipe.load import load_config
+from tests.helpers.fakes import FakeRoles
 
 
 def experience(*tasks: tuple[list[int], list[list[float]]]) -> SimpleNamespace:
@@ -40,3 +46,35 @@ def test_holes_are_left_out_and_a_group_of_holes_is_none():
 
 def test_a_step_without_decisions_has_no_spread():
     assert branch_std(2, experience()) == pytest.approx([np.nan, np.nan], nan_ok=True)
+
+
+def test_sub_scores_have_metrics_and_columns_of_their_own(tmp_path):
+    roles = FakeRoles()
+    score = roles.rewards.score
+
+    def with_sub_scores(images, prompts, names, *more):
+        done = score(images, prompts, names, *more)
+        if len(roles.rewards.asked) == 2:
+            done.result().sub_scores["pickscore.hue"] = np.arange(float(len(prompts)))
+        return done
+
+    roles.rewards.score = with_sub_scores
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    config = load_config("shapes", [f"data.train={tmp_path / 'prompts.txt'}", "data.prompts_per_step=2"])
+    with Collector(config, roles, read_prompts(config.data.train), 0, lambda: None) as collector:
+        collector.publish(Exported(("w",), Label(0, "w", 1)))
+        taken = collector.take(0, lambda done, of: None)
+    line, leaves = describe_rewards(config, taken), taken.generated[0].tree.num_leaves
+    assert line["reward/pickscore.hue/mean"] == pytest.approx((leaves - 1) / 2)
+    assert line["reward/pickscore.hue/std"] == pytest.approx(np.arange(leaves).std())
+    assert line["reward/pickscore.hue/holes"] == leaves
+    assert line["reward/pickscore/holes"] == 0
+    assert "reward/pickscore.hue/flat_groups" not in line
+    assert taken.num_scores == 2 * leaves, "the cost counts scorers"
+    table = experience_table(taken)
+    names = table.column_names
+    assert names.index("reward/pickscore.hue") == names.index("reward/pickscore") + 1
+    second = table["prompt_row"].to_numpy() == taken.generated[1].task.address[2]
+    hue = table["reward/pickscore.hue"].to_numpy()
+    assert np.isnan(hue[~second]).all()
+    np.testing.assert_array_equal(hue[second], table["leaf"].to_numpy()[second])
