@@ -1,6 +1,8 @@
 """`tempflow serve` on a Ray of its own: both formats, limits, tokens, overload, growth, a killed replica."""
 
+import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -109,6 +111,20 @@ def test_health_and_documentation_need_no_token(pool):
         {"name": "size", "scorer": "jpeg_size", "replicas": 1},
         {"name": "bright", "scorer": "slow:Slow", "replicas": 1},
     ]
+
+
+def test_rows_reach_a_scorer_in_both_formats_and_sub_scores_come_back(pool):
+    images, rows = [grey(value) for value in (51, 255, 102)], [{"times": 3}, {"times": 0.5, "more": ["é"]}, {}]
+    answer = ScoreClient(pool, TOKEN).score(images, ["x"] * 3, ["size", "bright"], rows)
+    np.testing.assert_allclose(answer.scores["bright"], [0.6, 0.5, np.nan])
+    np.testing.assert_allclose(answer.scores["bright.brightness"], [0.2, 1, 0.4])
+    assert np.isfinite(answer.scores["size"]).all()
+    items = [{"prompt": "x", "image": base64.b64encode(encode_image(i)).decode()} for i in images]
+    items = [{**item, "row": row} for item, row in zip(items, rows, strict=True)]
+    items[1]["row"] = {"times": "x" * 5000}
+    said = post(pool, json.dumps({"items": items}).encode(), query="?scorers=bright").json()
+    assert said["scores"]["bright"] == [pytest.approx(0.6), None, None]
+    assert said["errors"] == [{"index": 1, "reason": "its row has 5013 bytes; at most 4096 are allowed"}]
 
 
 def test_a_killed_replica_costs_a_retry(pool, tmp_path):
