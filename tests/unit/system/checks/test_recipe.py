@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from actors.policy.policy import Policy
 from actors.policy.trained import LORA_FILE
+from actors.rollout.plans import make_plan
 from services.base.errors import UserError
 from system.checks import recipe
 from system.checks.checks import By, refuse
@@ -82,3 +83,66 @@ def test_an_adapter_that_is_torn_or_not_finite_is_refused(sd3_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match="is torn or not a safetensors file"):
         list(recipe.adapter(config))
+
+
+class Count:
+    """A scorer that reads the column `count`."""
+
+    columns = ("count",)
+
+    @staticmethod
+    def check_row(row):
+        if row["count"] < 1:
+            raise ValueError(f"asks for {row['count']} objects")
+
+    def __call__(self, images_NHWC, prompts, rows):
+        return np.array([row["count"] for row in rows])
+
+
+class Rank:
+    """A scorer that compares images."""
+
+    groupwise = True
+
+    def __call__(self, images_NHWC, prompts):
+        return np.zeros(len(prompts))
+
+
+def counting(tmp_path, *rows: dict, name: str = "p.jsonl", weight: float = 1):
+    file = tmp_path / name
+    file.write_text("".join(json.dumps({"prompt": "a", **row}) + "\n" for row in rows))
+    scorers = [
+        {"name": "size", "scorer": "jpeg_size"},
+        {"name": "count", "scorer": f"{__name__}:Count", "weight": weight},
+    ]
+    return load_config("shapes", [f"data.train={file}", "data.prompts_per_step=1", f"scorers={json.dumps(scorers)}"])
+
+
+def test_a_prompt_file_without_a_column_that_a_scorer_reads_is_refused_at_the_start(tmp_path):
+    with pytest.raises(
+        UserError, match=r"scorer `count` reads the column `count`, which `\S+p\.jsonl` does not have; add"
+    ):
+        refuse(counting(tmp_path, {"other": 1}), By.LOCAL)
+    train, heldout = recipe.prompts(counting(tmp_path, {"other": 1}, weight=0))
+    assert train.level == "ok", "it is not trained on"
+    assert "scorer `count` reads the column `count`" in heldout.says
+    with pytest.raises(UserError, match=r"cannot use `\S+p\.jsonl`, line 2: the row asks for 0 objects; correct it"):
+        refuse(counting(tmp_path, {"count": 1}, {"count": 0}), By.DRY_RUN)
+    train, _ = recipe.prompts(counting(tmp_path, {"count": 1}, {"count": None}, {}))
+    assert train.level == "ok", "single rows without a value are holes"
+
+
+def test_the_doctor_scores_with_the_first_prompt_whose_row_can_be_used(tmp_path):
+    _, counted = recipe.scores(counting(tmp_path, {"other": 1}, {"count": 3}))
+    assert (counted.level, "Count: 3 for a grey image" in counted.says) == ("ok", True)
+
+
+def test_a_groupwise_scorer_needs_requests_as_large_as_a_task():
+    scorers = [{"name": "rank", "scorer": f"{__name__}:Rank", "request_images": 4}]
+    config = load_config("shapes", [f"scorers={json.dumps(scorers)}"])
+    (finding,) = recipe.scorers(config)
+    leaves = make_plan(config.plan, config.policy.num_steps).leaves
+    assert finding.level == "problem"
+    assert finding.says.endswith(f"in one request; set scorers.0.request_images to at least {leaves}")
+    enough = load_config("shapes", [f"scorers={json.dumps([{**scorers[0], 'request_images': leaves}])}"])
+    assert [finding.level for finding in recipe.scorers(enough)] == ["ok"]

@@ -64,3 +64,39 @@ def test_a_scorer_by_import_path_gets_a_name_that_it_may_have(monkeypatch, pool)
         ("a:_", "scorer_"),
     ):
         assert [chosen.name for chosen in chosen_scorers(pool, [scorer])] == [name]
+
+
+class Judge:
+    """A groupwise scorer with sub-scores that reads rows: the place among the images, and the column `n`."""
+
+    columns = ("n",)
+    groupwise = True
+
+    def __call__(self, images_NHWC, prompts, rows):
+        return {"score": np.arange(len(prompts)), "n": [row["n"] for row in rows]}
+
+
+def test_rows_and_sub_scores_and_all_images_of_a_prompt_are_a_group(pool, image):
+    scorers = chosen_scorers(pool, [f"{__name__}:Judge"])
+    table = shown(run_score([image] * 3, ["x", "y", "x"], scorers, ['{"n": 4}', '{"n": 5}', '{"n": 6}']))
+    head, *lines = [line.split()[1::2] for line in table.splitlines() if ".png" in line or "image" in line]
+    assert head[1:] == ["judge", "judge.score", "judge.n"]
+    assert [line[1:] for line in lines] == [
+        ["0.0000", "0.0000", "4.0000"],
+        ["0.0000", "0.0000", "5.0000"],
+        ["1.0000", "1.0000", "6.0000"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (['{"n": 4'], r"--row `\{\"n\": 4`: its row is not JSON"),
+        (["[4]"], "its row is not a JSON object"),
+        (['{"m": 4}'], r"scorer `judge` cannot score `\S+noise\.png`: its row has no `n`; see --row"),
+        (['{"n": 4}'] * 2, "2 rows for 1 images"),
+    ],
+)
+def test_mistakes_in_rows(pool, image, rows, message):
+    with pytest.raises(UserError, match=message):
+        run_score([image], ["x"], chosen_scorers(pool, [f"{__name__}:Judge"]), rows)

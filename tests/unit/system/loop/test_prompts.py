@@ -1,5 +1,6 @@
 """Prompt files of every kind, and the order of a run."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -89,3 +90,28 @@ def test_ten_million_prompts_take_bounded_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", MILLIONS, path], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300_000, "kB"
+
+
+def test_a_row_has_only_what_json_has(tmp_path):
+    """Bytes and dates of a Parquet file are left out, and NaN is None, also in JSON."""
+    table = pa.table(
+        {
+            "prompt": ["a"],
+            "n": [float("nan")],
+            "when": pa.array([datetime.date(2026, 1, 1)]),
+            "image": [b"bytes"],
+            "boxes": pa.array([[{"x": 1.5, "raw": b"x"}]]),
+            "words": pa.array([["b", None]]),
+            "kind": pa.array(["k"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_prompts(str(tmp_path / "p.parquet")).row(0) == {"n": None, "words": ["b", None], "kind": "k"}
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "n": NaN, "boxes": [{"x": Infinity}]}\n')
+    assert read_prompts(str(tmp_path / "p.jsonl")).row(0) == {"n": None, "boxes": [{"x": None}]}
+
+
+def test_a_row_that_is_too_deep_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "deep": [[[[[[[[1]]]]]]]]}\n')
+    with pytest.raises(UserError, match="the prompt in line 2: its row has more than 8 levels"):
+        read_prompts(str(tmp_path / "p.jsonl")).row(1)
