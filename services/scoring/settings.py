@@ -49,8 +49,8 @@ class ScorerSettings(Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """The scorer's name in metrics, the experience log and the report."""
     scorer: str
-    """A built-in scorer (pickscore, clipscore, hpsv3, ocr, geneval, remote, remote_groupwise, jpeg_size), or the import
-    path `package.module:Class` of your own."""
+    """A built-in scorer (pickscore, clipscore, hpsv3, ocr, geneval, vlm_judge, remote, remote_groupwise, jpeg_size), or
+    the import path `package.module:Class` of your own."""
     weight: float = 1.0
     """The scorer's weight in the training reward. With 0, it scores held-out images only."""
     reward: str | Annotated[dict[str, float], Field(min_length=1)] | None = None
