@@ -146,14 +146,14 @@ class Pattern(_Scale):
         Raises:
             NoScore: the pattern finds nothing, or no number, or a number out of range.
         """
-        found = [match[1] for match in re.finditer(self.pattern, text)]
+        found = [match[1] for match in re.finditer(self.pattern, text) if match[1] is not None]
         if not found:
             raise NoScore(f"`{self.pattern}` finds nothing in the answer")
         if found[-1] == self.not_applicable:
             return None
         try:
             number = float(found[-1])
-        except (TypeError, ValueError):
+        except ValueError:
             raise NoScore(f"`{self.pattern}` finds {found[-1]!r}, which is not a number") from None
         return _share(number, self.range, f"{number:g}")
 
