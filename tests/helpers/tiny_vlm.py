@@ -18,7 +18,8 @@ SIDE_PX, PATCH_PX, WIDTH = 32, 16, 32
 DARK, BRIGHT = "Score: 2", "Score: 8.5"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<image>{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endfor %}<answer>"
+    "{% if content['type'] == 'image' %}<image>{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "<answer>"
 )
 
 
@@ -69,7 +70,11 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def save_tiny_vlm(folder: Path, question: str, steps: int = 150) -> float:
-    """Train a model to answer `DARK` or `BRIGHT` to a question, and save it with its processor. Returns the last loss."""
+    """Train a model to answer `DARK` or `BRIGHT` to a question, and save it with its processor.
+
+    Returns:
+        The last loss.
+    """
     torch.manual_seed(0)
     processor = new_processor()
     model = new_model(processor)
