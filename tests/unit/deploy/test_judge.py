@@ -1,4 +1,4 @@
-"""The examples for a judge beside the pool: what Kubernetes and Ray Serve accept, and whether they agree with the recipe."""
+"""The examples for a judge beside the pool: Kubernetes and Ray Serve accept them, and they agree with the recipe."""
 
 import yaml
 from ray.serve.schema import ServeDeploySchema
