@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,14 +130,40 @@ class VlmJudge:
     def __call__(
         self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]
     ) -> Mapping[str, np.ndarray]:
+        gave_up = threading.Event()
         with ThreadPoolExecutor(self.concurrency, "judge") as threads:
-            judging = [threads.submit(self._judge, *each) for each in zip(images_NHWC, prompts, rows, strict=True)]
+            judging = [
+                threads.submit(self._judge_patiently, gave_up, *each)
+                for each in zip(images_NHWC, prompts, rows, strict=True)
+            ]
             try:
                 judged = [image.result() for image in judging]
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-        return {name: np.array([scores[name] for scores in judged]) for name in judged[0]} if judged else {}
+        answered = [scores for scores in judged if not isinstance(scores, Away)]
+        if judged and not answered:
+            raise next(away for away in judged if isinstance(away, Away))
+        holes = dict.fromkeys(answered[0], math.nan) if answered else {}
+        lines = [holes if isinstance(scores, Away) else scores for scores in judged]
+        return {name: np.array([scores[name] for scores in lines]) for name in holes}
+
+    def _judge_patiently(
+        self, gave_up: threading.Event, image_HWC: np.ndarray, prompt: str, row: Row
+    ) -> dict[str, float] | Away:
+        """The sub-scores of one image, or the error if the endpoint stays away.
+
+        Then images of the same call that were not begun are not asked about, so a call has one patience. Those that
+        were answered keep their scores: one image whose answer always comes too late does not cost the others.
+        """
+        if gave_up.is_set():
+            return Away("the endpoint stayed away for an earlier image")
+        try:
+            return self._judge(image_HWC, prompt, row)
+        except Away as away:
+            gave_up.set()
+            log.warning("no score for an image of the prompt %.100r: %s", prompt, away)
+            return away
 
     def _judge(self, image_HWC: np.ndarray, prompt: str, row: Row) -> dict[str, float]:
         """The sub-scores of one image by name. NaN is a hole, or a score that does not apply."""

@@ -267,6 +267,19 @@ def test_a_connection_that_ends_early_is_away(serve):
         ask(server, patience_s=0, timeout_s=0.5)
 
 
+def test_an_image_whose_answer_never_comes_does_not_cost_the_others_their_scores(serve, caplog):
+    server = serve(FIVE, (503, {}, b"busy"), FIVE)
+    said = judge(server, patience_s=0)(np.repeat(IMAGE, 3, axis=0), ["a", "b", "c"], [{}] * 3)
+    np.testing.assert_array_equal(said["score"], [0.5, np.nan, np.nan])
+    assert np.isnan(said["tokens_in"]).tolist() == [False, True, True]
+    assert len(server.asked) == 2, "the third image came after the patience was used up"
+    assert "no score for an image of the prompt 'b': " in caplog.text
+
+
+def test_no_images_have_no_scores(serve):
+    assert judge(serve(FIVE))(IMAGE[:0], [], []) == {}
+
+
 def test_calls_beyond_the_budget_are_not_made(serve):
     server = serve(FIVE)
     made = judge(server, budget_calls=3)
