@@ -94,6 +94,7 @@ def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: Sto
 
 
 def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
+    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)  # before the imports, which take seconds
     import ray
 
     from actors.rollout.plans import trainable_steps
@@ -112,11 +113,11 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
             stack.callback(ray.shutdown)
             connection = connect()  # not interrupted: half of a Ray ends with a crash
             with stop.starting():
-                console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:
                     url = f"http://{connection.dashboard.removeprefix('http://')}"
                     console.print(f"dashboard    {url}{token_hint()}", highlight=False)
+                console.print(plain(f"starting     {_roles_of(config)}"), soft_wrap=True)
                 progress = stack.enter_context(Progress(config.steps, console))
                 roles = stack.enter_context(RayRoles(config, trainable, run.logs))
             telemetry = stack.enter_context(Telemetry(config.name, lambda: live(config, roles)))
@@ -126,6 +127,14 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
         raise RuntimeError(
             "the connection to Ray is lost, its node or its head died; continue with --resume"
         ) from ended
+
+
+def _roles_of(config: RunConfig) -> str:
+    """The processes that load a model before the first step."""
+    parts = [f"rollout workers: {config.rollout.workers}", f"learner ranks: {config.learner.ranks}"]
+    if not config.reward.app:
+        parts.append(f"scorers: {', '.join(scorer.name for scorer in config.scorers)}")
+    return "; ".join(parts)
 
 
 def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:

@@ -14,9 +14,11 @@ from system.bench.gpu.tiny.sd3 import build_sd3
 from system.launch.environment import make_token
 from tests.helpers.command_line import in_process
 from tests.helpers.families import Case
+from tests.helpers.ranks import Together, two_ranks
+from tests.helpers.ray_head import ray_head
 from tests.helpers.recipes import recipe
 
-__all__ = ["in_process", "recipe"]
+__all__ = ["in_process", "ray_head", "recipe"]
 
 torch.set_num_threads(1)
 
@@ -47,6 +49,13 @@ def _own_log_handlers() -> Iterator[None]:
         if handler not in before and not isinstance(handler, LogCaptureHandler):
             root.removeHandler(handler)
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory) -> Iterator[Together]:
+    """Calls a function in two processes of one process group."""
+    with two_ranks(tmp_path_factory.mktemp("ranks")) as call:
+        yield call
 
 
 @pytest.fixture(scope="session")

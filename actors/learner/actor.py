@@ -16,7 +16,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import BUCKET_BYTES, Arrays, Label, Weights, bucketed
 from actors.trajectory import Decisions, Leaves
-from services.base.devices import ending_with_its_gpu, prepare_torch
+from services.base.devices import device_of, ending_with_its_gpu, prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, log_to
 from services.base.storage import Folder
@@ -24,6 +24,7 @@ from services.base.storage import Folder
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
     from actors.policy.family import Parts
+    from actors.policy.policy import Policy
 
 JOIN_TIMEOUT_S = 120
 
@@ -37,6 +38,8 @@ class LearnerWorker:
     parts: ClassVar[Parts] = "transformer"
     """Of the model that this process needs."""
     bucket_bytes: ClassVar[int] = BUCKET_BYTES
+    policy: Policy
+    """A rank of a sharded learner has it when it has met the others."""
     learner: Learner
     """One of several ranks has it when it has met the others."""
     writing: Future[dict[str, str]]
@@ -60,12 +63,16 @@ class LearnerWorker:
         from actors.policy.policy import Policy
 
         self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.settings, self.ranks = settings, Ranks(rank, settings.ranks)
-        self.policy = Policy(policy, seed, self.parts, keeps_base=bool(objective.kl))
-        LastingGauges(gpu_memory(log_file.role, log_file.run))
-        self._make_learner = partial(Learner, self.policy, kernel, objective, settings, trainable, self.ranks)
+        self.settings, self.ranks, self.device = settings, Ranks(rank, settings.ranks), device_of(policy.device)
+        self._make_policy = partial(Policy, policy, seed, self.parts, keeps_base=bool(objective.kl))
+        self._make_learner = partial(
+            Learner, kernel=kernel, objective=objective, settings=settings, trainable=trainable, ranks=self.ranks
+        )
+        if not settings.shard:
+            self.policy = self._make_policy()
         if settings.ranks == 1:
-            self.learner = self._make_learner()
+            self.learner = self._make_learner(self.policy)
+        LastingGauges(gpu_memory(log_file.role, log_file.run))
 
     def rendezvous(self) -> tuple[str, int]:
         """Open the group's meeting place, on the address that Ray knows this node by."""
@@ -75,13 +82,13 @@ class LearnerWorker:
         return self.meeting.endpoint
 
     def join(self, endpoint: tuple[str, int]) -> None:
-        """Meet the other ranks, share the model with them where it is sharded, and make the learner."""
+        """Meet the other ranks, load this one's part of the model where it is sharded, and make the learner."""
         from actors.learner.ranks import join
 
-        join(endpoint, self.ranks, self.policy.device, self.settings.update_timeout_s)
+        join(endpoint, self.ranks, self.device, self.settings.update_timeout_s)
         if self.settings.shard:
-            self.policy.shard(self.ranks.size)
-        self.learner = self._make_learner()
+            self.policy = self._make_policy(ranks=self.ranks.size)
+        self.learner = self._make_learner(self.policy)
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""

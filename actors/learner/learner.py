@@ -15,6 +15,7 @@ from actors.learner.averages import Average
 from actors.learner.masters import Masters
 from actors.learner.monitor import Monitor
 from actors.learner.objectives import make_objective
+from actors.learner.optimizers import MOMENTS, STEP, OffloadedAdamW, at_home, make_optimizer
 from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
@@ -37,7 +38,6 @@ Old = list[Tensor | None]
 """The values of the old policy on each micro-batch of a minibatch, in order."""
 
 MASTERS, OPTIMIZER, PAST = "trained", "optimizer", "version_"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Learner:
@@ -66,13 +66,7 @@ class Learner:
         self.masters = Masters(policy.parameters)
         if policy.started_from:  # the file's fp32 values, which the live parameters round
             self.masters.restore(policy.started_from)
-        self.optimizer = torch.optim.AdamW(
-            self.masters.tensors.values(),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            eps=settings.eps,
-        )
+        self.optimizer = make_optimizer(settings, self.masters.tensors.values())
         self.optimizer_steps = objective.optimizer_steps
         weight_sets = objective.weight_sets(settings.ema)
         self.averages = {one.name: Average(one, self.masters.tensors) for one in weight_sets}
@@ -292,19 +286,19 @@ class Learner:
     def restore(self, folder: Folder, version: int) -> None:
         """Load the files of any number of ranks; the next update continues exactly."""
         masters = self.masters.tensors
-        self.masters.restore(unpacked(MASTERS, masters, folder))
+        self.masters.restore(dict(unpacked(MASTERS, masters, folder)))
         for name, average in self.averages.items():
-            average.restore(unpacked(name, average.state(), folder))
+            average.restore(dict(unpacked(name, average.state(), folder)))
         like = {f"{name}/{key}": master for name, master in masters.items() for key in MOMENTS}
-        moments = unpacked(OPTIMIZER, like | {f"{name}/step": torch.tensor(0.0) for name in masters}, folder)
-        for name, master in masters.items():
-            state = {key: moments[f"{name}/{key}"] for key in MOMENTS if f"{name}/{key}" in moments}
-            if state:
-                self.optimizer.state[master] = state
+        like |= {f"{name}/{STEP}": torch.tensor(0.0) for name in masters}
+        offloaded = isinstance(self.optimizer, OffloadedAdamW)
+        for path, value in unpacked(OPTIMIZER, like, folder):
+            name, key = path.rsplit("/", 1)
+            self.optimizer.state[masters[name]][key] = at_home(value) if offloaded else value
         self.version = version
         sampled = self._sampled()
         self.past = {
-            past: unpacked(f"{PAST}{past}", sampled, folder)
+            past: dict(unpacked(f"{PAST}{past}", sampled, folder))
             for past in range(max(0, version - self.settings.max_staleness), version)
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors.torch import load, save
@@ -22,14 +22,11 @@ def packed(name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, 
     return {file: save({key: local(tensor.detach()).contiguous() for key, tensor in tensors.items()})}
 
 
-def unpacked(name: str, like: Mapping[str, Tensor], folder: Folder) -> dict[str, Tensor]:
-    """What any number of ranks packed, those of `like` that were, each placed as in `like`."""
+def unpacked(name: str, like: Mapping[str, Tensor], folder: Folder) -> Iterator[tuple[str, Tensor]]:
+    """What any number of ranks packed, those of `like` that were, each placed as in `like` when it is asked for."""
     files = [file for file in folder.names() if file.startswith(f"{name}.") and file.endswith(".safetensors")]
     parts = [load(folder.read(file)) for file in files]
-    return {
-        key: placed(
-            torch.cat([part[key] for part in parts]) if len(parts) > 1 and target.dim() else parts[0][key], target
-        )
-        for key, target in like.items()
-        if key in parts[0]
-    }
+    for key, target in like.items():
+        if key in parts[0]:
+            whole = torch.cat([part[key] for part in parts]) if len(parts) > 1 and target.dim() else parts[0][key]
+            yield key, placed(whole, target)

@@ -223,6 +223,10 @@ class LearnerSettings(Settings):
     shard: bool = False
     """Each rank holds a part of the transformer (FSDP2), for models that outgrow one GPU and for full fine-tuning; an
     adapter stays whole. Else each rank holds all of it."""
+    optimizer: Literal["adamw", "adamw_offload"] = "adamw"
+    """`adamw_offload` is AdamW with its two moments in the memory of the CPU. It needs 8 bytes of GPU memory less for
+    each trained parameter and gives the same bits. Each optimizer step copies the moments to the GPU and back. It is
+    meant for full fine-tuning; the moments of an adapter are small."""
     lr: float = Field(3e-4, gt=0)
     """Learning rate of AdamW."""
     lr_decay: DecaySettings | None = None

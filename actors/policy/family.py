@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
 
 Conditioning = dict[str, Tensor]
@@ -48,10 +49,13 @@ class Family(ABC):
         self.latent_shape = self.shape_of_latents(vae)
 
     @classmethod
-    def load(cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts) -> Self:
-        """From a folder or hub id: the VAE in fp32, all else in the compute dtype.
+    def load(
+        cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts, ranks: int = 1
+    ) -> Self:
+        """From a folder or hub id: the VAE in its own dtype, all else in the compute dtype.
 
-        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler.
+        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. With
+        several ranks, the transformer is sharded over them (`load_rows`).
         """
         wanted = {"transformer", "scheduler"}
         absent = {
@@ -59,9 +63,14 @@ class Family(ABC):
             for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
-        dtypes = {"default": DTYPES[settings.dtype], "vae": torch.float32}
-        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent).to(device)
-        return cls(settings, pipe, AutoencoderKL.load_config(folder, subfolder="vae"))
+        dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
+        made = {}
+        if ranks > 1:
+            if not Path(folder).is_dir():
+                folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
+            made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
+        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
+        return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
@@ -82,6 +91,11 @@ class Family(ABC):
     @abstractmethod
     def decode(self, latent_NZ: Tensor) -> Tensor:
         """Latents to pixels: (N, 3, H, W) fp32, [-1, 1] but for what the VAE overshoots, on the device."""
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """The VAE's output in fp32, whatever dtype the VAE computes in."""
+        vae = self.pipe.vae
+        return vae.decode(latent.to(vae.dtype), return_dict=False)[0].float()
 
     @classmethod
     def guides(cls, settings: PolicySettings) -> bool:

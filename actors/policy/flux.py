@@ -44,6 +44,5 @@ class Flux(PackedFamily):
 
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        latent_NCHW = self.unpack(latent_NZ.float()) / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(latent_NCHW, return_dict=False)[0]
+        config = self.pipe.vae.config
+        return self.pixels(self.unpack(latent_NZ.float()) / config.scaling_factor + config.shift_factor)

@@ -74,4 +74,4 @@ class Flux2Klein(PackedFamily):
 
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        return self.pipe.vae.decode(self.unpack(latent_NZ.float()), return_dict=False)[0]
+        return self.pixels(self.unpack(latent_NZ.float()))

@@ -1,13 +1,34 @@
-"""Whether a model's files hold what its class needs, without loading them: the class is built on the meta device."""
+"""Builds a transformer without its weights, compares its files with it, and reads one rank's rows of them."""
 
 import importlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from actors.policy.families import part_class, pipeline_file
 from actors.policy.settings import PolicySettings
+from actors.policy.sharding import local, rows_here, shard
+from actors.policy.trained import WEIGHTS_FILE
 from services.base.errors import UserError
-from services.base.headers import is_whole, shapes_below
+from services.base.headers import is_whole, opened, shapes_below
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that are made here have this dtype where nothing else is asked for."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_loads(settings: PolicySettings) -> None:
@@ -19,21 +40,94 @@ def check_loads(settings: PolicySettings) -> None:
         UserError: names the weight; or its config is of no model of diffusers.
     """
     folder = pipeline_file(settings.model).parent / "transformer"
-    if not is_whole(folder):
-        return
-    found = dict(shapes_below(folder))
-    library, name = part_class(settings.model, "transformer")
+    if is_whole(folder):
+        _compare(_without_weights(settings.model, folder, torch.float32).state_dict(), folder, "policy.model")
+
+
+def load_rows(settings: PolicySettings, folder: Path, compute: torch.dtype, device: torch.device, ranks: int) -> Any:
+    """The transformer in a folder, sharded over `ranks` processes, of which each reads only the rows that it holds.
+
+    Weights that are all trained are fp32, so that they are their own master copies, with values that `compute` has. The
+    model is built without weights and sharded before any is read: besides the result, one tensor is in memory at most.
+
+    Raises:
+        UserError: as `read_rows`, or the config is of no model of diffusers.
+    """
+    transformer = _without_weights(settings.model, folder, compute)
+    if settings.lora is None:
+        for parameter in transformer.parameters():
+            parameter.data = parameter.data.float()
+    shard(transformer, ranks, compute, device)
+    state = {
+        # diffusers gives the buffers that a file holds the compute dtype.
+        name: torch.empty_like(tensor, device=device, dtype=tensor.dtype if isinstance(tensor, DTensor) else compute)
+        for name, tensor in transformer.state_dict().items()
+    }
+    read_rows(state, folder, compute, "policy.model")
+    transformer.load_state_dict(state, assign=True)
+    return transformer.to(device).eval()
+
+
+@torch.no_grad()
+def read_rows(tensors: Mapping[str, Tensor], folder: Path, compute: torch.dtype, what: str) -> None:
+    """Fill tensors from a transformer's files, rounded to `compute`; a sharded one only with the rows of this rank.
+
+    Args:
+        what: the setting that names the folder; an error begins with it.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or is NaN or infinite; or a file is torn.
+    """
+    _compare(tensors, folder, what)
+    files = _file_of_each(folder)
+    for path in sorted({files[name] for name in tensors}):
+        with opened(path, "pt") as file:
+            for name, tensor in tensors.items():
+                if files[name] != path:
+                    continue
+                whole = file.get_slice(name)
+                rows = (whole[rows_here(tensor)] if isinstance(tensor, DTensor) else whole[...]).to(compute)
+                if not bool(rows.isfinite().all()):
+                    raise UserError(f"{what}: `{path}` holds NaN or infinity in {name}; copy it again")
+                local(tensor).copy_(rows)
+
+
+def _without_weights(model: str, folder: Path, dtype: torch.dtype) -> Any:
+    """The transformer in a folder with its parameters on `meta`, and its tables of positions computed.
+
+    Raises:
+        UserError: its config is of no model of diffusers.
+    """
+    library, name = part_class(model, "transformer")
     kind = getattr(importlib.import_module(library), name)
     try:
-        with torch.device("meta"):
-            model = kind.from_config(kind.load_config(folder))
+        with default_dtype(dtype), init_empty_weights():
+            return kind.from_config(kind.load_config(folder))
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"policy.model: `{folder}` has a config that {name} cannot be made of: {error}") from error
-    for weight, tensor in model.state_dict().items():
-        if weight not in found:
-            raise UserError(f"policy.model: the files in `{folder}` lack the weight {weight}; copy them again")
-        if found[weight] != tuple(tensor.shape):
+
+
+def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
+    """Refuse files that lack one of these tensors or have it in another shape."""
+    found = dict(shapes_below(folder))
+    for name, tensor in tensors.items():
+        if name not in found:
+            raise UserError(f"{what}: the files in `{folder}` lack the weight {name}; copy them again")
+        if found[name] != tuple(tensor.shape):
             raise UserError(
-                f"policy.model: {weight} in `{folder}` has the shape {found[weight]}, and by its config.json it should "
+                f"{what}: {name} in `{folder}` has the shape {found[name]}, and by its config.json it should "
                 f"have {tuple(tensor.shape)}; copy both from one model"
             )
+
+
+def _file_of_each(folder: Path) -> dict[str, Path]:
+    """The file that holds each tensor of a model of diffusers, by the tensor's name: its one file, or its index says.
+
+    Raises:
+        UserError: the file is torn.
+    """
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if index.is_file():
+        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    with opened(folder / WEIGHTS_FILE) as file:
+        return dict.fromkeys(file.keys(), folder / WEIGHTS_FILE)

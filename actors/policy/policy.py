@@ -19,10 +19,11 @@ from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
+from actors.policy.loading import read_rows
 from actors.policy.merging import MergingAdapter
 from actors.policy.settings import LoraSettings, PolicySettings
-from actors.policy.sharding import is_sharded, local, placed, shard
-from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, read_trained
+from actors.policy.sharding import is_sharded, local
+from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, find_trained, read_trained
 from actors.policy.weights import Arrays, Weights, checksum
 from services.base.devices import device_of
 from services.base.errors import UserError
@@ -47,25 +48,31 @@ class Policy:
         parts: Parts = "all",
         family: Family | None = None,
         keeps_base: bool = True,
+        ranks: int = 1,
     ) -> None:
         """Load `settings.model`, or take a family that is made already.
 
         Args:
+            ranks: processes that the transformer is sharded over; those of a process group that this one is in. An
+                adapter stays whole on each. Weights that are all trained are fp32 then, and compute in the configured
+                dtype.
             keeps_base: whether `reference` will be asked for. Where every weight is trained, it needs a copy of them.
         """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         self.settings = settings
         self.device = device_of(settings.device)
-        self.family = family or _loaded(settings, self.device, parts)
+        self.family = family or _loaded(settings, self.device, parts, ranks)
         self.transformer = self.family.transformer
         self.sigmas = self.family.sigmas(settings.num_steps).to(self.device)
         if settings.lora:
             self._add_adapter(settings.lora, seed)
         else:
             self.transformer.requires_grad_(True)
-        self.sharded = False
-        self.parameters: dict[str, nn.Parameter] = self._trained()
+        self.sharded = ranks > 1
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in self.transformer.named_parameters() if parameter.requires_grad
+        }
         self.started_from: dict[str, Tensor] = {}
         """The adapter that training starts from, in fp32; empty if it starts from the base."""
         self._base: dict[str, Tensor] = {}
@@ -79,22 +86,6 @@ class Policy:
             self.transformer.enable_gradient_checkpointing()
         if settings.compile:
             compile_blocks(self.transformer)
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
-
-    def shard(self, ranks: int) -> None:
-        """Leave each of `ranks` processes its part of the transformer. An adapter stays whole on each; weights that are
-        all trained become fp32, so that they are their own master copies, and compute in the configured dtype.
-        """
-        whole = list(self.parameters.values()) if self.settings.lora else []
-        if not whole:
-            for parameter in self.parameters.values():
-                parameter.data = parameter.data.float()
-        shard(self.transformer, ranks, self.family.dtype, whole)
-        self.sharded = True
-        self.parameters = self._trained()
-        self._base = {name: placed(base.float(), self.parameters[name]) for name, base in self._base.items()}
 
     def _add_adapter(self, lora: LoraSettings, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -112,6 +103,10 @@ class Policy:
                 parameter.data = parameter.data.to(self.family.dtype)
 
     def _start_from(self, folder: Path) -> None:
+        if self.sharded and not self.settings.lora:
+            find_trained(folder, None, "policy.adapter")
+            read_rows(self.parameters, folder, self.family.dtype, "policy.adapter")
+            return
         arrays = read_trained(folder, self.settings.lora, "policy.adapter")
         if self.settings.lora:
             self.started_from = {name: to_tensor(array) for name, array in arrays.items()}
@@ -242,18 +237,19 @@ class Policy:
         sort_metadata(folder / LORA_FILE)
 
 
-def _loaded(settings: PolicySettings, device: torch.device, parts: Parts) -> Family:
+def _loaded(settings: PolicySettings, device: torch.device, parts: Parts, ranks: int) -> Family:
     """The model's family with its weights.
 
     Raises:
         UserError: the files do not make the model, or the GPU does not compute in its type.
     """
-    if settings.dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        name = torch.cuda.get_device_name(device)
-        raise UserError(f"policy.dtype: this GPU ({name}) does not compute in bf16; set policy.dtype=fp32")
+    for key, dtype in (("policy.dtype", settings.dtype), ("policy.vae_dtype", settings.vae_dtype)):
+        if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name(device)
+            raise UserError(f"{key}: this GPU ({name}) does not compute in bf16; set {key}=fp32")
     folder = resolve_model(settings.model)
     try:
-        return family_class(settings).load(settings, folder, device, parts)
+        return family_class(settings).load(settings, folder, device, parts, ranks)
     except (ValueError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(

@@ -55,10 +55,10 @@ class QwenImage(PackedFamily):
 
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        config = self.pipe.vae.config
         mean_C111, std_C111 = (
             torch.tensor(values, device=self.device).view(-1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
+            for values in (config.latents_mean, config.latents_std)
         )
         latent_NC1HW = self.unpack(latent_NZ.float()).unsqueeze(2) * std_C111 + mean_C111
-        return vae.decode(latent_NC1HW, return_dict=False)[0][:, :, 0]
+        return self.pixels(latent_NC1HW)[:, :, 0]

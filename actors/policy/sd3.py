@@ -58,6 +58,5 @@ class SD3(Family):
 
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        latent_NZ = latent_NZ.float() / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(latent_NZ, return_dict=False)[0]
+        config = self.pipe.vae.config
+        return self.pixels(latent_NZ.float() / config.scaling_factor + config.shift_factor)

@@ -78,6 +78,9 @@ class PolicySettings(Settings):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """The number type in which the model computes, its adapter included. The learner's master copies of the trained
     weights, the optimizer's state and the sampler's arithmetic are fp32."""
+    vae_dtype: Literal["fp32", "bf16"] = "fp32"
+    """The number type in which the VAE decodes. bf16 needs half of the memory and less than half of the time of a
+    decode; pixels then differ from those of fp32 by less than one of 255 levels in the mean, and by a few at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU if the role has one."""
     gradient_checkpointing: bool = False

@@ -1,7 +1,5 @@
 """FSDP2: a transformer that is too large for one device lies in shards on the learner's ranks."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,28 +9,36 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from actors.policy.blocks import blocks
 
 
-def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, whole: Iterable[nn.Parameter]) -> None:
-    """Leave each rank its share of every parameter; blocks are gathered one at a time as they run.
+def shard(transformer: nn.Module, ranks: int, compute: torch.dtype, device: torch.device) -> None:
+    """Leave each rank its rows of every parameter; blocks are gathered one at a time as they run.
 
     Gradients of sharded parameters are summed over ranks in fp32, not averaged.
 
     Args:
-        transformer: a diffusers model; its `_no_split_modules` name the classes of its blocks.
+        transformer: a diffusers model, which may be on `meta`; its `_no_split_modules` name the classes of its blocks.
         compute: the dtype that gathered weights have.
-        whole: parameters that stay as they are on every rank (an adapter).
+        device: where the rows lie, or will lie.
     """
-    mesh = init_device_mesh(next(transformer.parameters()).device.type, (ranks,))
+    mesh = init_device_mesh(device.type, (ranks,))
     # Inputs come in the dtype that the family chose: timesteps, for one, in fp32.
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    kept = set(whole)
+    name = type(transformer).__name__
     for module in (*blocks(transformer), transformer):
         # The root too gives back what it gathered: between two forwards the shards may hold another policy.
-        fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=kept, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    type(transformer).__name__ = name  # fully_shard makes a class of another name, which diffusers would save
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # Gloo cannot scale within a reduction.
             module.set_force_sum_reduction_for_comms(True)
+
+
+def rows_here(tensor: DTensor) -> slice:
+    """The rows that this rank holds: FSDP2 gives each rank ⌈rows / ranks⌉ of them, and the last ranks what is left."""
+    most = -(-tensor.shape[0] // tensor.device_mesh.size())
+    start = min(most * tensor.device_mesh.get_local_rank(), tensor.shape[0])
+    return slice(start, start + tensor.to_local().shape[0])
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def build(args: PoolSettings) -> serve.Application:
 def build_app(
     name: str,
     scorers: Sequence[ScorerSettings],
-    gateway: GatewaySettings,
+    gateway: GatewaySettings | None,
     log_folder: Path | None,
     run: str,
     deterministic: bool = False,
@@ -35,23 +35,31 @@ def build_app(
     """The Serve application `name` that scores with all of `scorers`.
 
     Args:
+        gateway: the HTTP side, which is the application's entry. Without one, the first scorer is the entry, as Serve
+            needs one; scorers are asked through their handles either way.
         log_folder: the folder for one log file per scorer.
         run: the run that each line of these logs names.
         deterministic: replicas use only algorithms that give the same bits each time.
     """
-    bound = {
-        scorer.name: ScorerDeployment.options(  # type: ignore[attr-defined]
+
+    def bound(scorer: ScorerSettings, *beside: serve.Application) -> serve.Application:
+        deployment = ScorerDeployment.options(  # type: ignore[attr-defined]
             name=deployment_name(scorer.name),
             ray_actor_options=_actor_options(scorer),
             max_ongoing_requests=scorer.max_ongoing,
             max_queued_requests=scorer.max_queued,
             health_check_period_s=HEALTH_CHECK_S,
             **_replicas(scorer.replicas),
-        ).bind(scorer, _log_file(log_folder, run, scorer.name) if log_folder else None, deterministic, own_folders())
-        for scorer in scorers
-    }
+        )
+        log_file = _log_file(log_folder, run, scorer.name) if log_folder else None
+        return deployment.bind(scorer, log_file, deterministic, own_folders(), beside)
+
+    if gateway is None:
+        first, *others = scorers
+        return bound(first, *map(bound, others))
     entry = GatewayDeployment.options(num_replicas=gateway.gateways)
-    return entry.bind(name, gateway, list(scorers), {scorer.name: needs_of(scorer) for scorer in scorers}, bound)
+    needs = {scorer.name: needs_of(scorer) for scorer in scorers}
+    return entry.bind(name, gateway, list(scorers), needs, {scorer.name: bound(scorer) for scorer in scorers})
 
 
 def why_not_started(status: ApplicationStatusOverview) -> Exception:

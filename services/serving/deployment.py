@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from ray.util import metrics
 
 from services.base.devices import prepare_torch
@@ -52,8 +53,11 @@ class ScorerDeployment:
         log_file: LogFile | None = None,
         deterministic: bool = False,
         folders: Sequence[str] = (),
+        beside: Sequence[DeploymentHandle] = (),
     ) -> None:
         """Load the scorer. It may be a module in one of `folders`.
+
+        Serve deploys what an application's entry is given: `beside` are the other scorers, if this one is the entry.
 
         The folders are needed because a replica is a child of Serve's controller, which an earlier job may have started
         in another folder.

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
@@ -141,12 +140,18 @@ class Signal:
         return efficiency_SB / efficiency_SB[0, -1]
 
 
+def ranks(values_K: np.ndarray) -> np.ndarray:
+    """The rank of each value from 1, (K,); equal values share the mean of their ranks."""
+    _, which_K, count = np.unique(values_K, return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count - 1) / 2)[which_K]
+
+
 def rank_correlations(full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: list[int]) -> list[float]:
     """Spearman's rank correlation by branch step, a mean over groups. Groups without spread on a side are left out."""
     means = []
     for i in steps:
         pairs = zip(full_NK[step_N == i], cheap_NK[step_N == i], strict=True)
         spread = [(full_K, cheap_K) for full_K, cheap_K in pairs if np.ptp(full_K) > 0 and np.ptp(cheap_K) > 0]
-        known = [spearmanr(full_K, cheap_K).statistic for full_K, cheap_K in spread]
+        known = [np.corrcoef(ranks(full_K), ranks(cheap_K))[0, 1] for full_K, cheap_K in spread]
         means.append(float(np.mean(known)) if known else float("nan"))
     return means

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,16 @@ from torch import Tensor, nn
 
 from actors.policy.families import family_class, pipeline_name
 from actors.policy.family import DTYPES, Family
+from actors.policy.loading import default_dtype
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 from services.base.paths import resolve_model
+from system.capacity.trace import META
 
 KNOWN = Path(__file__).parent / "models"
 
 NEEDED = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 """Files that a cache which was filled in part can lack."""
-
-META = torch.device("meta")
 
 
 def known_models() -> list[str]:
@@ -124,7 +123,7 @@ def build_family(settings: PolicySettings, device: torch.device, extra: tuple[st
     return assemble(
         settings,
         {
-            part: build_part(folder, part, device, torch.float32 if part == "vae" else dtype)
+            part: build_part(folder, part, device, DTYPES[settings.vae_dtype] if part == "vae" else dtype)
             for part in ("transformer", *extra)
         },
     )
@@ -142,6 +141,8 @@ def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:
     scheduler = getattr(importlib.import_module("diffusers"), index["scheduler"][1]).from_config(
         json.loads((folder / "scheduler/scheduler_config.json").read_text())
     )
+    if "vae" in made:
+        nn.Module.to(made["vae"], DTYPES[settings.vae_dtype])  # diffusers' own `to` warns
     names, optional = driver.pipeline_class._get_signature_keys(driver.pipeline_class)
     options = {key: index[key] for key in optional if key in index and not isinstance(index[key], list)}
     pipe = driver.pipeline_class(**dict.fromkeys(names) | made | options | {"scheduler": scheduler})
@@ -169,14 +170,3 @@ def random_conditioning(family: Family) -> dict[str, Tensor]:
         name: (torch.ones if name.endswith("mask") else torch.randn)(shape, device=family.device, dtype=family.dtype)
         for name, shape in conditioning_shapes(family.settings, family.guided).items()
     }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The dtype of new floating-point tensors."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -114,3 +115,13 @@ CARDS = {
     )
 }
 """Cards on paper, by name. Peaks are those of NVIDIA's data sheets (SXM where there are several boards)."""
+
+
+def is_called(full_name: str, name: str) -> bool:
+    """Whether PyTorch's full name of a card (`NVIDIA A100-SXM4-80GB`) is that of a card called `name` (`A100-80`).
+
+    Each part of `name` must begin a word of the full name: an H100 is no GH100, and an A100 of 40 GB none of 80.
+    """
+    words = re.findall(r"\w+", full_name.lower())
+    parts = re.findall(r"\w+", name.lower())
+    return bool(parts) and all(any(word.startswith(part) for word in words) for part in parts)

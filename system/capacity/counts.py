@@ -1,6 +1,7 @@
 """Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
 
 from actors.policy.families import family_class
+from actors.policy.family import DTYPES
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
@@ -64,14 +65,28 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
 
 
 def store_bytes(config: RunConfig) -> float:
-    """Most bytes in the object store at one time: images that wait for scores, and the experience of steps in flight.
+    """Most bytes in the object store at one time: images that wait for scores, the experience of steps in flight, and
+    the weights of two policy versions, one that is sampled from and the next.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
     steps = config.learner.max_staleness + 1
     images, experience = step_bytes(config, make_plan(config.plan, config.policy.num_steps))
-    return min(steps * images, bytes_in_flight(config)) + steps * experience
+    return min(steps * images, bytes_in_flight(config)) + steps * experience + 2 * exported_bytes(config)
+
+
+def exported_bytes(config: RunConfig) -> float:
+    """Bytes of the trained weights as they travel to the rollout workers: in the compute dtype.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    from system.capacity.memory import local_policy
+    from system.capacity.passes import trained_parameters
+
+    policy = local_policy(config)
+    return float(DTYPES[policy.dtype].itemsize * trained_parameters(policy))
 
 
 def checkpoint_bytes(config: RunConfig) -> float:

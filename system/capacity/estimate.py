@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 from services.base.errors import UserError
-from system.capacity.cards import CARDS, GB, Card
+from system.capacity.cards import CARDS, GB, Card, is_called
 from system.capacity.counts import checkpoint_bytes, store_bytes
+from system.capacity.host import host_bytes, host_processes, node_share
 from system.capacity.memory import (
     Process,
     processes,
     reward_gpus,
 )
-from system.capacity.timing import Step, Task, step_seconds, task_seconds
+from system.capacity.timing import StepTime, TaskTime, step_seconds, task_seconds
 from system.recipe.model import RunConfig
 
 MOST_PADDING = 0.03
 """A recipe that pads more rows than this wastes them; its micro-batch does not fit its estimate."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
+
+Processes = Callable[[RunConfig], list[Process]]
+"""Gives the processes of a recipe, such as `processes` or the one of a run without Ray."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,12 @@ class Fit:
 class Estimate(Fit):
     """What a recipe needs."""
 
-    task: Task
-    step: Step
+    host: list[Process]
+    """The same processes, and the driver, with their memory on the host."""
+    host_bytes: float
+    """Host memory of all processes at their peaks, the object store included."""
+    task: TaskTime
+    step: StepTime
     store_bytes: float
     """Most of the object store at one time: images in flight and the experience of the steps in flight."""
     checkpoint_bytes: float
@@ -73,32 +81,41 @@ class Estimate(Fit):
     """Seconds of a step with `rollout.merge_adapter`; None where there is no adapter or it is merged."""
 
 
-def parse_gpus(text: str) -> tuple[int, Card]:
-    """`8xH100`: a number and a card.
+def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
+    """`8xH100`: a number and a card, whose rates are those of `measured` if it is given.
 
     Raises:
-        UserError: it is no such text, or the card is not known.
+        UserError: it is no such text, the card is not known, or it is another one than the measured card.
     """
     count, _, name = text.partition("x")
     if not count.isdigit() or not int(count) or not name:
         raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+    if measured is not None:
+        if not is_called(measured.name, name):
+            raise UserError(
+                f"--gpus names the card `{name}`, but --card has the rates of `{measured.name}`; leave out --card, or "
+                "name in --gpus the card that was measured"
+            )
+        return int(count), measured
     found = next((card for card in CARDS.values() if card.name.lower() == name.lower()), None)
     if found is None:
         raise UserError(f"--gpus: no card `{name}`; there are {', '.join(CARDS)}, or give --card with a measured one")
     return int(count), found
 
 
-def fit_of(config: RunConfig, gpus: int | None, card: Card) -> Fit:
+def fit_of(
+    config: RunConfig, gpus: int | None, card: Card, of: Callable[[RunConfig], list[Process]] = processes
+) -> Fit:
     """Whether a recipe fits so many of a card; as many as it asks for if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    found = processes(config)
+    found = of(config)
     asked = sum(one.count * one.gpus for one in found)
     have = gpus if gpus is not None else ceil(asked)
     fits = fits_card(found, card) and asked <= have
-    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have))
+    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have, of))
 
 
 def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
@@ -109,9 +126,12 @@ def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
     """
     fit, task = fit_of(config, gpus, card), task_seconds(config, card)
     step = step_seconds(config, card, task)
+    host = host_processes(config)
     own, size, seconds = _split_of(config, step), checkpoint_bytes(config), step.total + step.evaluation
     return Estimate(
         **vars(fit),
+        host=host,
+        host_bytes=host_bytes(config, host),
         task=task,
         step=step,
         store_bytes=store_bytes(config),
@@ -136,39 +156,41 @@ def fits_card(found: list[Process], card: Card) -> bool:
     return all(one.fits(card) for one in found if one.gpus or not one.role.startswith("scorer"))
 
 
-def changed(config: RunConfig, **rooms: dict[str, Any]) -> RunConfig:
+def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """A recipe with other values: `changed(config, learner={"micro_batch": 2})`."""
     return config.model_copy(
-        update={room: getattr(config, room).model_copy(update=values) for room, values in rooms.items()}
+        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
     )
 
 
 def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    if config.policy.lora is None and config.learner.optimizer == "adamw":
+        yield "learner.optimizer=adamw_offload", changed(config, learner={"optimizer": "adamw_offload"})
     if not config.policy.gradient_checkpointing:
         yield "policy.gradient_checkpointing=true", changed(config, policy={"gradient_checkpointing": True})
     if not config.rollout.offload_text_encoders:
         yield "rollout.offload_text_encoders=true", changed(config, rollout={"offload_text_encoders": True})
-    for room, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
-        value = getattr(getattr(config, room), key)
+    for section, key in (("learner", "micro_batch"), ("rollout", "micro_batch"), ("rollout", "decode_batch")):
+        value = getattr(getattr(config, section), key)
         for _ in range(MOST_HALVINGS):
             if value > 1:
                 value //= 2
-                yield f"{room}.{key}={value}", changed(config, **{room: {key: value}})
+                yield f"{section}.{key}={value}", changed(config, **{section: {key: value}})
     if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
         yield "learner.shard=true", changed(config, learner={"shard": True})
 
 
-def _fix(config: RunConfig, card: Card, asked: float, have: int) -> str:
+def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) -> str:
     if asked > have:
         return "choose another `hardware`, or lower rollout.workers and learner.ranks"
     for text, other in single_changes(config):
-        if fits_card(processes(other), card):
+        if fits_card(of(other), card):
             return f"set {text}"
     return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
 
 
-def _split_of(config: RunConfig, step: Step) -> Split:
+def _split_of(config: RunConfig, step: StepTime) -> Split:
     colocated = config.placement == "colocated"
     return Split(
         config.placement,
@@ -179,7 +201,7 @@ def _split_of(config: RunConfig, step: Step) -> Split:
     )
 
 
-def _splits(config: RunConfig, card: Card, task: Task, own: Split, have: int) -> Iterator[Split]:
+def _splits(config: RunConfig, card: Card, task: TaskTime, own: Split, have: int) -> Iterator[Split]:
     """Other splits of as many whole GPUs between rollout and learner, the rewards keeping theirs."""
     if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
         return
@@ -210,24 +232,19 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "gpus_asked": estimate.asked,
         "fits": estimate.fits,
         "fix": estimate.fix,
-        "memory_gb": {
-            one.role: {
-                "processes": one.count,
-                "gpus_each": one.gpus,
-                "peak": one.peak_bytes / GB,
-                "peak_phase": one.phase,
-                "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
-                "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
-            }
-            for one in estimate.processes
-        },
+        "memory_gb": {one.role: _process_as_json(one) for one in estimate.processes},
+        "host_memory_gb": {one.role: _process_as_json(one) for one in estimate.host},
+        "host_gb": estimate.host_bytes / GB,
+        "host_gb_of_a_node": estimate.host_bytes * node_share(estimate.host) / GB,
         "task_s": {name: getattr(task, name) for name in ("encoding", "sampling", "decoding", "scoring", "learning")},
         "task_counts": {"nfe": task.nfe, "images": task.images, "learner_nfe": task.passes},
         "padding": {"sampling": task.sampling_padding, "learning": task.learning_padding},
         "step_s": {
             "rollout": step.rollout,
             "scoring": step.scoring,
+            "last_scores": step.last_scores,
             "learning": step.learning,
+            "optimizer": step.optimizer,
             "total": step.total,
             "evaluation": step.evaluation,
         },
@@ -240,4 +257,15 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "best_split": vars(estimate.best),
         "own_split": vars(estimate.own),
         "merged_step_s": estimate.merged_seconds,
+    }
+
+
+def _process_as_json(one: Process) -> dict[str, Any]:
+    return {
+        "processes": one.count,
+        "gpus_each": one.gpus,
+        "peak": one.peak_bytes / GB,
+        "peak_phase": one.phase,
+        "held": {name: num_bytes / GB for name, num_bytes in one.held.items()},
+        "phases": {name: num_bytes / GB for name, num_bytes in one.phases.items()},
     }

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from system.capacity.cards import GB
 from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Fit, Split
+from system.capacity.host import NODE_GPUS, node_share
 from system.capacity.memory import Process
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
@@ -63,8 +64,8 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
     )
     again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
     yield (
-        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it, "
-        f"learning {_s(step.learning)}."
+        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it "
+        f"and {_s(step.last_scores)} after it, learning {_s(step.learning)}."
     )
     hours = config.steps * (step.total + step.evaluation) / HOUR_S
     cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
@@ -89,6 +90,7 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
         f"learning{too_much}."
     )
     daily = f", and {_gb(estimate.disk_bytes_per_day)} GB of them are written in a day" if estimate.asked else ""
+    yield host_sentence(estimate.host, estimate.host_bytes)
     yield (
         f"The object store holds up to {_gb(estimate.store_bytes)} GB; "
         f"a checkpoint has {_gb(estimate.checkpoint_bytes)} GB{daily}."
@@ -112,6 +114,14 @@ def fit_sentence(fit: Fit) -> str:
         f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
         f"{fit.card.name} has {_gb(large.share_bytes(fit.card))} GB; {fit.fix}."
     )
+
+
+def host_sentence(found: list[Process], num_bytes: float) -> str:
+    """How much memory the hosts need, and the process that needs most."""
+    large, share = max(found, key=lambda one: one.peak_bytes), node_share(found)
+    nodes = f" ({_gb(share * num_bytes)} GB on each node of {NODE_GPUS} GPUs)" if share < 1 else ""
+    most = f"{large.role} takes most, {_gb(large.peak_bytes)} GB" + (f" in {large.phase}" if large.phase else "")
+    return f"All processes need {_gb(num_bytes)} GB of the host's memory{nodes}, the object store included; {most}."
 
 
 def _split(split: Split) -> str:

@@ -40,7 +40,7 @@ class Process:
     """The memory of one process on its GPU: what it always holds, and what each of its phases takes for a time."""
 
     role: str
-    """`rollout`, `learner`, `colocated`, or `scorer NAME`."""
+    """`rollout`, `learner`, `colocated`, `scorer NAME`, or `local` for all of them in one."""
     count: int
     gpus: float
     """GPUs that one of them asks for."""
@@ -118,6 +118,28 @@ def processes(config: RunConfig) -> list[Process]:
     return both + list(_scorers(config))
 
 
+def local_process(config: RunConfig) -> Process:
+    """The one process of `tempflow train --local`: a generator, a learner of one rank and a replica of each scorer.
+
+    They take turns. If any of them asks for a GPU, all of them use it.
+
+    Raises:
+        UserError: the shapes of the policy's model are not known.
+    """
+    roles = processes(config)
+    if config.placement == "colocated":
+        roles = [one for one in roles if one.role != "rollout"]  # its learner's process generates, too
+    held: dict[str, float] = {}
+    phases: dict[str, float] = {}
+    for one in roles:
+        own = one.held if not one.role.startswith("scorer") else {f"{one.role}'s weights": one.held["weights"]}
+        for name, num_bytes in own.items():
+            held[name] = held.get(name, 0.0) + num_bytes
+        for name, num_bytes in one.phases.items():
+            phases[name] = max(phases.get(name, 0.0), num_bytes)
+    return Process("local", 1, max((one.gpus for one in roles), default=0), held, phases)
+
+
 def _base(policy: PolicySettings, share: float, sharded: bool = False) -> dict[str, float]:
     trains_all = sharded and policy.lora is None
     dtype = torch.float32 if trains_all else DTYPES[policy.dtype]
@@ -149,7 +171,9 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
     share = 1 / learner.ranks if whole else 1.0
     sets = len(config.objective.weight_sets(learner.ema))
     fp32 = share * FP32_BYTES * count
-    held = {"gradients": fp32, "Adam": ADAM_MOMENTS * fp32}
+    held = {"gradients": fp32}
+    if learner.optimizer == "adamw":
+        held["Adam"] = ADAM_MOMENTS * fp32
     if policy.dtype != "fp32" and not whole:
         held["fp32 masters"] = fp32
     if sets:
@@ -160,7 +184,7 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
 
 
 def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
-    held = {"VAE": float(part_sizes(policy.model, "vae", torch.float32)[1])}
+    held = {"VAE": float(part_sizes(policy.model, "vae", DTYPES[policy.vae_dtype])[1])}
     if not config.rollout.offload_text_encoders:
         held["text encoders"] = float(sum(num_bytes for _, num_bytes in text_encoders(policy).values()))
     return held
@@ -197,7 +221,11 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
     peak = learner_pass(policy, config.learner.micro_batch, bool(compared(config))).peak_bytes
     if config.learner.shard:
         peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
-    return {"learning": peak}
+    if config.learner.optimizer != "adamw":
+        return {"learning": peak}  # one parameter after the other takes its step
+    whole = config.learner.shard and policy.lora is None
+    root = FP32_BYTES * trained_parameters(policy) / (config.learner.ranks if whole else 1)
+    return {"learning": peak, "optimizer step": root}  # AdamW makes the root of the second moment beside it
 
 
 def _scorers(config: RunConfig) -> Iterator[Process]:

@@ -1,9 +1,9 @@
 """What each kind of pass costs: learning from a micro-batch, sampling one, decoding one, encoding a prompt.
 
-The family's own code runs on fake tensors. A transformer's blocks are alike, so that operators and peak memory grow by
-the same amount with each further block of a kind: a model with two blocks of each kind is traced, and one with one more
-block of each, and the rest is extrapolated. Operators are then exact, and so is the peak; with checkpointing, the peak
-is exact to 1%. Not seen are workspaces inside a kernel, such as those of convolutions.
+The family's own code runs on tensors without data. A transformer's blocks are alike, so that operators and peak memory
+grow by the same amount with each further block of a kind: a model with two blocks of each kind is traced, and one with
+one more block of each, and the rest is extrapolated. Operators are then exact, and so is the peak; with checkpointing,
+the peak is exact to 1%. Not seen are workspaces inside a kernel, such as those of convolutions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from actors.policy.policy import Policy
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.trained import targeted
 from system.capacity.architecture import (
-    META,
     architecture,
     assemble,
     build_part,
@@ -30,9 +29,8 @@ from system.capacity.architecture import (
     parts,
     random_conditioning,
 )
-from system.capacity.trace import Kind, Operator, Trace, as_fake, fake, traced
+from system.capacity.trace import META, Kind, Operator, Trace, traced, without_data
 
-CPU = torch.device("cpu")
 LEAST = 2
 """Blocks of each kind in the smaller trace. The first and the last block of a model have neighbours of another kind."""
 
@@ -96,10 +94,8 @@ def pass_of_blocks(kind: str, settings: PolicySettings, rows: int, compares: boo
     transformer = build_part(folder, "transformer", META, DTYPES[settings.dtype], with_blocks(counts))
     policy = Policy(settings, seed=0, family=assemble(settings, {"transformer": transformer}))
     family = policy.family
-    family.device = CPU
-    with fake():
-        as_fake(transformer)
-        policy.parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    family.device = META
+    with without_data():
         x_NZ, sigma_N = torch.empty(rows, *family.latent_shape), torch.full((rows,), 0.5)
         one = random_conditioning(family)
         conditioning = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in one.items()}
@@ -129,15 +125,14 @@ def _decoded(shapes: str, rows: int) -> Trace:
     )
     vae = build_part(folder, "vae", META)
     family = assemble(settings, {"transformer": transformer, "vae": vae})
-    family.device = CPU
-    with fake():
-        as_fake(vae)
+    family.device = META
+    with without_data():
         latent_NZ = torch.empty(rows, *family.latent_shape)
         return traced(lambda: family.decode(latent_NZ))
 
 
 def decode_pass(settings: PolicySettings, rows: int) -> Trace:
-    """Latents to pixels, by the VAE in fp32."""
+    """Latents to pixels, by the VAE in its own dtype."""
     return _decoded(_shapes_of(settings), rows)
 
 

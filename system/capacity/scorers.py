@@ -12,9 +12,9 @@ import torch
 from services.base.paths import resolve_model
 from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS
 from services.scoring.settings import ScorerSettings
-from system.capacity.architecture import KNOWN, META, read_config
+from system.capacity.architecture import KNOWN, read_config
 from system.capacity.passes import sizes
-from system.capacity.trace import Operator, Trace
+from system.capacity.trace import META, Operator, Trace
 
 CHARACTERS_PER_TOKEN = 4
 PATCH_PX = 28

@@ -1,28 +1,32 @@
 """Seconds of a training step by role, from counts in the plan and a roofline of every pass.
 
-Not in it: Python and the launch of kernels, transfers between processes, the optimizer's step and the start of a run.
+Not in it: Python and the launch of kernels, transfers between processes and the start of a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 
+from services.scoring.settings import ScorerSettings
 from system.capacity.cards import Card
 from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
+from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
+TERA = 1e12
 COPY_BYTES_PER_S = 20e9
 """From the CPU's pinned memory to a GPU, an assumption. Offloaded text encoders are not copied back."""
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskTime:
     """Seconds of one task (a prompt) on one process of each role, and the share of padding in its rows."""
 
     encoding: float
@@ -45,15 +49,20 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of a training step."""
 
     rollout: float
     scoring: float
+    """Seconds in which the replicas of the slowest scorer that trains work."""
+    last_scores: float
+    """Seconds from the end of the last task's generation to its scores."""
     learning: float
+    optimizer: float
+    """Seconds of the optimizer's steps, a part of `learning`."""
     total: float
     evaluation: float
-    """Held-out images, spread over the steps between two evaluations."""
+    """Generating and scoring held-out images, spread over the steps between two evaluations."""
     idle: dict[str, float]
     """The share of `total` in which the GPUs of a role wait."""
 
@@ -63,7 +72,7 @@ class Step:
         return max(self.idle, key=lambda role: self.idle[role])
 
 
-def task_seconds(config: RunConfig, card: Card) -> Task:
+def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     """Raises UserError if the shapes of the policy's model are not known."""
     policy, plan = local_policy(config), first_plan(config)
     each, rows = forwards_per_row(policy), rollout_rows(config)
@@ -78,11 +87,11 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
     objective, stale = config.objective, config.learner.max_staleness > 0
     again = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
     micro_batches = ceil(trained / micro_batch)
-    return Task(
+    return TaskTime(
         encoding,
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
-        max((plan.leaves * _image_seconds(config, card, name) for name in config.weights), default=0.0),
+        plan.leaves * _image_seconds(config, card, config.weights),
         micro_batches * (update + again * objective.compares_with_old * forward),
         plan.nfe * each,
         plan.leaves,
@@ -92,21 +101,62 @@ def task_seconds(config: RunConfig, card: Card) -> Task:
     )
 
 
-def _image_seconds(config: RunConfig, card: Card, name: str) -> float:
-    """Seconds of one image on all replicas of a scorer together."""
-    scorer = next(scorer for scorer in config.scorers if scorer.name == name)
-    found = reward_of(scorer)
-    return (found.per_image.seconds(card) + found.cpu_s) / scorer.replicas.max
+def _image_seconds(config: RunConfig, card: Card, names: Iterable[str]) -> float:
+    """Seconds of one image on all replicas together of the slowest of these scorers."""
+    seconds = (_replica_seconds(config, card, name) / _scorer(config, name).replicas.max for name in names)
+    return max(seconds, default=0.0)
 
 
-def step_seconds(config: RunConfig, card: Card, task: Task) -> Step:
+def _last_scores(config: RunConfig, card: Card, names: Iterable[str], jobs: int, images: int) -> float:
+    """Seconds until the images of jobs that end at the same time are scored, by the slowest of these scorers.
+
+    Each job's images are sent in requests. A replica works on one request at a time, so that they come in waves.
+    """
+
+    def seconds(name: str) -> float:
+        scorer = _scorer(config, name)
+        size = min(scorer.request_images, images)
+        waves = ceil(jobs * ceil(images / size) / scorer.replicas.max)
+        return waves * size * _replica_seconds(config, card, name)
+
+    return max(map(seconds, names), default=0.0)
+
+
+def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
+    """Seconds of one image on one replica of a scorer."""
+    found = reward_of(_scorer(config, name))
+    return found.per_image.seconds(card) + found.cpu_s
+
+
+def _scorer(config: RunConfig, name: str) -> ScorerSettings:
+    return next(scorer for scorer in config.scorers if scorer.name == name)
+
+
+def _generated_and_scored(rounds: int, round_s: float, scoring: float, last_scores: float) -> float:
+    """Seconds until the jobs of all workers, a job a round for each, are generated and scored.
+
+    One round is scored while the next is generated: what ends last is either the last round's scores, or a pool that
+    has had work since the end of the first round.
+    """
+    return max(rounds * round_s + last_scores, round_s + scoring)
+
+
+def _in_last_round(jobs: int, workers: int) -> int:
+    return jobs - workers * (ceil(jobs / workers) - 1)
+
+
+def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     """A step on the recipe's numbers of workers and ranks; a role takes as long as its process with most tasks."""
     prompts, rollout, learner = config.data.prompts_per_step, config.rollout, config.learner
-    generating = ceil(prompts / rollout.workers) * task.rollout
-    scoring = prompts * task.scoring
+    rounds = ceil(prompts / rollout.workers)
+    generating, scoring = rounds * task.rollout, prompts * task.scoring
+    last = _last_scores(config, card, config.weights, _in_last_round(prompts, rollout.workers), task.images)
     minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
+    step_s = step_bytes_moved(config) / (card.memory_tb_per_s * TERA) + copied_bytes(config) / COPY_BYTES_PER_S
+    optimizer = len(minibatches) * step_s
     learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
-    made = max(generating + task.scoring, scoring)  # scores of a task are computed while the next one is generated
+    learning += optimizer
+    made = _generated_and_scored(rounds, task.rollout, scoring, last)
     ahead = learner.max_staleness > 0
     total = max(made, learning) if ahead else made + learning
     if config.placement == "colocated":
@@ -115,22 +165,26 @@ def step_seconds(config: RunConfig, card: Card, task: Task) -> Step:
         idle = {"rollout": 1 - generating / total, "learner": 1 - learning / total}
     if scoring:
         idle["reward"] = 1 - scoring / total
-    return Step(generating, scoring, learning, total, _evaluation(config, card, task), idle)
+    evaluation = _evaluation(config, card, task)
+    return StepTime(generating, scoring, last, learning, optimizer, total, evaluation, idle)
 
 
-def _evaluation(config: RunConfig, card: Card, task: Task) -> float:
+def _evaluation(config: RunConfig, card: Card, task: TaskTime) -> float:
     """Seconds of evaluating, for each training step."""
     if config.data.heldout is None:
         return 0.0
     settings, rows = config.eval, rollout_rows(config)
-    policy = local_policy(config)
+    policy, workers = local_policy(config), config.rollout.workers
+    images = min(settings.batch, settings.prompts)
     batches = ceil(settings.prompts / settings.batch)
-    forwards = ceil(min(settings.batch, settings.prompts) / rows) * (settings.num_steps or config.policy.num_steps)
+    forwards = ceil(images / rows) * (settings.num_steps or config.policy.num_steps)
     batch = config.rollout.decode_batch
-    decoding = ceil(settings.batch / batch) * decode_pass(policy, batch).seconds(card)
     one = (
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card)
-        + decoding
-        + settings.batch * task.encoding
+        + ceil(images / batch) * decode_pass(policy, batch).seconds(card)
+        + images * task.encoding
     )
-    return ceil(batches / config.rollout.workers) * one / settings.every
+    names = [scorer.name for scorer in config.scorers]
+    scoring = settings.prompts * _image_seconds(config, card, names)
+    last = _last_scores(config, card, names, _in_last_round(batches, workers), images)
+    return _generated_and_scored(ceil(batches / workers), one, scoring, last) / settings.every

@@ -1,8 +1,8 @@
 """What a call costs, found by running it without data: operators, and the most memory that is in use at once.
 
-The call runs on fake tensors, which have a shape and a dtype but no values, so that a model of any size is traced in
-seconds on any machine. Each operator is one kernel: compiled code fuses some of them and needs less time and memory
-than is said here.
+The call runs on the `meta` device, where tensors have a shape and a dtype but no values, so that a model of any size is
+traced in seconds on any machine. Each operator is one kernel: compiled code fuses some of them and needs less time and
+memory than is said here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -25,6 +25,8 @@ from system.capacity.cards import Card
 
 Kind = Literal["matmul_bf16", "matmul_fp32", "matmul_tf32", "attention_bf16", "memory"]
 """The rate of a card that bounds an operator, beside its memory's."""
+
+META = torch.device("meta")
 
 aten = torch.ops.aten
 ATTENTION_FORWARD = {
@@ -93,7 +95,7 @@ def _sum(left: Counter[Operator], right: Counter[Operator], sign: int) -> Counte
 
 
 class Tracer(TorchDispatchMode):
-    """Counts the operators that run inside it, and the bytes of the tensors that they make; on fake or real tensors."""
+    """Counts the operators that run inside it, on `meta` or on real tensors, and the bytes of the tensors they make."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,27 +161,27 @@ def traced(call: Callable[[], Any]) -> Trace:
 
 
 @contextmanager
-def fake() -> Iterator[None]:
-    """Tensors that are made here have no data."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+def without_data() -> Iterator[None]:
+    """Tensors that are made here are on `meta`: they have a shape and a dtype but no values.
+
+    Attention runs as one kernel, as it does on a CPU or a GPU; on `meta`, PyTorch would take it apart.
+    """
+    with META, patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention):
         yield
 
 
-def as_fake(module: torch.nn.Module) -> None:
-    """Give a module that was built on `meta` fake tensors on the CPU; call within `fake`.
-
-    Tensors that are plain attributes, such as tables of rotary embeddings, are replaced too.
-    """
-    for part in module.modules():
-        places: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, part.__dict__)
-        for held in places:
-            for name, tensor in list(held.items()):
-                if isinstance(tensor, Tensor):
-                    held[name] = _like(tensor)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(made, tensor.requires_grad)
-    return made
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` as one kernel, the CPU's, on any device."""
+    assert not enable_gqa
+    fused = aten._scaled_dot_product_flash_attention_for_cpu
+    attended, _ = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return attended

@@ -8,9 +8,12 @@ import platform
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import psutil
 
 from services.base.errors import UserError
 from services.base.storage import is_local
@@ -19,6 +22,7 @@ from system.launch.environment import LOOPBACK, check_start, needs_token, runnin
 from system.recipe.model import RunConfig
 
 if TYPE_CHECKING:
+    from system.capacity.estimate import Processes
     from system.manifests.sizing import Ask
 
 LEAST_FREE_BYTES = 2**30
@@ -26,6 +30,8 @@ LEAST_FREE_BYTES = 2**30
 OTHERS_BYTES = 2**31
 """More GPU memory than CUDA itself takes. If more is in use, another process uses the GPU."""
 SHM = Path("/dev/shm")
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""The limit on the memory of a container in bytes, or `max`, in version 2 of Linux's control groups."""
 EXTRAS = {"ocr": "rapidocr", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
@@ -147,12 +153,30 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
     There is no finding if there is no GPU, the recipe asks for none, or the shapes of its model are not known.
     """
+    from system.capacity.memory import processes
+
+    yield from _gpu_memory(config, processes)
+
+
+def local_memory(config: RunConfig | None) -> Iterator[Finding]:
+    """All roles in one process have room on this machine's first GPU. There is no finding where `memory` has none."""
+    from system.capacity.memory import local_process
+
+    yield from _gpu_memory(config, lambda config: [local_process(config)], attaches=False)
+
+
+def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) -> Iterator[Finding]:
+    """Whether the processes that `of` gives have room.
+
+    Args:
+        attaches: whether the run uses the nodes of a cluster that is running, whose cards may be others.
+    """
+    if config is None or not gpus_wanted(config):
+        return
     import torch
 
-    if config is None or not gpus_wanted(config) or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
-    from dataclasses import replace
-
     from system.capacity.cards import CARDS, GB
     from system.capacity.estimate import fit_of
     from system.capacity.estimate_text import fit_sentence
@@ -160,15 +184,46 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
     try:
-        fit = fit_of(config, torch.cuda.device_count(), card)
+        fit = fit_of(config, torch.cuda.device_count(), card, of)
     except UserError:  # another check reports what is wrong with the model
         return
     level: Literal["ok", "warning", "problem"] = "ok"
     if not fit.fits:
-        # The nodes of a cluster may have other cards; and the margins of the estimate are assumptions.
+        # The margins of the estimate are assumptions: only what surely does not fit is refused.
         over = any(one.gpus and one.peak_bytes > one.share_bytes(card) for one in fit.processes)
-        level = "problem" if over and not running_ray() else "warning"
+        level = "problem" if over and not (attaches and running_ray()) else "warning"
     yield Finding(level, "gpu memory", fit_sentence(fit))
+
+
+def host_memory(config: RunConfig | None) -> Iterator[Finding]:
+    """The machine's memory holds every process of the recipe, and the object store.
+
+    There is no finding if there is no recipe, or if the shapes of its model are not known.
+    """
+    if config is None:
+        return
+    from system.capacity.estimate_text import host_sentence
+    from system.capacity.host import assumed_bytes, host_bytes, host_processes
+
+    try:
+        found = host_processes(config)
+        needed = host_bytes(config, found)
+    except UserError:  # another check reports what is wrong with the model
+        return
+    have = machine_bytes()
+    says = f"{host_sentence(found, needed)} This machine has {_gb(have)}"
+    fix = "lower rollout.workers, learner.ranks or replicas, or set RAY_ADDRESS to a cluster with more memory"
+    finding = _room("host memory", says, needed <= have, fix)
+    if finding.level == "problem" and needed - assumed_bytes(found) <= have:
+        finding = replace(finding, level="warning")
+    yield finding
+
+
+def machine_bytes() -> int:
+    """The machine's memory, or the limit of the container that this process is in."""
+    total = psutil.virtual_memory().total
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return total if limit == "max" else min(total, int(limit))
 
 
 def store_bytes(config: RunConfig) -> float:

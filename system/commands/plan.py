@@ -20,7 +20,7 @@ def plan(
     ] = None,
     card: Annotated[
         Path | None,
-        typer.Option(help="A gpu.json of `tempflow bench gpu`, whose measured card is used."),
+        typer.Option(help="A gpu.json of `tempflow bench gpu`, whose measured card is used; --gpus must name it too."),
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="The price of a GPU-hour, in any currency.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -34,8 +34,9 @@ def plan(
     from system.recipe.load import load_config
 
     config = load_config(recipe, overrides or [])
-    count, kind = parse_gpus(gpus) if gpus else (None, CARDS["H100"])
-    found = estimate_of(config, count, Card.measured_in(card) if card else kind)
+    measured = Card.measured_in(card) if card else None
+    count, kind = parse_gpus(gpus, measured) if gpus else (None, measured or CARDS["H100"])
+    found = estimate_of(config, count, kind)
     if json:
         console.print_json(encoder.dumps(as_json(found, price)))
         return

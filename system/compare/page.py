@@ -11,9 +11,9 @@ from statistics import mean
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from system.compare.result import Point, Result
+from system.compare.student import half_interval
 from system.report.build import pages, score
 from system.report.canvas import SERIES, Panel, draw, draw_png, short
 
@@ -178,11 +178,6 @@ def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, 
             nfe, decodes, scores = (start + part * (end - start) for start, end in pairs)
             return nfe, decodes, scores
     return None
-
-
-def half_interval(differences: Sequence[float]) -> float:
-    """Half the width of Student's 95% interval for the mean of at least two differences."""
-    return float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
 
 
 def _gaps(by_contender: dict[str, list[Result]], name: str) -> list[Gap]:

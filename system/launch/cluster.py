@@ -60,6 +60,7 @@ def _connect() -> Connection:
                 "set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
         return Connection(context.dashboard_url, False)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says that the token is asked for
     context = ray.init(
         address="local",
         include_dashboard=True,

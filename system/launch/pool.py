@@ -11,7 +11,6 @@ from services.base.errors import UserError, first_line
 from services.scoring.remote import wait_for_pool
 from services.serving.app import build_app
 from services.serving.gateway import deployment_name
-from services.serving.settings import GatewaySettings
 from system.launch.pool_start import PoolStart
 from system.recipe.model import RunConfig
 
@@ -66,7 +65,7 @@ class ServedPool:
         (self.logs / APP_FILE).write_text(self.app)
         for url in {str(scorer.options["url"]) for scorer in config.scorers if scorer.scorer == "remote"}:
             wait_for_pool(url, config.ray.start_timeout_s)
-        app = build_app(self.app, config.scorers, GatewaySettings(), self.logs, config.name, config.deterministic)
+        app = build_app(self.app, config.scorers, None, self.logs, config.name, config.deterministic)
         target = serve.RunTarget(app, name=self.app, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
         PoolStart(self.app, config.scorers).wait(config.ray.start_timeout_s)

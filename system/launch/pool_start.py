@@ -16,6 +16,8 @@ from services.serving.gateway import deployment_name
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 2.0
+"""The longest pause between two looks. Each takes the driver and Serve's controller some 0.2 s of CPU."""
 WAITS_FOR_A_PLACE = "to be scheduled"
 """Part of Serve's (2.60) message, after 30 s, about replicas that have no place or whose process starts slowly."""
 
@@ -39,7 +41,7 @@ class PoolStart:
             RuntimeError: a scorer cannot start, or somebody has deleted the application.
         """
         try:
-            patiently(self._look, PoolNotReady, timeout_s)
+            patiently(self._look, PoolNotReady, timeout_s, LOOK_S)
         except PoolNotReady as late:
             fix = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise the timeout"
             raise UserError(f"{late} within ray.start_timeout_s; {fix}") from late

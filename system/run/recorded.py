@@ -20,7 +20,7 @@ FREE = (
     *("rollout.workers", "rollout.max_workers", "rollout.num_cpus", "rollout.labels"),
     *("rollout.max_bytes_in_flight", "rollout.embedding_bytes", "rollout.embedding_folder"),
     *("rollout.offload_text_encoders", "rollout.task_timeout_s"),
-    *("learner.num_cpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift"),
+    *("learner.num_cpus", "learner.labels", "learner.update_timeout_s", "learner.max_drift", "learner.optimizer"),
 )
 """Settings that a resumed run may change, with all settings below them. None affects the arithmetic of a step."""
 

@@ -6,11 +6,10 @@ import pytest
 
 from tests.helpers.command_line import tempflow
 from tests.helpers.disturbed_runs import Run
-from tests.helpers.ray_head import ray_head
 from tests.helpers.recipes import tiny_recipe
 from tests.helpers.training import trained_locally
 
-__all__ = ["ray_head", "tempflow"]
+__all__ = ["tempflow"]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.command_line import RUN_TIMEOUT_S
 from tests.helpers.disturbed_runs import Run, one_quick
 from tests.helpers.processes import family
+from tests.helpers.recipes import ONE_PROCESS
 from tests.helpers.run_folders import metrics
 
 WORKER, REPLICA, CONTROLLER = "ray::RolloutWorker", "scorer-size", "ray::ServeController"
@@ -19,22 +20,30 @@ OVERRIDE = "rollout.task_timeout_s=10"
 
 
 @pytest.fixture
-def runs(recipe, ray_head, undisturbed):
-    """The folder of an undisturbed run, and a run that will be disturbed."""
-    whole = undisturbed(OVERRIDE)
-    other = Run(recipe, "other", [OVERRIDE], ray_head.address)
-    other.start()
-    yield whole, other
-    other.end()
+def disturbed(recipe, ray_head, request):
+    """Starts a run that will be disturbed."""
+
+    def start(*overrides: str) -> Run:
+        run = Run(recipe, "other", [OVERRIDE, *overrides], ray_head.address)
+        run.start()
+        request.addfinalizer(run.end)
+        return run
+
+    return start
+
+
+@pytest.fixture
+def whole(undisturbed):
+    """The folder of a run in which nothing fails. Its bits do not depend on the placement."""
+    return undisturbed(OVERRIDE)
 
 
 @pytest.mark.parametrize(
     ("number", "seed"), one_quick((number, seed) for number in (signal.SIGKILL, signal.SIGSTOP) for seed in range(3))
 )
-def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
+def test_a_rollout_worker_is_replaced(disturbed, whole, ray_head, number, seed):
     """One that hangs is noticed within `rollout.task_timeout_s` of its task's start."""
-    whole, other = runs
-    chance = random.Random(seed)
+    other, chance = disturbed(), random.Random(seed)
     other.wait_for_a_moment(chance)
     chance.choice(family(ray_head.pid, WORKER)).send_signal(number)
     print(f"took {other.finish():.0f} s")
@@ -43,9 +52,9 @@ def test_a_rollout_worker_is_replaced(runs, ray_head, number, seed):
 
 
 @pytest.mark.parametrize(("gone_s", "seed"), one_quick((gone_s, seed) for gone_s in (0, GONE_S) for seed in range(3)))
-def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, seed):
+def test_a_reward_replica_comes_back_and_the_step_waits(disturbed, whole, ray_head, gone_s, seed):
     """Gone: the controller that would replace it stands still as long."""
-    whole, other = runs
+    other = disturbed(*ONE_PROCESS)
     other.wait_for_a_moment(random.Random(seed))
     controller = family(ray_head.pid, CONTROLLER)
     if gone_s:
@@ -61,15 +70,15 @@ def test_a_reward_replica_comes_back_and_the_step_waits(runs, ray_head, gone_s, 
 
 
 @pytest.mark.parametrize("seed", one_quick(range(3)))
-def test_a_killed_driver_leaves_nothing_behind_and_the_resumed_run_goes_on(runs, ray_head, seed):
-    whole, other = runs
+def test_a_killed_driver_leaves_nothing_behind_and_the_resumed_run_goes_on(disturbed, whole, ray_head, seed):
+    other = disturbed(*(ONE_PROCESS if seed == 0 else ()))
     other.wait_for_a_moment(random.Random(seed))
     other.end()
     done = len(metrics(other.path)) - 1
     other.start("--resume")
     print(f"resumed after {done} steps, took {other.finish():.0f} s")
     other.assert_equals(whole)
-    assert not family(ray_head.pid, WORKER, REPLICA, "ray::LearnerWorker")
+    assert not family(ray_head.pid, WORKER, REPLICA, "ray::LearnerWorker", "ray::ColocatedWorker")
 
 
 @pytest.mark.chaos

@@ -8,7 +8,7 @@ from tests.helpers.disturbed_runs import Run
 from tests.helpers.processes import family
 from tests.helpers.run_folders import metrics
 
-SPLIT: list[str] = []
+SPLIT = ["rollout.workers=1"]
 RANKS, COLOCATED = ["learner.ranks=2"], ["learner.ranks=2", "placement=colocated"]
 STALE = ["learner.max_staleness=2"]
 LEARNERS = ("ray::LearnerWorker", "ray::ColocatedWorker")

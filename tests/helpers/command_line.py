@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,23 @@ def environment(address: str | None = None) -> dict[str, str]:
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_cli(
+    *arguments: str | Path, folder: Path, address: str | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own and a folder; with `address`, on that Ray.
+
+    Args:
+        env: further variables of its environment.
+    """
+    command = [sys.executable, "-m", "system", *map(str, arguments)]
+    variables = environment(address) | dict(env or {})
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+
+
 @pytest.fixture
 def tempflow(tmp_path) -> Cli:
-    """Run the command line in a process of its own and an empty folder; with `address`, on that Ray."""
-
-    def run(*arguments: str | Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "system", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment(address), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
-        )
-
-    return run
+    """`run_cli` in an empty folder."""
+    return partial(run_cli, folder=tmp_path)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+ONE_PROCESS = ("placement=colocated", "rollout.workers=1")
+"""One process that generates and learns. It starts fastest, where the number of processes does not matter."""
 MINIMAL = {
     "steps": 2,
     "policy": {"model": "somewhere"},

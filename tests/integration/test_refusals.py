@@ -15,6 +15,7 @@ from services.base.errors import UserError, refusal
 from tests.helpers.command_line import RUN_TIMEOUT_S, environment
 from tests.helpers.http_pool import free_port
 from tests.helpers.paths import ROOT
+from tests.helpers.recipes import ONE_PROCESS
 
 SAYS = "policy.adapter: `x` has rank 2; set policy.lora.rank=2"
 
@@ -91,12 +92,12 @@ class Refuses:
 """
 
 
-@pytest.mark.parametrize("command", ["train", "serve"])
+@pytest.mark.parametrize("command", ["train", pytest.param("serve", marks=pytest.mark.slow)])
 def test_a_scorer_that_refuses_to_start_is_a_sentence(recipe, ray_head, tmp_path, command):
     """A pool with HTTP needs a Ray of its own: Serve on the other has none."""
     (tmp_path / "mine.py").write_text(REFUSES)
     env = environment(ray_head.address if command == "train" else None)
-    overrides = ["scorers.0.scorer=mine:Refuses", "name=refused", f"serve.port={free_port()}"]
+    overrides = ["scorers.0.scorer=mine:Refuses", "name=refused", f"serve.port={free_port()}", *ONE_PROCESS]
     done = subprocess.run(
         [sys.executable, "-m", "system", command, str(recipe), *overrides],
         **{"cwd": ROOT, "env": env, "capture_output": True, "text": True, "timeout": RUN_TIMEOUT_S},

@@ -1,40 +1,8 @@
 """Tokens and keys of the environment are in no log, no file of the run, nothing that is printed."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-import pytest
-
-from tests.helpers.command_line import RUN_TIMEOUT_S, environment
-
-CANARIES = {
-    "TEMPFLOW_TOKEN": "canary-of-the-pool",
-    "HF_TOKEN": "hf_canary_of_the_hub",
-    "WANDB_API_KEY": "canary" + "0" * 34,
-    "AWS_SECRET_ACCESS_KEY": "canary-of-the-storage",
-}
-
-
-def leaks(text: bytes) -> list[str]:
-    return [name for name, secret in CANARIES.items() if secret.encode() in text]
-
-
-@pytest.fixture
-def command(tmp_path, recipe):
-    """Run the command line with secrets in the environment and a token in a file; what it printed."""
-    (tmp_path / "token").write_text(CANARIES["TEMPFLOW_TOKEN"])
-
-    def run(*arguments: str, address: str | None = None) -> bytes:
-        done = subprocess.run(
-            [sys.executable, "-m", "system", *arguments],
-            cwd=tmp_path, env=environment(address) | CANARIES, capture_output=True, timeout=RUN_TIMEOUT_S,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout + done.stderr
-
-    return run
+from tests.helpers.secrets import CANARIES, leaks
 
 
 def test_what_is_printed_holds_no_secret(in_process, recipe, tmp_path, monkeypatch):
@@ -55,23 +23,20 @@ def test_what_is_printed_holds_no_secret(in_process, recipe, tmp_path, monkeypat
     assert b"token_file" in command("config", str(recipe), token_file), "the path is a setting, the token is not"
 
 
-def test_a_run_leaves_no_secret_behind_and_its_logs_say_who_wrote_them(command, recipe, ray_head, tmp_path):
-    loggers = ["log.tensorboard=true", "log.wandb={mode: offline}"]
-    printed = command("train", str(recipe), "name=kept", "steps=2", *loggers, address=ray_head.address)
-    assert not leaks(printed)
-    run = tmp_path / "runs" / "kept"
+def test_a_run_leaves_no_secret_behind(with_holes):
+    assert not leaks(with_holes.printed)
+    run = with_holes.path
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {"config.yaml", "metrics.jsonl", "report.html", "driver.log", "wandb_id"} <= {file.name for file in files}
     assert list(run.glob("tensorboard/events.*"))
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
-    assert not {str(file): leaks(file.read_bytes()) for file in files if leaks(file.read_bytes())}
-    check_logs(run / "logs")
+    assert not {str(file): found for file in files if (found := leaks(file.read_bytes()))}
 
 
-def check_logs(folder: Path) -> None:
-    written = {file.stem: file.read_text().splitlines() for file in folder.glob("*.log")}
+def test_the_logs_of_a_run_say_who_wrote_them(with_holes):
+    logs = (with_holes.path / "logs").glob("*.log")
+    written = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in logs}
     assert {"driver", "learner-0", "rollout-0", "rollout-1", "scorer-size"} <= written.keys()
-    lines = [json.loads(line) for text in written.values() for line in text]
-    assert [line["run"] for line in lines] == ["kept"] * len(lines)
-    (ready,) = [line for line in map(json.loads, written["scorer-size"]) if "ready in" in line["message"]]
+    assert {line["run"] for lines in written.values() for line in lines} == {"ray"}
+    (ready,) = [line for line in written["scorer-size"] if "ready in" in line["message"]]
     assert (ready["role"], ready["scorer"], ready["level"]) == ("reward", "size", "INFO")

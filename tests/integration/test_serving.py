@@ -133,7 +133,9 @@ def test_a_killed_replica_costs_a_retry(pool, tmp_path):
     assert (tmp_path / "once").exists()
 
 
+@pytest.mark.slow
 def test_overload_is_answered_429_and_the_client_comes_again(tmp_path):
+    """That the gateway says so and the client waits is tested without Ray; here both meet."""
     slow = {"name": "slow", "scorer": "slow:Slow", "num_cpus": 0.1, "options": {"seconds": 0.3}}
     with serving(tmp_path, [slow], max_waiting=2, max_waiting_per_run=1) as url:
         body = as_json(("x", encode_image(grey(255))))

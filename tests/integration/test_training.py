@@ -4,54 +4,75 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from system.recipe.load import load_config
 from tests.helpers.command_line import environment
 from tests.helpers.families import FAMILIES
 from tests.helpers.holes import write_scorers
+from tests.helpers.judging import judged_by_rows
 from tests.helpers.processes import listening
-from tests.helpers.recipes import tiny_recipe
+from tests.helpers.recipes import ONE_PROCESS, tiny_recipe
 from tests.helpers.run_folders import adapter, figures, metrics, wait_for_steps
 from tests.helpers.training import checkpoint_files, trained_locally
 
-COLOCATED, HOLES = "placement=colocated", ["scorers.0.scorer=broken:SomeNaN", "scorers.0.options.percent=50"]
 FULL = ["policy.lora=null", "learner.lr=1e-4", "policy.dtype=bf16", "learner.max_drift=1", "objective.kl=0.01"]
+
+
+def assert_as_in_one_process(ray: Path, recipe: Path, *overrides: str) -> None:
+    """The run folder `ray` has the bits of the run of one process, and its figures for each step."""
+    local = trained_locally(load_config(str(recipe), ["name=local", *overrides]))
+    last = metrics(local)[-1]["step"]
+    files = checkpoint_files(local, last)
+    assert "trained.safetensors" in files
+    assert checkpoint_files(ray, last) == files
+    for one, other in zip(figures(ray), figures(local), strict=True):
+        differ = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+        assert differ <= {"workers"}, differ
 
 
 @pytest.fixture
 def as_in_one_process(tempflow, ray_head, tmp_path):
-    """Train a recipe on Ray and in one process: the same bits, and the same figures a step."""
+    """Train a recipe on Ray and in one process, and compare."""
 
     def compare(recipe, *overrides: str) -> None:
         done = tempflow("train", recipe, "name=ray", *overrides, address=ray_head.address)
         assert done.returncode == 0, done.stderr
-        local, ray = trained_locally(load_config(str(recipe), ["name=local", *overrides])), tmp_path / "runs" / "ray"
-        last = metrics(local)[-1]["step"]
-        files = checkpoint_files(local, last)
-        assert "trained.safetensors" in files
-        assert checkpoint_files(ray, last) == files
-        for one, other in zip(figures(ray), figures(local), strict=True):
-            differ = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
-            assert differ <= {"workers"}, differ
+        assert_as_in_one_process(tmp_path / "runs" / "ray", recipe, *overrides)
 
     return compare
+
+
+def test_a_split_run_with_holes_is_the_run_of_one_process(with_holes):
+    assert metrics(with_holes.path)[-1]["holes"] > 0
+    assert_as_in_one_process(with_holes.path, with_holes.recipe, *with_holes.overrides)
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(HOLES, id="split, with holes"),
-        pytest.param([COLOCATED], id="colocated"),
+        pytest.param(ONE_PROCESS, id="colocated"),
+        pytest.param(["placement=colocated"], id="colocated, and a worker", marks=pytest.mark.slow),
         pytest.param(["learner.max_staleness=2"], id="stale", marks=pytest.mark.slow),
         pytest.param(FULL, id="every weight", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_on_ray_is_the_run_of_one_process(recipe, as_in_one_process, tmp_path, overrides):
-    write_scorers(tmp_path)
-    as_in_one_process(recipe, "reward.max_hole_share=0.7", *overrides)
+def test_a_run_on_ray_is_the_run_of_one_process(recipe, as_in_one_process, overrides):
+    as_in_one_process(recipe, *overrides)
+
+
+@pytest.mark.slow
+def test_rows_sub_scores_and_groups_on_ray_are_those_of_one_process(recipe, as_in_one_process, tmp_path):
+    as_in_one_process(recipe, "steps=2", *judged_by_rows(tmp_path))
+    tables = [
+        pq.read_table(tmp_path / "runs" / name / "experience" / "step_000002.parquet") for name in ("ray", "local")
+    ]
+    assert {"reward/judge.count", "reward/rank"} <= set(tables[0].column_names)
+    assert tables[0].equals(tables[1])
 
 
 @pytest.mark.slow
@@ -68,7 +89,7 @@ def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
     recipe, in_process, tmp_path, how
 ):
     """Ctrl-C goes to all processes of a terminal, SIGTERM to the driver. The run is resumed in one process."""
-    command = [sys.executable, "-m", "system", "train", str(recipe), "name=stopped", "steps=400"]
+    command = [sys.executable, "-m", "system", "train", str(recipe), "name=stopped", "steps=400", *ONE_PROCESS]
     run = tmp_path / "runs" / "stopped"
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -101,18 +122,21 @@ def test_a_ray_of_ours_listens_on_loopback_only(ray_head):
     assert {ip.removeprefix("::ffff:") for _, ip in found} == {"127.0.0.1"}, found
 
 
+@pytest.mark.slow
 def test_a_pool_that_cannot_be_placed_is_said_in_a_sentence(recipe, tempflow, ray_head):
-    done = tempflow("train", recipe, "scorers.0.num_cpus=99", "ray.start_timeout_s=10", address=ray_head.address)
+    too_much = ("scorers.0.num_cpus=99", "ray.start_timeout_s=3")
+    done = tempflow("train", recipe, *ONE_PROCESS, *too_much, address=ray_head.address)
     assert done.returncode == 2, done.stderr
     assert "the reward pool has not started (scorer-size: " in done.stderr
     assert "lower the scorers' num_cpus" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_scorer_that_always_raises_is_said_in_a_sentence(recipe, tempflow, ray_head, tmp_path):
     write_scorers(tmp_path)
     failing = ("scorers.0.scorer=broken:Raises", "scorers.0.attempts=1")
-    done = tempflow("train", recipe, *failing, address=ray_head.address)
+    done = tempflow("train", recipe, *ONE_PROCESS, *failing, address=ray_head.address)
     assert done.returncode == 2, done.stderr
     assert "scorer `size`: OSError: the model file is gone" in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Qwen2VLConfig, Qwen2VLModel
 
+from actors.policy.loading import default_dtype
 from services.scoring.hpsv3 import PIXELS, reward_head
-from system.capacity.architecture import KNOWN, architecture, build_part, default_dtype, read_config
+from system.capacity.architecture import KNOWN, architecture, build_part, read_config
 from system.capacity.scorers import hpsv3_tokens
 
 SD35, QWEN_IMAGE = "stabilityai/stable-diffusion-3.5-medium", "Qwen/Qwen-Image"

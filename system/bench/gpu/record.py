@@ -14,6 +14,7 @@ from typing import Any
 
 from services.base.errors import UserError
 from services.base.storage import write_atomically
+from system.bench.gpu.parts import GRACE_S
 
 Cell = str | int | float | bool | None
 
@@ -107,6 +108,11 @@ class Record:
     @property
     def small(self) -> bool:
         return self.findings.small
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the part is ended by force."""
+        return self.bound_s + GRACE_S - (time.monotonic() - self.started)
 
     def save(self) -> None:
         self.findings.seconds = round(time.monotonic() - self.started, 2)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from services.base.errors import UserError
-from system.capacity.cards import CARDS, Card
+from system.capacity.cards import CARDS, Card, is_called
 
 
 def test_cards_on_paper_reach_one_share_of_their_peaks():
@@ -55,3 +55,21 @@ def test_other_files_are_refused(tmp_path, text):
         Card.measured_in(path)
     with pytest.raises(UserError, match=r"absent\.json"):
         Card.measured_in(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("full", "name", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100", True),
+        ("NVIDIA H200", "H100", False),
+        ("NVIDIA GH200 480GB", "H200", False),
+        ("NVIDIA A100-SXM4-40GB", "A100-40", True),
+        ("NVIDIA A100 80GB PCIe", "A100-40", False),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090", True),
+        ("NVIDIA L40S", "l40s", True),
+        ("NVIDIA L40", "L40S", False),
+        ("NVIDIA L40S", "-", False),
+    ],
+)
+def test_a_card_is_known_by_a_part_of_its_full_name(full, name, expected):
+    assert is_called(full, name) is expected

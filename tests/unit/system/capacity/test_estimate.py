@@ -1,17 +1,23 @@
 """The estimate of `tempflow plan`: memory and seconds by hand, what makes a recipe fit, and what the command says."""
 
 import json
+from dataclasses import replace
 from math import ceil
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from actors.policy.policy import Policy
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.counts import checkpoint_bytes, store_bytes
-from system.capacity.estimate import estimate_of, fits_card, parse_gpus, single_changes
+from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, single_changes
 from system.capacity.memory import processes
-from system.capacity.passes import learner_pass, rollout_pass, trained_parameters
+from system.capacity.optimizer import step_bytes_moved
+from system.capacity.passes import decode_pass, learner_pass, rollout_pass, trained_parameters
+from system.capacity.scorers import reward_of
 from system.capacity.timing import step_seconds, task_seconds
 from system.recipe.load import load_config
 
@@ -42,6 +48,8 @@ def test_full_fine_tuning_in_shards():
     assert parts["transformer"] == pytest.approx(2 * whole["transformer"] / 4, rel=0.01)  # fp32, a quarter of it
     assert "fp32 masters" in whole
     assert "fp32 masters" not in parts
+    offloaded = by_role(*ranks, "learner.optimizer=adamw_offload")["learner"].held
+    assert whole.items() - offloaded.items() == {("Adam", whole["Adam"])}
     compared = by_role(*ranks, "objective.kl=0.01")
     assert compared["learner"].held["base for comparison"] == pytest.approx(whole["Adam"] / 4)
     assert "base for comparison" not in whole.keys() | compared["rollout"].held.keys()
@@ -70,7 +78,8 @@ def test_each_optimizer_step_waits_for_the_rank_with_most_tasks():
     """48 prompts on 7 ranks in two optimizer steps of 24: 4 tasks twice, where one step of 48 would take 7."""
     config = load_config("sd35_pickscore")
     task = task_seconds(config, H100)
-    assert step_seconds(config, H100, task).learning == pytest.approx(8 * task.learning)
+    step = step_seconds(config, H100, task)
+    assert step.learning == pytest.approx(8 * task.learning + step.optimizer)
 
 
 def test_fractions_of_a_gpu_are_shared():
@@ -106,6 +115,14 @@ def test_the_setting_that_makes_it_fit_is_found_and_does():
     assert "no single setting" in str(estimate_of(config, None, none).fix)
 
 
+def test_the_moments_of_full_fine_tuning_can_leave_the_gpu():
+    recipe = ("sd35_pickscore_full_1gpu", ["learner.optimizer=adamw"])
+    assert fit_of(load_config(*recipe), None, H100).fix == "set learner.optimizer=adamw_offload"
+    assert fit_of(load_config("sd35_pickscore_full_1gpu"), None, H100).fits
+    of_an_adapter = load_config("sd35_pickscore_1gpu")
+    assert not any("optimizer" in text for text, _ in single_changes(of_an_adapter))
+
+
 def test_a_change_is_of_one_setting():
     config = load_config("shapes", ["rollout.micro_batch=4"])
     texts = [text for text, _ in single_changes(config)]
@@ -129,15 +146,15 @@ def test_seconds_are_passes_times_their_roofline():
     assert task.learning_padding == 0
     step = step_seconds(config, H100, task)
     assert step.rollout == pytest.approx(2 * task.rollout)  # 4 prompts, 2 workers
-    assert step.learning == pytest.approx(4 * task.learning)
-    assert step.total == pytest.approx(step.rollout + task.scoring + step.learning)
+    assert step.learning == pytest.approx(4 * task.learning + step.optimizer)
+    assert step.total == pytest.approx(step.rollout + step.last_scores + step.learning)
     assert step.idle["learner"] == pytest.approx(1 - step.learning / step.total)
 
 
 def test_a_stale_learner_works_beside_the_rollout():
     config = load_config("shapes", ["learner.max_staleness=1"])
     step = step_seconds(config, H100, task_seconds(config, H100))
-    assert step.total == pytest.approx(max(step.rollout + task_seconds(config, H100).scoring, step.learning))
+    assert step.total == pytest.approx(max(step.rollout + step.last_scores, step.learning))
 
 
 def test_a_step_ends_with_the_role_that_has_most_to_do():
@@ -146,11 +163,94 @@ def test_a_step_ends_with_the_role_that_has_most_to_do():
     assert one == pytest.approx(4 * four)
 
 
+def test_the_images_of_the_last_round_are_scored_in_waves():
+    """11 prompts on 4 workers: the last round has 3. Each task's 96 images are 3 requests of 40, so that 2 replicas
+    score 9 requests in 5 waves.
+    """
+    names = ["scorers.pickscore.request_images=40", "scorers.pickscore.replicas=2", "rollout.workers=4"]
+    config = load_config("shapes", [*names, "data.prompts_per_step=11"])
+    each = reward_of(config.scorers[0]).per_image.seconds(H100)
+    task = task_seconds(config, H100)
+    step = step_seconds(config, H100, task)
+    assert step.last_scores == pytest.approx(5 * 40 * each)
+    assert step.scoring == pytest.approx(11 * 96 * each / 2)
+    assert step.total == pytest.approx(3 * task.rollout + 5 * 40 * each + step.learning)
+
+
+def test_a_pool_that_is_slower_than_the_workers_begins_after_the_first_round():
+    config = load_config("shapes")
+    task = replace(task_seconds(config, H100), scoring=50.0, encoding=1.0, sampling=2.0, decoding=3.0)
+    step = step_seconds(config, H100, task)
+    assert step.total == pytest.approx(1 + 2 + 3 + 4 * 50 + step.learning)
+
+
+def test_an_evaluation_waits_for_the_scores_of_its_last_batches():
+    """512 prompts in batches of 60 on 2 workers: 9 batches in 5 rounds, the last of which has one."""
+    config = load_config("shapes")
+    each, sampling, decoding = (
+        reward_of(config.scorers[0]).per_image.seconds(H100),
+        rollout_pass(config.policy, 24).seconds(H100),
+        decode_pass(config.policy, 24).seconds(H100),
+    )
+    task = task_seconds(config, H100)
+    batch = 3 * 10 * sampling + 3 * decoding + 60 * task.encoding  # 60 rows in micro-batches of 24, 10 steps
+    expected = (5 * batch + 60 * each) / 25
+    assert step_seconds(config, H100, task).evaluation == pytest.approx(expected)
+
+
+def test_an_optimizer_step_moves_the_bytes_that_adamw_moves():
+    """Counted as PyTorch's AdamW runs here, an operator at a time over all tensors: each tensor that an operator has is
+    read or written once, and one that it changes is both.
+    """
+    accesses = made = 0
+    weight = torch.randn(50, requires_grad=True)
+    weight.grad = torch.randn(50)
+
+    def large(values):
+        return {id(t) for t in tree_iter(values) if isinstance(t, torch.Tensor) and t.shape == weight.shape}
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal accesses, made
+            out = function(*args, **(kwargs or {}))
+            read = large((args, kwargs))
+            new = large(out) - read
+            changes = bool(read) and function._schema.name.endswith("_")
+            accesses += len(read) + len(new) + changes
+            made += len(new)
+            return out
+
+    optimizer = torch.optim.AdamW([weight], foreach=True)
+    optimizer.step()  # makes the moments
+    with Counting():
+        torch.nn.utils.clip_grad_norm_([weight], 1.0, foreach=True)
+        optimizer.step()
+    config = load_config("shapes", ["policy.dtype=fp32"])
+    count = trained_parameters(config.policy)
+    assert step_bytes_moved(config) == 4 * count * accesses
+    assert by_role("policy.dtype=fp32")["learner"].phases["optimizer step"] == 4 * count * made
+
+
+def test_seconds_of_the_optimizers_steps():
+    """Two steps; 23 fp32 reads and writes a parameter, an average that follows each second step by 3 more, and the fp32
+    master that is read and rounded to bf16.
+    """
+    config = load_config("shapes", ["policy.dtype=bf16", "learner.ema={every: 2}", "objective.optimizer_steps=2"])
+    step = step_seconds(config, H100, task_seconds(config, H100))
+    moved = (4 * (23 + 3 / 2) + 4 + 2) * trained_parameters(config.policy)
+    assert step.optimizer == pytest.approx(2 * moved / 2.7e12)
+    full = ["policy.lora=null", "policy.dtype=bf16", "learner.ranks=4"]
+    whole, shards = (step_bytes_moved(load_config("shapes", [*full, *more])) for more in ([], ["learner.shard=true"]))
+    assert shards == pytest.approx(whole * 92 / 98 / 4)  # a shard is fp32, its own master
+
+
 def test_bytes_of_the_store_and_of_a_checkpoint():
     config = load_config("shapes")
     text = 4 * sum_of_text(config)
     images = 4 * 96 * 64 * 64 * 3
-    assert store_bytes(config) == pytest.approx(images + 4 * ((16 + 96) * latent_bytes(config) + text))
+    weights = 4 * trained_parameters(config.policy)
+    experience = 4 * ((16 + 96) * latent_bytes(config) + text)
+    assert store_bytes(config) == pytest.approx(images + experience + 2 * weights)
     assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
     assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
 
@@ -172,6 +272,16 @@ def test_gpus_as_text():
             parse_gpus(text)
     with pytest.raises(UserError, match="RTX-4090"):
         parse_gpus("8xV100")
+
+
+def test_a_measured_card_must_be_the_one_that_is_named():
+    large = replace(CARDS["A100-80"], name="NVIDIA A100-SXM4-80GB", measured=True)
+    assert parse_gpus("2xA100-80", large) == (2, large)
+    for other in ("2xA100-40", "2xH100"):
+        with pytest.raises(UserError, match=r"has the rates of `NVIDIA A100-SXM4-80GB`; leave out --card"):
+            parse_gpus(other, large)
+    old = replace(large, name="Tesla V100-SXM2-32GB")
+    assert parse_gpus("1xV100", old) == (1, old)  # a card that is not in the list
 
 
 def test_the_command_says_it_in_a_table_and_in_json(in_process):

@@ -10,7 +10,7 @@ from actors.policy.policy import Policy
 from system.capacity.architecture import architecture, config_of, random_conditioning
 from system.capacity.cards import Card
 from system.capacity.passes import block_counts, decode_pass, learner_pass, pass_of_blocks, rollout_pass, with_blocks
-from system.capacity.trace import fake, traced
+from system.capacity.trace import traced, without_data
 from system.recipe.load import load_config
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny import tiny_settings
@@ -94,7 +94,7 @@ def allocated(call) -> int:
 
 def test_operators_have_the_work_of_their_formulas():
     card = Card("unit", 1, 1, 1, 1, 1, 1, "0.0")
-    with fake():
+    with without_data():
         left, right = torch.empty(30, 500, dtype=torch.bfloat16), torch.empty(500, 70, dtype=torch.bfloat16)
         product = traced(lambda: left @ right)
         q, k = torch.empty(2, 3, 40, 8), torch.empty(2, 3, 50, 8)

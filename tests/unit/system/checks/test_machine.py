@@ -3,11 +3,13 @@
 import os
 from collections import namedtuple
 
+import psutil
 import pytest
 import torch
 
 from services.base.errors import UserError
-from system.checks import machine
+from system.capacity.counts import exported_bytes
+from system.checks import checks, machine
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
 from tests.helpers.grpc_like import grpc_server
@@ -115,7 +117,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_adapter_the_moments_and_the_ave
 def test_shared_memory_holds_what_is_in_flight(monkeypatch, tmp_path):
     recipe = shapes()
     needed = machine.store_bytes(recipe)
-    experience = needed - 4 * 4 * 6 * 4 * 64 * 64 * 3
+    experience = needed - 4 * 4 * 6 * 4 * 64 * 64 * 3 - 2 * exported_bytes(recipe)
     assert experience > 0
     stale = shapes("learner.max_staleness=2")
     assert machine.store_bytes(stale) == pytest.approx(needed + 2 * experience)  # two tasks of images a worker
@@ -166,3 +168,63 @@ def test_a_gpu_that_is_too_small_is_named_with_the_setting_that_helps(monkeypatc
     assert "It does not fit: learner takes" in said["warning"]
     assert "set policy.gradient_checkpointing=true" in said["warning"]
     assert not list(machine.memory(shapes()))  # no role asks for a GPU
+
+
+@pytest.mark.parametrize("placement", ["split", "colocated"])
+def test_a_run_in_one_process_has_all_roles_on_one_gpu(monkeypatch, placement):
+    """Apart, the roles have a model each; colocated, they share one. A cluster that runs elsewhere does not help."""
+    from system.capacity.memory import local_process, processes
+
+    asks = shapes("rollout.workers=1", *asked_of(placement))
+    roles, one = processes(asks), local_process(asks)
+    held = sum(sum(role.held.values()) for role in roles)
+    largest = max(max(role.phases.values()) for role in roles)
+    assert one.peak_bytes == pytest.approx(held + largest)
+    assert local_process(shapes("rollout.workers=2", *asked_of(placement))).peak_bytes == one.peak_bytes
+    assert not list(machine.local_memory(asks))  # this machine has none
+    monkeypatch.setattr(machine, "running_ray", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for total, level in (
+        (one.peak_bytes + 1.5e9, "ok"),
+        (one.peak_bytes + 1e8, "warning"),
+        (one.peak_bytes - 1, "problem"),
+    ):
+        card = type("Properties", (), {"name": "Small", "total_memory": total})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        (found,) = machine.local_memory(asks)
+        assert found.level == level
+    assert "local takes" in found.says
+    with pytest.raises(UserError, match="It does not fit: local takes"):
+        checks.refuse(asks, checks.By.LOCAL)
+
+
+def asked_of(placement: str) -> list[str]:
+    return ["rollout.num_gpus=1", "learner.num_gpus=1", f"placement={placement}"]
+
+
+@pytest.mark.parametrize(("cluster", "level"), [(None, "problem"), ("10.0.0.1:6379", "warning")])
+def test_a_machine_whose_memory_the_processes_do_not_fit(monkeypatch, tmp_path, cluster, level):
+    """What doctor says is the sentence of a dry run. Below what is assumed, nothing is refused for sure."""
+    from system.capacity.estimate_text import host_sentence
+    from system.capacity.host import assumed_bytes, host_bytes, host_processes
+
+    recipe = shapes()
+    found = host_processes(recipe)
+    needed, assumed = host_bytes(recipe, found), assumed_bytes(found)
+    monkeypatch.setattr(machine, "running_ray", lambda: cluster)
+    for have, expected in ((needed, "ok"), (needed - 1, "warning"), (needed - assumed - 1, level)):
+        monkeypatch.setattr(machine, "machine_bytes", lambda have=have: have)
+        (finding,) = machine.host_memory(recipe)
+        assert (finding.level, finding.says.startswith(host_sentence(found, needed))) == (expected, True)
+    assert not list(machine.host_memory(None))
+    assert not list(machine.host_memory(shapes("policy.model=org/elsewhere")))
+
+
+def test_a_container_has_the_memory_of_its_limit(monkeypatch, tmp_path):
+    total, limit = psutil.virtual_memory().total, tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "CONTAINER_LIMIT", limit)
+    assert machine.machine_bytes() == total
+    for text, expected in (("max\n", total), ("1073741824\n", 2**30), (f"{2 * total}\n", total)):
+        limit.write_text(text)
+        assert machine.machine_bytes() == expected

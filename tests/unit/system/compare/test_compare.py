@@ -8,9 +8,10 @@ import yaml
 from rich.console import Console
 
 from services.base.errors import UserError
-from system.compare.page import crossing, half_interval, write_page
+from system.compare.page import crossing, write_page
 from system.compare.result import Point, Result, condense, key_of
 from system.compare.runs import Contender, parse_contenders, run_all
+from system.compare.student import half_interval
 from system.run.folder import RunFolder
 
 

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from actors.rollout.sampler import Sampler
 from tests.helpers.holes import write_scorers
+from tests.helpers.judging import judged_by_rows
 from tests.helpers.run_folders import adapter, figures, metrics
 
 
@@ -194,3 +196,27 @@ def test_mistakes_are_one_sentence_and_exit_code_2_before_anything_starts(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_learns_from_rows_sub_scores_and_groups(train, recipe, tmp_path):
+    train("name=judged", "steps=2", *judged_by_rows(tmp_path))
+    run = tmp_path / "runs" / "judged"
+    leaves = 2 * 3 * 3
+    table = pq.read_table(run / "experience" / "step_000002.parquet").sort_by("leaf")
+    column = {name: table[name].to_numpy() for name in table.column_names}
+    brightness, rank, judge = (column[f"reward/{name}"] for name in ("judge.brightness", "rank", "judge"))
+    np.testing.assert_array_equal(column["reward/judge.count"], column["prompt_row"])
+    np.testing.assert_allclose(judge, 2 * brightness + 10 * column["prompt_row"])
+    np.testing.assert_allclose(column["reward"], judge + rank)
+    for row in set(column["prompt_row"].tolist()):
+        task = column["prompt_row"] == row
+        place = brightness[task].argsort(kind="stable").argsort()
+        assert len(place) == leaves
+        np.testing.assert_allclose(rank[task], place / leaves)
+    line = metrics(run)[-1]
+    assert line["reward/judge.count/mean"] == pytest.approx(column["prompt_row"].mean())
+    assert line["eval/judge.count"] == pytest.approx((0 + 1 + 2 + 3 + 4 + 5) / 6)
+    assert not [key for key in line if key.startswith("eval/rank")]
+    assert "judge.brightness, sub-score" in (run / "report.html").read_text()
+    refused = train("name=no", *judged_by_rows(tmp_path), "scorers.1.request_images=4", code=2)
+    assert f"set scorers.1.request_images to at least {leaves}" in refused.stderr

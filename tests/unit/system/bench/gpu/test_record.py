@@ -3,6 +3,7 @@
 import pytest
 
 from services.base.errors import UserError
+from system.bench.gpu.parts import GRACE_S
 from system.bench.gpu.record import Check, Findings, Record, State
 
 
@@ -54,3 +55,9 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, text):
     (tmp_path / "part.json").write_text(text)
     with pytest.raises(UserError, match="not a result of `tempflow bench gpu`"):
         Findings.load(tmp_path / "part.json")
+
+
+def test_the_time_that_is_left_ends_with_the_grace(tmp_path):
+    late = Record(tmp_path / "late.json", Findings("a card", False, "0.1"), "cpu", bound_s=0)
+    late.started -= 40
+    assert 0 < late.left_s <= GRACE_S - 40

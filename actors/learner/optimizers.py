@@ -1,0 +1,53 @@
+"""The optimizers: AdamW with its moments on its parameters' device, or in the memory of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from actors.learner.settings import LearnerSettings
+from actors.policy.sharding import local
+
+STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
+"""Names in the state of a parameter: its number of steps, always on the CPU, and tensors of its shape."""
+
+
+def make_optimizer(settings: LearnerSettings, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    kind = OffloadedAdamW if settings.optimizer == "adamw_offload" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps)
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW whose moments lie on the CPU, in pinned memory where the parameters are on a GPU.
+
+    Parameters take their steps one after another. The moments of that one visit its device, where AdamW computes with
+    them as ever: the bits are the same.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        every = group["params"]
+        try:
+            for parameter in every:
+                group["params"] = [parameter]
+                self._step_alone(parameter)
+        finally:
+            group["params"] = every
+
+    def _step_alone(self, parameter: Tensor) -> None:
+        state = self.state[parameter]
+        homes = {name: state[name] for name in MOMENTS if name in state}
+        state.update({name: home.to(parameter.device) for name, home in homes.items()})
+        super().step()
+        state.update({name: at_home(state[name], homes.get(name)) for name in MOMENTS if name in state})
+
+
+def at_home(moment: Tensor, home: Tensor | None = None) -> Tensor:
+    """A moment on the CPU: its values in `home`, or in new memory."""
+    if home is None:
+        home = torch.empty_like(moment, device="cpu", pin_memory=moment.is_cuda)
+    local(home).copy_(local(moment))
+    return home
