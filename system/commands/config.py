@@ -1,5 +1,7 @@
 """`tempflow config` and `tempflow recipes`: what a recipe says, and which ones tempflow brings."""
 
+from math import ceil
+
 import typer
 
 from system.commands.arguments import Overrides, Recipe
@@ -18,8 +20,14 @@ def config(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with tempflow."""
-    from system.recipe.find import recipe_names
+    """List the recipes that come with tempflow: what each is for, and how many GPUs its roles ask for."""
+    from system.checks.machine import gpus_wanted
+    from system.recipe.find import recipe_names, what_for
+    from system.recipe.load import load_config
 
-    for name in recipe_names():
-        typer.echo(name)
+    rows = [("recipe", "GPUs", "what for")]
+    rows += [(name, str(ceil(gpus_wanted(load_config(name)))), what_for(name)) for name in recipe_names()]
+    width = max(len(name) for name, *_ in rows)
+    for name, gpus, purpose in rows:
+        typer.echo(f"{name:{width}}  {gpus:>4}  {purpose}")
+    typer.echo("\n`tempflow plan RECIPE` says which GPUs it fits, how long it takes and what it costs.")

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from actors.methods import method_file, method_names
@@ -70,6 +71,13 @@ def _find_file(name: str, beside: Path, what: str, names: Sequence[str]) -> Path
 def recipe_names() -> list[str]:
     """The names of the recipes that come with tempflow."""
     return _names(SHIPPED)
+
+
+def what_for(name: str) -> str:
+    """What a recipe that comes with tempflow is for: the first sentence of the comment that its file begins with."""
+    lines = (SHIPPED / f"{name}.yaml").read_text().splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from system.commands import main
+from system.recipe.find import recipe_names, what_for
 from tests.helpers.paths import ROOT
 
 SHARED = {"__init__", "main", "arguments", "plain"}
@@ -59,3 +60,14 @@ def test_an_error_of_ours_has_a_traceback(monkeypatch):
     monkeypatch.setattr(main, "app", bug)
     with pytest.raises(ZeroDivisionError):
         main.main()
+
+
+def test_recipes_are_listed_with_their_gpus_and_their_purpose(in_process):
+    lines = in_process("recipes").stdout.splitlines()
+    rows = {name: (gpus, purpose) for name, gpus, purpose in (line.split(maxsplit=2) for line in lines[1:-2])}
+    assert rows.keys() == set(recipe_names())
+    assert rows["shapes"] == ("0", "TempFlow-GRPO on the embedded miniature: no download")
+    assert rows["sd35_geneval"][0] == "8", "its fractions of GPUs are rounded up"
+    assert rows["sd35_awm"] == ("8", what_for("sd35_awm"))
+    assert all(len(purpose) > 20 for _, purpose in rows.values())
+    assert "tempflow plan" in lines[-1]
