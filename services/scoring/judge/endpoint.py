@@ -1,6 +1,7 @@
 """Asks an OpenAI-compatible endpoint with the official client. The answers of the endpoint are not trusted."""
 
 import base64
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class Endpoint:
         import httpx2
         import openai
 
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for each request
         self.url, self.model, self.token, self.extra_body = url, model, token, dict(extra_body or {})
         self.client = openai.OpenAI(
             api_key=token or "none",

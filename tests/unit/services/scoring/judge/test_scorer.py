@@ -276,6 +276,12 @@ def test_an_image_whose_answer_never_comes_does_not_cost_the_others_their_scores
     assert "no score for an image of the prompt 'b': " in caplog.text
 
 
+def test_a_request_that_succeeds_leaves_no_line_in_the_log(serve, caplog):
+    with caplog.at_level(logging.INFO):
+        ask(serve(FIVE))
+    assert caplog.text == ""
+
+
 def test_no_images_have_no_scores(serve):
     assert judge(serve(FIVE))(IMAGE[:0], [], []) == {}
 
