@@ -116,6 +116,10 @@ class VlmJudge:
             whole = name in ("samples", "concurrency", "max_tokens", "budget_calls", "budget_tokens")
             if whole and value is not None and (type(value) is not int or value < 1):
                 raise UserError(f"scorer vlm_judge: {name} is {value}; it must be a whole number above 0")
+            if name.startswith(("timeout", "patience", "price")) and not (
+                isinstance(value, int | float) and 0 <= value < math.inf
+            ):
+                raise UserError(f"scorer vlm_judge: {name} is {value}; it must be a number that is not negative")
         if samples > 1 and not temperature:
             raise UserError(
                 f"scorer vlm_judge: samples is {samples}, but with temperature 0 all answers are the same; set "

@@ -359,6 +359,9 @@ GOOD = {"url": "http://127.0.0.1/v1", "model": "tiny", "rubric": "alignment"}
         ({"samples": 0}, "samples is 0; it must be a whole number above 0"),
         ({"concurrency": 2.5}, "concurrency is 2.5"),
         ({"budget_calls": -1}, "budget_calls is -1"),
+        ({"price_out": -1.0}, "price_out is -1.0; it must be a number that is not negative"),
+        ({"patience_s": math.inf}, "patience_s is inf"),
+        ({"timeout_s": "60"}, "timeout_s is 60; it must be a number"),
         ({"token_file": "/nowhere"}, "no token in `/nowhere`"),
     ],
 )
