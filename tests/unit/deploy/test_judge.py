@@ -24,7 +24,7 @@ def test_the_manifests_are_valid_and_belong_together():
         port["containerPort"] == policy["spec"]["ingress"][0]["ports"][0]["port"] == service["spec"]["ports"][0]["port"]
     )
     assert container["env"][0]["valueFrom"]["secretKeyRef"]["key"] == TOKEN_VARIABLE
-    model = load_config("sd35_judge").scorers[0].options["model"]
+    model = load_config("sd35_vlm_judge").scorers[0].options["model"]
     assert f"--served-model-name={model}" in container["args"]
 
 
@@ -34,4 +34,4 @@ def test_the_serve_config_is_valid_and_serves_the_recipes_model():
     assert application.import_path == "ray.serve.llm:build_openai_app"
     assert application.route_prefix == "/judge"
     (served,) = application.args["llm_configs"]
-    assert served["model_loading_config"]["model_id"] == load_config("sd35_judge").scorers[0].options["model"]
+    assert served["model_loading_config"]["model_id"] == load_config("sd35_vlm_judge").scorers[0].options["model"]
