@@ -28,6 +28,7 @@ COMMANDS = (
     "report",
     "bench",
     "compare",
+    "init",
     "config",
 )
 """The files of the commands, in the order of the help."""
