@@ -120,12 +120,14 @@ class Endpoint:
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for each request
         self.url, self.model, self.token, self.extra_body = url, model, token, dict(extra_body or {})
+        # The client would take these from the environment, where they belong to another service.
+        foreign: Any = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         self.client = openai.OpenAI(
             api_key=token or "none",
             base_url=url,
             max_retries=0,
             timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-            default_headers={"Accept-Encoding": "identity"},
+            default_headers={"Accept-Encoding": "identity", **foreign},
             http_client=openai.DefaultHttpxClient(
                 transport=_bounded_transport(timeout_s), trust_env=False, follow_redirects=False
             ),

@@ -201,12 +201,27 @@ def test_what_all_requests_would_get_stops_the_request_at_once(serve, tmp_path, 
     assert len(server.asked) < 9
 
 
-def test_the_key_comes_from_the_named_variable_and_from_no_other(serve, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
+@pytest.mark.parametrize(("variable", "sent"), [(TOKEN_VARIABLE, "none"), ("MY_KEY", KEY)])
+def test_the_key_is_that_of_the_named_variable_and_nothing_else_of_the_environment_is_sent(
+    monkeypatch, serve, variable, sent
+):
+    import httpx2
+
+    requests = []
+
+    def answer(request):
+        requests.append(request)
+        return httpx2.Response(200, content=FIVE[2], headers=FIVE[1])
+
+    monkeypatch.setattr(endpoint, "_bounded_transport", lambda timeout_s: httpx2.MockTransport(answer))
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "of-another-service")
     monkeypatch.setenv("MY_KEY", KEY)
-    server = serve(FIVE)
-    assert judge(server).endpoint.client.auth_headers == {"Authorization": "Bearer none"}
-    assert judge(server, token_variable="MY_KEY").endpoint.client.auth_headers == {"Authorization": f"Bearer {KEY}"}
+    assert ask(serve(FIVE), token_variable=variable)["score"] == 0.5
+    (request,) = requests
+    assert request.headers["Authorization"] == f"Bearer {sent}"
+    assert request.headers["Accept-Encoding"] == "identity"
+    assert not [name for name, value in request.headers.items() if "of-another-service" in value]
 
 
 def test_a_busy_endpoint_is_asked_again_after_the_seconds_that_it_names(serve, monkeypatch):
