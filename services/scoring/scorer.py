@@ -13,7 +13,8 @@ A class may ask for more:
 
 - A third parameter `rows` of the call: the row of each prompt (`services.scoring.row`).
 - `columns = ("answer",)`: the columns that each row must have. A static method `check_row(row)` may check their values;
-  it raises ValueError, TypeError or KeyError with the reason. An image with another row is a hole.
+  it raises ValueError, TypeError or KeyError with the reason. An image with another row is a hole. If the columns
+  depend on the options, `columns` is a static method `columns(**options)` that returns the tuple.
 - `groupwise = True`: each call gets one group, which is all images of one task. Its scores may depend on each other.
 - A static method `check(**options)` raises UserError if the options are wrong.
 """
@@ -45,6 +46,7 @@ BUILT_IN = {
     "ocr": "services.scoring.ocr:Ocr",
     "geneval": "services.scoring.geneval.scorer:GenEval",
     "geneval2": "services.scoring.geneval2:GenEval2",
+    "vlm_judge": "services.scoring.judge.scorer:VlmJudge",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
@@ -116,6 +118,7 @@ def needs_of(settings: ScorerSettings) -> Needs:
     """
     found = scorer_class(settings)
     rows, columns = "rows" in inspect.signature(found.__call__).parameters, getattr(found, "columns", ())
+    columns = columns(**settings.options) if callable(columns) else columns
     if isinstance(columns, str) or (columns and not rows):
         raise UserError(
             f"scorer `{settings.name}`: `columns` must be a tuple of names, in a class whose call has the parameter "

@@ -1,0 +1,1 @@
+"""A scorer that asks a vision-language model about each image."""
