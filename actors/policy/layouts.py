@@ -1,7 +1,7 @@
 """A trained adapter as a file: in the layout of diffusers, of PEFT and of ComfyUI.
 
-In each of them the scale alpha / rank is multiplied into B, and alpha is the rank. So every reader applies the same scale,
-whether it reads the alpha or not. The same weights give the same bytes in every process.
+In each of them the scale alpha / rank is multiplied into B, and alpha is the rank. So every reader applies the same
+scale, whether it reads the alpha or not. The same weights give the same bytes in every process.
 """
 
 import json
@@ -61,8 +61,8 @@ def write_peft(folder: Path, adapter: Adapter, lora: LoraSettings, about: Mappin
 def write_comfyui(path: Path, adapter: Adapter, about: Mapping[str, str]) -> None:
     """Write a file for ComfyUI's LoRA loader.
 
-    For SD3, FLUX and Qwen-Image it maps `transformer.` and a module's name in diffusers to its own weight or to rows of
-    it (comfy/lora.py, `model_lora_keys_unet`), and adds lora_up · lora_down · alpha / rank (comfy/weight_adapter/lora.py).
+    It maps `transformer.` and a module's name in diffusers to a weight of its own or to rows of one (ComfyUI's
+    comfy/lora.py, `model_lora_keys_unet`), and adds lora_up · lora_down · alpha / rank (comfy/weight_adapter/lora.py).
     """
     tensors = {}
     for name, tensor in adapter.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,21 +10,12 @@ import typer
 from services.base.errors import UserError
 from system.commands.arguments import console
 from system.commands.plain import plain
+from system.export.choices import Chosen, Layout
 
 if TYPE_CHECKING:
     from system.export.export import Exported
-    from system.export.weights import Chosen
 
 app = typer.Typer()
-
-
-class LayoutName(StrEnum):
-    """The layouts, named here so that help needs no PyTorch."""
-
-    diffusers = "diffusers"
-    peft = "peft"
-    comfyui = "comfyui"
-    merged = "merged"
 
 
 @app.command()
@@ -36,9 +26,9 @@ def export(
         str, typer.Option(help="Which kept checkpoint: `best` by held-out reward, `last`, or a training step.")
     ] = "best",
     layout: Annotated[
-        LayoutName,
+        Layout,
         typer.Option(help="How the weights are written; `merged` adds the adapter to the base model's transformer."),
-    ] = LayoutName.diffusers,
+    ] = Layout.DIFFUSERS,
     ema: Annotated[
         bool, typer.Option("--ema/--no-ema", help="The moving average that is evaluated, if the run has one, or not.")
     ] = True,
@@ -51,14 +41,13 @@ def export(
     ] = None,
 ) -> None:
     """Write trained weights of a run as a folder with a model card, ready for a hub."""
-    from system.export.export import Layout
     from system.export.export import export as write
 
-    done = write(run, to, _step(step), Layout(layout.value), ema, license, base)
+    done = write(run, to, _step(step), layout, ema, license, base)
     for sentence in done.left_out:
         console.print(plain(f"Left out of the card: {sentence}"), soft_wrap=True)
     console.print(plain(_said(done)), soft_wrap=True)
-    for line in _next(done, base):
+    for line in _next(done):
         console.print(plain(line), soft_wrap=True)
 
 
@@ -68,8 +57,6 @@ def _step(text: str) -> int | Chosen:
     Raises:
         UserError: it names none.
     """
-    from system.export.weights import Chosen
-
     named = {"best": Chosen.BEST, "last": Chosen.LAST}
     if text in named:
         return named[text]
@@ -84,7 +71,7 @@ def _said(done: Exported) -> str:
     return f"{done.folder}: {done.file} of step {done.step}, {weights}{heldout}"
 
 
-def _next(done: Exported, base: str | None) -> list[str]:
+def _next(done: Exported) -> list[str]:
     """What to do with the folder."""
     edit = [] if done.licensed else [f"Enter `license` in the head of {done.folder / 'README.md'}."]
     return [*edit, f"Next: read {done.folder / 'README.md'}, then publish it with: hf upload USER/NAME {done.folder}"]

@@ -1,15 +1,16 @@
-"""The model card of an export: recipe, curves, pictures before and after, scores with intervals, licence, how to load."""
+"""The model card of an export: how to load it, scores with intervals, pictures, curves, recipe and licence."""
 
 import html
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from services.base.yaml_text import dump_yaml
+from system.export.choices import Layout
 from system.export.weights import Trained
 from system.report.build import decimals, difference, facts, interval, score, summary
 from system.report.canvas import draw_png
@@ -26,7 +27,7 @@ WATCHED, REWARD = "not trained on", "training reward"
 class Card:
     """What a card says besides what the run's folder records."""
 
-    layout: str
+    layout: Layout
     is_adapter: bool
     """Whether the folder has an adapter, not a whole transformer."""
     file: str
@@ -39,10 +40,8 @@ class Card:
 
 def write_card(folder: Path, card: Card, trained: Trained, run: Run) -> list[str]:
     """Write the card, its pictures and the recipe. Returns a sentence for each part that is left out."""
-    config, then = trained.config, until(run, trained.step)
-    if not trained.evaluated:
-        then = until(run, -1)
-    pairs = paired_scores(then)
+    config, then = trained.config, _published(until(run, trained.step), card)
+    pairs = paired_scores(then) if trained.evaluated else []
     pictures, left_out = _pictures(folder, then) if pairs else ([], [])
     environment = Environment(
         loader=PackageLoader("system.export", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -52,7 +51,7 @@ def write_card(folder: Path, card: Card, trained: Trained, run: Run) -> list[str
     text = environment.get_template("card.md.j2").render(
         head=dump_yaml(_head(card, pictures)),
         title=f"{config.name}, step {trained.step}",
-        summary=summary(run),
+        summary=summary(then),
         what=_what(card),
         step=trained.step,
         set_note="the moving average of its weights" if trained.weight_set != "trained" else "",
@@ -70,8 +69,8 @@ def write_card(folder: Path, card: Card, trained: Trained, run: Run) -> list[str
         no_scores=why,
         pictures=pictures,
         no_pictures=why if not pairs else "The run has kept no pictures of this step.",
-        curves=_curves(folder, until(run, trained.step)),
-        facts=facts(until(run, trained.step)),
+        curves=_curves(folder, then),
+        facts=facts(then),
         license=card.license.get("license_name") or card.license.get("license", ""),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
@@ -93,7 +92,7 @@ def _head(card: Card, pictures: list[dict[str, str]]) -> dict[str, Any]:
     if card.base:
         head |= {"base_model": card.base, "base_model_relation": "adapter" if card.is_adapter else "finetune"}
     head |= {
-        "library_name": "peft" if card.layout == "peft" else "diffusers",
+        "library_name": "peft" if card.layout is Layout.PEFT else "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", kind, "reinforcement-learning", "flow-matching", "tempflow"],
     }
@@ -102,13 +101,18 @@ def _head(card: Card, pictures: list[dict[str, str]]) -> dict[str, Any]:
     return head
 
 
+def _published(run: Run, card: Card) -> Run:
+    """The run as a card shows it: its base model by the hub's name, not by a folder of this machine."""
+    policy = run.section("policy")
+    model = card.base or Path(str(policy.get("model", "model"))).name
+    return replace(run, config=run.config | {"policy": policy | {"model": model}})
+
+
 def _what(card: Card) -> str:
     base = f" of [{card.base}](https://huggingface.co/{card.base})" if card.base else " of the base model"
     if card.is_adapter:
         return f"a LoRA adapter{base.replace(' of ', ' for ', 1)}"
-    return (
-        f"the transformer{base} with its trained adapter added" if card.layout == "merged" else f"the transformer{base}"
-    )
+    return f"the transformer{base}{' with its trained adapter added' if card.layout is Layout.MERGED else ''}"
 
 
 def _why_no_scores(trained: Trained) -> str:

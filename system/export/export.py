@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,11 @@ from services.base.errors import UserError
 from services.base.headers import naming_storage_errors
 from services.base.storage import make_folder, sync_files, sync_folder
 from system.export.card import Card, write_card
+from system.export.choices import Chosen, Layout
 from system.export.license import hub_id, license_of
 from system.export.merge import write_merged
-from system.export.weights import Chosen, Trained, read_weights
+from system.export.weights import Trained, read_weights
 from system.report.data import read_run
-
-
-class Layout(StrEnum):
-    """How the weights lie in the folder."""
-
-    DIFFUSERS = "diffusers"
-    """An adapter for `load_lora_weights`; the transformer, where every weight is trained."""
-    PEFT = "peft"
-    COMFYUI = "comfyui"
-    MERGED = "merged"
-    """The transformer of the base with the adapter added to its weights, for diffusers."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ def export(
         with naming_storage_errors():
             file = _write_weights(aside, trained, layout, base, run)
         is_adapter = trained.config.policy.lora is not None and layout is not Layout.MERGED
-        left_out = write_card(aside, Card(layout.value, is_adapter, file, base, fields), trained, recorded)
+        left_out = write_card(aside, Card(layout, is_adapter, file, base, fields), trained, recorded)
         sync_files(aside)
         aside.replace(to)
     finally:

@@ -14,9 +14,9 @@ from services.base.headers import is_whole, opened
 
 
 def write_merged(model: str, adapter: Adapter, folder: Path) -> None:
-    """Write W + B·A for each weight W that has an adapter, and every other file of the transformer as it is.
+    """Write W + B·A for each weight W that has an adapter, and all else of the transformer as it is.
 
-    The sum is made in fp32 and rounded once, to the number type of W's file. One file of the base is in memory at a time.
+    The sum is made in fp32 and rounded once, to the number type of W. One file of the base is in memory at a time.
 
     Args:
         model: the base model, a folder or a hub id.
@@ -34,9 +34,7 @@ def write_merged(model: str, adapter: Adapter, folder: Path) -> None:
     modules = {name.partition(".lora_")[0] for name in adapter}
     files = file_of_each(base)
     if missing := sorted(module for module in modules if f"{module}.weight" not in files):
-        raise UserError(
-            f"`{model}` has no module {missing[0]}, which the adapter was trained on; merge with its own base"
-        )
+        raise UserError(f"`{model}` is not the model that the adapter was trained on: it has no module {missing[0]}")
     folder.mkdir(parents=True)
     for path in sorted(set(files.values())):
         with opened(path, "pt") as file:

@@ -2,27 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 
 from torch import Tensor
 
+from actors.learner.averages import COUNT
 from actors.learner.parts import whole
 from actors.learner.weight_sets import used_for
 from actors.policy.trained import TRAINED_SET
 from services.base.errors import UserError
+from system.export.choices import Chosen
 from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoint, Checkpoints
 from system.run.folder import RunFolder
 from system.run.recorded import read_recorded
-
-
-class Chosen(Enum):
-    """Checkpoints that are named by what they are, not by their step."""
-
-    BEST = auto()
-    """The one with the best held-out reward."""
-    LAST = auto()
 
 
 @dataclass(frozen=True)
@@ -59,11 +52,10 @@ def read_weights(run: Path, step: int | Chosen, average: bool) -> Trained:
     config = read_recorded(found.recipe, f"the checkpoint `{found.folder}`").config
     evaluated = used_for("evaluation", config.objective.weight_sets(config.learner.ema))
     name = evaluated.name if evaluated and average else TRAINED_SET
-    tensors = {key: tensor for key, tensor in whole(name, found.folder).items() if tensor.dim()}
+    tensors = {key: tensor for key, tensor in whole(name, found.folder).items() if key != COUNT}
     if broken := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
-        raise UserError(
-            f"the weights of step {found.state.step} hold NaN or infinity in {broken[0]}; give another --step"
-        )
+        said = f"the weights of step {found.state.step} hold NaN or infinity in {broken[0]}"
+        raise UserError(f"{said}; give another --step")
     is_evaluated = name == (evaluated.name if evaluated else TRAINED_SET)
     return Trained(config, found.state.step, found.state.heldout, name, is_evaluated, tensors)
 
