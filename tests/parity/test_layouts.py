@@ -106,9 +106,7 @@ def test_a_file_for_diffusers_is_what_diffusers_own_function_writes(case: Case, 
     adapter = {name: tensor.detach() for name, tensor in unit_scale(policy.parameters, policy.settings.lora).items()}
     write_diffusers(tmp_path / "ours.safetensors", adapter, policy.settings.lora, {"tempflow_step": "3"})
     config = policy.transformer.peft_config["default"].to_dict() | {"lora_alpha": policy.settings.lora.rank}
-    case.pipeline.save_lora_weights(
-        tmp_path, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
-    )
+    case.pipeline.save_lora_weights(tmp_path, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config)
     ours, theirs = load_file(tmp_path / "ours.safetensors"), load_file(tmp_path / LORA_FILE)
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in ours)
