@@ -29,9 +29,9 @@ def export(
         Layout,
         typer.Option(help="How the weights are written; `merged` adds the adapter to the base model's transformer."),
     ] = Layout.DIFFUSERS,
-    ema: Annotated[
-        bool, typer.Option("--ema/--no-ema", help="The moving average that is evaluated, if the run has one, or not.")
-    ] = True,
+    no_ema: Annotated[
+        bool, typer.Option("--no-ema", help="The trained weights, instead of the moving average that is evaluated.")
+    ] = False,
     license: Annotated[
         str | None,
         typer.Option(help="The licence for the card, such as apache-2.0; without it, that of the base model's card."),
@@ -43,7 +43,7 @@ def export(
     """Write trained weights of a run as a folder with a model card, ready for a hub."""
     from system.export.export import export as write
 
-    done = write(run, to, _step(step), layout, ema, license, base)
+    done = write(run, to, _step(step), layout, not no_ema, license, base)
     for sentence in done.left_out:
         console.print(plain(f"Left out of the card: {sentence}"), soft_wrap=True)
     console.print(plain(_said(done)), soft_wrap=True)
