@@ -61,8 +61,11 @@ class DualEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(beside)
         self.is_siglip = self.model.config.model_type == "siglip"
         # With torchvision installed, CLIPImageProcessor would be another back end with different pixel values.
-        kind = SiglipImageProcessorPil if self.is_siglip else CLIPImageProcessorPil
-        self.image_processor = kind.from_pretrained(beside)
+        self.image_processor: Any = (
+            SiglipImageProcessorPil.from_pretrained(beside)
+            if self.is_siglip
+            else CLIPImageProcessorPil.from_pretrained(beside)
+        )
         self.max_length = self.model.config.text_config.max_position_embeddings
 
     def _load(self, folder: str) -> Any:

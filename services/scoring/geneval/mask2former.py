@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,18 @@ class Mask2Former:
         device: `auto` is a GPU if there is one.
 
     Raises:
-        UserError: the model has other classes.
+        UserError: the model has other classes, or SciPy is not installed.
     """
 
     classes = frozenset(CLASSES)
     """The classes that it can find."""
 
     def __init__(self, model: str, colours: Colours, batch_size: int, device: str) -> None:
+        if find_spec("scipy") is None:
+            raise UserError(
+                "scorer geneval: transformers' Mask2Former needs SciPy; run `pip install 'tempflow[geneval]'`, or "
+                "name a detector of yours with `url`"
+            )
         import torch
         from transformers import Mask2FormerForUniversalSegmentation
         from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil

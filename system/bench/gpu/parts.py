@@ -41,7 +41,7 @@ PARTS = {
         "The same bits again",
         "With deterministic algorithms, two processes give the same rollouts and weights; and what that costs.",
         estimate_s=90,
-        bound_s=200,  # three processes in turn, none of which may be left out; each starts PyTorch anew
+        bound_s=120,  # three processes in turn, none of which may be left out; each starts PyTorch anew
     ),
     "training": Part(
         "Training, killed and resumed",

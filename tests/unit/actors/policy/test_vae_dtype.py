@@ -11,7 +11,7 @@ from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans import ode_plan
 from actors.rollout.sampler import Sampler
-from services.scoring.scorer import load_scorer
+from services.scoring.loaded import LoadedScorer
 from system.bench.gpu.models import TINY, settings_of
 from system.capacity.memory import processes
 from system.loop.prompts import prompts_of
@@ -59,8 +59,8 @@ def test_rewards_of_the_miniature_differ_by_less_than_a_hundredth_of_their_sprea
     print(f"miniature: mean {mean:.2f}, most {most}")
     assert 0 < mean < 1
     for settings in config.scorers:
-        scorer = load_scorer(settings)
-        one, other = (np.array(scorer(batch, texts)) for batch in (images, others))
+        scorer = LoadedScorer(settings)
+        one, other = (scorer.score(batch, texts).score_N for batch in (images, others))
         print(f"{settings.name}: spread {one.std():.3f}, mean difference {np.abs(one - other).mean():.4f}")
         assert np.abs(one - other).mean() < 0.01 * one.std()
 

@@ -36,7 +36,7 @@ def test_nothing_in_a_text_is_obeyed_and_all_of_it_is_shown():
 
 def test_categories_of_an_evaluation_are_shown_as_they_are():
     table = pa.table({"row": [0], "prompt": ["x"], "category": ["a[/b]\x1b[31m"], "size": [1.5]})
-    shown = on_terminal(comparison({"base": Evaluation(table, np.zeros((0, 1, 1, 3)), Cost(), 1)}, ["size"]))
+    shown = on_terminal(comparison({"base": Evaluation(table, np.zeros((0, 1, 1, 3)), Cost(), 1)}))
     assert r"size/a[/b]\x1b[31m" in shown
     assert "\x1b" not in shown
 
