@@ -64,8 +64,11 @@ def vae_scale(vae: Mapping[str, Any]) -> int:
     return 2 ** len(vae["temperal_downsample"])
 
 
-def check_size(settings: PolicySettings) -> None:
+def check_size(settings: PolicySettings, section: str = "policy") -> None:
     """Refuse image sizes that are no whole number of tokens, or larger than the model has positions for.
+
+    Args:
+        section: of the recipe that the sizes are from, for the message.
 
     Raises:
         UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
@@ -79,9 +82,9 @@ def check_size(settings: PolicySettings) -> None:
         if size_px % grid_px:
             below = size_px // grid_px * grid_px
             near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
-            raise UserError(f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
+            raise UserError(f"{section}.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
         if size_px > most_px:
-            raise UserError(f"policy.{side}: {size_px} is more than {most_px}, the most this model has positions for")
+            raise UserError(f"{section}.{side}: {size_px} is more than {most_px}, the most this model has positions for")
 
 
 def pipeline_file(model: str) -> Path:

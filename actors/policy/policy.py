@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -129,6 +130,19 @@ class Policy:
             yield
         finally:
             self.transformer.enable_adapters()
+
+    @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """The adapter's part of each weight is multiplied by `scale`."""
+        layers = [] if scale == 1 else [m for m in self.transformer.modules() if isinstance(m, LoraLayer)]
+        before = [layer.scaling["default"] for layer in layers]
+        try:
+            for layer in layers:
+                layer.scaling["default"] *= scale
+            yield
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling["default"] = scaling
 
     @cached_property
     def _merging(self) -> MergingAdapter:

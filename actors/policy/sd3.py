@@ -11,7 +11,7 @@ from actors.policy.family import Conditioning, Family, both_halves
 
 
 class SD3(Family):
-    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, with an empty negative prompt."""
+    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, with an empty negative prompt by default."""
 
     pipeline_class = StableDiffusion3Pipeline
 
@@ -34,6 +34,7 @@ class SD3(Family):
             None,
             device=self.device,
             do_classifier_free_guidance=self.guided,
+            negative_prompt=self.negative_prompt,
             max_sequence_length=self.settings.max_sequence_length,
         )
         rows = {"prompt": prompt_PLD, "pooled": pooled_PD}

@@ -49,8 +49,13 @@ class Prompts:
             raise UserError(f"the prompt in {self.rows.place(int(row))}: {error}; flatten it") from error
 
 
-def read_prompts(name: str, prompt_column: str = "prompt", category_column: str = "category") -> Prompts:
+def read_prompts(
+    name: str, prompt_column: str = "prompt", category_column: str = "category", section: str = "data"
+) -> Prompts:
     """Read a file of prompts, of any kind that `read_rows` reads.
+
+    Args:
+        section: of the recipe that names the column, for the message.
 
     Raises:
         UserError: it is missing, unreadable, empty, without the column, or has a row without a prompt.
@@ -59,7 +64,7 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
     if not len(rows):
         raise UserError(f"`{name}` is empty; it needs a prompt a row")
     if prompt_column not in rows.columns:
-        raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {rows.columns}")
+        raise UserError(f"`{name}` has no column `{prompt_column}`; set {section}.prompt_column to one of {rows.columns}")
     categories = rows.labels(category_column) if category_column in rows.columns else None
     return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
 

@@ -107,6 +107,7 @@ def _paths(config: RunConfig) -> list[tuple[str, str]]:
         "rollout.embedding_folder": config.rollout.embedding_folder,
         "checkpoint.folder": config.checkpoint.folder,
     }
+    named |= {f"eval.sets.{name}.prompts": one.prompts for name, one in config.eval.sets.items()}
     for i, scorer in enumerate(config.scorers):
         for option in ("metadata", "token_file"):
             named[f"scorers.{i}.options.{option}"] = scorer.options.get(option)

@@ -59,6 +59,11 @@ EXPORTS = [
     Export(
         "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
     ),
+    Export(
+        "eval.{set}/{scorer}/{category}", "tempflow_heldout_set_category_score", "gauge", "mean of a set's category"
+    ),
+    Export("eval.{set}/{scorer}", "tempflow_heldout_set_score", "gauge", "mean of a named held-out set"),
+    Export("eval_holes.{set}/{scorer}", "tempflow_heldout_set_holes", "gauge", "images of a set without a score"),
     Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
     Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean of the last evaluation"),
     Export(
