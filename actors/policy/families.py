@@ -84,7 +84,9 @@ def check_size(settings: PolicySettings, section: str = "policy") -> None:
             near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
             raise UserError(f"{section}.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
         if size_px > most_px:
-            raise UserError(f"{section}.{side}: {size_px} is more than {most_px}, the most this model has positions for")
+            raise UserError(
+                f"{section}.{side}: {size_px} is more than {most_px}, the most this model has positions for"
+            )
 
 
 def pipeline_file(model: str) -> Path:

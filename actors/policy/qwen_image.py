@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from actors.policy.family import Conditioning, both_halves
 from actors.policy.packed import PackedFamily
 
+
 class QwenImage(PackedFamily):
     """Drives a `QwenImagePipeline`; the guided velocity keeps the length that the conditional one has a token.
 

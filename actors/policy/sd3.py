@@ -11,7 +11,9 @@ from actors.policy.family import Conditioning, Family, both_halves
 
 
 class SD3(Family):
-    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, with an empty negative prompt by default."""
+    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, by default with an empty negative
+    prompt.
+    """
 
     pipeline_class = StableDiffusion3Pipeline
 

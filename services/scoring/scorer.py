@@ -15,7 +15,8 @@ A class may ask for more:
 - `columns = ("answer",)`: the columns that each row must have. A static method `check_row(row)` may check their values;
   it raises ValueError, TypeError or KeyError with the reason. An image with another row is a hole. If the columns
   depend on the options, `columns` is a static method `columns(**options)` that returns the tuple.
-- `groupwise = True`: each call gets one group: all images of one task, or all held-out images of one prompt. Its scores may depend on each other.
+- `groupwise = True`: each call gets one group: all images of one task, or all held-out images of one prompt. Its
+  scores may depend on each other.
 - A static method `check(**options)` raises UserError if the options are wrong.
 """
 

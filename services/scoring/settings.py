@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from services.base.settings import Gpus, Settings
 
-COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
+COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "set", "error"})
 """Column names that a scorer must not have, because the pool's answers and `eval`'s Parquet files use them.
 
 In these tables each scorer has a column with its own name."""

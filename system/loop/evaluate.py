@@ -1,4 +1,4 @@
-"""Evaluates a policy on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
+"""Evaluates a policy on held-out prompts: the same prompts and noise each time, so that states can be paired."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence

@@ -64,7 +64,9 @@ def read_prompts(
     if not len(rows):
         raise UserError(f"`{name}` is empty; it needs a prompt a row")
     if prompt_column not in rows.columns:
-        raise UserError(f"`{name}` has no column `{prompt_column}`; set {section}.prompt_column to one of {rows.columns}")
+        raise UserError(
+            f"`{name}` has no column `{prompt_column}`; set {section}.prompt_column to one of {rows.columns}"
+        )
     categories = rows.labels(category_column) if category_column in rows.columns else None
     return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
 

@@ -38,7 +38,7 @@ class Export:
 
     def match(self, key: str) -> dict[str, str] | None:
         """The tags in `key`, in ASCII because Ray accepts nothing else; None if `key` belongs to another metric."""
-        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>.+?)", self.key), key)
+        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(self.key)), key)
         return {tag: ascii(part)[1:-1] for tag, part in found.groupdict().items()} if found else None
 
 
