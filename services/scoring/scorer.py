@@ -50,6 +50,7 @@ BUILT_IN = {
     "vlm_judge": "services.scoring.judge.scorer:VlmJudge",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
+    "diversity": "services.scoring.diversity:Diversity",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 

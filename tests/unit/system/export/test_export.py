@@ -95,7 +95,7 @@ def test_the_card_has_the_numbers_of_the_exported_step(run, tmp_path):
     row = next(line for line in card.splitlines() if line.startswith("| size |")).replace("−", "-")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     difference = after - before
-    half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    half = 2.570582 * difference.std(ddof=1) / np.sqrt(6)  # Student's t of 5 degrees of freedom
     low, high = map(float, cells[6].split(" to "))
     np.testing.assert_allclose(
         [float(cell) for cell in cells[3:6]], [before.mean(), after.mean(), difference.mean()], atol=1e-3

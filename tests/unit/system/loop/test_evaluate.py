@@ -7,7 +7,7 @@ import pytest
 
 from services.scoring.settings import ScorerSettings
 from system.loop.evaluate import EVAL_STREAM, evaluate
-from system.loop.prompts import read_prompts
+from system.loop.heldout import read_sets
 from system.loop.stop import Stopped
 from system.recipe.load import load_config
 from tests.helpers.fakes import FakeRoles
@@ -32,15 +32,15 @@ def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(conf
 
     roles.rollouts.sample = watched
     progress = []
-    result = evaluate(
-        roles, config, read_prompts(config.data.heldout), lambda: None, progress=lambda *told: progress.append(told)
-    )
+    result = evaluate(roles, config, read_sets(config), lambda: None, progress=lambda *told: progress.append(told))[
+        "heldout"
+    ]
     assert result.table["row"].to_pylist() == list(range(7))
     assert result.table["prompt"].to_pylist() == [f"prompt {i}" for i in range(7)]
     assert [address for _, addresses, *_ in asked for address in addresses] == [
         (0, EVAL_STREAM, i, 0) for i in range(7)
     ]
-    assert {steps for _, _, steps, *_ in asked} == {config.eval_steps}
+    assert {sampling for _, _, sampling, *_ in asked} == {config.eval_sampling}
     assert progress[-1] == (3, 3)
     assert result.grid_NHWC.shape == (4, 4, 4, 3)
     assert (result.cost.decodes, result.scored) == (7, 7 * 2)
@@ -50,7 +50,7 @@ def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(conf
 def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
     roles = FakeRoles()
 
-    def by_row(images, prompts, names, finite_M, rows):
+    def by_row(images, prompts, names, finite_M, rows, group):
         scores = [float(prompt.split()[1]) for prompt in prompts]
         scores = [np.nan if score == 6 else score for score in scores]
         done = roles_score(images, prompts, names, finite_M)
@@ -60,7 +60,7 @@ def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
 
     roles_score = roles.rewards.score
     roles.rewards.score = by_row
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     assert {key: value for key, value in result.summary().items() if "judge" in key} == {
         "eval/judge": pytest.approx(15 / 6),
         "eval_holes/judge": 1,
@@ -74,19 +74,19 @@ def test_a_stop_ends_it(config):
         raise Stopped("SIGTERM")
 
     with pytest.raises(Stopped):
-        evaluate(FakeRoles(), config, read_prompts(config.data.heldout), stop)
+        evaluate(FakeRoles(), config, read_sets(config), stop)
 
 
 def test_images_are_bounded_as_in_training(config):
     """A budget of one byte lets one batch at a time through; the fake asserts that it may reserve."""
     roles = FakeRoles(bound=1)
-    evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    evaluate(roles, config, read_sets(config), lambda: None)
     assert roles.rollouts.take_peak_bytes() == 3 * 4 * 4 * 3
 
 
 def test_nothing_to_show_is_an_empty_picture(config):
     without = config.model_copy(update={"eval": config.eval.model_copy(update={"grid": 0})})
-    result = evaluate(FakeRoles(), without, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(FakeRoles(), without, read_sets(config), lambda: None)["heldout"]
     assert len(result.grid_NHWC) == 0
 
 
@@ -111,7 +111,7 @@ def with_scorers(config, *kinds: type):
 
 def test_scorers_get_the_rows_and_groupwise_ones_are_not_asked(config):
     roles, config = FakeRoles(), with_scorers(config, Reads, Rank)
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     rows = [{"category": "even" if i % 2 == 0 else "odd"} for i in range(7)]
     assert roles.rewards.asked == [(["reads"], rows[start : start + 3]) for start in (0, 3, 6)]
     assert result.scores == ["reads"]
@@ -131,7 +131,7 @@ def test_sub_scores_have_columns_and_means_of_their_own(config):
         return done
 
     roles.rewards.score = with_sub_scores
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     assert result.table.column_names[-1] == "judge.hue"
     np.testing.assert_array_equal(result.table["judge.hue"], [np.nan, np.nan, np.nan, 0, 1, 2, 0])
     assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)

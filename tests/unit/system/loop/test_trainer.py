@@ -12,6 +12,7 @@ from rich.console import Console
 
 from actors.lost import Lost
 from services.base.errors import UserError
+from system.loop.heldout import read_sets
 from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
 from system.loop.stop import Stopped
@@ -69,7 +70,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
     train = read_prompts(config.data.train)
     with RunFolder.open(config, resume) as run, Progress(config.steps, Console(quiet=True)) as progress:
         roles.learners.staleness = config.learner.max_staleness
-        Trainer(config, run, roles, train, train, Recorder(config, run, progress), stops.check).fit()
+        Trainer(config, run, roles, train, read_sets(config), Recorder(config, run, progress), stops.check).fit()
     return run
 
 

@@ -21,8 +21,8 @@ from system.report.figures import curves, running_mean
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
 CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
 BEFORE, AFTER = [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, np.nan]
-HALF = 1.96 * math.sqrt(1 / 3) / math.sqrt(3)
-"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3."""
+HALF = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)
+"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3, and Student's t of 2 degrees of freedom is 4.302653."""
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_differences_are_paired_and_holes_dropped(run):
     overall, y, x = paired_scores(read_run(run))
     assert (overall.pairs, overall.before, overall.after) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(HALF))
-    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(0.98))
+    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(12.706205 * 0.5))
     assert (y.category, y.pairs, y.difference) == ("$y$ & $", 1, 0.0)
     assert math.isnan(y.half_interval)
 
