@@ -118,7 +118,7 @@ def run_eval(
 
 
 def comparisons(results: Results) -> list[Table]:
-    """A table for each set: the mean of each score, and its paired difference from the base with a 95% interval."""
+    """A table for each set: the mean of each score, and its paired difference from the base with half its 95% interval."""
     from rich.table import Table
 
     from system.evaluation.scores import lines
@@ -132,16 +132,15 @@ def comparisons(results: Results) -> list[Table]:
             tables[line.set] = Table(
                 title=f"{line.set}: {of.count} prompts, {each} each; images without a score left out"
             )
-            for column in ("score", "model", "prompts", "mean", "difference", "95% interval"):
+            for column in ("score", "model", "prompts", "mean", "difference, 95%"):
                 tables[line.set].add_column(column, justify="left" if column in ("score", "model") else "right")
         key = "/".join(part for part in (line.score, line.category) if part)
-        change = ["", ""]
+        change = ""
         if (pair := line.pair) is not None and pair.pairs > 1:
-            low, high = pair.difference - pair.half_interval, pair.difference + pair.half_interval
-            change = [f"{pair.difference:+.4f}", f"{low:+.4f} … {high:+.4f}"]
+            change = f"{pair.difference:+.4f} ± {pair.half_interval:.4f}"
         first = (line.set, key) != last
         last = (line.set, key)
         tables[line.set].add_row(
-            plain(key if first else ""), plain(line.model), str(line.prompts), f"{line.mean:.4f}", *change
+            plain(key if first else ""), plain(line.model), str(line.prompts), f"{line.mean:.4f}", change
         )
     return list(tables.values())

@@ -46,7 +46,7 @@ def contenders_of(
     trained = [_adapter(config, text) for text in adapters] + [_checkpoint(config, text) for text in checkpoints]
     for name, read in trained:
         for share in base_after or (1.0,):
-            said = name if share == 1 else f"{name}, base after {share:g}"
+            said = name if share == 1 else f"{name} (base after {share:g})"
             found.append(Contender(said, read, replace(sampling, base_after=share)))
     names = [one.name for one in found]
     if len(set(names)) < len(names):

@@ -19,8 +19,8 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.results import Sampled
-from actors.rollout.settings import RolloutSettings
 from actors.rollout.sampling import Sampling
+from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Cost, Task
 from services.base.errors import UserError
