@@ -118,7 +118,7 @@ def run_eval(
 
 
 def comparisons(results: Results) -> list[Table]:
-    """A table for each set: the mean of each score, and its paired difference from the base with half its 95% interval."""
+    """A table for each set: the mean of each score, and its paired difference from the base ± half its 95% interval."""
     from rich.table import Table
 
     from system.evaluation.scores import lines

@@ -7,8 +7,10 @@ import pytest
 
 from services.scoring.settings import ScorerSettings
 from system.loop.evaluate import EVAL_STREAM, evaluate
+from system.loop.evaluation import best_by
 from system.loop.heldout import read_sets
 from system.loop.stop import Stopped
+from system.recipe.evaluation import EvalSet
 from system.recipe.load import load_config
 from tests.helpers.fakes import FakeRoles
 
@@ -137,3 +139,47 @@ def test_sub_scores_have_columns_and_means_of_their_own(config):
     assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)
     assert result.summary()["eval_holes/judge.hue"] == 3
     assert result.scored == 7 * 2, "the cost counts scorers"
+
+
+def test_a_prompt_with_several_images_is_a_group_of_one_job(config):
+    """Jobs of at most three images hold one prompt of two; a groupwise scorer gets each prompt alone."""
+    roles, asked = FakeRoles(), []
+    sample, score = roles.rollouts.sample, roles.rewards.score
+
+    def sampled(prompts, addresses, *more):
+        asked.append(addresses)
+        return sample(prompts, addresses, *more)
+
+    def watched(images, prompts, names, finite_M, rows, group):
+        assert (len(prompts), group) == (2, 2)
+        return score(images, prompts, names, finite_M, rows)
+
+    roles.rollouts.sample, roles.rewards.score = sampled, watched
+    settings = config.eval.model_copy(update={"images_per_prompt": 2})
+    config = with_scorers(config, Rank).model_copy(update={"eval": settings})
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
+    assert asked == [[(0, EVAL_STREAM, row, 0), (0, EVAL_STREAM, row, 1)] for row in range(7)]
+    assert result.scores == ["rank"]
+    assert result.table["row"].to_pylist() == [row for row in range(7) for _ in range(2)]
+    assert result.table["image"].to_pylist() == [0, 1] * 7
+    assert result.reward(config) == result.summary()["eval/rank"]
+
+
+def test_each_set_has_its_own_metrics_and_one_may_choose_the_best_checkpoint(config, tmp_path):
+    (tmp_path / "more.txt").write_text("a prompt\n")
+    sets = {"more": EvalSet(prompts=str(tmp_path / "more.txt"), scorers=("judge",))}
+
+    def found(best: str | None):
+        settings = config.eval.model_copy(update={"sets": sets, "best": best})
+        changed = config.model_copy(update={"eval": settings})
+        done = evaluate(FakeRoles(), changed, read_sets(changed), lambda: None)
+        return changed, done
+
+    changed, done = found(None)
+    assert list(done) == ["heldout", "more"]
+    assert done["more"].summary().keys() == {"eval.more/judge", "eval_holes.more/judge"}
+    assert "eval/judge" in done["heldout"].summary()
+    assert best_by(changed, done) == done["heldout"].reward(changed)
+    changed, done = found("more/judge")
+    assert best_by(changed, done) == done["more"].summary()["eval.more/judge"]
+    assert best_by(changed, {}) is None
