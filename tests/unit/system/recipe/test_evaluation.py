@@ -13,7 +13,7 @@ SET = "eval.sets.more={prompts: package:system.prompt_sets/shapes.jsonl, images_
 
 
 def test_held_out_images_are_sampled_as_the_policy_is_trained_unless_the_recipe_says_otherwise():
-    assert load_config("shapes", ["eval.num_steps=null"]).eval_sampling == Sampling(64, 64, 10, 1.0)
+    assert load_config("shapes", ["eval.num_steps=null"]).eval_sampling == Sampling(64, 64, 6, 1.0)
     changed = load_config(
         "shapes",
         ["eval.height=32", "eval.width=48", "eval.guidance=3", "eval.num_steps=7", "eval.adapter_scale=0.5"],
