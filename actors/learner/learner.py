@@ -15,7 +15,7 @@ from actors.learner.averages import Average
 from actors.learner.masters import Masters
 from actors.learner.monitor import Monitor
 from actors.learner.objectives import make_objective
-from actors.learner.optimizers import MOMENTS, STEP, OffloadedAdamW, at_home, make_optimizer
+from actors.learner.optimizers import MOMENTS, STEP, OffloadedAdamW, make_optimizer, on_cpu
 from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
@@ -294,7 +294,7 @@ class Learner:
         offloaded = isinstance(self.optimizer, OffloadedAdamW)
         for path, value in unpacked(OPTIMIZER, like, folder):
             name, key = path.rsplit("/", 1)
-            self.optimizer.state[masters[name]][key] = at_home(value) if offloaded else value
+            self.optimizer.state[masters[name]][key] = on_cpu(value) if offloaded else value
         self.version = version
         sampled = self._sampled()
         self.past = {

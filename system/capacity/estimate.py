@@ -20,7 +20,7 @@ from system.capacity.timing import StepTime, TaskTime, step_seconds, task_second
 from system.recipe.model import RunConfig
 
 MOST_PADDING = 0.03
-"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its estimate."""
+"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its plan."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
 

@@ -54,19 +54,6 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(*answers, port=0):
-        servers.append(Loopback(*answers, port=port))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def test_one_that_is_down_for_three_minutes_is_waited_for_and_named_in_the_log(kind, scorer, clock, serve, caplog):
     down = Loopback(SCORED[kind])
     down.close()
