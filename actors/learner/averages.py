@@ -7,6 +7,9 @@ from torch import Tensor
 
 from actors.learner.weight_sets import WeightSet
 
+COUNT = "steps"
+"""The name of the number of updates beside the tensors of an average's state."""
+
 
 class Average:
     """shadow ← d·shadow + (1 − d)·parameters, as its weight set says.
@@ -32,10 +35,10 @@ class Average:
     def state(self) -> dict[str, Tensor]:
         return {
             **{name: shadow.contiguous() for name, shadow in self.shadow.items()},
-            "steps": torch.tensor(self.steps),
+            COUNT: torch.tensor(self.steps),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.steps = int(state["steps"])
+        self.steps = int(state[COUNT])
         for name, shadow in self.shadow.items():
             shadow.copy_(state[name])

@@ -26,6 +26,7 @@ from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings
 from actors.policy.sharding import full, is_sharded
+from actors.policy.trained import TRAINED_SET, saved_from
 from actors.policy.weights import Weights, checksum
 from actors.trajectory import Decisions, Leaves
 from services.base.devices import naming_full_memory
@@ -37,7 +38,7 @@ Scored = tuple[Decisions | Leaves, np.ndarray]
 Old = list[Tensor | None]
 """The values of the old policy on each micro-batch of a minibatch, in order."""
 
-MASTERS, OPTIMIZER, PAST = "trained", "optimizer", "version_"
+MASTERS, OPTIMIZER, PAST = TRAINED_SET, "optimizer", "version_"
 
 
 class Learner:
@@ -303,7 +304,9 @@ class Learner:
         }
 
     def save_model(self, folder: Path) -> None:
-        """Write the weights that evaluation uses in diffusers' layout; an adapter in fp32."""
+        """Write the weights that evaluation uses in diffusers' layout; an adapter in fp32. The header says the step."""
         weights = self._weights(self.version, self._used_for("evaluation"), self.policy.saved_dtype)
+        weight_set = used_for("evaluation", (average.weight_set for average in self.averages.values()))
         if not self.ranks.rank:
-            self.policy.save(folder, weights.arrays)
+            about = saved_from(self.version, weight_set.name if weight_set else TRAINED_SET)
+            self.policy.save(folder, weights.arrays, about)

@@ -22,10 +22,29 @@ def packed(name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, 
     return {file: save({key: local(tensor.detach()).contiguous() for key, tensor in tensors.items()})}
 
 
+def whole(name: str, folder: Folder) -> dict[str, Tensor]:
+    """What any number of ranks packed under a name, in one piece, without the learner that packed it.
+
+    Raises:
+        FileNotFoundError: nothing is packed under this name.
+    """
+    parts = [load(folder.read(file)) for file in _files(name, folder)]
+    if not parts:
+        raise FileNotFoundError(f"no {name}.safetensors in {folder}")
+    return {
+        key: torch.cat([part[key] for part in parts]) if len(parts) > 1 and tensor.dim() else tensor
+        for key, tensor in parts[0].items()
+    }
+
+
+def _files(name: str, folder: Folder) -> list[str]:
+    """The files of a name, in the order of the ranks."""
+    return [file for file in folder.names() if file.startswith(f"{name}.") and file.endswith(".safetensors")]
+
+
 def unpacked(name: str, like: Mapping[str, Tensor], folder: Folder) -> Iterator[tuple[str, Tensor]]:
     """What any number of ranks packed, those of `like` that were, each placed as in `like` when it is asked for."""
-    files = [file for file in folder.names() if file.startswith(f"{name}.") and file.endswith(".safetensors")]
-    parts = [load(folder.read(file)) for file in files]
+    parts = [load(folder.read(file)) for file in _files(name, folder)]
     for key, target in like.items():
         if key in parts[0]:
             whole = torch.cat([part[key] for part in parts]) if len(parts) > 1 and target.dim() else parts[0][key]

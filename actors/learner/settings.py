@@ -193,7 +193,7 @@ class LeafObjectiveSettings(ObjectiveSettings):
 
 
 class EmaSettings(Settings):
-    """An exponential moving average of the adapter, used for evaluation and for `lora/`."""
+    """An exponential moving average of the adapter, used for evaluation, `lora/` and `best/`."""
 
     decay: float = Field(0.9, gt=0, lt=1)
     """Upper bound of the decay min((1 + n) / (10 + n), decay) at update n."""

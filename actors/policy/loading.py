@@ -79,7 +79,7 @@ def read_rows(tensors: Mapping[str, Tensor], folder: Path, compute: torch.dtype,
         UserError: a weight is missing, has another shape, or is NaN or infinite; or a file is torn.
     """
     _compare(tensors, folder, what)
-    files = _file_of_each(folder)
+    files = file_of_each(folder)
     for path in sorted({files[name] for name in tensors}):
         with opened(path, "pt") as file:
             for name, tensor in tensors.items():
@@ -120,7 +120,7 @@ def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
             )
 
 
-def _file_of_each(folder: Path) -> dict[str, Path]:
+def file_of_each(folder: Path) -> dict[str, Path]:
     """The file that holds each tensor of a model of diffusers, by the tensor's name: its one file, or its index says.
 
     Raises:

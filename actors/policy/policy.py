@@ -1,8 +1,6 @@
 """A model family with its trained weights: what the rollout worker samples from and the learner trains."""
 
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +8,6 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -19,6 +16,7 @@ from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.blocks import compile_blocks
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
+from actors.policy.layouts import unit_scale, write_diffusers
 from actors.policy.loading import read_rows
 from actors.policy.merging import MergingAdapter
 from actors.policy.settings import LoraSettings, PolicySettings
@@ -27,8 +25,9 @@ from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, find_trained, read_tr
 from actors.policy.weights import Arrays, Weights, checksum
 from services.base.devices import device_of
 from services.base.errors import UserError
-from services.base.headers import sort_metadata
+from services.base.headers import naming_storage_errors
 from services.base.paths import resolve_model
+from services.base.storage import replacing, write_atomically
 
 
 class Policy:
@@ -195,46 +194,31 @@ class Policy:
             parameter.copy_(values)
         return checksum(self.arrays())
 
-    def save(self, folder: Path, arrays: Arrays | None = None) -> None:
+    def save(self, folder: Path, arrays: Arrays | None = None, about: Mapping[str, str] | None = None) -> None:
         """Write what is trained so that diffusers reads it.
 
         An adapter is read by the pipeline's `load_lora_weights`, a whole transformer by its class's `from_pretrained`.
-        The scale alpha / rank is multiplied into B, and the file's alpha is its rank: every reader then has the same
-        scale, those included that know no metadata (ComfyUI). `.alpha` tensors would not do: diffusers refuses them for
-        SD3. The same weights give the same bytes in every process.
+        The same weights give the same bytes in every process. A file that is there is replaced atomically.
 
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
+            about: what the file's header says of the weights (`saved_from`).
 
         Raises:
             OSError: the storage failed.
         """
-        try:
-            self._save(folder, arrays or self.arrays())
-        except SafetensorError as error:
-            raise _storage_error(error) from error
-
-    def _save(self, folder: Path, values: Arrays) -> None:
+        values, about = arrays or self.arrays(), about or {}
         tensors = {name: to_tensor(array).to(self.saved_dtype) for name, array in values.items()}
-        if self.settings.lora is None:
+        with naming_storage_errors():
+            if self.settings.lora:
+                with replacing(folder / LORA_FILE) as file:
+                    write_diffusers(file, unit_scale(tensors, self.settings.lora), self.settings.lora, about)
+                return
             # Not save_pretrained: `values` need not be the live ones.
-            folder.mkdir(parents=True, exist_ok=True)
-            self.transformer.save_config(folder)
-            save_file(tensors, folder / WEIGHTS_FILE)
-            return
-        scale = self.settings.lora.alpha / self.settings.lora.rank
-        self.family.pipeline_class.save_lora_weights(
-            folder,
-            transformer_lora_layers={
-                name.replace(".default.", "."): tensor * scale if ".lora_B." in name else tensor
-                for name, tensor in tensors.items()
-            },
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict()
-            # PEFT keeps the targets in a set, whose order differs from process to process.
-            | {"lora_alpha": self.settings.lora.rank, "target_modules": sorted(self.settings.lora.targets)},
-        )
-        sort_metadata(folder / LORA_FILE)
+            write_atomically(folder / "config.json", self.transformer.to_json_string().encode())
+            with replacing(folder / WEIGHTS_FILE) as file:
+                save_file(tensors, file, {"format": "pt", **about})
 
 
 def _loaded(settings: PolicySettings, device: torch.device, parts: Parts, ranks: int) -> Family:
@@ -271,9 +255,3 @@ def _choose_attention(transformer: nn.Module, name: str) -> None:
         transformer.set_attention_backend(name)  # type: ignore[operator]
     except (RuntimeError, ValueError, ImportError) as error:
         raise UserError(f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())})") from error
-
-
-def _storage_error(error: SafetensorError) -> Exception:
-    """The OSError that safetensors has made text of; the error itself where there was none."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error

@@ -21,6 +21,10 @@ from services.base.headers import Shapes, is_whole, opened, shapes_below, shapes
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+STEP_KEY, SET_KEY = "tempflow_step", "tempflow_weights"
+"""Of the metadata in a saved file's header: the training steps that made the weights, and the weight set they are."""
+TRAINED_SET = "trained"
+"""The name of the trained weights themselves, where no average is meant. A checkpoint's file has it, too."""
 LORA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight")
 
 
@@ -35,6 +39,16 @@ class TrainedFile:
     """Shapes by the policy's names."""
     scale: float = 1.0
     """An adapter adds scale · B·A to a weight."""
+
+
+def saved_from(step: int, weight_set: str) -> dict[str, str]:
+    """What the header of a saved file says of its weights.
+
+    Args:
+        step: training steps that made them.
+        weight_set: the name of the weight set, such as `ema` or `trained`.
+    """
+    return {STEP_KEY: str(step), SET_KEY: weight_set}
 
 
 def find_trained(folder: Path, lora: LoraSettings | None, what: str) -> TrainedFile:

@@ -1,6 +1,8 @@
 """Reads the headers of safetensors files, which list the tensors, without reading the tensors."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,22 @@ def opened(path: Path, framework: str = "np") -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise UserError(f"`{path}` is torn or not a safetensors file ({error}); copy it again") from error
+
+
+@contextmanager
+def naming_storage_errors() -> Iterator[None]:
+    """Turn an error of safetensors that names a failure of the storage back into that OSError.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def shapes_of(file: Any) -> Shapes:

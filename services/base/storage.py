@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,11 +99,21 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
     When this returns, the new bytes survive a loss of power.
     """
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file atomically by one that the caller writes to the path that this gives.
+
+    When the block has ended, the new file survives a loss of power. If the block raises, or the process is killed in
+    it, the old file stays.
+    """
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
+    yield aside
+    with aside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)  # noqa: PTH105 (the tests record the calls of `os`)
     sync_folder(path.parent)

@@ -26,6 +26,7 @@ COMMANDS = (
     "plan",
     "doctor",
     "report",
+    "export",
     "bench",
     "compare",
     "init",

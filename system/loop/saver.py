@@ -1,6 +1,7 @@
 """The checkpoints of a training loop: begun after a step, written during the next steps, sealed once they are whole."""
 
 import logging
+from pathlib import Path
 
 from actors.lost import Lost
 from services.base.errors import UserError, first_line
@@ -23,6 +24,8 @@ class Saver:
         """The step of the newest checkpoint; None if there is none yet."""
         self._writing: RunState | None = None
         """The state whose files are being written; None if no checkpoint is."""
+        self._best: float | None = None
+        """The best held-out reward of a checkpoint so far; None if there is none."""
 
     def claim(self) -> None:
         """Be the one driver that writes checkpoints.
@@ -46,6 +49,7 @@ class Saver:
         if found is not None:
             self.checkpoints.check_claim()
             self.sealed_step = found.state.step
+        self._best = self.checkpoints.best_heldout()
         return found
 
     def first(self, state: RunState) -> None:
@@ -75,7 +79,10 @@ class Saver:
             self._writing = state
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", state.step, first_line(error))
-        self._save_model()
+        self._save_model(self.run.trained)
+        if state.heldout is not None and (self._best is None or state.heldout > self._best):
+            self._best = state.heldout
+            self._save_model(self.run.best)
 
     def seal(self, wait: bool = False) -> None:
         """Make the checkpoint that is being written count, once its files are written."""
@@ -105,7 +112,7 @@ class Saver:
                 f"(logs/driver.log says why); make room there and continue with --resume from step {self.sealed_step}"
             )
         if not self.run.trained.exists():
-            self._save_model()
+            self._save_model(self.run.trained)
 
     def stopped(self, state: RunState) -> None:
         """Write the checkpoint of a stopped run. If the learner is lost as well, the one before it stays. A run that
@@ -118,11 +125,11 @@ class Saver:
         except Lost as lost:
             log.warning("no checkpoint of step %d: %s", state.step, lost)
 
-    def _save_model(self) -> None:
+    def _save_model(self, folder: Path) -> None:
         """Write the evaluated weights in diffusers' layout, before the checkpoint of their step is sealed."""
-        self.learners.save_model(str(self.run.trained))
-        if self.run.trained.is_dir():  # A learner on another node may have a disk of its own.
-            sync_files(self.run.trained)
+        self.learners.save_model(str(folder))
+        if folder.is_dir():  # A learner on another node may have a disk of its own.
+            sync_files(folder)
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(

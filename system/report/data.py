@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,13 @@ def read_run(path: Path) -> Run:
         except UNREADABLE as error:
             left_out.append(f"eval/{file.name} cannot be read ({first_line(error)}) and is left out.")
     return Run(path, config if isinstance(config, dict) else {}, text, lines, evals, left_out)
+
+
+def until(run: Run, step: int) -> Run:
+    """The run as it was at a step: its lines up to it, and of its evaluations the first and the one of this step."""
+    lines = [line for line in run.lines if line["step"] <= step]
+    first = min(run.evals, default=step)
+    return replace(run, lines=lines, evals={at: run.evals[at] for at in sorted({first, step} & run.evals.keys())})
 
 
 def _read_eval(file: Path) -> pa.Table:

@@ -1,7 +1,7 @@
 """The report's figures. Each function reads a run and returns panels: an SVG with its texts, or what is missing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,25 +38,30 @@ ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
 
 def curves(run: Run) -> list[Panel]:
     """Training reward and held-out scores over training steps, one panel per scorer."""
-    keys = {key for recorded in run.lines for key in recorded}
-    parts = [key.split("/") for key in keys]
-    trained = sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
-    known = set(trained) | set(run.scorers)
-    names = [name for name in run.weights if name in known] + sorted(known - set(run.weights))
-    panels = [panel for i, name in enumerate(names) if (panel := _score_curve(run, name, i))]
+    trained = _trained_scores(run)
+    panels = [_score_curve(run, name, i) for i, name in enumerate(score_names(run))]
     steps, values = run.series("reward/mean")
     if sum("." not in name for name in trained) > 1 and steps:
         panels.insert(0, _combined_curve(run, steps, values))
     return panels
 
 
-def _score_curve(run: Run, name: str, index: int) -> Panel | None:
-    train, held = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}")
-    if not train[0] and not held[0]:
-        return None
-    prefix = f"eval/{name}/"
-    keys = sorted({key for recorded in run.lines for key in recorded if key.startswith(prefix)})
-    categories = [(key.removeprefix(prefix), run.series(key)) for key in keys]
+def score_names(run: Run) -> list[str]:
+    """The scores that have a curve: first the recipe's scorers in its order, then any others."""
+    known = {*_trained_scores(run), *run.scorers}
+    names = [name for name in run.weights if name in known] + sorted(known - set(run.weights))
+    return [name for name in names if run.series(f"reward/{name}/mean")[0] or run.series(f"eval/{name}")[0]]
+
+
+def _trained_scores(run: Run) -> list[str]:
+    """The scorers and sub-scores whose mean over the training images is recorded."""
+    parts = [key.split("/") for key in {key for recorded in run.lines for key in recorded}]
+    return sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
+
+
+def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
+    """Draws one score over training steps: that of the training images, the held-out one, and its categories."""
+    train, held, categories = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}"), _categories(run, name)
 
     def plot(axis: Axes) -> None:
         if train[0]:
@@ -69,6 +74,18 @@ def _score_curve(run: Run, name: str, index: int) -> Panel | None:
         training_axis(axis, f"mean score of {name}")
         cost_axis(axis, *run.series("nfe"))
 
+    return plot
+
+
+def _categories(run: Run, name: str) -> list[tuple[str, tuple[list[int], list[float]]]]:
+    """The held-out score of each category over training steps."""
+    prefix = f"eval/{name}/"
+    keys = sorted({key for recorded in run.lines for key in recorded if key.startswith(prefix)})
+    return [(key.removeprefix(prefix), run.series(key)) for key in keys]
+
+
+def _score_curve(run: Run, name: str, index: int) -> Panel:
+    train, held, categories = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}"), _categories(run, name)
     parts = []
     if train[0]:
         parts.append("of each step's training images, drawn with noise" + _smoothing_note(train[0]))
@@ -77,7 +94,7 @@ def _score_curve(run: Run, name: str, index: int) -> Panel | None:
     alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
     role = "training reward" if train[0] or run.weights.get(name) else "not trained on"
     title = f"{name}, {'sub-score' if '.' in name else role}"
-    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))
+    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", score_plot(run, name)))
 
 
 def _combined_curve(run: Run, steps: list[int], values: list[float]) -> Panel:

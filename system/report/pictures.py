@@ -21,12 +21,19 @@ UNREADABLE = (OSError, ValueError, SyntaxError, struct.error)
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as a data URI, and the step that it belongs to."""
+    """One image, encoded, and the step that it belongs to."""
 
     step: int
-    uri: str
+    kind: str
+    """`png`, or `jpeg` for an image that was shrunk."""
+    content: bytes
     small: bool
     scores: dict[str, float | None]
+
+    @property
+    def uri(self) -> str:
+        """The image as a data URI."""
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclass(frozen=True)
@@ -69,17 +76,17 @@ def _picture(run: Run, step: int, index: int) -> Picture:
     path, table = _file(run, step, index), run.evals[step]
     with Image.open(path) as image:
         image.load()
-        side, uri = max(image.size), _uri(path, image)
+        side, (kind, content) = max(image.size), _encoded(path, image)
     scores = {name: number(table[name][index].as_py()) for name in run.scorers}
-    return Picture(step, uri, side <= PIXELATED_SIDE_PX, scores)
+    return Picture(step, kind, content, side <= PIXELATED_SIDE_PX, scores)
 
 
-def _uri(path: Path, image: Image.Image) -> str:
-    kind, data = "png", path.read_bytes()
-    if max(image.size) > MAX_SIDE_PX:
-        shrunk = image.convert("RGB")
-        shrunk.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        buffer = io.BytesIO()
-        shrunk.save(buffer, format="JPEG", quality=88)
-        kind, data = "jpeg", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _encoded(path: Path, image: Image.Image) -> tuple[str, bytes]:
+    """The kind and the bytes of an image that is small enough for a page."""
+    if max(image.size) <= MAX_SIDE_PX:
+        return "png", path.read_bytes()
+    shrunk = image.convert("RGB")
+    shrunk.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    buffer = io.BytesIO()
+    shrunk.save(buffer, format="JPEG", quality=88)
+    return "jpeg", buffer.getvalue()

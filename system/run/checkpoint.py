@@ -144,6 +144,28 @@ class Checkpoints:
         self._refuse(damaged)
         return None
 
+    def best(self) -> Checkpoint | None:
+        """The valid checkpoint with the best held-out reward, the earliest of several; None if none records one."""
+        return next((found for name in self._by_score() if (found := self._valid(name))), None)
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step; None if it is not kept, or damaged, which the log says."""
+        return self._valid(_name(step)) if _name(step) in self._names() else None
+
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are kept, in order. They are not verified."""
+        return [_step(name) for name in self._names()]
+
+    def best_heldout(self) -> float | None:
+        """The best held-out reward that a kept checkpoint records, without verifying it; None if none records one."""
+        return max((value for name in self._names() if (value := self._heldout(name)) is not None), default=None)
+
+    def _valid(self, name: str) -> Checkpoint | None:
+        if not self._is_whole(name):
+            return None
+        folder = self.folder / name
+        return Checkpoint(folder, self._whole[name], folder.read(RECIPE_FILE).decode())
+
     def recipe(self) -> str | None:
         """The config.yaml in the newest checkpoint whose copy of it is intact; None if there are no checkpoints.
 
@@ -194,12 +216,15 @@ class Checkpoints:
         for name in reversed(names):
             if len(kept) < self.keep and self._is_whole(name):
                 kept.append(name)
-        scores = {name: heldout for name in names if (heldout := self._heldout(name)) is not None}
-        by_score = sorted(scores, key=lambda name: (scores[name], -_step(name)), reverse=True)
-        best = next((name for name in by_score if name in kept or self._is_whole(name)), None)
+        best = next((name for name in self._by_score() if name in kept or self._is_whole(name)), None)
         for name in set(names) - {*kept, best}:
             (self.folder / name).remove()
             self._whole.pop(name, None)
+
+    def _by_score(self) -> list[str]:
+        """The names of the checkpoints with a held-out reward, the best first, and the earlier of two equal ones."""
+        scores = {name: heldout for name in self._names() if (heldout := self._heldout(name)) is not None}
+        return sorted(scores, key=lambda name: (scores[name], -_step(name)), reverse=True)
 
     def _heldout(self, name: str) -> float | None:
         """The held-out reward that a checkpoint records, without verifying it; None if it records none."""
@@ -216,7 +241,7 @@ class Checkpoints:
             try:
                 self._whole[name] = _verified(self.folder / name)
             except Damaged as damage:
-                log.warning("checkpoint %s cannot be used (%s) and is removed", self.folder / name, damage)
+                log.warning("checkpoint %s cannot be used (%s)", self.folder / name, damage)
         return name in self._whole
 
 

@@ -6,7 +6,9 @@ experience/     Parquet, one file per step: every leaf with its rewards and adva
 eval/           Parquet, one file per evaluation: every held-out image with its scores
 samples/        one folder per evaluation: pictures of the first held-out prompts
 checkpoints/    everything that a resumed run needs
-lora/           the adapter, for diffusers' load_lora_weights (transformer/ where every weight is trained)
+lora/           the adapter that was saved last, for diffusers' load_lora_weights (transformer/ where every weight is
+                trained); the header of its file says which step it is
+best/           the same of the step with the best held-out reward so far
 logs/           one file of JSON lines per process
 driver.lock     locked while a driver works on the run
 tensorboard/, wandb/   if the recipe asks for them (loggers.py)
@@ -246,6 +248,11 @@ class RunFolder:
     def trained(self) -> Path:
         """`lora/`, or `transformer/` if every weight is trained."""
         return self.path / ("lora" if self.recorded.config.policy.lora else "transformer")
+
+    @property
+    def best(self) -> Path:
+        """The trained weights with the best held-out reward, in the layout of `trained`."""
+        return self.path / "best"
 
     @property
     def logs(self) -> Path:

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,8 +162,8 @@ class FakeLearners:
         self.restarts = 0
         self.versions = {0: INITIAL}
         """The versions that it holds: the current one, and as many before it as the staleness."""
-        self.model: str | None = None
-        """The weights that were saved last."""
+        self.models: dict[str, str] = {}
+        """The weights that were saved last, by the name of their folder."""
         self._written: dict[str, str] | None = None
 
     @property
@@ -206,7 +207,7 @@ class FakeLearners:
 
     def save_model(self, folder: str) -> None:
         self.script("save_model")
-        self.model = self.versions[self.current]
+        self.models[Path(folder).name] = self.versions[self.current]
 
     def restart(self) -> None:
         self.script("restart")

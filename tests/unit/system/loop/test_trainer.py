@@ -1,5 +1,6 @@
 """The training loop on roles that compute nothing: each event at each place of a run."""
 
+import json
 import logging
 import os
 import shutil
@@ -100,13 +101,19 @@ def whole(request, tmp_path_factory):
     return staleness, script.calls, roles.learners.versions[STEPS], recorded(config)
 
 
+def best_weights(run: RunFolder, config: RunConfig) -> str:
+    """The weights in the checkpoint with the best held-out reward."""
+    best = run.checkpoints(config.checkpoint).best()
+    return json.loads(best.folder.read("weights"))[str(best.state.step)]
+
+
 def test_a_run_records_every_step_and_saves_what_it_ends_with(whole, tmp_path):
     staleness, calls, weights, left = whole
     config = recipe(tmp_path, staleness)
     roles = FakeRoles()
     run = fit(config, roles)
     assert (roles.learners.versions[STEPS], recorded(config)) == (weights, left)
-    assert roles.learners.model == weights
+    assert roles.learners.models == {"lora": weights, "best": best_weights(run, config)}
     assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3, 4]
     assert [file.name for file in sorted((run.path / "eval").iterdir())] == [
         "step_000000.parquet",
@@ -130,6 +137,7 @@ def test_what_is_lost_at_any_place_is_made_again_with_the_same_result(whole, tmp
         assert roles.learners.restarts == 1, calls[at]
         assert roles.learners.versions[STEPS] == weights, calls[at]
         assert recorded(config) == left, calls[at]
+        assert roles.learners.models["best"] == best_weights(RunFolder(folder / "runs" / "run"), config), calls[at]
         assert roles.rollouts.budget.reserved == 0, calls[at]
 
 

@@ -69,6 +69,20 @@ def test_the_best_is_kept_as_well(folder):
     assert checkpoints.latest().state.step == 8
 
 
+def test_the_best_and_any_kept_one_are_found(folder):
+    checkpoints = opened(folder, keep=4)
+    assert (checkpoints.best(), checkpoints.best_heldout(), checkpoints.at(2)) == (None, None, None)
+    for step, heldout in ((2, None), (4, 0.7), (6, 0.9), (8, 0.9), (10, 0.8)):
+        save(checkpoints, step, heldout)
+    assert checkpoints.steps() == [4, 6, 8, 10]
+    assert (checkpoints.best().state.step, checkpoints.best_heldout()) == (6, 0.9)
+    assert checkpoints.at(4).folder.read("trained.safetensors") == b"weights of 4"
+    assert checkpoints.at(2) is None
+    alter(folder, 6, 10)
+    other = Checkpoints(folder, keep=4)
+    assert (other.best().state.step, other.at(6), other.latest().state.step) == (8, None, 8)
+
+
 def test_damaged_checkpoints_do_not_crowd_out_whole_ones(folder):
     """With three that are torn beside it, the newest good one was deleted when two new ones had been saved."""
     first = opened(folder, keep=4)

@@ -1,0 +1,77 @@
+"""`tempflow export`: trained weights of a run, with a model card, for diffusers, PEFT, ComfyUI and a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.base.errors import UserError
+from system.commands.arguments import console
+from system.commands.plain import plain
+from system.export.choices import Chosen, Layout
+
+if TYPE_CHECKING:
+    from system.export.export import Exported
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option(help="The new folder.")],
+    step: Annotated[
+        str, typer.Option(help="Which kept checkpoint: `best` by held-out reward, `last`, or a training step.")
+    ] = "best",
+    layout: Annotated[
+        Layout,
+        typer.Option(help="How the weights are written; `merged` adds the adapter to the base model's transformer."),
+    ] = Layout.DIFFUSERS,
+    no_ema: Annotated[
+        bool, typer.Option("--no-ema", help="The trained weights, instead of the moving average that is evaluated.")
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(help="The licence for the card, such as apache-2.0; without it, that of the base model's card."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base model's hub id for the card, if the recipe names a folder.")
+    ] = None,
+) -> None:
+    """Write trained weights of a run as a folder with a model card, ready for a hub."""
+    from system.export.export import export as write
+
+    done = write(run, to, _step(step), layout, not no_ema, license, base)
+    for sentence in done.left_out:
+        console.print(plain(f"Left out of the card: {sentence}"), soft_wrap=True)
+    console.print(plain(_said(done)), soft_wrap=True)
+    for line in _next(done):
+        console.print(plain(line), soft_wrap=True)
+
+
+def _step(text: str) -> int | Chosen:
+    """The checkpoint that `--step` names.
+
+    Raises:
+        UserError: it names none.
+    """
+    named = {"best": Chosen.BEST, "last": Chosen.LAST}
+    if text in named:
+        return named[text]
+    if not text.isdecimal():
+        raise UserError(f"--step: `{text}` is not a step; give best, last or a whole number")
+    return int(text)
+
+
+def _said(done: Exported) -> str:
+    weights = "trained weights" if done.weight_set == "trained" else f"moving average ({done.weight_set})"
+    heldout = "" if done.heldout is None else f", held-out reward {done.heldout:.4f}"
+    return f"{done.folder}: {done.file} of step {done.step}, {weights}{heldout}"
+
+
+def _next(done: Exported) -> list[str]:
+    """What to do with the folder."""
+    edit = [] if done.licensed else [f"Enter `license` in the head of {done.folder / 'README.md'}."]
+    return [*edit, f"Next: read {done.folder / 'README.md'}, then publish it with: hf upload USER/NAME {done.folder}"]

@@ -1,0 +1,22 @@
+"""What an export may be asked for. No Torch, so that the command line's help is quick."""
+
+from enum import Enum, StrEnum, auto
+
+
+class Layout(StrEnum):
+    """How the weights lie in the folder."""
+
+    DIFFUSERS = "diffusers"
+    """An adapter for `load_lora_weights`; the whole transformer, if every weight is trained."""
+    PEFT = "peft"
+    COMFYUI = "comfyui"
+    MERGED = "merged"
+    """The base's transformer with the adapter added to its weights, for diffusers."""
+
+
+class Chosen(Enum):
+    """Checkpoints that are named by what they are, not by their step."""
+
+    BEST = auto()
+    """The one with the best held-out reward."""
+    LAST = auto()
