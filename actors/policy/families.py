@@ -41,7 +41,9 @@ def pipeline_name(model: str) -> str:
     """
     name = _config(model, "model_index.json").get("_class_name")
     if not isinstance(name, str):
-        raise UserError(f"policy.model: model_index.json of `{model}` has no _class_name; is it a model of diffusers?")
+        raise UserError(
+            f"policy.model: model_index.json of `{model}` names no pipeline; give a model in diffusers' layout"
+        )
     return name
 
 
@@ -53,7 +55,10 @@ def part_class(model: str, part: str) -> tuple[str, str]:
     """
     entry = _config(model, "model_index.json").get(part)
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
-        raise UserError(f"policy.model: model_index.json of `{model}` has no {part} of diffusers")
+        raise UserError(
+            f"policy.model: model_index.json of `{model}` names no {part} of diffusers; "
+            "give a model in diffusers' layout"
+        )
     return entry[0], str(entry[1])
 
 
@@ -79,7 +84,9 @@ def check_size(settings: PolicySettings) -> None:
         if size_px % grid_px:
             below = size_px // grid_px * grid_px
             near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
-            raise UserError(f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
+            raise UserError(
+                f"policy.{side}: {size_px} is not a multiple of {grid_px}, which this model needs; try {near}"
+            )
         if size_px > most_px:
             raise UserError(f"policy.{side}: {size_px} is more than {most_px}, the most this model has positions for")
 
@@ -111,7 +118,9 @@ def family_class(settings: PolicySettings) -> "type[Family]":
 def _entry(model: str) -> Entry:
     name = pipeline_name(model)
     if name not in FAMILIES:
-        raise UserError(f"policy.model: `{model}` is a {name}; supported are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"policy.model: `{model}` is a {name}, which is not supported; give one of {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
 
 
@@ -119,12 +128,12 @@ def _config(model: str, file: str) -> dict[str, Any]:
     """A JSON file of a model.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: it is missing or not a JSON object.
     """
     try:
         found = json.loads(model_file("policy.model", model, file).read_text(errors="replace"))
     except json.JSONDecodeError as error:
         raise UserError(f"policy.model: {file} of `{model}` is not JSON ({error}); copy it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"policy.model: {file} of `{model}` is no JSON object; copy it again")
+        raise UserError(f"policy.model: {file} of `{model}` is not a JSON object; copy it again")
     return found

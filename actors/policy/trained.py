@@ -78,7 +78,9 @@ def find_trained(folder: Path, lora: LoraSettings | None, what: str) -> TrainedF
     for key in shapes:
         found = LORA_KEY.fullmatch(key)
         if not found:
-            raise UserError(f"{what}: `{path}` holds `{key}`; only plain LoRA weights (lora_A, lora_B) are read")
+            raise UserError(
+                f"{what}: `{path}` holds `{key}`; give an adapter that has only plain LoRA weights (lora_A, lora_B)"
+            )
         keys[f"{found[1]}.default.weight"] = key
     ours = {name: shapes[key] for name, key in keys.items()}
     return TrainedFile(path, keys, ours, _scale(config, _rank(ours, path, what), path, what))
@@ -127,7 +129,9 @@ def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
         for name, key in file.keys.items():
             tensor = tensors.get_tensor(key)
             if not bool(tensor.isfinite().all()):
-                raise UserError(f"{what}: `{file.path}` holds NaN or infinity in {key}; give an earlier checkpoint's")
+                raise UserError(
+                    f"{what}: `{file.path}` holds NaN or infinity in {key}; give that of an earlier checkpoint"
+                )
             if lora:
                 tensor = tensor.float() * (file.scale * lora.rank / lora.alpha if ".lora_B." in name else 1.0)
             arrays[name] = to_array(tensor)
@@ -159,13 +163,14 @@ def _compare(file: TrainedFile, wanted: Shapes, what: str) -> None:
         has = f"it has {len(extra)} that the recipe does not train, such as {extra[0]}" if extra else ""
         raise UserError(
             f"{what}: `{file.path}` was made for another model or other policy.lora.targets: "
-            f"{' and '.join(part for part in (lacks, has) if part)}"
+            f"{' and '.join(part for part in (lacks, has) if part)}; "
+            "give one that was trained with this recipe's model and targets"
         )
     for name, shape in wanted.items():
         if file.shapes[name] != shape:
             raise UserError(
                 f"{what}: `{file.path}` was made for another model: {name} has the shape {file.shapes[name]}, and this "
-                f"model needs {shape}"
+                f"model needs {shape}; give one of this model"
             )
 
 
@@ -173,7 +178,9 @@ def _rank(shapes: Shapes, path: Path, what: str) -> int:
     """The rank that all modules share."""
     ranks = {shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items() if len(shape) == 2}
     if len(ranks) != 1 or any(len(shape) != 2 for shape in shapes.values()):
-        raise UserError(f"{what}: the modules of `{path}` have the ranks {sorted(ranks)}; one rank for all is read")
+        raise UserError(
+            f"{what}: the modules of `{path}` have the ranks {sorted(ranks)}; give an adapter with one rank"
+        )
     return ranks.pop()
 
 
@@ -181,10 +188,10 @@ def _scale(config: Mapping[str, Any], rank: int, path: Path, what: str) -> float
     """alpha / rank; 1 without an alpha, as diffusers has it."""
     for key in ("rank_pattern", "alpha_pattern", "use_dora"):
         if config.get(key):
-            raise UserError(f"{what}: `{path}` uses {key}; only plain LoRA with one rank and one alpha is read")
+            raise UserError(f"{what}: `{path}` uses {key}; give a plain LoRA with one rank and one alpha")
     alpha = config.get("lora_alpha", rank)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"{what}: `{path}` has lora_alpha = {alpha!r}, which is no positive number")
+        raise UserError(f"{what}: `{path}` has lora_alpha = {alpha!r}, which is not a positive number; correct it")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -196,7 +203,7 @@ def _diffusers_config(metadata: Mapping[str, str], path: Path, what: str) -> dic
 def _peft_config(path: Path, what: str) -> dict[str, Any]:
     file = path.with_name(PEFT_CONFIG)
     if not file.is_file():
-        raise UserError(f"{what}: `{path}` has no {PEFT_CONFIG} beside it, which says its alpha; copy it, too")
+        raise UserError(f"{what}: `{path}` has no {PEFT_CONFIG} beside it, which has its alpha; copy that file, too")
     return _json(file.read_text(errors="replace"), f"{what}: `{file}`")
 
 
@@ -204,9 +211,9 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON ({error})") from error
+        raise UserError(f"{where} is not JSON ({error}); copy it again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{where} is no JSON object")
+        raise UserError(f"{where} is not a JSON object; copy it again")
     return config
 
 

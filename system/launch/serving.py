@@ -53,7 +53,10 @@ def check_free(listen: GatewaySettings) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _taken(listen) from error
-            raise UserError(f"the pool cannot listen at {listen.host}:{listen.port}: {error.strerror}") from error
+            raise UserError(
+                f"the pool cannot listen at {listen.host}:{listen.port} ({error.strerror}); "
+                "set serve.host and serve.port to an address of this machine"
+            ) from error
 
 
 def _taken(listen: GatewaySettings) -> UserError:

@@ -72,7 +72,7 @@ def test_labels_are_texts_numbers_and_truth_values(tmp_path):
     lines, table = (read_rows(str(tmp_path / f"p.{kind}"), "file", "prompt") for kind in ("jsonl", "parquet"))
     assert list(lines.labels("a")) == ["true", "1.5", None, "x", None]
     assert list(table.labels("a")) == ["true", "false"]
-    with pytest.raises(UserError, match=r"line 5: `b` is \[1\], not text or a number"):
+    with pytest.raises(UserError, match=r"line 5: `b` is \[1\]; make it text or a number"):
         lines.labels("b")
     with pytest.raises(UserError, match="column `b` contains binary"):
         table.labels("b")
@@ -122,11 +122,11 @@ def test_bad_columns_of_parquet_are_named(tmp_path):
         with pytest.raises(UserError, match=message):
             read_rows(str(tmp_path / "p.parquet"), "prompt file", "prompt").texts("prompt")
 
-    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` contains int64, not text")
+    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` contains int64; convert it to text")
     refuses(pa.table({"prompt": ["a", None]}), "row 2: `prompt` is missing")
     refuses(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "two columns `prompt`")
     latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
-    refuses(pa.table({"prompt": latin}), "not a readable Parquet file: .*UTF8")
+    refuses(pa.table({"prompt": latin}), "not a readable Parquet file .*UTF8")
 
 
 def test_a_file_that_is_missing_or_cannot_be_read(tmp_path):
