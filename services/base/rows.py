@@ -48,7 +48,7 @@ class Rows(Protocol):
         """
         ...
 
-    def labels(self, column: str) -> Sequence[str | None]:
+    def categories(self, column: str) -> Sequence[str | None]:
         """A column of texts, numbers or booleans, converted to texts; None if a row has no value.
 
         Raises:
@@ -118,12 +118,12 @@ class RowList:
                 raise UserError(f"`{self.name}`, {place}: `{column}` {said}; correct it")
         return texts  # type: ignore[return-value]
 
-    def labels(self, column: str) -> list[str | None]:
+    def categories(self, column: str) -> list[str | None]:
         values = [row.get(column) for row in self.rows]
         for value, place in zip(values, self.places, strict=True):
             if isinstance(value, list | dict):
                 raise UserError(f"`{self.name}`, {place}: `{column}` is {_short(value)}; make it text or a number")
-        return [_label(value) for value in values]
+        return [_category(value) for value in values]
 
 
 class ParquetRows:
@@ -156,7 +156,7 @@ class ParquetRows:
             raise UserError(f"`{self.path}`, {self.place(first)}: `{column}` is missing; add it")
         return ArrowTexts(values)
 
-    def labels(self, column: str) -> "ArrowTexts":
+    def categories(self, column: str) -> "ArrowTexts":
         values = self._mapped([column])[column]
         if pa.types.is_nested(values.type) or "binary" in str(values.type):
             raise UserError(f"`{self.path}`: column `{column}` contains {values.type}; convert it to text or numbers")
@@ -199,7 +199,7 @@ class ArrowTexts(Sequence[Any]):
     @overload
     def __getitem__(self, row: slice) -> "ArrowTexts": ...
     def __getitem__(self, row: int | slice) -> Any:
-        return ArrowTexts(self.values[row]) if isinstance(row, slice) else _label(self.values[row].as_py())
+        return ArrowTexts(self.values[row]) if isinstance(row, slice) else _category(self.values[row].as_py())
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -305,7 +305,7 @@ def _check_header(name: str, columns: Sequence[str]) -> None:
         raise UserError(f"`{name}` has two columns `{twice[0]}`; rename one")
 
 
-def _label(value: Any) -> str | None:
+def _category(value: Any) -> str | None:
     """A value as a text; None stays None."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -60,7 +60,7 @@ def read_prompts(name: str, prompt_column: str = "prompt", category_column: str 
         raise UserError(f"`{name}` is empty; write one prompt in each row")
     if prompt_column not in rows.columns:
         raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {rows.columns}")
-    categories = rows.labels(category_column) if category_column in rows.columns else None
+    categories = rows.categories(category_column) if category_column in rows.columns else None
     return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
 
 
