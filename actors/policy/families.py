@@ -1,4 +1,4 @@
-"""Which family drives a model. Holds no Torch, so that a recipe can be checked before any actor starts."""
+"""Finds the family of a model. It does not import PyTorch, so that a recipe can be checked before any actor starts."""
 
 import importlib
 import json
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """What is known of a family without Torch."""
+    """The properties of a family that are known without PyTorch."""
 
     driver: str
-    """The class that drives it, as `module:Class`."""
+    """The class of the family, as `module:Class`."""
     packs: bool
-    """Whether 2x2 latent pixels are one token; else the transformer's own patch_size says how many are."""
+    """Whether 2x2 latent pixels are one token. If not, the transformer's patch_size says how many are."""
 
 
 FAMILIES = {
@@ -30,7 +30,7 @@ FAMILIES = {
     "Flux2KleinPipeline": Entry("actors.policy.flux2_klein:Flux2Klein", packs=True),
     "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
 }
-"""By the pipeline class in model_index.json."""
+"""The families, by the pipeline class in model_index.json."""
 
 
 def pipeline_name(model: str) -> str:
@@ -48,7 +48,7 @@ def pipeline_name(model: str) -> str:
 
 
 def part_class(model: str, part: str) -> tuple[str, str]:
-    """Library and class of a part of a pipeline, as model_index.json has them.
+    """The library and class of a part of a pipeline, from model_index.json.
 
     Raises:
         UserError: it has no such part.
@@ -63,14 +63,14 @@ def part_class(model: str, part: str) -> tuple[str, str]:
 
 
 def vae_scale(vae: Mapping[str, Any]) -> int:
-    """Image pixels along the side of a latent pixel, from a VAE's config."""
+    """The number of image pixels along the side of a latent pixel, from a VAE's config."""
     if "block_out_channels" in vae:
         return 2 ** (len(vae["block_out_channels"]) - 1)
     return 2 ** len(vae["temperal_downsample"])
 
 
 def check_size(settings: PolicySettings) -> None:
-    """Refuse image sizes that are no whole number of tokens, or larger than the model has positions for.
+    """Refuse image sizes that are not a whole number of tokens, or that are larger than the model has positions for.
 
     Raises:
         UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
@@ -92,7 +92,7 @@ def check_size(settings: PolicySettings) -> None:
 
 
 def pipeline_file(model: str) -> Path:
-    """The model_index.json of a model folder or hub id; the model's other files lie beside it, once they are fetched.
+    """The model_index.json of a model folder or hub id. The model's other files are beside it once they are downloaded.
 
     Raises:
         UserError: no such model.

@@ -1,4 +1,4 @@
-"""Files of trained weights: found, checked from their headers before anything starts, and read.
+"""Files of trained weights: finds them, checks their headers before anything starts, and reads them.
 
 An adapter is a file that diffusers reads (a run's `lora/`, or what a pipeline's `save_lora_weights` writes) or a folder
 of PEFT, which flow_grpo saves. A whole transformer is a run's `transformer/`. The checks import no Torch.
@@ -24,25 +24,25 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 STEP_KEY, SET_KEY = "tempflow_step", "tempflow_weights"
 """Of the metadata in a saved file's header: the training steps that made the weights, and the weight set they are."""
 TRAINED_SET = "trained"
-"""The name of the trained weights themselves, where no average is meant. A checkpoint's file has it, too."""
+"""The name of the trained weights themselves, as opposed to an average. A checkpoint's file has it, too."""
 LORA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)
 class TrainedFile:
-    """A file of trained weights, by its header."""
+    """A file of trained weights, as its header describes it."""
 
     path: Path
     keys: Mapping[str, str]
-    """The file's name of each tensor, by the policy's name."""
+    """The name of each tensor in the file, by its name in the policy."""
     shapes: Shapes
-    """Shapes by the policy's names."""
+    """The shape of each tensor, by its name in the policy."""
     scale: float = 1.0
     """An adapter adds scale · B·A to a weight."""
 
 
 def saved_from(step: int, weight_set: str) -> dict[str, str]:
-    """What the header of a saved file says of its weights.
+    """The entries in the header of a saved file that describe its weights.
 
     Args:
         step: training steps that made them.
@@ -117,7 +117,7 @@ def check_trained(settings: PolicySettings, folder: Path, what: str) -> None:
 
 
 def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
-    """Trained weights under the policy's names; an adapter of another alpha is scaled so that it does the same.
+    """Trained weights by their names in the policy. An adapter with another alpha is scaled to have the same effect.
 
     Raises:
         UserError: as `find_trained`, or a weight is NaN or infinite.
@@ -139,7 +139,7 @@ def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
 
 
 def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
-    """What an adapter of these settings holds on a model with these weights."""
+    """The shapes of an adapter with these settings, on a model with these weights."""
     shapes: Shapes = {}
     linear = [name.removesuffix(".weight") for name, shape in base.items() if len(shape) == 2]
     for module in targeted(linear, lora):
@@ -150,7 +150,7 @@ def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
 
 
 def targeted(modules: Iterable[str], lora: LoraSettings) -> list[str]:
-    """Modules that get an adapter: those that are named, or whose last parts are, as PEFT has it."""
+    """The modules that get an adapter: a target names a module in full or by its last parts, as in PEFT."""
     return [module for module in modules if any(f".{module}".endswith(f".{target}") for target in lora.targets)]
 
 
@@ -185,7 +185,7 @@ def _rank(shapes: Shapes, path: Path, what: str) -> int:
 
 
 def _scale(config: Mapping[str, Any], rank: int, path: Path, what: str) -> float:
-    """alpha / rank; 1 without an alpha, as diffusers has it."""
+    """alpha / rank. It is 1 if there is no alpha, as in diffusers."""
     for key in ("rank_pattern", "alpha_pattern", "use_dora"):
         if config.get(key):
             raise UserError(f"{what}: `{path}` uses {key}; give a plain LoRA with one rank and one alpha")
