@@ -15,6 +15,7 @@ STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(settings: LearnerSettings, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    """The optimizer that `learner.optimizer` names, over the fp32 parameters."""
     kind = OffloadedAdamW if settings.optimizer == "adamw_offload" else torch.optim.AdamW
     return kind(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.eps)
 
@@ -39,15 +40,15 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def _step_alone(self, parameter: Tensor) -> None:
         state = self.state[parameter]
-        homes = {name: state[name] for name in MOMENTS if name in state}
-        state.update({name: home.to(parameter.device) for name, home in homes.items()})
+        kept = {name: state[name] for name in MOMENTS if name in state}
+        state.update({name: moment.to(parameter.device) for name, moment in kept.items()})
         super().step()
-        state.update({name: at_home(state[name], homes.get(name)) for name in MOMENTS if name in state})
+        state.update({name: on_cpu(state[name], kept.get(name)) for name in MOMENTS if name in state})
 
 
-def at_home(moment: Tensor, home: Tensor | None = None) -> Tensor:
-    """A moment on the CPU: its values in `home`, or in new memory."""
-    if home is None:
-        home = torch.empty_like(moment, device="cpu", pin_memory=moment.is_cuda)
-    local(home).copy_(local(moment))
-    return home
+def on_cpu(moment: Tensor, into: Tensor | None = None) -> Tensor:
+    """A moment on the CPU: its values are copied into `into`, or into new memory if that is not given."""
+    if into is None:
+        into = torch.empty_like(moment, device="cpu", pin_memory=moment.is_cuda)
+    local(into).copy_(local(moment))
+    return into

@@ -30,6 +30,9 @@ from services.base.headers import naming_storage_errors
 from services.base.paths import resolve_model
 from services.base.storage import replacing, write_atomically
 
+SAME = "weights of the same model and policy.lora"
+"""What fits a policy, for messages."""
+
 
 class Policy:
     """A base model and what is trained of it, a LoRA adapter or every weight, all in the compute dtype.
@@ -197,14 +200,20 @@ class Policy:
             UserError: other names or shapes than this policy's, or values that are not finite.
         """
         if arrays.keys() != self.parameters.keys():
-            raise UserError(f"weights of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ")
+            raise UserError(
+                f"the weights are of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ; "
+                f"use {SAME}"
+            )
         for name, parameter in self.parameters.items():
             array = arrays[name]
             if array.shape != tuple(parameter.shape):
-                raise UserError(f"weights of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}")
+                raise UserError(
+                    f"the weights are of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}; "
+                    f"use {SAME}"
+                )
             values = to_tensor(array).to(parameter.device)
             if not bool(values.isfinite().all()):
-                raise UserError(f"weights with NaN or infinity: {name}")
+                raise UserError(f"the weights have NaN or infinity in {name}; use those of an earlier step")
             parameter.copy_(values)
         return checksum(self.arrays())
 
@@ -264,8 +273,11 @@ def _choose_attention(transformer: nn.Module, name: str) -> None:
     """
     processors = transformer.attn_processors.values()  # type: ignore[operator]
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
-        raise UserError(f"policy.attention: {type(transformer).__name__} has one back end only; remove the setting")
+        raise UserError(f"policy.attention: {type(transformer).__name__} has only one back end; remove the setting")
     try:
         transformer.set_attention_backend(name)  # type: ignore[operator]
     except (RuntimeError, ValueError, ImportError) as error:
-        raise UserError(f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())}); "
+            "name another back end, or remove the setting"
+        ) from error

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from actors.policy.families import vae_scale
 from actors.policy.family import Conditioning, Family, both_halves
+from services.base.errors import UserError
 
 
 class SD3(Family):
@@ -24,7 +25,10 @@ class SD3(Family):
     def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self.pipe.scheduler
         if scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError("SD3 with resolution-dependent shifting is not supported")
+            raise UserError(
+                "policy.model: the model's scheduler shifts by resolution, which is not supported for SD3; "
+                "set use_dynamic_shifting to false in its scheduler/scheduler_config.json"
+            )
         scheduler.set_timesteps(num_steps)
         return scheduler.sigmas.clone()
 

@@ -370,7 +370,10 @@ class Fleet:
         if needed and (said := refusal(error)):
             self._not_ready(said, error)
         elif needed and slot.starts >= MAX_DEATHS_AT_START:
-            said = UserError(f"rollout worker {slot.number} died {slot.starts} times as it started: {death(error)}")
+            said = UserError(
+                f"rollout worker {slot.number} died {slot.starts} times as it started: {death(error)}; see its log "
+                f"(logs/rollout-{slot.number}.log)"
+            )
             self._not_ready(said, error)
         else:
             log.warning("rollout worker %d died as it started: %s", slot.number, death(error))

@@ -20,7 +20,7 @@ from system.capacity.timing import StepTime, TaskTime, step_seconds, task_second
 from system.recipe.model import RunConfig
 
 MOST_PADDING = 0.03
-"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its estimate."""
+"""A recipe that pads more rows than this wastes them; its micro-batch does not fit its plan."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
 
@@ -89,7 +89,7 @@ def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
     """
     count, _, name = text.partition("x")
     if not count.isdigit() or not int(count) or not name:
-        raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+        raise UserError(f"--gpus: `{text}` is not a number of cards; give it as 8xH100")
     if measured is not None:
         if not is_called(measured.name, name):
             raise UserError(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from actors.policy.family import DTYPES
-from actors.policy.settings import LoraSettings, PolicySettings
+from actors.policy.settings import LoraSettings
 from actors.policy.trained import targeted
 from system.capacity.architecture import META, architecture, build_part, parts
 from system.capacity.cards import GB
@@ -22,10 +22,10 @@ from system.capacity.memory import (
     experience_bytes,
     first_plan,
     local_policy,
+    own_parameters,
     processes,
 )
-from system.capacity.optimizer import own_parameters
-from system.capacity.passes import part_sizes, text_encoders, trained_parameters
+from system.capacity.passes import part_sizes, text_encoders
 from system.recipe.model import RunConfig
 
 LIBRARIES_BYTES = 0.6 * GB
@@ -150,9 +150,7 @@ def _saved_bytes(config: RunConfig) -> float:
 
     They hold the trained weights, Adam's moments and the weight sets in fp32, and the past versions.
     """
-    policy: PolicySettings = local_policy(config)
-    learner, count = config.learner, trained_parameters(policy)
-    share = 1 / learner.ranks if learner.shard and policy.lora is None else 1.0
+    learner = config.learner
     arrays = 1 + 2 * ADAM_MOMENTS + len(config.objective.weight_sets(learner.ema))
-    past = learner.max_staleness * DTYPES[policy.dtype].itemsize
-    return share * count * (FP32_BYTES * arrays + past)
+    past = learner.max_staleness * DTYPES[config.policy.dtype].itemsize
+    return own_parameters(config) * (FP32_BYTES * arrays + past)

@@ -72,6 +72,16 @@ def local_policy(config: RunConfig) -> PolicySettings:
     return config.policy.model_copy(update={"model": str(architecture(config.policy.model))})
 
 
+def shards_trained(config: RunConfig) -> bool:
+    """Whether each rank of the learner holds a part of what is trained, not all of it; an adapter stays whole."""
+    return config.learner.shard and config.policy.lora is None
+
+
+def own_parameters(config: RunConfig) -> float:
+    """The trained numbers that one rank holds."""
+    return trained_parameters(local_policy(config)) / (config.learner.ranks if shards_trained(config) else 1)
+
+
 def forwards_per_row(policy: PolicySettings) -> int:
     """Rows of the model for one velocity: 2 with classifier-free guidance."""
     return family_class(policy).forwards(policy)
@@ -157,20 +167,18 @@ def _sampled(policy: PolicySettings) -> dict[str, float]:
     return {"sampled weights": float(trained_parameters(policy) * DTYPES[policy.dtype].itemsize)}
 
 
-def _base_copy(config: RunConfig, policy: PolicySettings, share: float, dtype: str) -> dict[str, float]:
+def _base_copy(config: RunConfig, dtype: str) -> dict[str, float]:
     """The base that a learner without an adapter keeps for the KL term."""
-    if policy.lora is not None or not config.objective.kl:
+    if config.policy.lora is not None or not config.objective.kl:
         return {}
-    return {"base for comparison": share * trained_parameters(policy) * DTYPES[dtype].itemsize}
+    return {"base for comparison": own_parameters(config) * DTYPES[dtype].itemsize}
 
 
 def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
     """All that a learner keeps for the trained parameters."""
-    count, learner = trained_parameters(policy), config.learner
-    whole = learner.shard and policy.lora is None
-    share = 1 / learner.ranks if whole else 1.0
+    count, learner, whole = trained_parameters(policy), config.learner, shards_trained(config)
     sets = len(config.objective.weight_sets(learner.ema))
-    fp32 = share * FP32_BYTES * count
+    fp32 = FP32_BYTES * own_parameters(config)
     held = {"gradients": fp32}
     if learner.optimizer == "adamw":
         held["Adam"] = ADAM_MOMENTS * fp32
@@ -180,7 +188,7 @@ def _trained(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
         held["weight sets"] = sets * fp32
     if learner.max_staleness:
         held["past versions"] = float(learner.max_staleness * count * DTYPES[policy.dtype].itemsize)
-    return held | _adapter(policy) | _base_copy(config, policy, share, "fp32" if whole else policy.dtype)
+    return held | _adapter(policy) | _base_copy(config, "fp32" if whole else policy.dtype)
 
 
 def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
@@ -229,8 +237,7 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
         peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
     if config.learner.optimizer != "adamw":
         return {"learning": peak}  # one parameter after the other takes its step
-    whole = config.learner.shard and policy.lora is None
-    root = FP32_BYTES * trained_parameters(policy) / (config.learner.ranks if whole else 1)
+    root = FP32_BYTES * own_parameters(config)
     return {"learning": peak, "optimizer step": root}  # AdamW makes the root of the second moment beside it
 
 

@@ -1,8 +1,7 @@
 """What an optimizer step costs on a GPU: it computes little, and reads and writes all that is trained."""
 
 from actors.policy.family import DTYPES
-from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
-from system.capacity.passes import trained_parameters
+from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, own_parameters, shards_trained
 from system.recipe.model import RunConfig
 
 CLIP_READS_AND_WRITES = 3
@@ -26,12 +25,6 @@ def copied_bytes(config: RunConfig) -> float:
     return 2.0 * ADAM_MOMENTS * FP32_BYTES * own_parameters(config)
 
 
-def own_parameters(config: RunConfig) -> float:
-    """The trained numbers of which one rank holds the moments: all of them, or its part where they are sharded."""
-    sharded = config.learner.shard and config.policy.lora is None
-    return trained_parameters(local_policy(config)) / (config.learner.ranks if sharded else 1)
-
-
 def step_bytes_moved(config: RunConfig) -> float:
     """Bytes that one optimizer step of a rank reads and writes in its GPU's memory.
 
@@ -41,12 +34,11 @@ def step_bytes_moved(config: RunConfig) -> float:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    policy, learner = local_policy(config), config.learner
-    whole = learner.shard and policy.lora is None
+    policy, learner = config.policy, config.learner
     averages = sum(
         1 / one.every for one in config.objective.weight_sets(learner.ema) if one.follows == "optimizer_step"
     )
     moved = FP32_BYTES * (CLIP_READS_AND_WRITES + ADAMW_READS_AND_WRITES + AVERAGE_READS_AND_WRITES * averages)
-    if policy.dtype != "fp32" and not whole:
+    if policy.dtype != "fp32" and not shards_trained(config):
         moved += FP32_BYTES + DTYPES[policy.dtype].itemsize
     return moved * own_parameters(config)

@@ -22,7 +22,6 @@ from system.launch.environment import LOOPBACK, check_start, needs_token, runnin
 from system.recipe.model import RunConfig
 
 if TYPE_CHECKING:
-    from system.capacity.estimate import Processes
     from system.manifests.sizing import Ask
 
 LEAST_FREE_BYTES = 2**30
@@ -153,23 +152,19 @@ def memory(config: RunConfig | None) -> Iterator[Finding]:
 
     There is no finding if there is no GPU, the recipe asks for none, or the shapes of its model are not known.
     """
-    from system.capacity.memory import processes
-
-    yield from _gpu_memory(config, processes)
+    yield from _gpu_memory(config, local=False)
 
 
 def local_memory(config: RunConfig | None) -> Iterator[Finding]:
     """All roles in one process have room on this machine's first GPU. There is no finding where `memory` has none."""
-    from system.capacity.memory import local_process
-
-    yield from _gpu_memory(config, lambda config: [local_process(config)], attaches=False)
+    yield from _gpu_memory(config, local=True)
 
 
-def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) -> Iterator[Finding]:
-    """Whether the processes that `of` gives have room.
+def _gpu_memory(config: RunConfig | None, local: bool) -> Iterator[Finding]:
+    """Whether the processes of a run have room. PyTorch is imported only if a role asks for a GPU.
 
     Args:
-        attaches: whether the run uses the nodes of a cluster that is running, whose cards may be others.
+        local: the run has all roles in one process. Otherwise it may use a cluster, whose nodes may have other cards.
     """
     if config is None or not gpus_wanted(config):
         return
@@ -180,9 +175,11 @@ def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) 
     from system.capacity.cards import CARDS, GB
     from system.capacity.estimate import fit_of
     from system.capacity.estimate_text import fit_sentence
+    from system.capacity.memory import local_process, processes
 
     device = torch.cuda.get_device_properties(0)
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
+    of = (lambda one: [local_process(one)]) if local else processes
     try:
         fit = fit_of(config, torch.cuda.device_count(), card, of)
     except UserError:  # another check reports what is wrong with the model
@@ -191,7 +188,7 @@ def _gpu_memory(config: RunConfig | None, of: Processes, attaches: bool = True) 
     if not fit.fits:
         # The margins of the estimate are assumptions: only what surely does not fit is refused.
         over = any(one.gpus and one.peak_bytes > one.share_bytes(card) for one in fit.processes)
-        level = "problem" if over and not (attaches and running_ray()) else "warning"
+        level = "problem" if over and (local or not running_ray()) else "warning"
     yield Finding(level, "gpu memory", fit_sentence(fit))
 
 

@@ -98,9 +98,9 @@ def run_eval(
     from system.run.outputs import check_output
 
     if prompts is not None:
-        data, settings = {"heldout": prompts}, {"sets": {}, "scorers": None}
-        changes = {"data": config.data.model_copy(update=data), "eval": config.eval.model_copy(update=settings)}
-        config = config.model_copy(update=changes)
+        data = config.data.model_copy(update={"heldout": prompts})
+        settings = config.eval.model_copy(update={"sets": {}, "scorers": None})
+        config = config.model_copy(update={"data": data, "eval": settings})
     if not config.eval_sets:
         raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout or eval.sets")
     refuse(config, By.EVAL)

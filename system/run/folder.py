@@ -165,7 +165,7 @@ class RunFolder:
         try:
             text = self.config_file.read_text(errors="replace")
         except FileNotFoundError as error:
-            raise UserError(f"`{self.path}` has no config.yaml") from error
+            raise UserError(f"`{self.path}` has no config.yaml; give the folder of a run") from error
         return read_recorded(text, str(self.config_file))
 
     def _lost(self, checkpoints: Checkpoints) -> UserError:

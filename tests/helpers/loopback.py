@@ -1,8 +1,10 @@
 """A real HTTP server on loopback that answers from a script, and a clock that waits without time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 HANG = "no answer until the server ends"
 
@@ -67,3 +69,17 @@ class Clock:
         self.now += seconds
         for due in [second for second in self.at if second <= self.now]:
             self.at.pop(due)()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Loopback]]:
+    """Starts servers with these answers, and ends them after the test."""
+    servers = []
+
+    def start(*answers: object, port: int = 0) -> Loopback:
+        servers.append(Loopback(*answers, port=port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

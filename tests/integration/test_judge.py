@@ -16,8 +16,6 @@ from services.scoring.settings import ScorerSettings
 from tests.helpers.http_pool import free_port, wait_until
 from tests.helpers.tiny_vlm import save_tiny_vlm
 
-pytest.importorskip("openai")
-
 START_TIMEOUT_S = 240
 RATE = {"read": "pattern", "pattern": r"Score: ([\d.]+)", "range": [0, 10]}
 RUBRIC = [{"text": "Rate a fox.", "scores": {"rate": RATE}}]

@@ -41,7 +41,8 @@ def scorer(kind):
 
     def build(url, **options):
         if kind == "geneval":
-            return GenEval(f"{url}/detect", **options)
+            geneval = GenEval(f"{url}/detect", **options)
+            return lambda *asked: geneval(*asked)["score"]
         return Remote(url, "size", **options)
 
     return build
@@ -52,19 +53,6 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(patience, "time", clock)
     return clock
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(*answers, port=0):
-        servers.append(Loopback(*answers, port=port))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def test_one_that_is_down_for_three_minutes_is_waited_for_and_named_in_the_log(kind, scorer, clock, serve, caplog):

@@ -11,7 +11,6 @@ import pytest
 from services.base.errors import UserError
 from services.scoring.probe import probe
 from services.scoring.settings import ScorerSettings
-from tests.helpers.loopback import Loopback
 
 POOL = b'[{"name": "size", "scorer": "jpeg_size", "replicas": 1}]'
 NOTHING_SEEN = (200, {}, b'{"detections": [[]]}')
@@ -38,19 +37,6 @@ def pool_url(monkeypatch):
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(*answers):
-        servers.append(Loopback(*answers))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def tried(kind: str, /, **options: object) -> str:

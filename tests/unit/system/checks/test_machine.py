@@ -1,6 +1,8 @@
 """Checks of the machine: each on good and on bad input, without Ray."""
 
 import os
+import subprocess
+import sys
 from collections import namedtuple
 
 import psutil
@@ -12,6 +14,7 @@ from system.capacity.counts import exported_bytes
 from system.checks import checks, machine
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
+from tests.helpers.command_line import environment
 from tests.helpers.grpc_like import grpc_server
 
 Usage = namedtuple("Usage", "total used free")
@@ -228,3 +231,18 @@ def test_a_container_has_the_memory_of_its_limit(monkeypatch, tmp_path):
     for text, expected in (("max\n", total), ("1073741824\n", 2**30), (f"{2 * total}\n", total)):
         limit.write_text(text)
         assert machine.machine_bytes() == expected
+
+
+STARTS = """
+import sys
+from system.checks.checks import By, refuse
+from system.recipe.load import load_config
+refuse(load_config("shapes"), By.TRAIN)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_start_without_gpus_does_not_import_torch():
+    """It takes seconds, and the driver needs it for nothing else."""
+    done = subprocess.run([sys.executable, "-c", STARTS], env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -48,7 +48,7 @@ def test_what_does_not_fit_together_is_refused(overrides, said):
 
 
 def test_a_size_that_the_model_cannot_make_and_a_negative_prompt_without_guidance_are_refused():
-    with pytest.raises(UserError, match=r"eval\.height: 65 is no multiple"):
+    with pytest.raises(UserError, match=r"eval\.height: 65 is not a multiple"):
         list(recipe.policy(load_config("shapes", ["eval.height=65"])))
     with pytest.raises(UserError, match=r"eval\.negative_prompt: without classifier-free guidance"):
         list(recipe.policy(load_config("shapes", ["eval.negative_prompt=ugly"])))
