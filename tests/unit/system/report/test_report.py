@@ -15,7 +15,7 @@ from PIL import Image
 from services.base.errors import UserError
 from system.report.build import build_report
 from system.report.canvas import power_of_ten, short
-from system.report.data import by_sampling_step, paired_scores, read_run
+from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
 from system.report.figures import curves, running_mean
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
@@ -300,3 +300,36 @@ def test_running_mean_shrinks_at_the_ends():
 def test_counts_and_powers_are_short():
     assert [short(value) for value in (0, 950, 12_300, 3_420_000, 2e9)] == ["0", "950", "12k", "3.4M", "2.0G"]
     assert power_of_ten(-12) == "10⁻¹²"
+
+
+def test_images_of_a_prompt_are_averaged_before_prompts_are_compared():
+    """Two prompts of two images: differences 1 and 3 of the first, 0 and a hole of the second; the means are 2 and 0."""
+
+    def table(scores: list[float]) -> pa.Table:
+        return pa.table(
+            {
+                "row": [0, 0, 1, 1],
+                "image": [0, 1, 0, 1],
+                "prompt": ["a", "a", "b", "b"],
+                "category": [None] * 4,
+                "size": pa.array(scores, pa.float64()),
+            }
+        )
+
+    (pair,) = compared(table([0.0, 0.0, 5.0, 5.0]), table([1.0, 3.0, 5.0, np.nan]), ["size"])
+    assert (pair.pairs, pair.difference, pair.before, pair.after) == (2, 1.0, 2.5, 3.5)
+    assert pair.half_interval == pytest.approx(12.706205 * math.sqrt(2) / math.sqrt(2))
+
+
+def test_a_named_set_has_its_own_table_and_curve(run):
+    (run / "eval" / "more").mkdir()
+    for step, score in ((0, 0.25), (3, 0.75)):
+        table = pa.table({"row": [0], "image": [0], "prompt": ["a"], "category": [None], "judge": [score]})
+        pq.write_table(table, run / "eval" / "more" / f"step_{step:06d}.parquet")
+    write_lines(run, [line | {"eval.more/judge": 0.5} for line in read_run(run).lines])
+    read = read_run(run)
+    (pair,) = set_scores(read)["more"]
+    assert (pair.name, pair.before, pair.after) == ("judge", 0.25, 0.75)
+    assert paired_scores(read)[0].name != "more"
+    assert "judge of the set more" in [panel.title for panel in curves(read)]
+    assert "The set more" in Page(build_report(run).read_text()).text
