@@ -303,7 +303,7 @@ def test_counts_and_powers_are_short():
 
 
 def test_images_of_a_prompt_are_averaged_before_prompts_are_compared():
-    """Two prompts of two images: differences 1 and 3 of the first, 0 and a hole of the second; the means are 2 and 0."""
+    """Two prompts of two images. Differences: 1 and 3 of the first, 0 and a hole of the second. Means: 2 and 0."""
 
     def table(scores: list[float]) -> pa.Table:
         return pa.table(
