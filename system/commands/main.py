@@ -31,6 +31,7 @@ COMMANDS = (
     "compare",
     "init",
     "config",
+    "from_flow_grpo",
 )
 """The files of the commands, in the order of the help."""
 
