@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
 from system.loop.stop import StopFlag
 
@@ -56,6 +56,11 @@ def evaluate(
     if output:
         named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
         pq.write_table(pa.concat_tables(named, promote_options="default"), output)
+    say_next(
+        "write the adapter with a model card: tempflow export RUN --to FOLDER"
+        if adapter
+        else f"compare an adapter with the base model: tempflow eval {recipe} --adapter RUN/lora"
+    )
 
 
 def evaluations(

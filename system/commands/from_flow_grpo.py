@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from services.base.errors import UserError
+from system.commands.arguments import say_next
 
 app = typer.Typer()
 
@@ -23,4 +24,4 @@ def from_flow_grpo(
     if not file or not name.isidentifier():
         raise UserError(f"`{config}`: write the file and the function, such as config/grpo.py:pickscore_sd3")
     typer.echo(convert_file(Path(file), name), nl=False)
-    typer.echo("next  write it to a file: … > mine.yaml; tempflow plan mine.yaml; tempflow doctor mine.yaml", err=True)
+    say_next("write this to mine.yaml; tempflow plan mine.yaml; tempflow doctor mine.yaml")
