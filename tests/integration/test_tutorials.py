@@ -1,9 +1,9 @@
-"""The tutorials about one's own prompts, model, reward and method: each page runs, and does what it promises."""
+"""The tutorials about one's own prompts, model, reward and method, and flow_grpo: each page runs, and does what it promises."""
 
 import re
-from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from PIL import Image
@@ -62,7 +62,25 @@ def test_own_reward(folder):
 def test_own_method(folder):
     run_tutorial("your-own-method", folder)
     run = folder / "runs" / "own-method"
-    assert load_config(str(run)).advantage.leaves == "my_method:ranks"
-    spread = sqrt(sum((i / 5 - 0.5) ** 2 for i in range(6)) / 6)
-    wanted = {round((i / 5 - 0.5) / (spread + 1e-4), 6) for i in range(6)}
-    assert {round(value, 6) for value in experience(run)["advantage"]} == wanted
+    assert load_config(str(run)).advantage.leaves == "my_method:gains"
+    log = experience(run)
+    rewards: dict[tuple[int, int], list[float]] = {}
+    advantages: dict[tuple[int, int], float] = {}
+    for step, seed, reward, advantage in zip(
+        log["branch_step"], log["seed"], log["reward/pickscore"], log["advantage"], strict=True
+    ):
+        rewards.setdefault((step, seed), []).append(reward)
+        advantages[step, seed] = advantage
+    for step in range(5):
+        gains = np.array([rewards[step, seed][1] - rewards[step, seed][0] for seed in range(6)])
+        wanted = (gains - gains.mean()) / (gains.std() + 1e-4)
+        assert [advantages[step, seed] for seed in range(6)] == pytest.approx(wanted)
+
+
+def test_from_flow_grpo(folder):
+    printed = run_tutorial("from-flow-grpo", folder)
+    assert "It fits" in printed
+    config = load_config(str(folder / "runs" / "converted"))
+    assert (config.method, config.plan.name, config.advantage.std) == ("flow_grpo", "chain", "batch")
+    assert (config.objective.kl, config.learner.micro_batch, config.seed) == (0.01, 9, 42)
+    assert {"reward/pickscore/mean", "kl/mean"} & metrics(folder / "runs" / "converted")[-1].keys()
