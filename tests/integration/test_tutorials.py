@@ -1,4 +1,4 @@
-"""The tutorials about one's own prompts, model, reward and method, and flow_grpo: each page runs, and does what it promises."""
+"""The tutorials about bringing one's own: each page runs, and does what it promises."""
 
 import re
 from pathlib import Path
