@@ -67,4 +67,4 @@ def bench(
         config, simulated = load_config(recipe, overrides or []), workers if simulate else None
         figures = run_bench(kind, config, family, rounds, simulated, log)
     console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))
-    say_next("docs/measuring.md explains the figures; docs/performance.md has those of a CPU")
+    say_next("docs/measuring.md explains the figures; docs/results/performance.md has those of a CPU")
