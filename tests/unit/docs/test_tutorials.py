@@ -13,20 +13,14 @@ from tests.helpers.run_folders import metrics
 from tests.helpers.tutorial import run_tutorial
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
-
-
 def experience(run: Path) -> dict[str, list]:
     return ds.dataset(run / "experience").to_table().to_pydict()
 
 
-def test_own_prompts(folder):
-    printed = run_tutorial("your-own-prompts", folder)
-    run = folder / "runs" / "own-prompts"
-    ours = re.findall(r'"prompt": "(.+?)"', (folder / "prompts" / "train.jsonl").read_text())
+def test_own_prompts(tmp_path, in_process):
+    printed = run_tutorial("your-own-prompts", tmp_path, in_process)
+    run = tmp_path / "runs" / "own-prompts"
+    ours = re.findall(r'"prompt": "(.+?)"', (tmp_path / "prompts" / "train.jsonl").read_text())
     trained = experience(run)["prompt"]
     assert set(trained) <= set(ours)
     assert len(set(trained)) == 4, "two steps of two prompts, none twice in an epoch"
@@ -36,32 +30,33 @@ def test_own_prompts(folder):
     assert "2 prompts, one image each" in printed
 
 
-def test_own_model(folder):
-    run_tutorial("your-own-model", folder)
-    run = folder / "runs" / "own-model"
+def test_own_model(tmp_path, in_process):
+    run_tutorial("your-own-model", tmp_path, in_process)
+    run = tmp_path / "runs" / "own-model"
     assert load_config(str(run)).policy.model == "my-model"
-    (before,), (after,) = ((folder / name).iterdir() for name in ("before", "after"))
+    (before,), (after,) = ((tmp_path / name).iterdir() for name in ("before", "after"))
     images = [Image.open(path).tobytes() for path in (before, after)]
     assert images[0] != images[1], "the adapter changes the image"
-    assert Image.open(folder / "diffusers.png").size == (64, 64)
+    assert Image.open(tmp_path / "diffusers.png").size == (64, 64)
 
 
-def test_own_reward(folder):
-    printed = run_tutorial("your-own-reward", folder)
-    run = folder / "runs" / "bright"
+def test_own_reward(tmp_path, in_process):
+    printed = run_tutorial("your-own-reward", tmp_path, in_process)
+    run = tmp_path / "runs" / "bright"
     log = experience(run)
     assert log["reward/brightness"] == log["reward"]
     assert all(0 < reward < 2 for reward in log["reward"]), "twice the mean brightness"
+    second = [reward for reward, step in zip(log["reward"], log["step"], strict=True) if step == 1]
     last = metrics(run)[-1]
-    assert last["reward/brightness/mean"] == pytest.approx(sum(log["reward"][-24 * 2 :]) / 48, abs=1)
+    assert last["reward/brightness/mean"] == pytest.approx(sum(second) / len(second))
     assert {"eval/brightness", "eval/contrast", "eval/pickscore"} <= last.keys()
     assert "eval/judge" not in last
     assert "contrast.spread" in printed
 
 
-def test_own_method(folder):
-    run_tutorial("your-own-method", folder)
-    run = folder / "runs" / "own-method"
+def test_own_method(tmp_path, in_process):
+    run_tutorial("your-own-method", tmp_path, in_process)
+    run = tmp_path / "runs" / "own-method"
     assert load_config(str(run)).advantage.leaves == "my_method:gains"
     log = experience(run)
     rewards: dict[tuple[int, int], list[float]] = {}
@@ -77,10 +72,10 @@ def test_own_method(folder):
         assert [advantages[step, seed] for seed in range(6)] == pytest.approx(wanted)
 
 
-def test_from_flow_grpo(folder):
-    printed = run_tutorial("from-flow-grpo", folder)
+def test_from_flow_grpo(tmp_path, in_process):
+    printed = run_tutorial("from-flow-grpo", tmp_path, in_process)
     assert "It fits" in printed
-    config = load_config(str(folder / "runs" / "converted"))
+    config = load_config(str(tmp_path / "runs" / "converted"))
     assert (config.method, config.plan.name, config.advantage.std) == ("flow_grpo", "chain", "batch")
     assert (config.objective.kl, config.learner.micro_batch, config.seed) == (0.01, 9, 42)
-    assert {"reward/pickscore/mean", "kl/mean"} & metrics(folder / "runs" / "converted")[-1].keys()
+    assert 0 < metrics(tmp_path / "runs" / "converted")[-1]["reward/pickscore/mean"] < 3
