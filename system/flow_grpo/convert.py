@@ -121,7 +121,7 @@ class _Conversion:
         rewards = self.reading.values.get("reward_fn")
         if isinstance(rewards, dict) and len(rewards) == 1 and list(rewards.values()) == [1]:
             (name,) = rewards
-            if (SHIPPED / FOLDERS["rewards"] / f"{name}.yaml").is_file():
+            if _is_layer(name):
                 layers["rewards"] = name
         layers["hardware"] = {1: "1gpu", 16: "16gpu"}.get(self.gpus or 0, "8gpu")
         return layers
@@ -175,7 +175,8 @@ class _Conversion:
         yield "kernel.name", "cps" if kind == "cps" else "flow_sde"
         if kind not in (None, "sde", "cps"):
             self.without("sample.sde_type", "flow_sde is used")
-        yield "advantage.std", "batch" if self.take("sample.global_std") else "group"
+        if (over_all := self.take("sample.global_std")) is not None:
+            yield "advantage.std", "batch" if over_all else "group"
         size, share = self._window(), self.take("train.timestep_fraction")
         around, first = self.take("sample.sde_window_range"), self.take("sample.train_num_steps")
         if not size:
@@ -246,9 +247,10 @@ class _Conversion:
         if not isinstance(folder, str) or not folder:
             folder = "dataset"
             self.notes.differs.append((self.reading.lines.get("dataset"), "data: name your own files of prompts"))
-        if kind not in PROMPTS:
+        if not isinstance(kind, str) or kind not in PROMPTS:
             self.differs("prompt_fn", "data: name your own files of prompts")
-        train, heldout = PROMPTS.get(kind, PROMPTS["general_ocr"])
+            kind = "general_ocr"
+        train, heldout = PROMPTS[kind]
         data = {"train": f"{folder}/{train}", "heldout": f"{folder}/{heldout}"}
         if kind == "geneval":
             data["category_column"] = "tag"
@@ -279,7 +281,7 @@ class _Conversion:
 
     def _scorer(self, name: str, weight: Any) -> dict[str, Any]:
         """The scorer of one reward; empty if there is none."""
-        if (SHIPPED / FOLDERS["rewards"] / f"{name}.yaml").is_file():
+        if _is_layer(name):
             known = _layer_scorers(name)[0]
         elif name in BUILT_IN or name in REWARDS:
             known = {"name": name} | REWARDS.get(name, {"scorer": name})
@@ -295,6 +297,11 @@ class _Conversion:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _is_layer(name: Any) -> bool:
+    """Whether rewards of this name are a layer that comes with tempflow."""
+    return isinstance(name, str) and name.isidentifier() and (SHIPPED / FOLDERS["rewards"] / f"{name}.yaml").is_file()
 
 
 def _layer_scorers(name: str) -> list[dict[str, Any]]:

@@ -191,3 +191,25 @@ def test_a_wrong_argument_is_one_sentence(given, in_process: Cli):
     assert result.returncode == 2
     assert result.stderr.startswith("tempflow: `")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("odd", ["[]", "{}", "'x'", "-1", "0", "10**9", "None", "True", "{'../x': [1]}", "[[0], 'y']"])
+def test_odd_values_are_converted_or_refused_in_a_sentence(odd, config):
+    keys = [line.split(" = ")[0].strip() for line in CONFIG.splitlines() if line.startswith("    config.")]
+    assert len(set(keys)) > 20
+    for key in sorted({key for key in keys if key.count("=") == 0}):
+        try:
+            said = convert_file(with_function(config, f"{key} = {odd}"), "mine")
+        except UserError as refused:
+            said = f"steps: {refused}"
+        assert "steps:" in said
+        assert "Traceback" not in said
+
+
+def test_a_model_that_no_layer_knows_keeps_its_name(config):
+    recipe, notes = convert(
+        read_function(with_function(config, "config.pretrained.model = '/models/ours'"), "mine"), config
+    )
+    assert recipe["policy"]["model"] == "/models/ours"
+    assert "model" not in recipe
+    assert any("choose one with `model:`" in text for _, text in notes.differs)
