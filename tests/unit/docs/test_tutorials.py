@@ -72,6 +72,7 @@ def test_own_method(tmp_path, in_process):
         assert [advantages[step, seed] for seed in range(6)] == pytest.approx(wanted)
 
 
+@pytest.mark.slow  # `tempflow plan` counts Stable Diffusion 3.5
 def test_from_flow_grpo(tmp_path, in_process):
     printed = run_tutorial("from-flow-grpo", tmp_path, in_process)
     assert "It fits" in printed
