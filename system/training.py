@@ -41,6 +41,7 @@ def train_run(
     from system.run.folder import RunFolder
     from system.run.loggers import open_loggers
 
+    console.print(plain(f"checking     {config.name}: the recipe, its prompts, this machine"), soft_wrap=True)
     refuse(config, By.LOCAL if local else By.TRAIN)
     with (
         _naming_a_full_disk(config),
@@ -81,13 +82,14 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
 
 def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
     """Run the steps of a recipe in this process, without Ray."""
+    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
+    console.print(plain(f"loading      {config.policy.model}; {_scorers_of(config)}"), soft_wrap=True)
     from actors.rollout.plans import trainable_steps
     from system.local.roles import LocalRoles
     from system.loop.recorder import Recorder
     from system.loop.trainer import Trainer
     from system.run.progress import Progress
 
-    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
     train, heldout = _prompts(config)
     with Progress(config.steps, console) as progress:
         roles = LocalRoles(config, trainable_steps(config.plan, config.policy.num_steps), stop.check)
@@ -112,6 +114,7 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
     try:
         with ExitStack() as stack:
             stack.callback(ray.shutdown)
+            console.print("starting     Ray, or attaching to it", highlight=False)
             connection = connect()  # not interrupted: half of a Ray ends with a crash
             with stop.starting():
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
@@ -134,8 +137,12 @@ def _roles_of(config: RunConfig) -> str:
     """The processes that load a model before the first step."""
     parts = [f"rollout workers: {config.rollout.workers}", f"learner ranks: {config.learner.ranks}"]
     if not config.reward.app:
-        parts.append(f"scorers: {', '.join(scorer.name for scorer in config.scorers)}")
-    return "; ".join(parts)
+        parts.append(_scorers_of(config))
+    return f"{'; '.join(parts)} (waiting at most {config.ray.start_timeout_s:g} s for their models)"
+
+
+def _scorers_of(config: RunConfig) -> str:
+    return f"scorers: {', '.join(scorer.name for scorer in config.scorers)}"
 
 
 def _prompts(config: RunConfig) -> tuple[Prompts, list[HeldOut]]:

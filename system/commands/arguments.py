@@ -1,9 +1,11 @@
-"""What the commands share: the arguments that name a recipe, and the console that they print to."""
+"""What the commands share: arguments that name a recipe, the console, and the sentence that says what to do next."""
 
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from system.commands.plain import plain
 
 console = Console()
 
@@ -14,3 +16,8 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as learner.lr=1e-4.", show_default=False)
 ]
+
+
+def say_next(sentence: str) -> None:
+    """Say what to do next. It goes to stderr, because the output of a command may go to a file or a program."""
+    Console(stderr=True).print(plain(f"next         {sentence}"), soft_wrap=True)

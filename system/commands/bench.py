@@ -9,7 +9,7 @@ from rich.console import Console
 
 from services.base.errors import UserError
 from system.bench.gpu.parts import PARTS
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 
 app = typer.Typer()
 
@@ -56,6 +56,7 @@ def bench(
         code = run_gpu(output, part or [], again, Console(stderr=True) if json else console)
         if json:
             typer.echo((output / "gpu.json").read_text())
+        say_next(f"open {output}/gpu.html; plan with it: tempflow plan RECIPE --gpus 1xNAME --card {output}/gpu.json")
         raise typer.Exit(code)
     if part or again:
         raise UserError(f"--part, --again: only `bench gpu` has parts, not `bench {kind}`")
@@ -66,3 +67,4 @@ def bench(
         config, simulated = load_config(recipe, overrides or []), workers if simulate else None
         figures = run_bench(kind, config, family, rounds, simulated, log)
     console.print_json(encoder.dumps(figures)) if json else console.print(bench_table(kind, figures))
+    say_next("docs/measuring.md explains the figures; docs/results/performance.md has those of a CPU")

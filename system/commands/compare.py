@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.plain import plain
 
 if TYPE_CHECKING:
@@ -57,4 +57,6 @@ def compare(
 def _show(results: list[Result], output: Path, title: str, command: str, targets: Sequence[float]) -> None:
     from system.compare.page import write_page
 
-    console.print(plain(f"page         {write_page(results, output, title, command, targets)}"), soft_wrap=True)
+    page = write_page(results, output, title, command, targets)
+    console.print(plain(f"page         {page}"), soft_wrap=True)
+    say_next(f"open {page}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from system.commands.arguments import Overrides, Recipe
+from system.commands.arguments import Overrides, Recipe, say_next
 
 app = typer.Typer()
 
@@ -26,3 +26,4 @@ def deploy(
     from system.recipe.load import load_config
 
     typer.echo(render(manifests(load_config(recipe, overrides or []), load_infra(infra), part)), nl=False)
+    say_next("write this to run.yaml; kubectl apply --dry-run=server -f run.yaml && kubectl apply -f run.yaml")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from system.commands.arguments import Overrides, console
+from system.commands.arguments import Overrides, console, say_next
 from system.commands.plain import plain
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -29,4 +29,8 @@ def doctor(
         levels.add(finding.level)
         console.print(f"{finding.level:8}", style=COLOURS[finding.level], end=" ")
         console.print(plain(f"{finding.what}: {finding.says}"), soft_wrap=True)
+    if "problem" in levels:
+        say_next("correct what is marked as a problem, and run this command again")
+    else:
+        say_next(f"tempflow train {recipe}" if recipe else "check a recipe as well: tempflow doctor RECIPE")
     raise typer.Exit(2 if "problem" in levels else 0)

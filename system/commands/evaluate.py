@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ def evaluate(
     for file in (output, page):
         if file:
             console.print(plain(f"wrote {file}"), soft_wrap=True)
+    say_next(
+        "write the best one with a model card: tempflow export RUN --to FOLDER"
+        if adapter or checkpoint
+        else f"compare an adapter with the base model: tempflow eval {recipe} --adapter RUN/lora"
+    )
 
 
 def run_eval(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.plain import plain
 from system.export.choices import Layout, chosen_step
 
@@ -46,8 +46,7 @@ def export(
     for sentence in done.left_out:
         console.print(plain(f"Left out of the card: {sentence}"), soft_wrap=True)
     console.print(plain(_said(done)), soft_wrap=True)
-    for line in _next(done):
-        console.print(plain(line), soft_wrap=True)
+    say_next(_next(done))
 
 
 def _said(done: Exported) -> str:
@@ -56,7 +55,8 @@ def _said(done: Exported) -> str:
     return f"{done.folder}: {done.file} of step {done.step}, {weights}{heldout}"
 
 
-def _next(done: Exported) -> list[str]:
+def _next(done: Exported) -> str:
     """What to do with the folder."""
-    edit = [] if done.licensed else [f"Enter `license` in the head of {done.folder / 'README.md'}."]
-    return [*edit, f"Next: read {done.folder / 'README.md'}, then publish it with: hf upload USER/NAME {done.folder}"]
+    card = done.folder / "README.md"
+    edit = "" if done.licensed else " and enter `license` in its head"
+    return f"read {card}{edit}; publish it: hf upload USER/NAME {done.folder}"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.plain import plain
 
 STARTER = Path(__file__).parent / "starter"
@@ -39,4 +39,4 @@ def init(
         prompts = read_prompts(getattr(data, name)).texts[:count]
         (folder / "prompts" / f"{name}.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
     console.print(plain(f"wrote {folder}: recipe.yaml, reward.py, prompts/train.txt and prompts/heldout.txt"))
-    console.print(plain(f"next  cd {folder}; tempflow doctor recipe.yaml; tempflow train recipe.yaml"), soft_wrap=True)
+    say_next(f"cd {folder}; tempflow doctor recipe.yaml; tempflow train recipe.yaml")

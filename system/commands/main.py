@@ -4,6 +4,7 @@ A command is a file beside this one, named in COMMANDS. It imports what it needs
 """
 
 import logging
+import os
 import sys
 from importlib import import_module
 from typing import Annotated
@@ -31,6 +32,7 @@ COMMANDS = (
     "compare",
     "init",
     "config",
+    "from_flow_grpo",
 )
 """The files of the commands, in the order of the help."""
 
@@ -60,8 +62,19 @@ def _root(
     listen_on_loopback()
 
 
+def _quiet_libraries() -> None:
+    """Keep notices of transformers and diffusers, and progress bars for files that load in a moment, off the screen.
+
+    Variables of the environment hold in the processes that Ray starts here, too. Those that are set stay as they are.
+    """
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
+    _quiet_libraries()
     on_screen = logging.StreamHandler()
     on_screen.setLevel(logging.WARNING)
     on_screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

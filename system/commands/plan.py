@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
 
 app = typer.Typer()
@@ -43,3 +43,4 @@ def plan(
     console.print(estimate_table(config, found))
     for sentence in estimate_sentences(config, found, price):
         console.print(plain(sentence), soft_wrap=True)
+    say_next(f"on the machine itself: tempflow doctor {recipe}, then tempflow train {recipe}")

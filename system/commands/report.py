@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.plain import plain
 
 app = typer.Typer()
@@ -16,4 +16,6 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write the report.html of a run again."""
     from system.report.build import build_report
 
-    console.print(plain(build_report(run)), soft_wrap=True)
+    page = build_report(run)
+    console.print(plain(page), soft_wrap=True)
+    say_next(f"open {page} in a browser")

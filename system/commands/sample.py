@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def sample(
     given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     for path in run_sample(load_config(recipe, given), prompt, adapter, count, output, base_after):
         console.print(plain(path), soft_wrap=True)
+    say_next(f'look at them in {output}, or score them: tempflow score FILE --prompt "…" --recipe {recipe}')
 
 
 def run_sample(

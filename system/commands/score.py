@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.plain import plain
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def score(
     from system.recipe.load import load_pool
 
     console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer), row or ["{}"]))
+    say_next(f"train on these scores: tempflow train {recipe}")
 
 
 def chosen_scorers(pool: PoolSettings, names: Sequence[str] | None) -> list[ScorerSettings]:

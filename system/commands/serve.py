@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ def serve(
         from system.launch.serving import serve_config
 
         typer.echo(serve_config(pool), nl=False)
+        say_next("write this to pool.yaml; serve deploy pool.yaml")
         return
-    run_pool(pool)
+    run_pool(pool, recipe)
 
 
-def run_pool(pool: PoolSettings) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+def run_pool(pool: PoolSettings, recipe: str) -> None:
+    """Serve the pool of a recipe until Ctrl-C or SIGTERM.
 
     Raises:
         UserError: a check finds a problem, or the pool cannot start.
@@ -54,6 +55,7 @@ def run_pool(pool: PoolSettings) -> None:
         console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
         if connection.dashboard:
             console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)
+        say_next(f"in another terminal: tempflow train {recipe} reward.app={pool.name}")
         while True:
             stop.check()
             time.sleep(POLL_S)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.base.errors import UserError
-from system.commands.arguments import Overrides, Recipe, console
+from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
 
 if TYPE_CHECKING:
@@ -39,8 +40,16 @@ def train(
     config, sources = load_with_sources(recipe, overrides or [])
     if dry_run:
         show_cost(config, sources)
+        say_next(f"tempflow doctor {recipe} checks this machine; tempflow train {recipe} starts the run")
         return
-    raise typer.Exit(train_run(config, resume, console, accept_changes, local))
+    code = train_run(config, resume, console, accept_changes, local)
+    run = Path(config.output) / config.name
+    if code:
+        say_next(f"tempflow train {run} --resume continues the run")
+    else:
+        trained = run / ("lora" if config.policy.lora else "transformer")
+        say_next(f'open {run}/report.html; make images: tempflow sample {run} --adapter {trained} --prompt "…"')
+    raise typer.Exit(code)
 
 
 def show_cost(config: RunConfig, sources: Sources) -> None:

@@ -51,6 +51,19 @@ def load_with_sources(recipe: str, overrides: Sequence[str] = ()) -> tuple[RunCo
     return parse_config(RunConfig, composed.values, source, composed.sources), composed.sources
 
 
+def load_mapping(values: dict[str, Any], source: Path) -> RunConfig:
+    """The recipe that a mapping says, as if it were the text of the file `source`.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    layers, own = _choose([(source, values)])
+    composed = Composition()
+    for file, mapping in [*layers, *own]:
+        composed.lay(mapping, file)
+    return parse_config(RunConfig, composed.values, str(source), composed.sources)
+
+
 def load_pool(recipe: str, overrides: Sequence[str] = ()) -> PoolSettings:
     """Read the settings of a recipe's reward pool: `scorers` and `serve`. The recipe need not contain any others.
 

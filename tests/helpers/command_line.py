@@ -66,7 +66,9 @@ def in_process(tmp_path) -> Cli:
                 patch.setenv(key, value)
             if address is None:
                 patch.delenv("RAY_ADDRESS", raising=False)
-            patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `main` sets it for the rest of the process
+            for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+                patch.setenv(name, "0" if name.startswith("RAY") else "error")  # `main` sets it for good
+            patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             patch.setattr(sys, "argv", command)
             patch.setattr(sys, "path", list(sys.path))
             patch.chdir(tmp_path)

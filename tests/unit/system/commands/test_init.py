@@ -12,7 +12,7 @@ SMALL = ("steps=1", "plan.seeds=1", "data.prompts_per_step=1", "eval.prompts=2",
 def test_what_it_writes_trains_and_scores_with_the_own_reward(in_process, tmp_path):
     done = in_process("init", ".")
     assert done.returncode == 0, done.stderr
-    assert "cd .; tempflow doctor recipe.yaml; tempflow train recipe.yaml" in done.stdout
+    assert "cd .; tempflow doctor recipe.yaml; tempflow train recipe.yaml" in done.stderr
     done = in_process("train", "recipe.yaml", "--local", *SMALL)
     assert done.returncode == 0, done.stderr
     first, last = metrics(tmp_path / "runs" / "first")

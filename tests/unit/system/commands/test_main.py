@@ -1,5 +1,6 @@
 """The command line: which commands it has, what help costs, and what it says about a mistake."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,30 @@ def test_recipes_are_listed_with_their_gpus_and_their_purpose(in_process):
     assert rows["sd35_awm"] == ("8", what_for("sd35_awm"))
     assert all(len(purpose) > 20 for _, purpose in rows.values())
     assert "tempflow plan" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["config", "shapes"], "tempflow train shapes --dry-run"),
+        (["plan", "shapes"], "tempflow doctor shapes"),
+        (["serve", "shapes", "--print"], "serve deploy pool.yaml"),
+        (["init", "new"], "cd new; tempflow doctor recipe.yaml"),
+    ],
+)
+def test_a_command_ends_with_what_to_do_next_beside_its_output(in_process, arguments, said):
+    done = in_process(*arguments)
+    assert done.returncode == 0
+    (last,) = done.stderr.splitlines()
+    assert last.startswith("next         ")
+    assert said in last
+    assert "next   " not in done.stdout
+
+
+def test_libraries_keep_their_notices_to_themselves_unless_asked(monkeypatch):
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    monkeypatch.setenv("DIFFUSERS_VERBOSITY", "info")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setattr(main, "app", lambda: None)
+    main.main()
+    assert (os.environ["TRANSFORMERS_VERBOSITY"], os.environ["DIFFUSERS_VERBOSITY"]) == ("error", "info")
