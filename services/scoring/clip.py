@@ -16,6 +16,7 @@ from PIL import Image
 from services.base.devices import device_of
 from services.base.errors import UserError
 from services.base.paths import model_file, resolve_model
+from services.scoring.texts import TextEmbeddings
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +68,10 @@ class DualEncoder:
             else CLIPImageProcessorPil.from_pretrained(beside)
         )
         self.max_length = self.model.config.text_config.max_position_embeddings
+        self.texts = TextEmbeddings(self._embed_texts, batch_size)
 
     def _load(self, folder: str) -> Any:
-        """The model, with an output that has `text_embeds` and `image_embeds`, unit vectors (B, D)."""
+        """The model, with the methods `get_text_features` and `get_image_features`."""
         from transformers import AutoConfig, CLIPModel, SiglipModel
 
         kinds = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -79,28 +81,35 @@ class DualEncoder:
         return kinds[model_type].from_pretrained(folder, use_safetensors=True)
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(prompts), self.batch_size)
         with self.torch.no_grad():
-            chunks = [slice(start, start + self.batch_size) for start in starts]
-            scores = [self._batch(images_NHWC[rows], list(prompts[rows])) for rows in chunks]
+            texts = self.texts(prompts)
+            chunks = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
+            scores = [self._batch(images_NHWC[rows], texts[rows]) for rows in chunks]
         return np.concatenate(scores) if scores else np.zeros(0)
 
-    def _batch(self, images_NHWC: np.ndarray, prompts: list[str]) -> np.ndarray:
-        padding = self.batch_size - len(prompts)
-        prompts = prompts + prompts[:1] * padding
+    def _batch(self, images_NHWC: np.ndarray, texts: list[torch.Tensor]) -> np.ndarray:
+        padding = self.batch_size - len(texts)
         images = [Image.fromarray(image) for image in images_NHWC]
+        pixels_BCHW = self._pixels(images + images[:1] * padding)
+        image_BD = self._unit(self.model.get_image_features(pixel_values=pixels_BCHW.to(self.device)).pooler_output)
+        text_BD = self.torch.stack(texts + texts[:1] * padding)
+        score_B = self._score((text_BD * image_BD).sum(-1))
+        return score_B.double().cpu().numpy()[: len(texts)]
+
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """The unit vectors of texts, (B, D)."""
         tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            texts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         # SigLIP was trained to read the padding.
         mask = {} if self.is_siglip else {"attention_mask": tokens["attention_mask"].to(self.device)}
-        output = self.model(
-            input_ids=tokens["input_ids"].to(self.device),
-            pixel_values=self._pixels(images + images[:1] * padding).to(self.device),
-            **mask,
-        )
-        score_N = self._score((output.text_embeds * output.image_embeds).sum(-1))
-        return score_N.double().cpu().numpy()[: self.batch_size - padding]
+        return self._unit(self.model.get_text_features(tokens["input_ids"].to(self.device), **mask).pooler_output)
+
+    def _unit(self, embedding_BD: torch.Tensor) -> torch.Tensor:
+        """Unit vectors, computed as in the model's own forward: CLIP and SigLIP compute the norm in different ways."""
+        if self.is_siglip:
+            return embedding_BD / embedding_BD.norm(dim=-1, keepdim=True)
+        return embedding_BD / embedding_BD.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         """What the model sees of images, (B, 3, H, W)."""
