@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 import time
@@ -41,6 +42,9 @@ EAGER_CALLERS, EAGER_S = 4, 8.0
 HELD_SHARE, HELD_S = 0.5, 20.0
 """The held load: this share of it, for so long."""
 KILL_AFTER_S = 5.0
+NICENESS = "RAY_worker_niceness"
+"""Ray gives its workers a low priority, 15. Here they have the priority of the plain loop: otherwise other programs
+would slow the pool more than the loop. A cluster that runs already keeps its own."""
 CALLERS = 64
 """Requests of the held load that may wait at once."""
 
@@ -66,6 +70,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     pool = PoolSettings(name=APP, scorers=one, serve=gateway)
     tasks = Tasks(config, one)
     plain = {scorer.name: LoadedScorer(scorer) for scorer in one}
+    os.environ.setdefault(NICENESS, "0")
     figures: dict[str, Any] = {"images_a_round": TASKS * TASK_IMAGES, "held_for_s": HELD_S}
     with running_pool(pool):
         handles = {s.name: serve.get_deployment_handle(deployment_name(s.name), APP) for s in one}
