@@ -57,7 +57,9 @@ class HPSv2(DualEncoder):
         return model
 
     def _preprocessing(self) -> Pixels:
-        torch, processor, edge = self.torch, self.image_processor, self.model.config.vision_config.image_size
+        import torch
+
+        processor, edge = self.image_processor, self.model.config.vision_config.image_size
         mean_311, std_311 = (
             torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )

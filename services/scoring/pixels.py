@@ -24,6 +24,10 @@ AHEAD = 1
 """Batches that are resized in advance."""
 
 
+Places = Sequence[int] | np.ndarray
+"""The places of the images of a batch among all images."""
+
+
 class Pixels:
     """Turns images into batches of what a model sees.
 
@@ -43,13 +47,13 @@ class Pixels:
         self.resize, self.finish, self.device = resize, finish, device
         self.threads = ThreadPoolExecutor(THREADS, "pixels")
 
-    def __call__(self, images_NHWC: np.ndarray, batches: Sequence[Sequence[int]], size: int) -> Iterator[torch.Tensor]:
+    def __call__(self, images_NHWC: np.ndarray, batches: Sequence[Places], size: int) -> Iterator[torch.Tensor]:
         """What the model sees of each batch, (size, …). The free rows of a batch repeat its first image.
 
         When a batch is taken, the threads already have the next one.
 
         Args:
-            batches: the places of the images of each batch, 1 to `size`.
+            batches: the places of 1 to `size` images each.
         """
         started: deque[list[Future[torch.Tensor]]] = deque()
         for batch in batches:
