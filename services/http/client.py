@@ -14,7 +14,7 @@ import pyarrow as pa
 import requests
 
 from services.base.patience import Away
-from services.http.images import encode_image
+from services.http.images import Encoding, encode_image
 from services.http.session import CONNECT_S, GONE, retry_after_s, session
 from services.http.wire import ARROW, Answer, read_answer, write_request
 
@@ -39,12 +39,19 @@ class ScoreClient:
         run: the label of the calling run in the pool's metrics and limits.
         timeout_s: seconds for the answer to one request.
         attempts: how often one request is sent at most.
+        encoding: how images are sent.
     """
 
     def __init__(
-        self, url: str, token: str | None = None, run: str = "", timeout_s: float = 600, attempts: int = 6
+        self,
+        url: str,
+        token: str | None = None,
+        run: str = "",
+        timeout_s: float = 600,
+        attempts: int = 6,
+        encoding: Encoding = Encoding.PNG,
     ) -> None:
-        self.url, self.timeout_s = url.rstrip("/"), timeout_s
+        self.url, self.timeout_s, self.encoding = url.rstrip("/"), timeout_s, encoding
         self.session = session(token, attempts)
         self.session.headers["X-Tempflow-Run"] = run
 
@@ -67,7 +74,8 @@ class ScoreClient:
             TypeError: a row has a value that JSON does not have.
         """
         rows_as_json = [msgspec.json.encode(row) for row in rows]
-        body = write_request(prompts, [encode_image(image) for image in images], rows_as_json, groups)
+        encoded = [encode_image(image, self.encoding) for image in images]
+        body = write_request(prompts, encoded, rows_as_json, groups)
         query = {"scorers": ",".join(scorers)} if scorers else {}
         answer = self._send("POST", "/v1/score", params=query, data=body, headers={"Content-Type": ARROW})
         try:

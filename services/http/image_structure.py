@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+"""The formats that Pillow decodes. A PPM is pixels as they are, behind a line with their size."""
 MAX_SCANS = 50
 """The most scans of a JPEG. Encoders write about 10. Each one makes a decoder visit every pixel again."""
 MAX_PARTS = 1000
@@ -16,6 +17,8 @@ MIN_DATA_BYTES = 512
 """The least average size of a chunk of pixels in a PNG. Encoders write 8 kB."""
 
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PPM_MAGIC, PPM_HEAD = b"P6", re.compile(rb"P6\n([1-9]\d{0,5}) ([1-9]\d{0,5})\n255\n")
+"""The head of a binary PPM with the width and the height, as `services.http.images` writes it."""
 PIXELS_OF_PNG, PIXELS_OF_WEBP = {b"IDAT", b"fdAT", b"fcTL"}, {b"ANMF"}
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """The start of a JPEG's segment. In pixels, FF is followed by 00 or by one of the restart markers D0 to D7."""
@@ -42,9 +45,11 @@ def read_size(data: bytes) -> tuple[int, int]:
             return _jpeg_size(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_size(data)
+        if data.startswith(PPM_MAGIC):
+            return _ppm_size(data)
     except struct.error as error:
         raise BadImage("cannot be decoded: it ends before its size") from error
-    raise BadImage(f"is none of {', '.join(FORMATS)}")
+    raise BadImage(f"is none of {', '.join(FORMATS)}, PPM")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -111,6 +116,16 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     if size is None:
         raise BadImage("cannot be decoded: a JPEG without a size")
     return size
+
+
+def _ppm_size(data: bytes) -> tuple[int, int]:
+    head = PPM_HEAD.match(data)
+    if head is None:
+        raise BadImage("cannot be decoded: a PPM whose head is not `P6`, width and height, and `255`, a line each")
+    width, height = int(head[1]), int(head[2])
+    if len(data) - head.end() != 3 * width * height:
+        raise BadImage(f"cannot be decoded: {len(data) - head.end()} bytes for the pixels of {width}x{height}")
+    return width, height
 
 
 def _check_count(count: int, most: int, of: str) -> None:

@@ -1,9 +1,9 @@
 """The two formats of `POST /v1/score`: JSON with base64 images, and an Arrow IPC stream. Neither uses pickle.
 
-A request is a table of `prompt` (text) and `image` (an encoded PNG, JPEG or WebP). It may have two more columns: `row`,
-the other columns of the prompt's row (an object in JSON, its text in Arrow), and `group` (text), which images of one
-group share. An answer is a table with one column per scorer (float64, null if there is no score), one per sub-score,
-named SCORER.SUB, and a column `error` (text, null if the image could be scored).
+A request is a table of `prompt` (text) and `image` (a PNG, JPEG, WebP or PPM). It may have two more columns: `row`, the
+other columns of the prompt's row (an object in JSON, its text in Arrow), and `group` (text), which images of one group
+share. An answer is a table with one column per scorer (float64, null if there is no score), one per sub-score, named
+SCORER.SUB, and a column `error` (text, null if the image could be scored).
 """
 
 import json

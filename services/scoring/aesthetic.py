@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from services.base.devices import device_of
 from services.base.paths import model_file, resolve_model
+from services.scoring.pixels import batches_of, clip_pixels
 from services.scoring.weights import load_exactly, weights_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Aesthetic:
 
         folder, weights = resolve_model(model), weights_file("scorer aesthetic", head)
         self.torch, self.device, self.batch_size = torch, device_of(device), batch_size
-        self.image_processor = CLIPImageProcessorPil.from_pretrained(folder)
+        self.pixels = clip_pixels(CLIPImageProcessorPil.from_pretrained(folder), self.device)
         self.model = CLIPModel.from_pretrained(folder, use_safetensors=True).eval().to(self.device)
         self.head = linear_head(self.model.config.projection_dim)
         state = {key.removeprefix("layers."): weight for key, weight in load_file(weights).items()}
@@ -61,18 +61,17 @@ class Aesthetic:
         model_file("scorer aesthetic", model, "preprocessor_config.json")
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(prompts), self.batch_size)
+        batches = batches_of(len(prompts), self.batch_size)
+        pixels = self.pixels(images_NHWC, batches, self.batch_size)
         with self.torch.no_grad():
-            scores = [self._batch(images_NHWC[start : start + self.batch_size]) for start in starts]
+            scores = [
+                self._batch(pixels_BCHW)[: len(batch)] for batch, pixels_BCHW in zip(batches, pixels, strict=True)
+            ]
         return np.concatenate(scores) if scores else np.zeros(0)
 
-    def _batch(self, images_NHWC: np.ndarray) -> np.ndarray:
-        images = [Image.fromarray(image) for image in images_NHWC]
-        padded = images + images[:1] * (self.batch_size - len(images))
-        pixels_BCHW = self.image_processor(padded, return_tensors="pt")["pixel_values"]
-        embedding_BD = self.model.get_image_features(pixel_values=pixels_BCHW.to(self.device)).pooler_output
-        score_B = self.head(self.torch.nn.functional.normalize(embedding_BD, dim=-1))[:, 0]
-        return score_B.double().cpu().numpy()[: len(images)]
+    def _batch(self, pixels_BCHW: torch.Tensor) -> np.ndarray:
+        embedding_BD = self.model.get_image_features(pixel_values=pixels_BCHW).pooler_output
+        return self.head(self.torch.nn.functional.normalize(embedding_BD, dim=-1))[:, 0].double().cpu().numpy()
 
 
 def linear_head(width: int) -> torch.nn.Sequential:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from services.base.devices import device_of
 from services.base.errors import UserError
 from services.base.paths import model_file, resolve_model
+from services.scoring.pixels import Pixels, batches_of, clip_pixels
+from services.scoring.texts import TextEmbeddings
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +68,11 @@ class DualEncoder:
             else CLIPImageProcessorPil.from_pretrained(beside)
         )
         self.max_length = self.model.config.text_config.max_position_embeddings
+        self.pixels = self._preprocessing()
+        self.texts = TextEmbeddings(self._embed_texts, batch_size)
 
     def _load(self, folder: str) -> Any:
-        """The model, with an output that has `text_embeds` and `image_embeds`, unit vectors (B, D)."""
+        """The model, with the methods `get_text_features` and `get_image_features`."""
         from transformers import AutoConfig, CLIPModel, SiglipModel
 
         kinds = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -78,33 +81,41 @@ class DualEncoder:
             raise UserError(f"`{folder}` is a model of type {model_type}; give a CLIP or SigLIP model")
         return kinds[model_type].from_pretrained(folder, use_safetensors=True)
 
+    def _preprocessing(self) -> Pixels:
+        """What turns images into pixels (B, 3, H, W) for the model."""
+        return clip_pixels(self.image_processor, self.device)
+
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(prompts), self.batch_size)
+        batches = batches_of(len(prompts), self.batch_size)
+        pixels = self.pixels(images_NHWC, batches, self.batch_size)
         with self.torch.no_grad():
-            chunks = [slice(start, start + self.batch_size) for start in starts]
-            scores = [self._batch(images_NHWC[rows], list(prompts[rows])) for rows in chunks]
+            texts = self.texts(prompts)
+            scores = [
+                self._batch(pixels_BCHW, [texts[i] for i in batch])
+                for batch, pixels_BCHW in zip(batches, pixels, strict=True)
+            ]
         return np.concatenate(scores) if scores else np.zeros(0)
 
-    def _batch(self, images_NHWC: np.ndarray, prompts: list[str]) -> np.ndarray:
-        padding = self.batch_size - len(prompts)
-        prompts = prompts + prompts[:1] * padding
-        images = [Image.fromarray(image) for image in images_NHWC]
+    def _batch(self, pixels_BCHW: torch.Tensor, texts: list[torch.Tensor]) -> np.ndarray:
+        image_BD = self._unit(self.model.get_image_features(pixel_values=pixels_BCHW).pooler_output)
+        text_BD = self.torch.stack(texts + texts[:1] * (self.batch_size - len(texts)))
+        score_B = self._score((text_BD * image_BD).sum(-1))
+        return score_B.double().cpu().numpy()[: len(texts)]
+
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """The unit vectors of texts, (B, D)."""
         tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+            texts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         # SigLIP was trained to read the padding.
         mask = {} if self.is_siglip else {"attention_mask": tokens["attention_mask"].to(self.device)}
-        output = self.model(
-            input_ids=tokens["input_ids"].to(self.device),
-            pixel_values=self._pixels(images + images[:1] * padding).to(self.device),
-            **mask,
-        )
-        score_N = self._score((output.text_embeds * output.image_embeds).sum(-1))
-        return score_N.double().cpu().numpy()[: self.batch_size - padding]
+        return self._unit(self.model.get_text_features(tokens["input_ids"].to(self.device), **mask).pooler_output)
 
-    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
-        """What the model sees of images, (B, 3, H, W)."""
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+    def _unit(self, embedding_BD: torch.Tensor) -> torch.Tensor:
+        """Unit vectors, computed as in the model's own forward: CLIP and SigLIP compute the norm in different ways."""
+        if self.is_siglip:
+            return embedding_BD / embedding_BD.norm(dim=-1, keepdim=True)
+        return embedding_BD / embedding_BD.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
 
     def _score(self, cosine_N: torch.Tensor) -> torch.Tensor:
         return cosine_N

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from services.base.paths import model_file
 from services.scoring.clip import DualEncoder, check_clip
 from services.scoring.open_clip import to_transformers
+from services.scoring.pixels import Pixels
 from services.scoring.weights import load_exactly, weights_file
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ class HPSv2(DualEncoder):
     def __init__(self, model: str, base: str = BASE, batch_size: int = 16, device: str = "auto") -> None:
         self.weights = weights_file("scorer hpsv2", model)
         super().__init__(base, None, batch_size, device)
-        processor = self.image_processor
-        self.mean_311, self.std_311 = (
-            self.torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
-        )
-        self.edge = self.model.config.vision_config.image_size
 
     @staticmethod
     def check(model: str, base: str = BASE, **_: object) -> None:
@@ -61,17 +56,24 @@ class HPSv2(DualEncoder):
         load_exactly("scorer hpsv2", model, to_transformers(load_file(self.weights)), self.weights)
         return model
 
-    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
-        """(B, 3, edge, edge): the shorter edge is resized to `edge`, and the centre is cropped."""
-        torch, edge = self.torch, self.edge
-        pixels_NCHW = (
-            torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
+    def _preprocessing(self) -> Pixels:
+        import torch
+
+        processor, edge = self.image_processor, self.model.config.vision_config.image_size
+        mean_311, std_311 = (
+            torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )
-        height, width = pixels_NCHW.shape[2:]
-        shorter = min(height, width)
-        size_HW = [edge * height // shorter, edge * width // shorter]
-        pixels_NCHW = torch.nn.functional.interpolate(
-            pixels_NCHW, size=size_HW, mode="bicubic", align_corners=False, antialias=True
-        )
-        top, left = (round((side - edge) / 2) for side in size_HW)
-        return (pixels_NCHW[:, :, top : top + edge, left : left + edge] - self.mean_311) / self.std_311
+
+        def resize(images_NHWC: np.ndarray) -> torch.Tensor:
+            """(n, 3, edge, edge): the shorter edge is resized to `edge`, and the centre is cropped."""
+            pixels_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255
+            height, width = pixels_NCHW.shape[2:]
+            shorter = min(height, width)
+            size_HW = [edge * height // shorter, edge * width // shorter]
+            pixels_NCHW = torch.nn.functional.interpolate(
+                pixels_NCHW, size=size_HW, mode="bicubic", align_corners=False, antialias=True
+            )
+            top, left = (round((side - edge) / 2) for side in size_HW)
+            return (pixels_NCHW[:, :, top : top + edge, left : left + edge] - mean_311) / std_311
+
+        return Pixels(resize, lambda pixels_BCHW: pixels_BCHW, self.device)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from services.base.devices import device_of
 from services.base.errors import UserError
 from services.base.paths import model_file, resolve_model
+from services.scoring.patches import Patches
+from services.scoring.pixels import batches_of
 from services.scoring.weights import same_keys
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class HPSv3:
         )
         self.reward_id, self.image_id = self.tokenizer.convert_tokens_to_ids([REWARD_TOKEN, IMAGE_TOKEN])
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.size = {"shortest_edge": pixels, "longest_edge": pixels}
+        self.patches = Patches(self.image_processor, pixels, self.device)
         self.model, self.head = load_reward_model(folder, checkpoint(model), self.dtype)
         self.model.to(self.device)
         self.head.to(self.device)
@@ -117,22 +118,22 @@ class HPSv3:
         gauss_N2 = np.full((len(prompts), 2), np.nan)
         if not len(prompts):
             return gauss_N2
-        images = [Image.fromarray(image) for image in images_NHWC]
-        vision = self.image_processor(images, size=self.size, return_tensors="pt")
-        grid_N3 = vision["image_grid_thw"]
-        pixels = vision["pixel_values"].split(grid_N3.prod(-1).tolist())
-        tokens = [self._tokens(prompt, int(grid.prod())) for prompt, grid in zip(prompts, grid_N3, strict=True)]
+        grid = self.patches.grid(images_NHWC.shape[1:3])
+        tokens_of = {prompt: self._tokens(prompt, grid[0] * grid[1]) for prompt in set(prompts)}
+        tokens = [tokens_of[prompt] for prompt in prompts]
         length_N = np.array([-(-len(ids) // LENGTH_STEP) * LENGTH_STEP for ids in tokens])
         length_N[[IMAGE_TOKEN in prompt for prompt in prompts]] = 0
-        for length in np.unique(length_N[length_N > 0]):
-            rows = np.flatnonzero(length_N == length)
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                padded = [*batch, *batch[:1].repeat(self.batch_size - len(batch))]
-                gauss_B2 = self._forward(
-                    [tokens[i] for i in padded], length, self.torch.cat([pixels[i] for i in padded]), grid_N3[padded]
-                )
-                gauss_N2[batch] = gauss_B2[: len(batch)]
+        batches = [
+            rows[list(batch)]
+            for length in np.unique(length_N[length_N > 0])
+            for rows in [np.flatnonzero(length_N == length)]
+            for batch in batches_of(len(rows), self.batch_size)
+        ]
+        pixels = self.patches.pixels(images_NHWC, batches, self.batch_size)
+        for batch, pixels_PD in zip(batches, pixels, strict=True):
+            padded = [*batch, *batch[:1].repeat(self.batch_size - len(batch))]
+            gauss_B2 = self._forward([tokens[i] for i in padded], length_N[batch[0]], pixels_PD, grid)
+            gauss_N2[batch] = gauss_B2[: len(batch)]
         return gauss_N2
 
     def _tokens(self, prompt: str, patches: int) -> list[int]:
@@ -140,7 +141,9 @@ class HPSv3:
         text = self.instruction.replace("{prompt}", prompt)
         return self.tokenizer(CHAT.format(image=IMAGE_TOKEN * merged, text=text)).input_ids
 
-    def _forward(self, tokens: list[list[int]], length: int, pixels: torch.Tensor, grid_B3: torch.Tensor) -> np.ndarray:
+    def _forward(
+        self, tokens: list[list[int]], length: int, pixels_PD: torch.Tensor, grid: tuple[int, int]
+    ) -> np.ndarray:
         """[μ, ln σ], (B, 2), of rows of tokens. They are padded on the right, where the causal mask hides the padding.
 
         Positions are sequential, as in the package's forward, and not Qwen2-VL's three-dimensional positions.
@@ -152,8 +155,8 @@ class HPSv3:
             hidden_BLD = self.model(
                 input_ids=ids_BL.to(self.device),
                 position_ids=torch.arange(length, device=self.device).expand(3, count, length),
-                pixel_values=pixels.to(self.device, self.dtype),
-                image_grid_thw=grid_B3.to(self.device),
+                pixel_values=pixels_PD.to(self.dtype),
+                image_grid_thw=torch.tensor([[1, *grid]] * count, device=self.device),
                 use_cache=False,
             ).last_hidden_state
             gauss_B2 = self.head(hidden_BLD[torch.arange(count), reads_B.to(self.device)].float())

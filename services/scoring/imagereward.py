@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from services.base.devices import device_of
 from services.base.paths import model_file, resolve_model
 from services.scoring.aesthetic import linear_head
+from services.scoring.pixels import batches_of, clip_pixels
 from services.scoring.weights import load_exactly, weights_file
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class ImageReward:
         self.model.eval().to(self.device)
         edge = vision.image_size
         crop = {"height": edge, "width": edge}
-        self.image_processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=crop)
+        image_processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=crop)
+        self.pixels = clip_pixels(image_processor, self.device)
 
     @staticmethod
     def check(model: str, tokenizer: str = TOKENIZER, **_: object) -> None:
@@ -94,15 +95,17 @@ class ImageReward:
         model_file("scorer imagereward", tokenizer, "tokenizer_config.json")
 
     def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        chunks = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
+        batches = batches_of(len(prompts), self.batch_size)
+        pixels = self.pixels(images_NHWC, batches, self.batch_size)
         with self.torch.no_grad():
-            scores = [self._batch(images_NHWC[rows], list(prompts[rows])) for rows in chunks]
+            scores = [
+                self._batch(pixels_BCHW, [prompts[i] for i in batch])
+                for batch, pixels_BCHW in zip(batches, pixels, strict=True)
+            ]
         return np.concatenate(scores) if scores else np.zeros(0)
 
-    def _batch(self, images_NHWC: np.ndarray, prompts: list[str]) -> np.ndarray:
+    def _batch(self, pixels_BCHW: torch.Tensor, prompts: list[str]) -> np.ndarray:
         padding = self.batch_size - len(prompts)
-        images = [Image.fromarray(image) for image in images_NHWC]
-        pixels_BCHW = self.image_processor(images + images[:1] * padding, return_tensors="pt")["pixel_values"]
         tokens = self.tokenizer(
             prompts + prompts[:1] * padding,
             padding="max_length",
@@ -110,7 +113,7 @@ class ImageReward:
             max_length=MAX_TOKENS,
             return_tensors="pt",
         )
-        seen_BPD = self.model["vision"](pixel_values=pixels_BCHW.to(self.device)).last_hidden_state
+        seen_BPD = self.model["vision"](pixel_values=pixels_BCHW).last_hidden_state
         hidden_BLD = self.model["text"](
             input_ids=tokens["input_ids"].to(self.device),
             attention_mask=tokens["attention_mask"].to(self.device),

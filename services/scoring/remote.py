@@ -7,6 +7,7 @@ import numpy as np
 
 from services.base.errors import UserError
 from services.http.client import PoolError, ScoreClient
+from services.http.images import Encoding
 from services.http.session import read_token
 from services.scoring.loaded import DEFAULT_SUB_SCORE
 from services.scoring.outside import PATIENCE_S, PROBE_TIMEOUT_S, ask_outside, check_url
@@ -28,6 +29,8 @@ class Remote:
         run: the label of this run in the pool's metrics and limits.
         timeout_s: seconds for the answer to one request.
         patience_s: seconds for which a request is repeated.
+        encoding: how images are sent: `png` (without loss), `jpeg` (fewer bytes, slightly different scores) or `raw`
+            (without loss, more bytes, no time for packing).
     """
 
     groupwise = False
@@ -40,19 +43,21 @@ class Remote:
         run: str = "",
         timeout_s: float = 600,
         patience_s: float = PATIENCE_S,
+        encoding: str = Encoding.PNG,
     ) -> None:
         self.url, self.scorer, self.run, self.patience_s = url, scorer, run, patience_s
         self.token = read_token(token_file)
-        self.client = ScoreClient(url, self.token, run, timeout_s, attempts=1)
+        self.client = ScoreClient(url, self.token, run, timeout_s, 1, encoding_of(encoding))
 
     @staticmethod
-    def check(url: str, scorer: str, token_file: str | None = None, **_: object) -> None:
-        """Check the address, and that the token can be read.
+    def check(url: str, scorer: str, token_file: str | None = None, encoding: str = Encoding.PNG, **_: object) -> None:
+        """Check the address and the encoding, and that the token can be read.
 
         Raises:
             UserError: one is wrong or missing. The message names it.
         """
         check_url("remote", url)
+        encoding_of(encoding)
         read_token(token_file)
 
     def __call__(
@@ -89,6 +94,20 @@ class Remote:
                 f"{self.url} has no scorer `{self.scorer}`; set options.scorer to one of {', '.join(known)}"
             )
         return f"{self.url} has {self.scorer}"
+
+
+def encoding_of(setting: str) -> Encoding:
+    """The encoding with this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return Encoding(setting)
+    except ValueError as error:
+        raise UserError(
+            f"scorer remote: encoding is `{setting}`; set options.encoding to one of {', '.join(Encoding)}"
+        ) from error
 
 
 class RemoteGroupwise(Remote):

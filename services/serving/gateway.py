@@ -56,7 +56,7 @@ class ItemSchema(BaseModel):
     """One image and its prompt."""
 
     prompt: str
-    image: str = Field(description="Base64 of a PNG, JPEG or WebP.", json_schema_extra={"format": "byte"})
+    image: str = Field(description="Base64 of a PNG, JPEG, WebP or binary PPM.", json_schema_extra={"format": "byte"})
     row: dict[str, Any] = Field({}, description="The other columns of the prompt's row, for scorers that read them.")
     group: str | None = Field(None, description="The name of the image's group, which groupwise scorers need.")
 

@@ -27,15 +27,20 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Best wall time of each call in seconds; the calls take turns, after one round that is not counted."""
-    best = dict.fromkeys(calls, float("inf"))
+def turns(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Wall times of each call in seconds, by round; the calls take turns, after one round that is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            taken = seconds(call, device)
+            taken_s = seconds(call, device)
             if turn:
-                best[name] = min(best[name], taken)
-    return best
+                taken[name].append(taken_s)
+    return taken
+
+
+def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Best wall time of each call in seconds; the calls take turns, after one round that is not counted."""
+    return {name: min(taken) for name, taken in turns(calls, rounds, device).items()}
 
 
 class Inside:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from services.http.image_structure import MAX_CHUNKS, MAX_PARTS, MAX_SCANS, BadImage, read_size
-from services.http.images import decode_image, encode_image, image_pixels
+from services.http.images import Encoding, decode_image, encode_image, image_pixels
 from tests.helpers.images import NOISE, chunk, encoded, repeated_scans
 
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
@@ -47,6 +47,14 @@ def test_images_of_the_three_formats(format_):
         (encoded(NOISE, "JPEG").replace(b"\xff\xdb", b"\xff\xfe\0\2" * MAX_PARTS + b"\xff\xdb", 1), "segments"),
         (encoded(NOISE, "WEBP") + b"EXIF\0\0\0\0" * 1000, f"more than {MAX_CHUNKS} chunks"),
         (encode_image(np.zeros((1, 33, 3), np.uint8)), "at most 32 times the other"),
+        (encode_image(np.zeros((110, 10, 3), np.uint8), Encoding.RAW), "10x110 pixels"),
+        (encode_image(RED, Encoding.RAW)[:-1], "71 bytes for the pixels of 6x4"),
+        (encode_image(RED, Encoding.RAW) + b"0", "73 bytes for the pixels of 6x4"),
+        (b"P6\n6 4\n65535\n" + bytes(144), "a PPM whose head"),
+        (b"P6\n0 4\n255\n", "a PPM whose head"),
+        (b"P6\n# 6 4\n6 4\n255\n" + bytes(72), "a PPM whose head"),
+        (b"P6", "a PPM whose head"),
+        (b"P5\n6 4\n255\n" + bytes(24), "none of PNG"),
     ],
 )
 def test_a_bad_image_says_why(data, reason):
@@ -123,10 +131,23 @@ def test_an_image_is_scored_as_it_is_seen(format_, orientation):
     assert np.abs(decoded[..., 0].astype(int) - seen_HW).max() < 20
 
 
-def test_what_we_write_reads_the_same():
+@pytest.mark.parametrize("encoding", [Encoding.PNG, Encoding.RAW])
+def test_what_we_write_reads_the_same(encoding):
     """Training scores arrays, and what it sends to another pool has neither alpha nor an orientation."""
     image = np.asarray(NOISE)
-    np.testing.assert_array_equal(decode_image(encode_image(image), 1000), image)
+    np.testing.assert_array_equal(decode_image(encode_image(image, encoding), 1000), image)
+
+
+def test_each_encoding_is_what_it_says():
+    """JPEG keeps full colour resolution: a red pixel beside blue ones stays red. Raw is what Pillow knows as PPM."""
+    image = np.full((16, 16, 3), (0, 0, 255), np.uint8)
+    image[5, 5] = (255, 0, 0)
+    opened = {encoding: Image.open(io.BytesIO(encode_image(image, encoding))) for encoding in Encoding}
+    assert {encoding: picture.format for encoding, picture in opened.items()} == {
+        "png": "PNG", "jpeg": "JPEG", "raw": "PPM"
+    }  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(opened[Encoding.RAW]), image)
+    assert np.abs(np.asarray(opened[Encoding.JPEG])[5, 5].astype(int) - image[5, 5]).max() < 20
 
 
 INDEXED = {"kind": 3, "pixels": bytes(8 * 9)}
@@ -191,6 +212,7 @@ def test_every_mode_becomes_rgb(mode):
 def test_a_broken_image_is_a_bad_image_and_nothing_else():
     whole = [encoded(NOISE), encoded(NOISE.convert("P"), transparency=3), encoded(NOISE, "JPEG", progressive=True)]
     whole += [encoded(NOISE, "WEBP"), encoded(NOISE, "WEBP", lossless=True), animation("PNG"), animation("WEBP")]
+    whole += [encode_image(np.asarray(NOISE), Encoding.RAW)]
     rng, bad = random.Random(0), 0
     for _ in range(4000):
         data = bytearray(rng.choice(whole))

@@ -62,7 +62,7 @@ def picture(height: int, width: int) -> np.ndarray:
 def seen_by_the_model(scorer: PickScore | ClipScore, image_HWC: np.ndarray) -> np.ndarray:
     """The pixel values (3, EDGE, EDGE) that the scorer hands to its model."""
     seen: list[torch.Tensor] = []
-    hook = scorer.model.register_forward_pre_hook(
+    hook = scorer.model.vision_model.register_forward_pre_hook(
         lambda model, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
     )
     scorer(image_HWC[None], ["a prompt"])

@@ -100,6 +100,21 @@ def test_rows_go_to_the_pool_and_sub_scores_come_back(pool, bodies, kind, group,
     assert [record.message for record in caplog.records] == ["1 images have no score; of prompt b: has no `count`"]
 
 
+@pytest.mark.parametrize(
+    ("options", "begins"), [({}, b"\x89PNG"), ({"encoding": "jpeg"}, b"\xff\xd8"), ({"encoding": "raw"}, b"P6")]
+)
+def test_images_are_sent_as_the_setting_says(pool, bodies, options, begins):
+    url, _ = pool(SCORED)
+    Remote(url, "size", **options)(IMAGES, ["a", "b"], ROWS)
+    assert [item.image[: len(begins)] for item in read_request(bodies[0], ARROW, 9, 99)] == [begins] * 2
+
+
+@pytest.mark.parametrize("make", [Remote, Remote.check, RemoteGroupwise])
+def test_an_encoding_that_there_is_not_is_named(make):
+    with pytest.raises(UserError, match=r"`bmp`; set options\.encoding to one of png, jpeg, raw"):
+        make("http://127.0.0.1:9", "size", encoding="bmp")
+
+
 def test_the_wait_has_an_end(pool):
     url, asked = pool(*[FULL] * 1000)
     with pytest.raises(PoolAway, match="too many images waiting"):

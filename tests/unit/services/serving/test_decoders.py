@@ -33,7 +33,7 @@ def test_pixels_are_the_same_and_a_bad_image_fails_alone():
     for i, data in zip((0, 2, 3), whole, strict=True):
         np.testing.assert_array_equal(images[i], decode_image(data, 10_000))
     assert list(images) == [0, 2, 3]
-    assert errors[1] == "is none of PNG, JPEG, WEBP"
+    assert errors[1] == "is none of PNG, JPEG, WEBP, PPM"
     assert errors[4].startswith("cannot be decoded")
     assert "scans" in errors[5]
 

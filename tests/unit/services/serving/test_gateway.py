@@ -178,7 +178,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(serving):
         "scores": {"size": [7, None, None]},
         "errors": [
             {"index": 1, "reason": "its prompt has 4 characters; at most 3 are allowed"},
-            {"index": 2, "reason": "is none of PNG, JPEG, WEBP"},
+            {"index": 2, "reason": "is none of PNG, JPEG, WEBP, PPM"},
         ],
     }
 
@@ -239,7 +239,7 @@ def test_the_page_of_the_api_loads_nothing():
     assert "://" not in page
     for path in api.openapi()["paths"]:
         assert f" {path}</h2>" in page
-    assert "Base64 of a PNG, JPEG or WebP." in page
+    assert "Base64 of a PNG, JPEG, WebP or binary PPM." in page
     assert (api.docs_url, api.redoc_url) == (None, None), "FastAPI's own pages load scripts from elsewhere"
 
 
@@ -325,7 +325,7 @@ def test_a_group_that_cannot_be_compared_as_a_whole_fails_as_a_whole(serving):
     assert answer.json()["scores"] == {"size": [None, None, None, None, 0, None, None, None]}
     assert [(error["index"], error["reason"]) for error in answer.json()["errors"]] == [
         (0, "size: its group has an image that cannot be scored"),
-        (1, "is none of PNG, JPEG, WEBP"),
+        (1, "is none of PNG, JPEG, WEBP, PPM"),
         *((i, "size: its group has images of different sizes") for i in (2, 3)),
         *((i, "size: its group has 3 images; at most 2 are compared") for i in (5, 6, 7)),
     ]
