@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from actors.reward.scores import Scores, why_holes
 from actors.rollout.results import Generated
@@ -28,6 +29,8 @@ class Experience:
     """The policy version that generated it."""
     peak_bytes: int
     """The most bytes of images in flight at once since the step before."""
+    pictures: pa.Table | None = None
+    """The images that the run keeps (pictures.py); None if it keeps none of this step."""
 
     @property
     def cost(self) -> Cost:
@@ -44,7 +47,12 @@ class Experience:
 
 
 def experience_of(
-    config: RunConfig, generated: Sequence[Generated], scores: Sequence[Scores], behaviour: int, peak_bytes: int
+    config: RunConfig,
+    generated: Sequence[Generated],
+    scores: Sequence[Scores],
+    behaviour: int,
+    peak_bytes: int,
+    pictures: pa.Table | None = None,
 ) -> Experience:
     """Combine the scores of a step into rewards and advantages as the recipe says.
 
@@ -54,7 +62,7 @@ def experience_of(
     rewards = [score.combined(config.weights) for score in scores]
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
     together, flat_groups = advantages_of(config, [task.tree for task in generated], scores, rewards)
-    return Experience(list(generated), list(scores), rewards, together, flat_groups, behaviour, peak_bytes)
+    return Experience(list(generated), list(scores), rewards, together, flat_groups, behaviour, peak_bytes, pictures)
 
 
 def advantages_of(

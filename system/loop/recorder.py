@@ -88,7 +88,10 @@ class Recorder:
             seconds: by stage.
             weights: those that the step made.
         """
-        self.run.write_experience(state.step, experience_table(experience))
+        table = experience_table(experience)
+        self.run.write_experience(state.step, table)
+        if experience.pictures is not None:
+            self.run.write_pictures(state.step, experience.pictures)
         status: RolloutStatus = roles.rollouts.status()
         line = self._summary(evaluation)
         line |= {"bytes/weights": weights.num_bytes, "workers": status.workers, "workers_replaced": status.replaced}

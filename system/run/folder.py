@@ -4,6 +4,7 @@ config.yaml     the resolved recipe, with tempflow's version and git commit, the
 metrics.jsonl   one line per step
 experience/     Parquet, one file per step: every leaf with its rewards and advantage
 eval/           Parquet, one file per evaluation: every held-out image with its scores
+pictures/       Parquet, one file per step: training images of one task, small; old steps are thinned out
 samples/        one folder per evaluation: pictures of the first held-out prompts
 checkpoints/    everything that a resumed run needs
 lora/           the adapter that was saved last, for diffusers' load_lora_weights (transformer/ where every weight is
@@ -44,6 +45,8 @@ from system.run.recorded import Recorded, check_same, differences, read_recorded
 log = logging.getLogger(__name__)
 
 TABLE = re.compile(r"step_(\d{6,})\.parquet")
+MAX_PICTURES, NEWEST_PICTURES = 100, 20
+"""The most steps whose training images are kept, and how many of them are the newest. The others are spread evenly."""
 CHECKPOINTS_LOCK = "checkpoints.lock"
 """The lock file in `checkpoint.folder`, which several run folders may share."""
 
@@ -299,7 +302,7 @@ class RunFolder:
         MetricsFile(self.metrics_file).forget_after(step)
         if not was_new and (missing := missing_steps(lines, step)):
             log.warning("%s has no intact line for step %s", self.metrics_file, missing)
-        for folder in ("experience", "eval"):
+        for folder in ("experience", "eval", "pictures"):
             for of_step, file in tables(self.path / folder).items():
                 if of_step > step:
                     file.unlink()
@@ -311,6 +314,13 @@ class RunFolder:
 
     def write_eval(self, step: int, table: pa.Table) -> None:
         self._write_table("eval", step, table)
+
+    def write_pictures(self, step: int, table: pa.Table) -> None:
+        """Write the images of a training step. Beyond MAX_PICTURES files, those of another step are removed."""
+        self._write_table("pictures", step, table)
+        files = tables(self.path / "pictures")
+        if len(files) > MAX_PICTURES:
+            files[superfluous(list(files)[:-NEWEST_PICTURES])].unlink(missing_ok=True)
 
     def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
         content = io.BytesIO()
@@ -348,6 +358,16 @@ def tables(folder: Path) -> dict[int, Path]:
     """The Parquet files that a run has written to a folder, by step, in order. Files with other names are ignored."""
     files = {int(match[1]): path for path in folder.glob("*.parquet") if (match := TABLE.fullmatch(path.name))}
     return dict(sorted(files.items()))
+
+
+def superfluous(steps: Sequence[int]) -> int:
+    """The step whose neighbours are closest to each other, the earliest of several; never the first or the last.
+
+    Args:
+        steps: in order, at least three.
+    """
+    gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
+    return steps[1 + gaps.index(min(gaps))]
 
 
 def _check_of(theirs: Recorded, ours: Recorded, checkpoints: Checkpoints) -> None:
