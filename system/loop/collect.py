@@ -93,7 +93,9 @@ class Collector:
             progress(work.generated, len(work.scored))
         generated, scores = zip(*(task.result() for task in work.scored), strict=True)
         peak_bytes = self.roles.rollouts.take_peak_bytes()
-        return experience_of(self.config, generated, scores, work.version, peak_bytes, work.pictures)
+        experience = experience_of(self.config, generated, scores, work.version, peak_bytes)
+        experience.pictures = work.pictures
+        return experience
 
     def _start(self, step: int, weights: Exported) -> _Step:
         work, config = _Step(weights.label.version), self.config

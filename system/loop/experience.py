@@ -47,12 +47,7 @@ class Experience:
 
 
 def experience_of(
-    config: RunConfig,
-    generated: Sequence[Generated],
-    scores: Sequence[Scores],
-    behaviour: int,
-    peak_bytes: int,
-    pictures: pa.Table | None = None,
+    config: RunConfig, generated: Sequence[Generated], scores: Sequence[Scores], behaviour: int, peak_bytes: int
 ) -> Experience:
     """Combine the scores of a step into rewards and advantages as the recipe says.
 
@@ -62,7 +57,7 @@ def experience_of(
     rewards = [score.combined(config.weights) for score in scores]
     _refuse_holes(rewards, scores, config.reward.max_hole_share)
     together, flat_groups = advantages_of(config, [task.tree for task in generated], scores, rewards)
-    return Experience(list(generated), list(scores), rewards, together, flat_groups, behaviour, peak_bytes, pictures)
+    return Experience(list(generated), list(scores), rewards, together, flat_groups, behaviour, peak_bytes)
 
 
 def advantages_of(
