@@ -18,6 +18,8 @@ from system.loop.stop import STOPPED_EXIT_CODE, Stopped
 
 COMMANDS = (
     "train",
+    "watch",
+    "top",
     "evaluate",
     "sample",
     "serve",

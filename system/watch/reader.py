@@ -228,10 +228,11 @@ class Reader:
         scorers = [key for key in self._keys("reward/", 2) if key.endswith("/mean")]
         heldout = {f"{key[5:]}{'' if key[5:].split('.')[0] in self.trained else ' (not trained on)'}": key
                    for key in self._keys("eval/", 1)}  # fmt: skip
+        idle = {key.removeprefix("idle/"): key for key in sorted(self._keys("idle/"))}
         wanted: list[tuple[str, str, dict[str, str]]] = [
             ("Training reward", "mean of the step's images", {key.split("/")[1]: key for key in scorers}),
             ("Held-out scores", "mean over held-out prompts", heldout),
-            ("Groups that teach nothing", "share of groups without a spread of rewards", {"flat": "advantage/flat_groups"}),
+            ("Flat groups", "share of groups without a spread of rewards", {"flat": "advantage/flat_groups"}),
             ("Holes", "actions without a reward", {"holes": "holes"}),
             ("Ratio", "largest |ρ − 1| of the update", {"max |ρ − 1|": "ratio/max_deviation"}),
             ("Clipped", "share of actions that the clip cuts", {"clipped": "ratio/clip_fraction"}),
@@ -240,7 +241,7 @@ class Reader:
             ("Drift", "|log p(rollout) − log p(learner)|", {"mean": "drift/mean", "max": "drift/max"}),
             ("Seconds of a step", "by stage; scoring overlaps with generation",
              {key: f"seconds/{key}" for key in ("step", "generate", "score", "update", "eval")}),
-            ("Idle shares", "share of the step in which a role waited", {key[5:]: key for key in sorted(self._keys("idle/"))}),
+            ("Idle shares", "share of the step in which a role waited", idle),
         ]  # fmt: skip
         panels = []
         for title, note, keys in wanted:
