@@ -12,7 +12,8 @@ def experience_table(experience: Experience) -> pa.Table:
     """One row for each (action, leaf) pair.
 
     Columns: step, policy_version, prompt_row, prompt, decision (its index in the task), seed, branch_step, exploration,
-    leaf, reward/SCORER…, reward/SCORER.SUB…, reward, advantage. A leaf that several actions own (a chain) stands once for each.
+    leaf, reward/SCORER…, reward/SCORER.SUB…, reward, advantage. A leaf that several actions own (a chain) stands once
+    for each.
     """
     every_leaf = gathered(experience.scores)
     ends = np.cumsum([task.tree.num_leaves for task in experience.generated])[:-1]
