@@ -18,8 +18,6 @@ from system.loop.stop import STOPPED_EXIT_CODE, Stopped
 
 COMMANDS = (
     "train",
-    "watch",
-    "top",
     "evaluate",
     "sample",
     "serve",
@@ -27,6 +25,8 @@ COMMANDS = (
     "score",
     "plan",
     "doctor",
+    "watch",
+    "top",
     "report",
     "export",
     "bench",

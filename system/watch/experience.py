@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from system.report.data import number
 
-SHOWN_GROUPS = 12
+SHOWN_GROUPS = 8
 """Groups that are listed at each end."""
 BINS = 24
 """Bars of the histogram of spreads."""

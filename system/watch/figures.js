@@ -31,16 +31,16 @@ export function brief(value, sign = false) {
   else if (size >= 1000) text = value.toFixed(0);
   else if (size >= 0.001) text = String(Number(value.toPrecision(size >= 1 ? 4 : 3)));
   else text = value.toExponential(1);
-  return (sign && value > 0 ? "+" : "") + text.replace("-", "−");
+  return (sign && value > 0 ? "+" : "") + text.replaceAll("-", "−");
 }
 
 /** About `count` round numbers from low to high. */
 export function ticks(low, high, count) {
   const raw = (high - low) / count;
   const unit = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * unit).find((s) => s >= raw);
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * unit).find((s) => s >= raw * (1 - 1e-9));
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step || 0);
   return found;
 }
 
@@ -57,12 +57,13 @@ export function chart(panel, chosen, choose) {
   const x = (v) => LEFT + ((v - x0) / (x1 - x0)) * (W - LEFT - RIGHT);
   const y = (v) => H - BOTTOM - ((v - y0) / (y1 - y0)) * (H - TOP - BOTTOM);
   const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": alt(panel) });
-  for (const v of ticks(y0, y1, 4)) {
+  for (const v of ticks(y0, y1, 5)) {
     drawing.append(svg("line", { class: "rule", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v) }));
     drawing.append(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, brief(v)));
   }
   for (const v of ticks(x0, x1, 5).filter(Number.isInteger)) {
-    drawing.append(svg("text", { x: x(v), y: H - 7, "text-anchor": "middle" }, v.toLocaleString("en")));
+    const anchor = x(v) > W - RIGHT - 14 ? "end" : "middle";
+    drawing.append(svg("text", { x: anchor === "end" ? W - 2 : x(v), y: H - 7, "text-anchor": anchor }, v.toLocaleString("en")));
   }
   if (chosen !== null && chosen >= x0 && chosen <= x1) {
     drawing.append(svg("line", { class: "chosen", x1: x(chosen), x2: x(chosen), y1: TOP, y2: H - BOTTOM }));
@@ -165,10 +166,10 @@ export function isComb(trunk) {
 
 /** A trunk with its forks: a column for each branch step, the best action on top. */
 export function comb(task, trunk, byStep, address) {
-  const SIZE = 64, GAP = 18, ROW = SIZE + 38, Y = 46, REST = 26;
   const forks = new Map(trunk.decisions.map((decision) => [decision.step, decision]));
   const count = Math.max(task.num_steps ?? 0, ...[...forks.keys()].map((step) => step + 1));
   const most = Math.max(...trunk.decisions.map((decision) => decision.actions.length));
+  const SIZE = forks.size > 6 ? 64 : 96, GAP = 22, ROW = SIZE + 38, Y = 46, REST = 26;
   const xs = [];
   let at = 46;
   for (let i = 0; i < count; i++) { xs.push(at); at += forks.has(i) ? SIZE + GAP : REST; }

@@ -94,7 +94,7 @@ function drawRun() {
   const { panels, warnings, roles, seconds } = page.run;
   if (show("warnings", warnings.length > 0)) {
     $("warnings").querySelector("ul").replaceChildren(...warnings.map((warned) => {
-      const when = new Date(warned.time * 1000).toLocaleTimeString();
+      const when = new Date(warned.time * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
       const where = warned.step === null ? when : `${when} · step ${warned.step}`;
       return el("li", {}, el("span", { class: "when" }, where), warned.message);
     }));
@@ -188,7 +188,7 @@ function drawImages() {
     const reward = leaf.reward === null ? el("span", { class: "hole" }, "no reward") : brief(leaf.reward);
     const known = leaf.advantages.length === 1 ? leaf.advantages[0] : 0;
     return el("figure", { class: "shot" }, picture(address(task, leaf.leaf), `${task.prompt}: reward ${brief(leaf.reward)}`),
-      el("p", { class: "score" }, el("span", {}, reward), el("span", { class: known > 0 ? "up" : known < 0 ? "down" : "" }, spread(leaf.advantages))), ...scores);
+      el("p", { class: "score" }, reward), el("p", { class: known > 0 ? "up" : known < 0 ? "down" : "" }, spread(leaf.advantages)), ...scores);
   }));
 }
 
