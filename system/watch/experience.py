@@ -105,10 +105,17 @@ def groups(table: pa.Table, rule: str) -> list[Group]:
                 len(rewards),
                 len(rewards) - len(known),
                 float(np.mean(known)) if known else None,
-                float(np.std(known)) if known else None,
+                _spread(known),
             )
         )
     return sorted(found, key=lambda group: math.inf if group.spread is None else -group.spread)
+
+
+def _spread(rewards: list[float]) -> float | None:
+    """The standard deviation, exactly 0 for equal rewards; None without any."""
+    if not rewards:
+        return None
+    return float(np.std(rewards)) if min(rewards) < max(rewards) else 0.0
 
 
 def describe_groups(found: list[Group]) -> dict[str, Any]:

@@ -33,12 +33,15 @@ async function look() {
     const found = await ask(page.run ? `/api/run?revision=${page.run.revision}` : "/api/run");
     if (found.panels) {
       page.run = found;
+      drawState();
       drawRun();
       await showStep();
       await showHeldout();
       page.history = null;
-    } else page.run.state = found.state;
-    drawState();
+    } else {
+      page.run.state = found.state;
+      drawState();
+    }
     if (page.history === null || page.history.read < page.history.of) {
       page.history = await ask("/api/prompts");
       drawPrompts();

@@ -91,7 +91,6 @@ class PageServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "tempflow", ""
     timeout = TIMEOUT_S
 
