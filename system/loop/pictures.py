@@ -1,6 +1,8 @@
 """The training images that a run keeps: those of a step's first task, small and encoded."""
 
 import io
+import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ MAX_IMAGES = 64
 MAX_SIDE_PX = 256
 """Larger images are shrunk to this size and stored as JPEG. Smaller ones are stored as PNG, without loss."""
 JPEG_QUALITY = 88
+LOGGED = 8
+"""The most training images of a step that loggers receive."""
 
 
 def pictures_of(job: Generated) -> pa.Table:
@@ -50,3 +54,39 @@ def small_image(image_HWC: np.ndarray) -> bytes:
         image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), reducing_gap=2.0)
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def heldout_captions(table: pa.Table, count: int) -> list[str]:
+    """The prompts and the scores of the first held-out images.
+
+    Args:
+        table: of an evaluation.
+    """
+    captions = []
+    for line in table.slice(0, count).to_pylist():
+        scores = {name: value for name, value in line.items() if name not in ("row", "prompt", "category")}
+        captions.append(" · ".join([line["prompt"], *(f"{name} {number(value)}" for name, value in scores.items())]))
+    return captions
+
+
+def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[np.ndarray, list[str]]:
+    """The kept images with the best and the worst rewards, the best first, (N, H, W, 3), and their captions."""
+    lines: dict[tuple[int, int], dict[str, Any]] = {}
+    for line in experience.to_pylist():
+        lines.setdefault((line["prompt_row"], line["leaf"]), line)
+    kept = [(row["image"], lines[row["prompt_row"], row["leaf"]]) for row in pictures.to_pylist()]
+    known = [(image, line) for image, line in kept if not math.isnan(line["reward"])]
+    known.sort(key=lambda item: -item[1]["reward"])
+    half = LOGGED // 2
+    chosen = known if len(known) <= LOGGED else known[:half] + known[-half:]
+    images, captions = [], []
+    for image, line in chosen:
+        with Image.open(io.BytesIO(image)) as opened:
+            images.append(np.asarray(opened.convert("RGB")))
+        said = f"reward {number(line['reward'])} · advantage {number(line['advantage'])}"
+        captions.append(f"{line['prompt']} · {said} · branch step {line['branch_step']}")
+    return (np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)), captions
+
+
+def number(value: float) -> str:
+    return "hole" if math.isnan(value) else f"{value:.4g}"

@@ -13,6 +13,7 @@ from system.loop.evaluate import Evaluation
 from system.loop.experience import Experience
 from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
+from system.loop.pictures import best_and_worst, heldout_captions
 from system.loop.roles import Roles
 from system.recipe.model import RunConfig
 from system.run.checkpoint import RunState
@@ -58,7 +59,9 @@ class Recorder:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Write the scores and pictures of an evaluation."""
         self.run.write_eval(step, evaluation.table)
-        self.run.write_samples(step, evaluation.grid_NHWC)
+        self.run.write_samples(
+            step, evaluation.grid_NHWC, heldout_captions(evaluation.table, len(evaluation.grid_NHWC))
+        )
 
     def beginning(self, state: RunState, evaluation: Evaluation | None, eval_s: float) -> None:
         """Record the state that the run begins with."""
@@ -92,6 +95,8 @@ class Recorder:
         self.run.write_experience(state.step, table)
         if experience.pictures is not None:
             self.run.write_pictures(state.step, experience.pictures)
+            if evaluation is not None and self.run.loggers:
+                self.run.log_training(state.step, *best_and_worst(experience.pictures, table))
         status: RolloutStatus = roles.rollouts.status()
         line = self._summary(evaluation)
         line |= {"bytes/weights": weights.num_bytes, "workers": status.workers, "workers_replaced": status.replaced}

@@ -72,10 +72,12 @@ class WandbSettings(Settings):
     """The user or team. If not given, the default of the key's owner is used."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes to the run folder's wandb/, for `wandb sync` later."""
+    experience: bool = False
+    """Send each step's experience as a table: every image's prompt, scores, reward and advantage."""
 
 
 class LogSettings(Settings):
-    """Loggers that receive the metrics and held-out pictures, in addition to the run folder."""
+    """Loggers that receive the metrics and pictures, in addition to the run folder."""
 
     train_images_every: int = Field(1, ge=0)
     """Training steps between those whose images `tempflow watch` can show: those of the first task, at most 256 pixels

@@ -311,6 +311,8 @@ class RunFolder:
 
     def write_experience(self, step: int, table: pa.Table) -> None:
         self._write_table("experience", step, table)
+        for logger in self.loggers:
+            logger.log_experience(step, table)
 
     def write_eval(self, step: int, table: pa.Table) -> None:
         self._write_table("eval", step, table)
@@ -327,14 +329,19 @@ class RunFolder:
         pq.write_table(table, content, compression="zstd")
         write_atomically(self.path / folder / f"step_{step:06d}.parquet", content.getbuffer())
 
-    def write_samples(self, step: int, images_NHWC: np.ndarray) -> None:
+    def write_samples(self, step: int, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
         folder = self.path / "samples" / f"step_{step:06d}"
         for i, image in enumerate(images_NHWC):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "PNG")
             write_atomically(folder / f"{i:03d}.png", content.getbuffer())
         for logger in self.loggers:
-            logger.log_images(step, images_NHWC)
+            logger.log_images(step, "samples", images_NHWC, captions)
+
+    def log_training(self, step: int, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
+        """Send training images to the loggers. The folder keeps them with `write_pictures`."""
+        for logger in self.loggers:
+            logger.log_images(step, "training", images_NHWC, captions)
 
 
 @contextmanager

@@ -383,7 +383,7 @@ def newest_run(folder: Path) -> Path:
     Raises:
         UserError: there is no run.
     """
-    written = {}
+    written: dict[Path, int] = {}
     for file in (*folder.glob("*/metrics.jsonl"), *folder.glob("*/config.yaml")):
         written[file.parent] = max(written.get(file.parent, 0), _changed_ns(file) or 0)
     if not written:

@@ -3,13 +3,23 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.results import Generated
 from actors.trajectory import Cost, Task, Tree
-from system.loop.pictures import MAX_IMAGES, MAX_SIDE_PX, kept_leaves, pictures_of, small_image
+from system.loop.pictures import (
+    LOGGED,
+    MAX_IMAGES,
+    MAX_SIDE_PX,
+    best_and_worst,
+    heldout_captions,
+    kept_leaves,
+    pictures_of,
+    small_image,
+)
 
 
 def tree(seeds: int, steps: int, width: int) -> Tree:
@@ -55,3 +65,22 @@ def test_the_table_names_the_task_and_the_leaves():
     assert table["leaf"].to_pylist() == list(range(6))
     with Image.open(io.BytesIO(table["image"][5].as_py())) as image:
         assert np.array_equal(np.asarray(image), pixels[5])
+
+
+def test_loggers_get_the_best_and_the_worst_images_without_holes():
+    count = LOGGED + 4
+    images = [small_image(np.full((4, 4, 3), leaf, np.uint8)) for leaf in range(count)]
+    pictures = pa.table({"prompt_row": [3] * count, "leaf": list(range(count)), "image": pa.array(images, pa.binary())})
+    rewards = [float("nan"), *(float(leaf) for leaf in range(1, count))]
+    columns = {"prompt_row": [3] * count, "prompt": ["a cat"] * count, "leaf": list(range(count)), "reward": rewards}
+    found, captions = best_and_worst(
+        pictures, pa.table(columns | {"branch_step": [1] * count, "advantage": [0.5] * count})
+    )
+    assert found[:, 0, 0, 0].tolist() == [11, 10, 9, 8, 4, 3, 2, 1]
+    assert captions[0] == "a cat · reward 11 · advantage 0.5 · branch step 1"
+
+
+def test_a_held_out_caption_has_the_prompt_and_the_scores():
+    table = pa.table({"row": [0, 1], "prompt": ["a", "b"], "category": ["x", None], "judge": [0.25, float("nan")]})
+    assert heldout_captions(table, 2) == ["a · judge 0.25", "b · judge hole"]
+    assert heldout_captions(table, 0) == []

@@ -288,7 +288,7 @@ def test_a_step_that_is_recorded_is_on_the_disk_with_what_belongs_to_it(tmp_path
         monkeypatch.setattr(os, "fsync", recorded_fsync)
         monkeypatch.setattr(os, "replace", recorded_replace)
         run.write_eval(1, pa.table({"row": [0]}))
-        run.write_samples(1, np.zeros((1, 2, 2, 3), np.uint8))
+        run.write_samples(1, np.zeros((1, 2, 2, 3), np.uint8), ["a cat"])
         run.write_experience(1, pa.table({"row": [0]}))
         run.append_metrics({"step": 1})
     tables_and_pictures = (
