@@ -117,6 +117,7 @@ function drawRun() {
   const share = (value) => `${Math.round(value * 100)} %`;
   $("idle").replaceChildren(...bars("Idle in the last step", idle, 1, share));
   const stages = Object.entries(seconds).filter(([, value]) => value !== null);
+  show("stages", stages.length > 0);
   const most = Math.max(1e-9, ...stages.map(([, value]) => value));
   $("stages").replaceChildren(...bars("Seconds of the stages, the last time", stages, most, (value) => `${brief(value)} s`));
 }
@@ -217,18 +218,24 @@ function drawTree() {
 function drawGroups() {
   const { groups, step } = page.detail;
   const flat = groups.flat ? ` ${groups.flat} have no spread and teach nothing.` : " All have a spread.";
-  $("groups-note").textContent = `Step ${step} has ${groups.count.toLocaleString("en")} groups of actions that are compared with each other.${flat}`;
+  $("groups-note").textContent = `Step ${step} has ${counted(groups.count, "group")} of actions that are compared with each other.${flat}`;
   $("histogram").replaceChildren(el("h3", {}, "Groups by the spread (std) of their rewards"), histogram(groups.histogram, groups.flat));
   const half = groups.count > groups.ends.length ? groups.ends.length / 2 : groups.ends.length;
   const rows = groups.ends.flatMap((group, i) => {
     const choose = () => { page.trunk = Math.max(0, group.seed ?? 0); showTask(group.row).then(() => $("tree").scrollIntoView({ behavior: "smooth" })); };
     const cells = [group.seed ?? "all", group.step ?? "all", group.actions, brief(group.mean), brief(group.spread)];
     const row = el("tr", { tabindex: 0, onclick: choose, onkeydown: (event) => { if (event.key === "Enter") choose(); } },
-      el("td", { class: "text" }, group.prompt), ...cells.map((cell) => el("td", {}, String(cell))));
+      caption(group.prompt), ...cells.map((cell) => el("td", {}, String(cell))));
     return i === half ? [el("tr", { class: "gap" }, el("td", { colspan: 6 }, "⋮")), row] : [row];
   });
   $("ends").replaceChildren(head("prompt", "trunk", "step", "actions", "mean", "spread"), el("tbody", {}, ...rows));
 }
+
+/** A cell with at most two lines of a prompt; the rest shows under the pointer. */
+const caption = (text) => el("td", { class: "text", title: text }, el("div", {}, text));
+
+/** A count with its noun. */
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
 
@@ -238,12 +245,12 @@ function drawPrompts() {
   const wanted = $("search").value.toLowerCase();
   const shown = prompts.filter((prompt) => prompt.prompt.toLowerCase().includes(wanted));
   const part = read < of ? ` (${read} of ${of} steps are read so far)` : "";
-  const newest = count > prompts.length ? `the ${prompts.length} of ${count.toLocaleString("en")} prompts that were used last` : `${count} prompts`;
+  const newest = count > prompts.length ? `the ${prompts.length} of ${count.toLocaleString("en")} prompts that were used last` : counted(count, "prompt");
   $("prompts-note").textContent = `Mean reward of ${newest} each time they were used${part}.`;
   $("history").replaceChildren(head("prompt", "times", "first", "last", "change", ""), el("tbody", {}, ...shown.map((prompt) => {
     const known = prompt.means.filter((mean) => mean !== null), first = known[0] ?? null, last = known.at(-1) ?? null;
     const change = known.length > 1 ? brief(last - first, true) : "";
-    return el("tr", {}, el("td", { class: "text" }, prompt.prompt), el("td", {}, String(prompt.steps.length)), el("td", {}, brief(first)),
+    return el("tr", {}, caption(prompt.prompt), el("td", {}, String(prompt.steps.length)), el("td", {}, brief(first)),
       el("td", {}, brief(last)), el("td", {}, change), el("td", {}, spark(prompt.means)));
   })));
 }
