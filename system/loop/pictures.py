@@ -65,7 +65,9 @@ def heldout_captions(table: pa.Table, count: int) -> list[str]:
     captions = []
     for line in table.slice(0, count).to_pylist():
         scores = {name: value for name, value in line.items() if name not in ("row", "prompt", "category")}
-        captions.append(" · ".join([line["prompt"], *(f"{name} {number(value)}" for name, value in scores.items())]))
+        captions.append(
+            " · ".join([str(line["prompt"]), *(f"{name} {number(value)}" for name, value in scores.items())])
+        )
     return captions
 
 
@@ -75,7 +77,7 @@ def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[np.ndarray
     for line in experience.to_pylist():
         lines.setdefault((line["prompt_row"], line["leaf"]), line)
     kept = [(row["image"], lines[row["prompt_row"], row["leaf"]]) for row in pictures.to_pylist()]
-    known = [(image, line) for image, line in kept if not math.isnan(line["reward"])]
+    known = [(image, line) for image, line in kept if line["reward"] is not None and not math.isnan(line["reward"])]
     known.sort(key=lambda item: -item[1]["reward"])
     half = LOGGED // 2
     chosen = known if len(known) <= LOGGED else known[:half] + known[-half:]
@@ -88,5 +90,6 @@ def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[np.ndarray
     return (np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)), captions
 
 
-def number(value: float) -> str:
-    return "hole" if math.isnan(value) else f"{value:.4g}"
+def number(value: float | None) -> str:
+    """A number with four significant digits, or `hole`."""
+    return "hole" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -20,11 +20,13 @@ from system.report.canvas import (
     cost_axis,
     draw,
     line,
+    link_steps,
     log_axis,
     second_axis,
     training_axis,
 )
 from system.report.data import Run, by_sampling_step
+from system.report.step_images import shown_steps
 
 SMOOTHING_STEPS = 5
 FEWEST_STEPS_TO_SMOOTH = 10
@@ -62,12 +64,17 @@ def _trained_scores(run: Run) -> list[str]:
 def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
     """Draws one score over training steps: that of the training images, the held-out one, and its categories."""
     train, held, categories = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}"), _categories(run, name)
+    shown = set(shown_steps(run))
 
     def plot(axis: Axes) -> None:
         if train[0]:
             _smoothed(axis, *train, BLUE, "training")
         if held[0]:
             axis.plot(*held, "o-", color=ORANGE, linewidth=1.5, ms=4, label="held out", zorder=3)
+        for (steps, values), colour in ((train, BLUE), (held, ORANGE)):
+            linked = [(step, value) for step, value in zip(steps, values, strict=True) if step in shown]
+            if linked:
+                link_steps(axis, [step for step, _ in linked], [value for _, value in linked], colour)
         for (category, points), colour in zip(categories, (GREEN, PURPLE, GREY), strict=False):
             if points[0]:
                 axis.plot(*points, "s--", color=colour, linewidth=1, ms=2.8, label=category)

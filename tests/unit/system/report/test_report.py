@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,10 +14,12 @@ import yaml
 from PIL import Image
 
 from services.base.errors import UserError
+from system.loop.pictures import small_image
 from system.report.build import build_report
 from system.report.canvas import power_of_ten, short
 from system.report.data import by_sampling_step, paired_scores, read_run
 from system.report.figures import curves, running_mean
+from system.report.step_images import shown_steps
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
 CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
@@ -300,3 +303,30 @@ def test_running_mean_shrinks_at_the_ends():
 def test_counts_and_powers_are_short():
     assert [short(value) for value in (0, 950, 12_300, 3_420_000, 2e9)] == ["0", "950", "12k", "3.4M", "2.0G"]
     assert power_of_ten(-12) == "10⁻¹²"
+
+
+def test_the_curves_link_to_the_images_of_their_steps(run):
+    """Steps 0 and 3 are evaluated. The training images of step 3 are kept, too."""
+    images = [small_image(np.full((8, 8, 3), 60 * leaf, np.uint8)) for leaf in range(2)]
+    rows = {"prompt_row": [5, 5], "leaf": [0, 1]}
+    own = {"prompt": ["a <b>cat</b>"] * 2, "reward": [0.25, 0.75], "advantage": [-1.0, 1.0], "branch_step": [0, 0]}
+    for folder, table in (("pictures", rows | {"image": images}), ("experience", rows | own)):
+        (run / folder).mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), run / folder / "step_000003.parquet")
+    html = build_report(run).read_text()
+    page = Page(html)
+    links = {href for href in page.loaded if href.startswith("#images-of-step-")}
+    assert links == {"#images-of-step-0", "#images-of-step-3"}
+    assert {href[1:] for href in links} <= set(page.ids)
+    assert "a <b>cat</b> · reward 0.75 · advantage 1 · branch step 0" in page.text
+    assert "<b>cat" not in html
+    (run / "pictures" / "step_000003.parquet").write_bytes(b"torn")
+    assert "pictures of step 3 cannot be read" in Page(build_report(run).read_text()).text
+
+
+def test_a_long_run_shows_the_images_of_steps_spread_evenly(run):
+    evals, samples = run / "eval", run / "samples"
+    for step in range(100):
+        shutil.copy(evals / "step_000000.parquet", evals / f"step_{step:06d}.parquet")
+        shutil.copytree(samples / "step_000000", samples / f"step_{step:06d}", dirs_exist_ok=True)
+    assert shown_steps(read_run(run)) == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
