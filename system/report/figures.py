@@ -1,7 +1,7 @@
 """The report's figures. Each function reads a run and returns panels: an SVG with its texts, or what is missing."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,10 +61,13 @@ def _trained_scores(run: Run) -> list[str]:
     return sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
 
 
-def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
-    """Draws one score over training steps: that of the training images, the held-out one, and its categories."""
+def score_plot(run: Run, name: str, linked: Collection[int] = ()) -> Callable[[Axes], None]:
+    """Draws one score over training steps: that of the training images, the held-out one, and its categories.
+
+    Args:
+        linked: steps that lead to their images in the page.
+    """
     train, held, categories = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}"), _categories(run, name)
-    shown = set(shown_steps(run))
 
     def plot(axis: Axes) -> None:
         if train[0]:
@@ -72,9 +75,8 @@ def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
         if held[0]:
             axis.plot(*held, "o-", color=ORANGE, linewidth=1.5, ms=4, label="held out", zorder=3)
         for (steps, values), colour in ((train, BLUE), (held, ORANGE)):
-            linked = [(step, value) for step, value in zip(steps, values, strict=True) if step in shown]
-            if linked:
-                link_steps(axis, [step for step, _ in linked], [value for _, value in linked], colour)
+            if rings := [point for point in zip(steps, values, strict=True) if point[0] in linked]:
+                link_steps(axis, [step for step, _ in rings], [value for _, value in rings], colour)
         for (category, points), colour in zip(categories, (GREEN, PURPLE, GREY), strict=False):
             if points[0]:
                 axis.plot(*points, "s--", color=colour, linewidth=1, ms=2.8, label=category)
@@ -101,7 +103,8 @@ def _score_curve(run: Run, name: str, index: int) -> Panel:
     alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
     role = "training reward" if train[0] or run.weights.get(name) else "not trained on"
     title = f"{name}, {'sub-score' if '.' in name else role}"
-    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", score_plot(run, name)))
+    plot = score_plot(run, name, shown_steps(run))
+    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))
 
 
 def _combined_curve(run: Run, steps: list[int], values: list[float]) -> Panel:
