@@ -90,6 +90,7 @@ def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: Sto
     from system.loop.trainer import Trainer
     from system.run.progress import Progress
 
+    _say_where(run, console)
     train, heldout = _prompts(config)
     with Progress(config.steps, console) as progress:
         roles = LocalRoles(config, trainable_steps(config.plan, config.policy.num_steps), stop.check)
@@ -97,7 +98,7 @@ def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: Sto
 
 
 def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
-    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)  # before the imports, which take seconds
+    _say_where(run, console)  # before the imports, which take seconds
     import ray
 
     from actors.rollout.plans import trainable_steps
@@ -158,6 +159,11 @@ def live(config: RunConfig, roles: Roles) -> dict[str, int]:
     status = roles.rollouts.status()
     held = {f"workers/{slot}/version": version for slot, version in status.versions.items()}
     return {"steps": config.steps, "workers": status.workers, **held}
+
+
+def _say_where(run: RunFolder, console: Console) -> None:
+    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
+    console.print(plain(f"watch it     tempflow watch {run.path}, or tempflow top {run.path}"), soft_wrap=True)
 
 
 def _report(run: RunFolder, console: Console) -> None:

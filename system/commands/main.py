@@ -26,6 +26,8 @@ COMMANDS = (
     "score",
     "plan",
     "doctor",
+    "watch",
+    "top",
     "report",
     "export",
     "bench",

@@ -5,11 +5,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+import pyarrow as pa
+
 from actors.policy.weights import Exported
 from actors.reward.scores import Scores
 from actors.rollout.plans import make_plan
 from actors.rollout.results import Generated
 from system.loop.experience import Experience, experience_of
+from system.loop.pictures import pictures_of
 from system.loop.prompts import Prompts, rows_for, tasks_of_step
 from system.loop.roles import Roles
 from system.loop.scoring import scored
@@ -27,9 +30,14 @@ class _Step:
     """How many tasks are generated, or failed."""
     scored: list[Future[tuple[Generated, Scores]]] = field(default_factory=list)
     """One future for each task, in task order."""
+    pictures: pa.Table | None = None
+    """The images that the run keeps, once their task is scored; None if the step keeps none."""
 
     def count(self, _: Future[Generated]) -> None:
         self.generated += 1
+
+    def keep(self, job: Generated) -> None:
+        self.pictures = pictures_of(job)
 
 
 class Collector:
@@ -85,7 +93,9 @@ class Collector:
             progress(work.generated, len(work.scored))
         generated, scores = zip(*(task.result() for task in work.scored), strict=True)
         peak_bytes = self.roles.rollouts.take_peak_bytes()
-        return experience_of(self.config, generated, scores, work.version, peak_bytes)
+        experience = experience_of(self.config, generated, scores, work.version, peak_bytes)
+        experience.pictures = work.pictures
+        return experience
 
     def _start(self, step: int, weights: Exported) -> _Step:
         work, config = _Step(weights.label.version), self.config
@@ -96,6 +106,7 @@ class Collector:
             scorers = [scorer for scorer in config.scorers if scorer.weight]
             rows = rows_for(scorers, self.train, [task.address[2]]) * plan.leaves
             generated.add_done_callback(work.count)
-            scoring = partial(scored, rows=rows, step=task.step, task=task.index)
+            keep = work.keep if task.index == 0 and config.log.keeps_images(step + 1) else None
+            scoring = partial(scored, before_release=keep, rows=rows, step=task.step, task=task.index)
             work.scored.append(scoring(generated, self.roles.rewards, prompts, list(config.weights)))
         return work

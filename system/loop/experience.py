@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from actors.reward.scores import Scores, why_holes
 from actors.rollout.results import Generated
@@ -28,6 +29,8 @@ class Experience:
     """The policy version that generated it."""
     peak_bytes: int
     """The most bytes of images in flight at once since the step before."""
+    pictures: pa.Table | None = None
+    """The images that the run keeps (pictures.py); None if it keeps none of this step."""
 
     @property
     def cost(self) -> Cost:

@@ -11,8 +11,9 @@ from system.loop.experience import Experience
 def experience_table(experience: Experience) -> pa.Table:
     """One row for each (action, leaf) pair.
 
-    Columns: step, policy_version, prompt_row, prompt, seed, branch_step, exploration, leaf, reward/SCORER…,
-    reward/SCORER.SUB…, reward, advantage. A leaf that several actions own (a chain) stands once for each.
+    Columns: step, policy_version, prompt_row, prompt, decision (its index in the task), seed, branch_step, exploration,
+    leaf, reward/SCORER…, reward/SCORER.SUB…, reward, advantage. A leaf that several actions own (a chain) stands once
+    for each.
     """
     every_leaf = gathered(experience.scores)
     ends = np.cumsum([task.tree.num_leaves for task in experience.generated])[:-1]
@@ -37,6 +38,7 @@ def _task_columns(
         "policy_version": np.full(rows, task.version),
         "prompt_row": np.full(rows, task.address[2]),
         "prompt": pa.array([task.prompt] * rows, pa.string()),
+        "decision": n,
         "seed": tree.seed_N[n],
         "branch_step": tree.step_N[n],
         "exploration": k,

@@ -13,6 +13,7 @@ from system.loop.evaluation import Evaluation
 from system.loop.experience import Experience
 from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
+from system.loop.pictures import best_and_worst, heldout_captions
 from system.loop.roles import Roles
 from system.recipe.model import RunConfig
 from system.run.checkpoint import RunState
@@ -59,7 +60,8 @@ class Recorder:
         """Write the scores and pictures of each set."""
         for name, evaluation in evaluations.items():
             self.run.write_eval(step, evaluation.table, name)
-            self.run.write_samples(step, evaluation.grid_NHWC, name)
+            captions = heldout_captions(evaluation.table, len(evaluation.grid_NHWC))
+            self.run.write_samples(step, evaluation.grid_NHWC, captions, name)
 
     def beginning(self, state: RunState, evaluations: Mapping[str, Evaluation], eval_s: float) -> None:
         """Record the state that the run begins with."""
@@ -89,7 +91,12 @@ class Recorder:
             seconds: by stage.
             weights: those that the step made.
         """
-        self.run.write_experience(state.step, experience_table(experience))
+        table = experience_table(experience)
+        self.run.write_experience(state.step, table)
+        if experience.pictures is not None:
+            self.run.write_pictures(state.step, experience.pictures)
+            if evaluation is not None and self.run.loggers:
+                self.run.log_training(state.step, *best_and_worst(experience.pictures, table))
         status: RolloutStatus = roles.rollouts.status()
         line = self._summary(evaluations)
         line |= {"bytes/weights": weights.num_bytes, "workers": status.workers, "workers_replaced": status.replaced}

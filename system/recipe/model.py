@@ -60,15 +60,24 @@ class WandbSettings(Settings):
     """The user or team. If not given, the default of the key's owner is used."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes to the run folder's wandb/, for `wandb sync` later."""
+    experience: bool = False
+    """Send each step's experience as a table: every image's prompt, scores, reward and advantage."""
 
 
 class LogSettings(Settings):
-    """Loggers that receive the metrics and held-out pictures, in addition to the run folder."""
+    """Loggers that receive the metrics and pictures, in addition to the run folder."""
 
+    train_images_every: int = Field(1, ge=0)
+    """Training steps between those whose images `tempflow watch` can show: those of the first task, at most 256 pixels
+    wide and high. The run folder keeps 100 such steps, the newest and a selection of the older ones. 0 keeps none."""
     tensorboard: bool = False
     """Write event files to tensorboard/ in the run folder. Needs `pip install 'tempflow[tensorboard]'`."""
     wandb: WandbSettings | None = None
     """Log to Weights & Biases; `{}` uses the defaults. Needs `pip install 'tempflow[wandb]'`."""
+
+    def keeps_images(self, step: int) -> bool:
+        """Whether the training images of a step, counted from 1, are kept."""
+        return self.train_images_every > 0 and step % self.train_images_every == 0
 
 
 class RaySettings(Settings):

@@ -13,6 +13,7 @@ from services.base.storage import write_atomically
 from system.report.data import PairedScore, Run, paired_scores, read_run, scores, set_scores
 from system.report.figures import branches, curves, health, time_use
 from system.report.pictures import before_after
+from system.report.step_images import step_images
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def build_report(run: Path) -> Path:
     environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
     paired = paired_scores(read)
     shown, torn = before_after(read)
-    left_out = [*read.left_out, *torn]
+    of_steps, torn_steps = step_images(read)
+    left_out = [*read.left_out, *torn, *torn_steps]
     for sentence in left_out:
         log.warning("%s: %s", run, sentence)
     page = environment.get_template("report.html.j2").render(
@@ -67,6 +69,7 @@ def build_report(run: Path) -> Path:
         facts=facts(read),
         left_out=left_out,
         before_after=shown,
+        step_images=of_steps,
         curves=curves(read),
         branches=branches(read),
         health=health(read) if read.steps else [],

@@ -27,6 +27,8 @@ SETTINGS: dict[Any, Any] = {
 }
 INK, GRID = "#5d646d", "#e4e5e7"
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2f6ea8", "#c4681f", "#2f8a63", "#8659b0", "#b23f48", "#8b9199"
+STEP_ANCHOR = "images-of-step-"
+"""The id of the images of a step in the page, before its number."""
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 VARIABLES = {
     INK: "soft",
@@ -143,6 +145,14 @@ def line(
     )
 
 
+def link_steps(axis: Axes, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
+    """Mark steps with rings that lead to the images of the step in the page."""
+    rings = axis.scatter(
+        steps, values, s=40, facecolors=[(0, 0, 0, 0)] * len(steps), edgecolors=colour, linewidths=1, zorder=4
+    )
+    rings.set_urls([f"#{STEP_ANCHOR}{step}" for step in steps])
+
+
 def log_axis(axis: Axes, values: Sequence[float]) -> None:
     """Make y logarithmic, over the whole decades that contain all values, which must be positive."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -190,7 +200,7 @@ def _adapt(svg: str, key: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="([^"]+)"', rf' id="{key}-\1"', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{key}-", svg)
+    svg = re.sub(rf'(href="|url\()#(?!{STEP_ANCHOR})', rf"\1#{key}-", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")
     return svg

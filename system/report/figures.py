@@ -1,7 +1,7 @@
 """The report's figures. Each function reads a run and returns panels: an SVG with its texts, or what is missing."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,11 +20,13 @@ from system.report.canvas import (
     cost_axis,
     draw,
     line,
+    link_steps,
     log_axis,
     second_axis,
     training_axis,
 )
 from system.report.data import Run, by_sampling_step
+from system.report.step_images import shown_steps
 
 SMOOTHING_STEPS = 5
 FEWEST_STEPS_TO_SMOOTH = 10
@@ -78,8 +80,12 @@ def _trained_scores(run: Run) -> list[str]:
     return sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == ("reward", "mean"))
 
 
-def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
-    """Draws one score over training steps: that of the training images, the held-out one, and its categories."""
+def score_plot(run: Run, name: str, linked: Collection[int] = ()) -> Callable[[Axes], None]:
+    """Draws one score over training steps: that of the training images, the held-out one, and its categories.
+
+    Args:
+        linked: steps that lead to their images in the page.
+    """
     train, held, categories = run.series(f"reward/{name}/mean"), run.series(f"eval/{name}"), _categories(run, name)
 
     def plot(axis: Axes) -> None:
@@ -87,6 +93,9 @@ def score_plot(run: Run, name: str) -> Callable[[Axes], None]:
             _smoothed(axis, *train, BLUE, "training")
         if held[0]:
             axis.plot(*held, "o-", color=ORANGE, linewidth=1.5, ms=4, label="held out", zorder=3)
+        for (steps, values), colour in ((train, BLUE), (held, ORANGE)):
+            if rings := [point for point in zip(steps, values, strict=True) if point[0] in linked]:
+                link_steps(axis, [step for step, _ in rings], [value for _, value in rings], colour)
         for (category, points), colour in zip(categories, (GREEN, PURPLE, GREY), strict=False):
             if points[0]:
                 axis.plot(*points, "s--", color=colour, linewidth=1, ms=2.8, label=category)
@@ -113,7 +122,8 @@ def _score_curve(run: Run, name: str, index: int) -> Panel:
     alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
     role = "training reward" if train[0] or run.weights.get(name) else "not trained on"
     title = f"{name}, {'sub-score' if '.' in name else role}"
-    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", score_plot(run, name)))
+    plot = score_plot(run, name, shown_steps(run))
+    return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))
 
 
 def _combined_curve(run: Run, steps: list[int], values: list[float]) -> Panel:

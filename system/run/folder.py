@@ -4,6 +4,7 @@ config.yaml     the resolved recipe, with tempflow's version and git commit, the
 metrics.jsonl   one line per step
 experience/     Parquet, one file per step: every leaf with its rewards and advantage
 eval/           Parquet, one file per evaluation: every held-out image with its scores; eval/SET/ for a named set
+pictures/       Parquet, one file per step: training images of one task, small; old steps are thinned out
 samples/        one folder per evaluation: pictures of the first held-out prompts; a folder SET/ in it for a named set
 checkpoints/    everything that a resumed run needs
 lora/           the adapter that was saved last, for diffusers' load_lora_weights (transformer/ where every weight is
@@ -45,6 +46,8 @@ from system.run.recorded import Recorded, check_same, differences, read_recorded
 log = logging.getLogger(__name__)
 
 TABLE = re.compile(r"step_(\d{6,})\.parquet")
+MAX_PICTURES, NEWEST_PICTURES = 100, 20
+"""The most steps whose training images are kept, and how many of them are the newest. The others are spread evenly."""
 CHECKPOINTS_LOCK = "checkpoints.lock"
 """The lock file in `checkpoint.folder`, which several run folders may share."""
 
@@ -301,7 +304,7 @@ class RunFolder:
         MetricsFile(self.metrics_file).forget_after(step)
         if not was_new and (missing := missing_steps(lines, step)):
             log.warning("%s has no intact line for step %s", self.metrics_file, missing)
-        for folder in (self.path / "experience", *eval_folders(self.path).values()):
+        for folder in (self.path / "experience", self.path / "pictures", *eval_folders(self.path).values()):
             for of_step, file in tables(folder).items():
                 if of_step > step:
                     file.unlink()
@@ -310,25 +313,41 @@ class RunFolder:
 
     def write_experience(self, step: int, table: pa.Table) -> None:
         self._write_table("experience", step, table)
+        for logger in self.loggers:
+            logger.log_experience(step, table)
 
     def write_eval(self, step: int, table: pa.Table, name: str = DEFAULT_SET) -> None:
         """Write the scores of a held-out set."""
         self._write_table(_eval_folder(name), step, table)
+
+    def write_pictures(self, step: int, table: pa.Table) -> None:
+        """Write the images of a training step. Beyond MAX_PICTURES files, those of another step are removed."""
+        self._write_table("pictures", step, table)
+        files = tables(self.path / "pictures")
+        if len(files) > MAX_PICTURES:
+            files[superfluous(list(files)[:-NEWEST_PICTURES])].unlink(missing_ok=True)
 
     def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd")
         write_atomically(self.path / folder / f"step_{step:06d}.parquet", content.getbuffer())
 
-    def write_samples(self, step: int, images_NHWC: np.ndarray, name: str = DEFAULT_SET) -> None:
-        """Write pictures of a held-out set."""
+    def write_samples(
+        self, step: int, images_NHWC: np.ndarray, captions: Sequence[str], name: str = DEFAULT_SET
+    ) -> None:
+        """Write pictures of a held-out set. The loggers get them with their captions."""
         folder = self.path / "samples" / f"step_{step:06d}" / _subfolder(name)
         for i, image in enumerate(images_NHWC):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "PNG")
             write_atomically(folder / f"{i:03d}.png", content.getbuffer())
         for logger in self.loggers:
-            logger.log_images(step, images_NHWC, str(Path("samples", _subfolder(name))))
+            logger.log_images(step, str(Path("samples", _subfolder(name))), images_NHWC, captions)
+
+    def log_training(self, step: int, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
+        """Send training images to the loggers. The folder keeps them with `write_pictures`."""
+        for logger in self.loggers:
+            logger.log_images(step, "training", images_NHWC, captions)
 
 
 @contextmanager
@@ -366,6 +385,16 @@ def tables(folder: Path) -> dict[int, Path]:
     """The Parquet files that a run has written to a folder, by step, in order. Files with other names are ignored."""
     files = {int(match[1]): path for path in folder.glob("*.parquet") if (match := TABLE.fullmatch(path.name))}
     return dict(sorted(files.items()))
+
+
+def superfluous(steps: Sequence[int]) -> int:
+    """The step whose neighbours are closest to each other, the earliest of several; never the first or the last.
+
+    Args:
+        steps: in order, at least three.
+    """
+    gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
+    return steps[1 + gaps.index(min(gaps))]
 
 
 def _check_of(theirs: Recorded, ours: Recorded, checkpoints: Checkpoints) -> None:

@@ -1,4 +1,4 @@
-"""Sends metrics and held-out pictures to TensorBoard and Weights & Biases, in addition to the run folder."""
+"""Sends metrics and pictures to TensorBoard and Weights & Biases, in addition to the run folder."""
 
 import importlib.util
 import math
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from services.base.errors import UserError
 from services.base.storage import write_atomically
@@ -27,8 +28,16 @@ class MetricsLogger(Protocol):
     def log_metrics(self, step: int, line: Mapping[str, Any]) -> None:
         """Log metrics of a step, or more metrics of the last step. Values that are not finite numbers are left out."""
 
-    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
-        """Log held-out pictures, uint8, as one tiled picture. The prompts of a tag are the same each time."""
+    def log_images(self, step: int, tag: str, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
+        """Log pictures, uint8, each with a caption.
+
+        Args:
+            tag: `samples` for held-out pictures (`samples/SET` for a named set), whose prompts are the same each time, or
+                `training`.
+        """
+
+    def log_experience(self, step: int, table: pa.Table) -> None:
+        """Log the experience of a step as a table, if the recipe asks for it."""
 
     def forget_after(self, step: int, last: int) -> None:
         """Prepare for the steps after `step`, up to `last`, to be run and logged again."""
@@ -75,15 +84,25 @@ class TensorBoard:
 
         self._add(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers(line).items()])
 
-    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def log_images(self, step: int, tag: str, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
+        """Log one tiled picture, and the captions as a numbered text in the order of the tiles."""
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
 
         if not len(images_NHWC):
             return
         grid_HWC = tiled(images_NHWC)
         height, width, _ = grid_HWC.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_image(grid_HWC))
-        self._add(step, [Summary.Value(tag=tag, image=image)])
+        text = "\n".join(f"{i}. {caption}" for i, caption in enumerate(captions, 1))
+        is_text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        values = [Summary.Value(tag=tag, image=image)]
+        self._add(step, [*values, Summary.Value(tag=f"{tag}/captions", metadata=is_text, tensor=tensor)])
+
+    def log_experience(self, step: int, table: pa.Table) -> None:
+        """TensorBoard has no tables."""
 
     def forget_after(self, step: int, last: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -106,20 +125,29 @@ class Wandb:
 
     Args:
         run: the run that `wandb.init` returns.
+        experience: send the experience of each step as a table.
     """
 
-    def __init__(self, run: Any) -> None:
-        self.run, self.sent = run, -1
+    def __init__(self, run: Any, experience: bool = False) -> None:
+        self.run, self.experience, self.sent = run, experience, -1
 
     def log_metrics(self, step: int, line: Mapping[str, Any]) -> None:
         if step > self.sent:
             self.run.log({"step": step, **numbers(line)}, step=step)
 
-    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
+    def log_images(self, step: int, tag: str, images_NHWC: np.ndarray, captions: Sequence[str]) -> None:
         import wandb
 
         if step > self.sent and len(images_NHWC):
-            self.run.log({tag: wandb.Image(tiled(images_NHWC))}, step=step)
+            pictures = zip(images_NHWC, captions, strict=True)
+            self.run.log({tag: [wandb.Image(image, caption=caption) for image, caption in pictures]}, step=step)
+
+    def log_experience(self, step: int, table: pa.Table) -> None:
+        import wandb
+
+        if self.experience and step > self.sent:
+            rows = [list(row.values()) for row in table.to_pylist()]
+            self.run.log({"experience": wandb.Table(columns=table.column_names, data=rows)}, step=step)
 
     def forget_after(self, step: int, last: int) -> None:
         self.sent = max(self.sent, last)
@@ -156,7 +184,7 @@ def _wandb(config: RunConfig, settings: WandbSettings, folder: Path) -> Iterator
     )
     failed = True
     try:
-        yield Wandb(run)
+        yield Wandb(run, settings.experience)
         failed = False
     finally:
         run.finish(exit_code=int(failed))

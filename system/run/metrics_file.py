@@ -22,7 +22,7 @@ class MetricsFile:
 
     def read(self) -> list[Line]:
         """The intact lines in the order of their steps. If a step has several lines, the latest is used."""
-        by_step = {line["step"]: line for line in map(_parsed, self._texts()) if line is not None}
+        by_step = {line["step"]: line for line in map(parsed, self._texts()) if line is not None}
         return [by_step[step] for step in sorted(by_step)]
 
     def append(self, line: Line) -> None:
@@ -31,7 +31,7 @@ class MetricsFile:
     def amend(self, extra: Line) -> Line:
         """Add keys to the line of the last step. Returns the line without them."""
         last = self.read()[-1]
-        texts = [text for text in self._texts() if (line := _parsed(text)) is None or line["step"] != last["step"]]
+        texts = [text for text in self._texts() if (line := parsed(text)) is None or line["step"] != last["step"]]
         self._write([*texts, _text(last | extra)])
         return last
 
@@ -43,7 +43,7 @@ class MetricsFile:
         texts, stays = self._texts(), 0
         kept: list[str] = []
         for text in texts:
-            line = _parsed(text)
+            line = parsed(text)
             if line is None or line["step"] <= step:
                 kept.append(text)
             if line is not None and line["step"] <= step:
@@ -77,10 +77,10 @@ def missing_steps(lines: list[Line], last: int) -> str | None:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ranges) or None
 
 
-def _parsed(text: str) -> Line | None:
+def parsed(text: str | bytes) -> Line | None:
     """The line as an object, or None if it is torn: it is not JSON, or not an object with a step."""
     try:
-        line = json.loads(text.encode())
+        line = json.loads(text.encode() if isinstance(text, str) else text)
     except ValueError:
         return None
     return line if isinstance(line, dict) and type(line.get("step")) is int else None

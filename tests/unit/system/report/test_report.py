@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,10 +14,12 @@ import yaml
 from PIL import Image
 
 from services.base.errors import UserError
+from system.loop.pictures import small_image
 from system.report.build import build_report
 from system.report.canvas import power_of_ten, short
 from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
 from system.report.figures import curves, running_mean
+from system.report.step_images import shown_steps
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
 CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
@@ -143,7 +146,7 @@ def test_the_page_is_one_file_and_loads_nothing(html):
     assert page.loaded
     assert all(target.startswith(("data:", "#")) for target in page.loaded)
     assert not re.search(r"url\((?!#)|@import", html)
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 4 + 4  # before and after, and by step
     assert page.tags.count("svg") == 11
     assert page.images_without_alt == 0
     assert len(page.ids) == len(set(page.ids))
@@ -166,7 +169,7 @@ def test_large_images_are_shrunk(run):
     for path in (run / "samples").rglob("*.png"):
         Image.new("RGB", (1024, 768), "teal").save(path)
     html = build_report(run).read_text()
-    assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count("data:image/jpeg;base64,") == 4 + 4
     assert 'class="small"' not in html
 
 
@@ -185,7 +188,7 @@ def test_a_run_that_has_only_begun_shows_where_it_starts(run):
     assert "0.500" in page.text
     assert "at step 0" in page.text
     assert page.text.count("No training step is recorded.") == 2
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 2 + 2
 
 
 def test_lines_may_lack_any_key_and_the_folder_all_but_them(run):
@@ -333,3 +336,28 @@ def test_a_named_set_has_its_own_table_and_curve(run):
     assert paired_scores(read)[0].name != "more"
     assert "judge of the set more" in [panel.title for panel in curves(read)]
     assert "The set more" in Page(build_report(run).read_text()).text
+def test_the_curves_link_to_the_images_of_their_steps(run):
+    """Steps 0 and 3 are evaluated. The training images of step 3 are kept, too."""
+    images = [small_image(np.full((8, 8, 3), 60 * leaf, np.uint8)) for leaf in range(2)]
+    rows = {"prompt_row": [5, 5], "leaf": [0, 1]}
+    own = {"prompt": ["a <b>cat</b>"] * 2, "reward": [0.25, 0.75], "advantage": [-1.0, 1.0], "branch_step": [0, 0]}
+    for folder, table in (("pictures", rows | {"image": images}), ("experience", rows | own)):
+        (run / folder).mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), run / folder / "step_000003.parquet")
+    html = build_report(run).read_text()
+    page = Page(html)
+    links = {href for href in page.loaded if href.startswith("#images-of-step-")}
+    assert links == {"#images-of-step-0", "#images-of-step-3"}
+    assert {href[1:] for href in links} <= set(page.ids)
+    assert "a <b>cat</b> · reward 0.75 · advantage 1 · branch step 0" in page.text
+    assert "<b>cat" not in html
+    (run / "pictures" / "step_000003.parquet").write_bytes(b"torn")
+    assert "pictures of step 3 cannot be read" in Page(build_report(run).read_text()).text
+
+
+def test_a_long_run_shows_the_images_of_steps_spread_evenly(run):
+    evals, samples = run / "eval", run / "samples"
+    for step in range(1, 100):
+        shutil.copy(evals / "step_000000.parquet", evals / f"step_{step:06d}.parquet")
+        shutil.copytree(samples / "step_000000", samples / f"step_{step:06d}", dirs_exist_ok=True)
+    assert shown_steps(read_run(run)) == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]

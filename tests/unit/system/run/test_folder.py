@@ -14,7 +14,7 @@ from services.base.locks import InUse
 from system.recipe.load import load_config, parse_config
 from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoints, RunState
-from system.run.folder import RunFolder
+from system.run.folder import MAX_PICTURES, NEWEST_PICTURES, RunFolder, tables
 from system.run.recorded import check_same, differences, read_recorded
 from tests.helpers.recipes import MINIMAL
 
@@ -288,7 +288,7 @@ def test_a_step_that_is_recorded_is_on_the_disk_with_what_belongs_to_it(tmp_path
         monkeypatch.setattr(os, "fsync", recorded_fsync)
         monkeypatch.setattr(os, "replace", recorded_replace)
         run.write_eval(1, pa.table({"row": [0]}))
-        run.write_samples(1, np.zeros((1, 2, 2, 3), np.uint8))
+        run.write_samples(1, np.zeros((1, 2, 2, 3), np.uint8), ["a cat"])
         run.write_experience(1, pa.table({"row": [0]}))
         run.append_metrics({"step": 1})
     tables_and_pictures = (
@@ -469,3 +469,14 @@ def test_records_that_are_torn_altogether_are_named_at_the_restore(tmp_path, cap
     run.metrics_file.write_bytes(bytes(run.metrics_file.stat().st_size))
     run.forget_after(2)
     assert "has no intact line for step 0–2" in caplog.text
+
+
+def test_the_steps_with_pictures_are_bounded_and_spread(tmp_path):
+    with RunFolder.open(config(tmp_path), resume=False) as run:
+        for step in range(1, 301):
+            run.write_pictures(step, pa.table({"leaf": [step]}))
+    kept = list(tables(run.path / "pictures"))
+    assert len(kept) == MAX_PICTURES
+    assert kept[0] == 1
+    assert kept[-NEWEST_PICTURES:] == list(range(281, 301))
+    assert np.diff(kept).max() <= 8

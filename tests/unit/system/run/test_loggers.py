@@ -1,6 +1,7 @@
 """TensorBoard's event files read back; W&B's offline files; what is refused before a run starts."""
 
 import io
+import json
 import math
 import struct
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,6 +25,8 @@ from system.run.loggers import WANDB_KEY, check_loggers, numbers, open_loggers, 
 from tests.helpers.recipes import MINIMAL
 
 IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+CAPTIONS = [f"prompt {i} · judge 0.{i}" for i in range(5)]
+EXPERIENCE = pa.table({"prompt": ["a cat"], "reward": [0.5]})
 KEY = "a key that nobody may read"
 
 
@@ -40,7 +44,8 @@ def first_and_second_process(settings: RunConfig) -> RunFolder:
         checkpoints = run.checkpoints(settings.checkpoint)
         checkpoints.claim()
         checkpoints.commit(RunState(step=1), {}, run.recipe)
-        run.write_samples(0, IMAGES_NHWC)
+        run.write_samples(0, IMAGES_NHWC, CAPTIONS)
+        run.write_experience(0, EXPERIENCE)
         for number in range(4):
             step(run, number, number / 2)
     with RunFolder.open(settings, resume=True) as run, open_loggers(settings, run.path) as run.loggers:
@@ -59,6 +64,8 @@ def test_tensorboard_has_each_point_once_after_a_resume_and_the_pictures(tmp_pat
     assert [(e.step, e.value) for e in events.Scalars("eval/size")] == [(1, 7.0)]
     (picture,) = events.Images("samples")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.encoded_image_string))), tiled(IMAGES_NHWC))
+    (said,) = events.Tensors("samples/captions")
+    assert said.tensor_proto.string_val[0].decode().splitlines() == [f"{i + 1}. {c}" for i, c in enumerate(CAPTIONS)]
 
 
 def whole(file: Path) -> list[Any]:
@@ -96,7 +103,7 @@ def records(file: Path) -> Iterator[bytes]:
 
 def test_wandb_offline_goes_on_with_its_run_sends_no_step_twice_and_keeps_no_key(tmp_path, monkeypatch):
     monkeypatch.setenv(WANDB_KEY, KEY)
-    run = first_and_second_process(config(tmp_path, wandb={"mode": "offline"}))
+    run = first_and_second_process(config(tmp_path, wandb={"mode": "offline", "experience": True}))
     seen: Counter[tuple[int, str]] = Counter()
     ids = set()
     files = sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"))
@@ -110,6 +117,14 @@ def test_wandb_offline_goes_on_with_its_run_sends_no_step_twice_and_keeps_no_key
     assert ids == {(run.path / "wandb_id").read_text()}
     assert {number: count for (number, key), count in seen.items() if key == "loss"} == dict.fromkeys(range(5), 1)
     assert {number for number, key in seen if key.startswith("samples")} == {0}
+    assert {number for number, key in seen if key.startswith("experience")} == {0}
+    (captions,) = [
+        json.loads(item.value_json)
+        for record in (record for file in files for record in whole(file))
+        for item in record.history.item
+        if ("/".join(item.nested_key) or item.key) == "samples/captions"
+    ]
+    assert captions == CAPTIONS
     assert not [key for _, key in seen if key in ("kl", "grad_norm")]
     assert not [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 

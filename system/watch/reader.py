@@ -1,0 +1,420 @@
+"""A run folder as plain data for the page and the terminal. Each look reads only what is new."""
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from services.base.errors import UserError
+from services.base.yaml_text import load_yaml
+from system.report.data import UNREADABLE, number
+from system.run.folder import tables
+from system.run.metrics_file import missing_steps, parsed
+from system.watch.columns import Columns, Curve
+from system.watch.experience import Group, describe_groups, groups, prompt_means, tree
+from system.watch.tail import Tail
+
+MAX_WARNINGS = 50
+"""The newest warnings that are kept."""
+SCANNED = 40
+"""Files of experience that one look reads for the history of the prompts, the newest first."""
+MAX_PROMPTS = 300
+"""Prompts whose history is shown: those that were used last."""
+KEPT_TABLES = 6
+"""Tables of experience and pictures that stay in memory."""
+SILENT_S, SILENT_STEPS = 120, 5
+"""A run without a new line for so many seconds, and for the time of so many steps, is called silent."""
+WARNING_LEVELS = {"WARNING", "ERROR", "CRITICAL"}
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning of the run or of one of its processes."""
+
+    time: float
+    """Unix time, in seconds."""
+    step: int | None
+    source: str
+    """`run`, or the name of the log file."""
+    message: str
+
+
+@dataclass
+class Prompt:
+    """What was seen of one training prompt."""
+
+    text: str
+    means: dict[int, float] = field(default_factory=dict)
+    """Mean reward by training step."""
+
+
+class Reader:
+    """Reads one run.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        UserError: the folder is not that of a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
+            raise UserError(f"`{path}` is not a run: it has neither config.yaml nor metrics.jsonl")
+        self.path = path
+        self.config: dict[str, Any] = {}
+        self.revision = 0
+        """Grows with each change that `poll` finds in the metrics or the logs."""
+        self.columns = Columns()
+        self._metrics = Tail(path / "metrics.jsonl")
+        self._logs: dict[str, Tail] = {}
+        self._warnings: dict[str, deque[Warned]] = {}
+        """By source."""
+        self._config_changed: float | None = None
+        self._scanned: dict[int, int] = {}
+        """The steps whose prompts are known, with the time of the file's last change in ns."""
+        self._prompts: dict[int, Prompt] = {}
+        self._tables: dict[tuple[Path, int], pa.Table] = {}
+
+    def poll(self) -> None:
+        """Read what is new.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        self._read_config()
+        again, lines = self._metrics.read()
+        if again:
+            self.columns = Columns()
+            self._warnings.pop("run", None)
+        for text in lines:
+            if (line := parsed(text)) is not None:
+                self.columns.add(line)
+                said = line.get("warnings")
+                for message in said if isinstance(said, list) else []:
+                    self._warn(Warned(number(line.get("time")) or 0.0, line["step"], "run", str(message)))
+        changed = again or bool(lines)
+        for file in sorted((self.path / "logs").glob("*.log")):
+            changed |= self._read_log(file)
+        self.revision += changed
+
+    def _read_config(self) -> None:
+        file = self.path / "config.yaml"
+        try:
+            changed = file.stat().st_mtime
+            if changed == self._config_changed:
+                return
+            config = load_yaml(file.read_text(encoding="utf-8", errors="replace"), str(file))
+        except (OSError, UserError):
+            return
+        self._config_changed, self.config = changed, config if isinstance(config, dict) else {}
+        self.revision += 1
+
+    def _read_log(self, file: Path) -> bool:
+        again, lines = self._logs.setdefault(file.name, Tail(file)).read()
+        if again:
+            self._warnings.pop(file.name, None)
+        for text in lines:
+            if b"WARNING" not in text and b"ERROR" not in text and b"CRITICAL" not in text:
+                continue
+            try:
+                line = json.loads(text)
+                if line["level"] in WARNING_LEVELS:
+                    step = line.get("step")
+                    at = _unix_time(str(line["time"]))
+                    self._warn(Warned(at, step if type(step) is int else None, file.name, str(line["message"])))
+            except (ValueError, TypeError, KeyError):
+                continue
+        return again or bool(lines)
+
+    def _warn(self, warned: Warned) -> None:
+        self._warnings.setdefault(warned.source, deque(maxlen=MAX_WARNINGS)).append(warned)
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """The newest warnings, the newest first. What the run says in its metrics and in a log is shown once."""
+        said = {warned.message for warned in self._warnings.get("run", ())}
+        every = [
+            w for source, found in self._warnings.items() for w in found if source == "run" or w.message not in said
+        ]
+        return sorted(every, key=lambda warned: -warned.time)[:MAX_WARNINGS]
+
+    def section(self, key: str) -> dict[str, Any]:
+        """A section of the recipe; empty if it is missing."""
+        part = self.config.get(key)
+        return part if isinstance(part, dict) else {}
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def trained(self) -> list[str]:
+        """The scorers of the training reward."""
+        listed = self.config.get("scorers")
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        return [str(entry.get("name")) for entry in entries if number(entry.get("weight"))]
+
+    def state(self, now: float) -> dict[str, Any]:
+        """Whether the run goes on, as far as its folder says.
+
+        Args:
+            now: the Unix time.
+        """
+        columns, planned = self.columns, self.config.get("steps")
+        done = columns.steps[-1] if columns.steps else None
+        last, step_s = columns.last("time"), columns.last("seconds/step")
+        age_s = None if last is None else max(0.0, now - last)
+        patience_s = max(SILENT_S, SILENT_STEPS * (step_s or 0.0))
+        if done is None:
+            kind = "waiting"
+        elif isinstance(planned, int) and done >= planned:
+            kind = "finished"
+        else:
+            kind = "running" if age_s is not None and age_s < patience_s else "silent"
+        left = planned - done if isinstance(planned, int) and done is not None else None
+        return {
+            "kind": kind,
+            "step": done,
+            "steps": planned if isinstance(planned, int) else None,
+            "age_s": age_s,
+            "left_s": left * step_s if left and step_s and kind == "running" else None,
+            **{key: columns.last(key) for key in ("nfe", "decodes", "scores", "elapsed_s")},
+        }
+
+    def overview(self, now: float) -> dict[str, Any]:
+        """All that the page shows of the run as a whole."""
+        columns, policy, plan = self.columns, self.section("policy"), self.section("plan")
+        return {
+            "revision": self.revision,
+            "name": self.name,
+            "recipe": {
+                "method": self.config.get("method"),
+                "model": policy.get("model"),
+                "plan": plan.get("name"),
+                "sampling_steps": policy.get("num_steps"),
+                "rewards": self.trained,
+            },
+            "state": self.state(now),
+            "missing": missing_steps([{"step": step} for step in columns.steps], columns.steps[-1])
+            if columns.steps
+            else None,
+            "panels": self.panels(),
+            "roles": {key.removeprefix("idle/"): columns.last(key) for key in sorted(self._keys("idle/"))},
+            "seconds": {
+                key: columns.last(f"seconds/{key}") for key in ("generate", "score", "update", "export", "eval")
+            },
+            "steps": {
+                "experience": _ends(tables(self.path / "experience")),
+                "pictures": list(tables(self.path / "pictures")),
+                "samples": self.sample_steps(),
+            },
+            "warnings": [asdict(warned) for warned in self.warnings],
+        }
+
+    def _keys(self, prefix: str, parts: int | None = None) -> list[str]:
+        keys = [key for key in self.columns.values if key.startswith(prefix)]
+        return [key for key in keys if parts is None or key.count("/") == parts]
+
+    def panels(self) -> list[dict[str, Any]]:
+        """The figures of curves. One without any value is left out."""
+        scorers = [key for key in self._keys("reward/", 2) if key.endswith("/mean")]
+        heldout = {f"{key[5:]}{'' if key[5:].split('.')[0] in self.trained else ' (not trained on)'}": key
+                   for key in self._keys("eval/", 1)}  # fmt: skip
+        idle = {key.removeprefix("idle/"): key for key in sorted(self._keys("idle/"))}
+        wanted: list[tuple[str, str, dict[str, str]]] = [
+            ("Training reward", "mean of the step's images", {key.split("/")[1]: key for key in scorers}),
+            ("Held-out scores", "mean over held-out prompts", heldout),
+            ("Flat groups", "share of groups without a spread of rewards", {"flat": "advantage/flat_groups"}),
+            ("Holes", "actions without a reward", {"holes": "holes"}),
+            ("Ratio", "largest |ρ − 1| of the update", {"max |ρ − 1|": "ratio/max_deviation"}),
+            ("Clipped", "share of actions that the clip cuts", {"clipped": "ratio/clip_fraction"}),
+            ("Gradient norm", "before clipping", {"gradient norm": "grad_norm"}),
+            ("KL to the reference", "", {"KL": "kl"}),
+            ("Drift", "|log p(rollout) − log p(learner)|", {"mean": "drift/mean", "max": "drift/max"}),
+            ("Seconds of a step", "by stage; scoring overlaps with generation",
+             {key: f"seconds/{key}" for key in ("step", "generate", "score", "update", "eval")}),
+            ("Idle shares", "share of the step in which a role waited", idle),
+        ]  # fmt: skip
+        panels = []
+        for title, note, keys in wanted:
+            curves = {label: self.columns.curve(key) for label, key in keys.items()}
+            series = [{"label": label, **asdict(curve)} for label, curve in curves.items() if _tells(title, curve)]
+            if series:
+                panels.append({"title": title, "note": note, "series": series})
+        return panels
+
+    def sample_steps(self) -> list[int]:
+        """The steps whose held-out pictures are kept."""
+        names = [path.name.removeprefix("step_") for path in (self.path / "samples").glob("step_*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def step(self, step: int) -> dict[str, Any] | None:
+        """The groups of a step by spread, and its task whose pictures are kept; None if the step is not there."""
+        table = self._experience(step)
+        if table is None:
+            return None
+        pictures = self._pictures(step)
+        row = None if pictures is None or not len(pictures) else pictures["prompt_row"][0].as_py()
+        found: list[Group] = groups(table, str(self.section("advantage").get("group", "seed")))
+        prompts = prompt_means(table)
+        return {
+            "step": step,
+            "row": row if row is not None else next(iter(prompts), None),
+            "tasks": [{"row": row, "prompt": text, "mean": number(mean)} for row, (text, mean) in prompts.items()],
+            "groups": describe_groups(found),
+            "by_step": self._by_sampling_step(),
+        }
+
+    def _by_sampling_step(self) -> dict[str, list[float | None]]:
+        """Noise level, loss weight and spread by sampling step, of the last step that says them."""
+        for line in reversed(self.columns.recent):
+            found = {key: line.get(f"branch/{key}") for key in ("noise_level", "weight", "std")}
+            if all(isinstance(values, list) for values in found.values()):
+                return {key: [number(value) for value in values] for key, values in found.items() if values}
+        return {}
+
+    def task(self, step: int, row: int) -> dict[str, Any] | None:
+        """The tree of one task, with the leaves whose pictures are kept; None if the step is not there."""
+        table = self._experience(step)
+        if table is None:
+            return None
+        pictures = self._pictures(step)
+        kept = [] if pictures is None else pictures.filter(pc.equal(pictures["prompt_row"], row))["leaf"].to_pylist()
+        num_steps = self.section("policy").get("num_steps")
+        return tree(table, row) | {
+            "step": step,
+            "pictures": kept,
+            "num_steps": num_steps if type(num_steps) is int else None,
+        }
+
+    def picture(self, step: int, row: int, leaf: int) -> bytes | None:
+        """A training image as an encoded file; None if it is not kept."""
+        pictures = self._pictures(step)
+        if pictures is None:
+            return None
+        places = zip(pictures["prompt_row"].to_pylist(), pictures["leaf"].to_pylist(), strict=True)
+        index = next((i for i, place in enumerate(places) if place == (row, leaf)), None)
+        return None if index is None else pictures["image"][index].as_py()
+
+    def sample_file(self, step: int, index: int) -> bytes | None:
+        """A held-out picture as PNG; None if it is not there."""
+        try:
+            return (self.path / "samples" / f"step_{step:06d}" / f"{index:03d}.png").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def samples(self, step: int) -> dict[str, Any]:
+        """The held-out pictures of an evaluation with their prompts and scores."""
+        table = self._table(self.path / "eval" / f"step_{step:06d}.parquet")
+        count = len(list((self.path / "samples" / f"step_{step:06d}").glob("*.png")))
+        shown: list[dict[str, Any]] = []
+        for i in range(count):
+            line = {} if table is None or i >= len(table) else table.slice(i, 1).to_pylist()[0]
+            scores = {key: number(value) for key, value in line.items() if key not in ("row", "prompt", "category")}
+            shown.append({"index": i, "prompt": str(line.get("prompt", "")), "scores": scores})
+        return {"step": step, "pictures": shown}
+
+    def prompts(self) -> dict[str, Any]:
+        """The history of the prompts that were used last. Each call reads some more of the steps."""
+        files = tables(self.path / "experience")
+        stale = [step for step in self._scanned if step not in files]
+        unread = [step for step in sorted(files, reverse=True) if self._scanned.get(step) != _changed_ns(files[step])]
+        for step in [*stale, *unread[:SCANNED]]:
+            self._scanned.pop(step, None)
+            for prompt in self._prompts.values():
+                prompt.means.pop(step, None)
+        for step in unread[:SCANNED]:
+            changed, table = _changed_ns(files[step]), _read(files[step], ["prompt_row", "prompt", "reward"])
+            if table is None or changed is None:
+                continue
+            self._scanned[step] = changed
+            for row, (text, mean) in prompt_means(table).items():
+                self._prompts.setdefault(row, Prompt(text)).means[step] = mean
+        seen = [(row, prompt) for row, prompt in self._prompts.items() if prompt.means]
+        newest = sorted(seen, key=lambda item: -max(item[1].means))[:MAX_PROMPTS]
+        return {
+            "read": len(self._scanned),
+            "of": len(files),
+            "count": len(seen),
+            "prompts": [
+                {
+                    "row": row,
+                    "prompt": prompt.text,
+                    "steps": sorted(prompt.means),
+                    "means": [number(prompt.means[step]) for step in sorted(prompt.means)],
+                }
+                for row, prompt in newest
+            ],
+        }
+
+    def _experience(self, step: int) -> pa.Table | None:
+        return self._table(self.path / "experience" / f"step_{step:06d}.parquet")
+
+    def _pictures(self, step: int) -> pa.Table | None:
+        return self._table(self.path / "pictures" / f"step_{step:06d}.parquet")
+
+    def _table(self, file: Path) -> pa.Table | None:
+        """A table, from memory if its file has not changed; None if it is missing or torn."""
+        changed = _changed_ns(file)
+        if changed is None:
+            return None
+        key = (file, changed)
+        if key not in self._tables:
+            table = _read(file)
+            if table is None:
+                return None
+            self._tables[key] = table
+            while len(self._tables) > KEPT_TABLES:
+                self._tables.pop(next(iter(self._tables)))
+        return self._tables[key]
+
+
+def newest_run(folder: Path) -> Path:
+    """The run in a folder of runs that wrote last.
+
+    Raises:
+        UserError: there is no run.
+    """
+    written: dict[Path, int] = {}
+    for file in (*folder.glob("*/metrics.jsonl"), *folder.glob("*/config.yaml")):
+        written[file.parent] = max(written.get(file.parent, 0), _changed_ns(file) or 0)
+    if not written:
+        raise UserError(f"`{folder}` has no run; name a run folder: `tempflow watch FOLDER`")
+    return max(written, key=lambda run: written[run])
+
+
+def _tells(title: str, curve: Curve) -> bool:
+    """Whether a curve is worth a place: it has a value, and holes and KL are not always 0."""
+    return bool(curve.steps) and (title not in ("Holes", "KL to the reference") or any(curve.values))
+
+
+def _read(file: Path, columns: list[str] | None = None) -> pa.Table | None:
+    try:
+        return pq.read_table(file, columns=columns)
+    except (*UNREADABLE, KeyError):
+        return None
+
+
+def _changed_ns(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _ends(steps: Iterable[int]) -> list[int]:
+    """The first and the last step; empty without any."""
+    every = list(steps)
+    return [every[0], every[-1]] if every else []
+
+
+def _unix_time(iso: str) -> float:
+    return datetime.fromisoformat(iso).timestamp()
