@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -150,19 +150,21 @@ def _score(config: RunConfig, scorer: ScorerSettings) -> str:
 
 def prompts(config: RunConfig) -> Iterator[Finding]:
     """The prompt files can be read, have the columns that scorers read, and there are enough prompts for a step."""
-    from system.loop.prompts import check_rows, prompts_of, rows_of_step
+    from system.loop.prompts import check_categories, check_rows, prompts_of, rows_of_step
 
     data = config.data
 
-    def count(file: str, scorers: Iterable[ScorerSettings]) -> int:
-        check_rows(file, found := prompts_of(data, file), scorers)
-        return len(found)
-
     def train() -> str:
-        found = count(data.train, [scorer for scorer in config.scorers if scorer.weight])
-        rows_of_step(found, data.prompts_per_step, 0, config.seed)
-        return f"{found} in {data.train}"
+        found = prompts_of(data, data.train)
+        check_rows(data.train, found, config.training_scorers)
+        check_categories(data.train, found, config)
+        rows_of_step(len(found), data.prompts_per_step, 0, config.seed)
+        return f"{len(found)} in {data.train}"
+
+    def held_out(file: str) -> str:
+        check_rows(file, found := prompts_of(data, file), config.scorers)
+        return f"{len(found)} in {file}"
 
     yield tried("prompts", train)
     if heldout := data.heldout:
-        yield tried("held-out prompts", lambda: f"{count(heldout, config.scorers)} in {heldout}")
+        yield tried("held-out prompts", lambda: held_out(heldout))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.policy.weights import Exported
+from actors.reward.counted import as_counted
 from actors.reward.scores import Scores, gathered, why_holes
 from actors.rollout.results import Sampled
 from actors.trajectory import Cost
@@ -61,18 +62,23 @@ class Evaluation:
         return summary
 
     def reward(self, config: RunConfig) -> float | None:
-        """What is trained for, on held-out prompts: the weighted mean scores.
+        """What is trained for, on held-out prompts: the sum of the scorers' weighted mean scores, clipped, gated and
+        scaled as in training.
 
         Returns:
             None where a mean is not known, as that of a groupwise scorer, or has too many holes: the images that have a
             score may be the easy ones.
         """
-        if not config.weights.keys() <= set(self.scores):
+        if not {scorer.name for scorer in config.training_scorers} <= set(self.scores):
             return None
-        scores = {name: self.table[name].to_numpy() for name in config.weights}
-        if any(np.isnan(values).sum() > config.reward.max_hole_share * len(values) for values in scores.values()):
-            return None
-        total = sum(weight * _mean(scores[name]) for name, weight in config.weights.items())
+        scores = {name: self.table[name].to_numpy() for name in self.scores}
+        categories, total = self.table["category"].to_pylist(), 0.0
+        for scorer in config.reward_scorers:
+            weight_N = np.array([scorer.weight_in(category) for category in categories])
+            values_N = as_counted(scorer, scores)
+            if (np.isnan(values_N) & (weight_N != 0)).sum() > config.reward.max_hole_share * (weight_N != 0).sum():
+                return None
+            total += _mean(np.where(weight_N != 0, weight_N * values_N, 0.0))
         return None if math.isnan(total) else total
 
 
@@ -123,7 +129,7 @@ def evaluate(
         progress(finished, len(outcomes))
     jobs, scores = zip(*(outcome.result() for outcome in outcomes), strict=True)
     columns = gathered(scores)
-    _look_at_holes(columns, scores, config.weights)
+    _look_at_holes(columns, scores, [scorer.name for scorer in config.reward_scorers])
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),
