@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from actors.trajectory import Cost
 from services.scoring.settings import ScorerSettings
-from system.loop.evaluate import EVAL_STREAM, evaluate
+from system.loop.evaluate import EVAL_STREAM, Evaluation, evaluate
 from system.loop.prompts import read_prompts
 from system.loop.stop import Stopped
 from system.recipe.load import load_config
@@ -137,3 +139,29 @@ def test_sub_scores_have_columns_and_means_of_their_own(config):
     assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)
     assert result.summary()["eval_holes/judge.hue"] == 3
     assert result.scored == 7 * 2, "the cost counts scorers"
+
+
+def test_the_held_out_reward_counts_scores_as_training_does():
+    """Scores 0, 10, 20, 30 clipped to 15 and scaled: 0, 1, 1.5, 1.5. The second fails its gate, the judge counts for
+    `odd` alone, and the hole of an image without a weight is none.
+    """
+    config = load_config("shapes", [
+        "scorers.0.clip=[null, 15]",
+        "scorers.0.scale=0.1",
+        "scorers.0.gate={score: judge, min: 0.5, otherwise: -1}",
+        "scorers.1.category_weights={odd: 2}",
+    ])  # fmt: skip
+    columns = {"category": ["even", "odd"] * 2, "pickscore": [0.0, 10, 20, 30], "judge": [1.0, 0.25, 0.75, 1]}
+    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    assert result.reward(config) == pytest.approx((0 - 0.1 + 1.5 + 1.5) / 4 + 2 * (0.25 + 1) / 4)
+    del columns["judge"]
+    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None
+
+
+def test_a_hole_counts_against_the_held_out_reward_only_where_the_scorer_has_a_weight():
+    config = load_config("shapes", ["scorers.1.category_weights={odd: 2}"])
+    columns = {"category": ["even", "odd"] * 2, "pickscore": [1.0] * 4, "judge": [np.nan, 1.0, np.nan, 1.0]}
+    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    assert result.reward(config) == pytest.approx(1 + 2 * 2 / 4)
+    columns["judge"] = [1.0, np.nan, 1.0, 1.0]
+    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None
