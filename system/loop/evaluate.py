@@ -48,13 +48,14 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The mean score of each scorer and sub-score as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
 
-        Holes are left out and counted as `eval_holes/NAME`.
+        Holes are left out and counted as `eval_holes/NAME`. `eval_error/NAME` is the standard error of the mean.
         """
         categories = self.table["category"].to_pylist()
         summary = {}
         for name in self.scores:
             scores = self.table[name].to_numpy()
             summary[f"eval/{name}"] = _mean(scores)
+            summary[f"eval_error/{name}"] = _standard_error(scores)
             summary[f"eval_holes/{name}"] = int(np.isnan(scores).sum())
             for category in sorted({c for c in categories if c is not None}):
                 chosen = np.array([c == category for c in categories])
@@ -85,6 +86,12 @@ class Evaluation:
 def _mean(scores: np.ndarray) -> float:
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _standard_error(scores: np.ndarray) -> float:
+    """The standard error of the mean of the known scores; NaN for fewer than two."""
+    known = scores[~np.isnan(scores)]
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
 
 
 def evaluate(

@@ -46,6 +46,7 @@ def describe_update(stats: UpdateStats) -> dict[str, Any]:
         "loss": stats.loss,
         "kl": stats.kl,
         "grad_norm": stats.grad_norm,
+        "grad_rms": stats.grad_rms,
         "ratio/mean": stats.ratio_mean,
         "ratio/max_deviation": stats.ratio_max_deviation,
         "ratio/first_deviation": stats.first_ratio_deviation,

@@ -65,6 +65,7 @@ def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
     result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
     assert {key: value for key, value in result.summary().items() if "judge" in key} == {
         "eval/judge": pytest.approx(15 / 6),
+        "eval_error/judge": pytest.approx(np.std([0, 1, 2, 3, 4, 5], ddof=1) / np.sqrt(6)),
         "eval_holes/judge": 1,
         "eval/judge/even": pytest.approx(2),
         "eval/judge/odd": pytest.approx(3),
