@@ -100,7 +100,8 @@ class Page:
         if "items" in of:
             return f"list, each: {self.kind(of['items'])}"
         if "prefixItems" in of:
-            return f"list of {len(of['prefixItems'])}, each: {self.kind(of['prefixItems'][0])}"
+            each = self.kind(of["prefixItems"][0])
+            return f"list of {len(of['prefixItems'])}, each: {f'({each})' if ' or ' in each else each}"
         kind = KINDS[of["type"]] if "type" in of else "anything"
         return kind + "".join(f", {said} {_number(of[bound])}" for bound, said in BOUNDS.items() if bound in of)
 

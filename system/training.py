@@ -82,7 +82,7 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
 
 def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
     """Run the steps of a recipe in this process, without Ray."""
-    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
+    _say_where(run, console)
     console.print(plain(f"loading      {config.policy.model}; {_scorers_of(config)}"), soft_wrap=True)
     from actors.rollout.plans import trainable_steps
     from system.local.roles import LocalRoles
@@ -90,7 +90,6 @@ def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: Sto
     from system.loop.trainer import Trainer
     from system.run.progress import Progress
 
-    _say_where(run, console)
     train, heldout = _prompts(config)
     with Progress(config.steps, console) as progress:
         roles = LocalRoles(config, trainable_steps(config.plan, config.policy.num_steps), stop.check)

@@ -139,9 +139,9 @@ class Learner:
             norms.append(self._step())
         self._follow("training_step")
         self.version += 1
-        return monitor.shared(self.ranks).stats(
-            len(minibatches), float(first.maxima.deviation), float(np.mean(norms)), time.perf_counter() - started
-        )
+        norm, seconds = float(np.mean(norms)), time.perf_counter() - started
+        rms = float(np.mean(np.minimum(norms, self.settings.max_grad_norm))) / self.masters.count**0.5
+        return monitor.shared(self.ranks).stats(len(minibatches), float(first.maxima.deviation), norm, rms, seconds)
 
     def _micro_batches(self, minibatch: list[Scored], spare: Any) -> Iterator[Any]:
         """The micro-batches of this rank. If the base is sharded, every rank must take part in every forward and

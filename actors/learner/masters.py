@@ -28,6 +28,11 @@ class Masters:
             self._copies.append((parameter, master))
             parameter.register_post_accumulate_grad_hook(_gather_into(master))
 
+    @property
+    def count(self) -> int:
+        """The number of trained parameters' elements, those of all shards."""
+        return sum(master.numel() for master in self.tensors.values())
+
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters, rounded, into the live parameters. Call this after each optimizer step."""

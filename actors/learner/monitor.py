@@ -113,13 +113,16 @@ class Monitor:
                 "use the same dtype and device for both, or raise the bound"
             )
 
-    def stats(self, optimizer_steps: int, first_deviation: float, grad_norm: float, seconds: float) -> UpdateStats:
+    def stats(
+        self, optimizer_steps: int, first_deviation: float, grad_norm: float, grad_rms: float, seconds: float
+    ) -> UpdateStats:
         sums, maxima = self.sums, self.maxima
         drawn_T, count = sums.drift_count_T > 0, int(sums.count)
         return UpdateStats(
             loss=float(sums.loss) / optimizer_steps,
             kl=float(sums.kl) / optimizer_steps,
             grad_norm=grad_norm,
+            grad_rms=grad_rms,
             ratio_mean=float(sums.ratio) / count if count else float("nan"),
             ratio_max_deviation=float(maxima.deviation),
             first_ratio_deviation=first_deviation,

@@ -11,6 +11,8 @@ class UpdateStats:
     kl: float
     grad_norm: float
     """Mean over the optimizer steps, before clipping."""
+    grad_rms: float
+    """Root mean square of the gradient's elements after clipping, as Adam gets it; mean over the optimizer steps."""
     ratio_mean: float
     ratio_max_deviation: float
     """max |ρ − 1| over the update; exactly 0 where the update is one optimizer step."""

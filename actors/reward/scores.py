@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.scoring.loaded import Scored, qualified
+from services.scoring.loaded import LoadedScorer, Scored, qualified
+from services.scoring.row import Row
 
 
 @dataclass
@@ -27,6 +28,11 @@ class Scores:
     retries: int = 0
     """The number of requests that were sent again."""
 
+    @property
+    def images(self) -> int:
+        """M."""
+        return max(map(len, self.by_scorer.values()), default=0)
+
     def add(self, name: str, start: int, scored: Scored, busy_s: float, latency_s: float) -> None:
         """Add the answer to one request: the scores of the images from index `start` on."""
         part = slice(start, start + len(scored))
@@ -45,17 +51,24 @@ class Scores:
             score_M[~finite_M] = np.nan
         return self
 
-    def combined(self, weights: dict[str, float]) -> np.ndarray:
-        """The weighted sum of the raw scores, (M,). It is a hole if any scorer with a weight has a hole."""
-        return np.sum([weight * self.by_scorer[name] for name, weight in weights.items()], axis=0)
+
+def scores_of(
+    scorers: Sequence[LoadedScorer], images_MHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]
+) -> Scores:
+    """The scores of images by scorers in this process, all at once. A scorer that fails raises its error."""
+    scores = Scores({scorer.settings.name: np.full(len(prompts), np.nan) for scorer in scorers})
+    for scorer in scorers:
+        scores.add(scorer.settings.name, 0, scorer.score(images_MHWC, prompts, rows), 0.0, 0.0)
+    return scores
 
 
 def gathered(scores: Sequence[Scores]) -> dict[str, np.ndarray]:
     """The scores of several tasks one after the other: of each scorer, then each sub-score.
 
-    Where all requests of a task to a scorer failed, its sub-scores are not known: they are holes.
+    Where a scorer was not asked for a task's scores, they are holes. So are the sub-scores where all of a task's
+    requests to a scorer failed.
     """
-    counts = [max(map(len, score.by_scorer.values()), default=0) for score in scores]
+    counts = [score.images for score in scores]
     columns = [{**score.by_scorer, **score.sub_scores} for score in scores]
     names = {name: None for part in ("by_scorer", "sub_scores") for score in scores for name in getattr(score, part)}
     return {

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from services.scoring.clip import DualEncoder, check_clip
+from services.scoring.pixels import batches_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Diversity(DualEncoder):
@@ -30,16 +34,18 @@ class Diversity(DualEncoder):
         count = len(images_NHWC)
         if count < 2:
             return np.full(count, np.nan)
-        starts = range(0, count, self.batch_size)
+        batches = batches_of(count, self.batch_size)
+        pixels = self.pixels(images_NHWC, batches, self.batch_size)
         with self.torch.no_grad():
-            embedding_ND = np.concatenate([self._embed(images_NHWC[i : i + self.batch_size]) for i in starts])
+            embeddings = [
+                self._embed(pixels_BCHW)[: len(batch)] for batch, pixels_BCHW in zip(batches, pixels, strict=True)
+            ]
+        embedding_ND = np.concatenate(embeddings)
         cosine_NN = embedding_ND @ embedding_ND.T
         return 1 - (cosine_NN.sum(1) - cosine_NN.diagonal()) / (count - 1)
 
-    def _embed(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Unit embeddings of at most `batch_size` images, (N, D) float64. The batch is padded."""
-        images = [Image.fromarray(image) for image in images_NHWC]
-        padding = self.batch_size - len(images)
-        output = self.model.get_image_features(self._pixels(images + images[:1] * padding).to(self.device))
+    def _embed(self, pixels_BCHW: torch.Tensor) -> np.ndarray:
+        """Unit embeddings of a batch, (B, D) float64."""
+        output = self.model.get_image_features(pixel_values=pixels_BCHW)
         embedding_BD = output.pooler_output.double().cpu().numpy()
-        return (embedding_BD / np.linalg.norm(embedding_BD, axis=1, keepdims=True))[: len(images)]
+        return embedding_BD / np.linalg.norm(embedding_BD, axis=1, keepdims=True)

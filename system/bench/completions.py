@@ -13,7 +13,8 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
-from actors.reward.scores import Scores
+from actors.reward.counted import counted
+from actors.reward.scores import scores_of
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
@@ -40,14 +41,14 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     generator.load(policy.export(0))
     trainable = trainable_steps(config.plan, config.policy.num_steps)
     learner = Learner(policy, config.kernel, config.objective, config.learner, trainable)
-    scorers = [LoadedScorer(scorer) for scorer in config.scorers if scorer.weight]
+    scorers = [LoadedScorer(scorer) for scorer in config.training_scorers]
     prompts = prompts_of(config.data, config.data.train)
     tasks = [
         task
         for step in range(rounds)
         for task in tasks_of_step(prompts, config.data.prompts_per_step, step, config.seed, version=0)
     ]
-    figures: dict[str, Any] = {"prompts": len(tasks), "scorers": list(config.weights)}
+    figures: dict[str, Any] = {"prompts": len(tasks), "scorers": [scorer.name for scorer in config.reward_scorers]}
     for solver in ("euler", "dpm2"):
         settings = config.plan.model_copy(update={"strides": STRIDES, "solver": solver})
         plan = make_plan(settings, config.policy.num_steps)
@@ -57,8 +58,8 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
             decisions, images_MHWC, (tree, *_) = generator.generate(task, plan)
             texts = [task.prompt] * len(images_MHWC)
             rows = rows_for(config.scorers, prompts, [task.address[2]]) * len(texts)
-            scores = Scores({s.settings.name: s.score(images_MHWC, texts, rows).score_N for s in scorers})
-            reward_M = scores.combined(config.weights)
+            scores = scores_of(scorers, images_MHWC, texts, rows)
+            reward_M = counted(config.scorers, scores, prompts.category(task.address[2])).reward
             trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
             for stride, cheap in zip(STRIDES, trees, strict=True):
                 pair = (trees[0].reduce(reward_M), cheap.reduce(reward_M))

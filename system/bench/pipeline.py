@@ -14,13 +14,14 @@ from rich.console import Console
 
 from actors.learner.learner import Learner
 from actors.policy.policy import Policy
-from actors.reward.scores import Scores
+from actors.reward.counted import Counted, counted
+from actors.reward.scores import scores_of
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.worker import Generator
 from services.scoring.loaded import LoadedScorer
 from system.launch.cluster import connect
 from system.launch.roles import RayRoles
-from system.loop.experience import advantages_of
+from system.loop.combine import combine
 from system.loop.prompts import prompts_of, rows_for, tasks_of_step
 from system.recipe.model import RunConfig
 from system.training import train_run
@@ -84,7 +85,7 @@ def one_process(config: RunConfig, steps: int) -> float:
     learner = Learner(
         policy, config.kernel, config.objective, config.learner, trainable_steps(config.plan, config.policy.num_steps)
     )
-    scorers = [LoadedScorer(scorer) for scorer in config.scorers if scorer.weight]
+    scorers = [LoadedScorer(scorer) for scorer in config.training_scorers]
     prompts = prompts_of(config.data, config.data.train)
     images, started = 0, 0.0
     for step in range(steps):
@@ -92,7 +93,7 @@ def one_process(config: RunConfig, steps: int) -> float:
             started = time.perf_counter()
         generator.load(learner.export())
         done: list[Any] = []
-        scores: list[Scores] = []
+        tasks: list[Counted] = []
         for task in tasks_of_step(prompts, config.data.prompts_per_step, step, config.seed, version=step):
             experience, images_MHWC, (tree, *_) = generator.generate(
                 task, make_plan(config.plan, config.policy.num_steps, task.address)
@@ -100,10 +101,10 @@ def one_process(config: RunConfig, steps: int) -> float:
             texts = [task.prompt] * len(images_MHWC)
             done.append((experience, tree))
             rows = rows_for(config.scorers, prompts, [task.address[2]]) * len(texts)
-            scores.append(Scores({s.settings.name: s.score(images_MHWC, texts, rows).score_N for s in scorers}))
+            scores = scores_of(scorers, images_MHWC, texts, rows)
+            tasks.append(counted(config.scorers, scores, prompts.category(task.address[2])))
             images += len(images_MHWC) if step >= SKIPPED_STEPS else 0
-        rewards = [score.combined(config.weights) for score in scores]
-        compared, _ = advantages_of(config, [tree for _, tree in done], scores, rewards)
+        compared = combine(config.reward.combine, config.advantage, [tree for _, tree in done], tasks).advantages
         learner.update([(experience, a) for (experience, _), a in zip(done, compared.by_task, strict=True)])
     return images / (time.perf_counter() - started)
 

@@ -96,6 +96,8 @@ class _Own(threading.local):
 
     def __init__(self, url: str) -> None:
         self.client = ScoreClient(url)
+
+
 class Tasks:
     """Images of noise, and prompts from the recipe: one for each task, as in training, and always another one."""
 

@@ -191,7 +191,7 @@ class SimulatedLearners:
 
     def update(self, experience: Sequence[Any], advantages: Sequence[np.ndarray], behaviour: int) -> UpdateStats:
         time.sleep(self._seconds)
-        return UpdateStats(0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], 0, self._seconds)
+        return UpdateStats(0, 0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], 0, self._seconds)
 
     def export(self, version: int) -> Exported:
         return Exported((), Label(version, str(version), 0))

@@ -91,7 +91,7 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
         _encoding_seconds(config, card, policy),
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
-        plan.leaves * _image_seconds(config, card, config.weights),
+        plan.leaves * _image_seconds(config, card, (scorer.name for scorer in config.training_scorers)),
         micro_batches * (update + again * objective.compares_with_old * forward),
         plan.nfe * each,
         plan.leaves,
@@ -158,7 +158,8 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     prompts, rollout, learner = config.data.prompts_per_step, config.rollout, config.learner
     rounds = ceil(prompts / rollout.workers)
     generating, scoring = rounds * task.rollout, prompts * task.scoring
-    last = _last_scores(config, card, config.weights, _in_last_round(prompts, rollout.workers), task.images)
+    names = [scorer.name for scorer in config.training_scorers]
+    last = _last_scores(config, card, names, _in_last_round(prompts, rollout.workers), task.images)
     minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
     step_s = step_bytes_moved(config) / (card.memory_tb_per_s * TERA) + copied_bytes(config) / COPY_BYTES_PER_S
     optimizer = len(minibatches) * step_s

@@ -176,13 +176,14 @@ def _score(config: RunConfig, scorer: ScorerSettings) -> str:
 def prompts(config: RunConfig) -> Iterator[Finding]:
     """The prompt files can be read, have the columns that scorers read, and there are enough prompts for a step."""
     from system.loop.heldout import read_set
-    from system.loop.prompts import check_rows, prompts_of, rows_of_step
+    from system.loop.prompts import check_categories, check_rows, prompts_of, rows_of_step
 
     data = config.data
 
     def train() -> str:
         found = prompts_of(data, data.train)
-        check_rows(data.train, found, [scorer for scorer in config.scorers if scorer.weight])
+        check_rows(data.train, found, config.training_scorers)
+        check_categories(data.train, found, config)
         rows_of_step(len(found), data.prompts_per_step, 0, config.seed)
         return f"{len(found)} in {data.train}"
 

@@ -20,7 +20,6 @@ from system.report.pictures import before_after
 
 MOST_PICTURES = 8
 CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
-WATCHED, REWARD = "not trained on", "training reward"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def write_card(folder: Path, card: Card, trained: Trained, run: Run) -> list[str
         sampling=config.eval_sampling,
         pairs=pairs,
         first=min(then.evals, default=0),
-        roles={name: REWARD if weight else WATCHED for name, weight in run.weights.items()},
+        roles=run.roles,
         no_scores=why,
         pictures=pictures,
         no_pictures=why if not pairs else "The run has kept no pictures of this step.",

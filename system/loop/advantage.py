@@ -3,8 +3,8 @@
 Shape legend: A all actions of a training step, task after task in index order.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -48,12 +48,16 @@ def group_keys(rule: AdvantageSettings, trees: Sequence[Tree]) -> np.ndarray:
     return np.unique(np.concatenate(keys), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> tuple[np.ndarray, np.ndarray]:
+def normalise(
+    reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings, part_A: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A = (r − mean of the group) / (std + ε), and each group's population std.
 
     Args:
         reward_A: NaN marks a hole.
         group_A: integers from 0.
+        part_A: one of the summands of the reward. If it is given, its part of the advantages is returned: it is centred
+            itself, and divided by the reward's std. The parts of all summands add up to the advantages.
 
     Returns:
         advantages (A,), 0 for holes and for groups with no spread; std of each group, NaN where it has no reward.
@@ -61,9 +65,8 @@ def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings
     known_A = ~np.isnan(reward_A)
     groups = int(group_A.max(initial=-1)) + 1
     count_G = np.bincount(group_A[known_A], minlength=groups)
+    centred_A = _centred(reward_A, known_A, group_A, count_G)
     with np.errstate(invalid="ignore"):
-        mean_G = np.bincount(group_A[known_A], reward_A[known_A], groups) / count_G
-        centred_A = reward_A - mean_G[group_A]
         std_G = np.sqrt(np.bincount(group_A[known_A], centred_A[known_A] ** 2, groups) / count_G)
     low_G = np.full(groups, np.inf)
     high_G = np.full(groups, -np.inf)
@@ -75,9 +78,18 @@ def normalise(reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings
         if rule.std == "group"
         else np.full_like(reward_A, reward_A[known_A].std() if known_A.any() else 0.0)
     )
+    if part_A is not None:
+        centred_A = _centred(part_A, known_A, group_A, count_G)
     advantage_A = np.zeros_like(reward_A)
     advantage_A[spread_A] = centred_A[spread_A] / (scale_A[spread_A] + rule.epsilon)
     return advantage_A, std_G
+
+
+def _centred(reward_A: np.ndarray, known_A: np.ndarray, group_A: np.ndarray, count_G: np.ndarray) -> np.ndarray:
+    """The rewards without the mean of their group's known ones, (A,)."""
+    with np.errstate(invalid="ignore"):
+        mean_G = np.bincount(group_A[known_A], reward_A[known_A], len(count_G)) / count_G
+    return reward_A - mean_G[group_A]
 
 
 def extremes(advantage_A: np.ndarray, group_A: np.ndarray, keep: int) -> np.ndarray:
@@ -98,17 +110,37 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
         reward_by_task: (M,) combined reward of each leaf, NaN for holes.
     """
     group_A = group_keys(rule, trees)
-    rewards = [
-        np.concatenate([reward_of(tree, reward).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
-        for reward_of in _reward_functions(rule, trees)
-    ]
+    rewards = _rewards(rule, trees, reward_by_task)
     normalised = [normalise(reward_A, group_A, rule) for reward_A in rewards]
     hole_A: np.ndarray = np.isnan(np.stack(rewards)).any(axis=0)
     advantage_A = np.where(hole_A, 0.0, np.sum([advantage_A for advantage_A, _ in normalised], axis=0))
     flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
-    return Advantages(
-        _by_task(_bounded(advantage_A, group_A, rule), trees), _by_task(hole_A, trees), float(np.mean(flat))
-    )
+    return Advantages(by_task(bounded(advantage_A, group_A, rule), trees), by_task(hole_A, trees), float(np.mean(flat)))
+
+
+def parts(
+    rule: AdvantageSettings,
+    trees: Sequence[Tree],
+    reward_by_task: Sequence[np.ndarray],
+    part_by_task: Sequence[np.ndarray],
+) -> np.ndarray:
+    """What one summand of the reward adds to each advantage, before it is pruned and clipped, (A,).
+
+    With a function in `advantage.leaves`, the summands' parts need not add up to the advantages.
+    """
+    group_A = group_keys(rule, trees)
+    whole, part = _rewards(rule, trees, reward_by_task), _rewards(rule, trees, part_by_task)
+    hole_A: np.ndarray = np.isnan(np.stack([*whole, *part])).any(axis=0)
+    sums = [normalise(whole_A, group_A, rule, part_A)[0] for whole_A, part_A in zip(whole, part, strict=True)]
+    return np.where(hole_A, 0.0, np.sum(sums, axis=0))
+
+
+def _rewards(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The reward of each action, (A,), for each of the comparisons whose advantages are added."""
+    return [
+        np.concatenate([reward_of(tree, reward).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
+        for reward_of in _reward_functions(rule, trees)
+    ]
 
 
 def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:
@@ -119,38 +151,15 @@ def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[Re
     return [rule.reward_function or Tree.reduce]
 
 
-def _bounded(advantage_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> np.ndarray:
+def bounded(advantage_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> np.ndarray:
     """Pruned and clipped as the rule says."""
     if rule.keep:
         advantage_A = np.where(extremes(advantage_A, group_A, rule.keep), advantage_A, 0.0)
     return advantage_A.clip(-rule.clip, rule.clip)
 
 
-def _by_task(values_A: np.ndarray, trees: Sequence[Tree]) -> list[np.ndarray]:
+def by_task(values_A: np.ndarray, trees: Sequence[Tree]) -> list[np.ndarray]:
     """(N, K) of each task."""
     shapes = [tree.leaf_NKL.shape[:2] for tree in trees]
     ends = np.cumsum([n * k for n, k in shapes])[:-1]
     return [part.reshape(shape) for part, shape in zip(np.split(values_A, ends), shapes, strict=True)]
-
-
-def mixed_advantages(
-    rule: AdvantageSettings,
-    trees: Sequence[Tree],
-    together: Advantages,
-    weights: Mapping[str, float],
-    alone: Mapping[str, Advantages],
-) -> Advantages:
-    """Weighted sum of each scorer's own advantages, as MixGRPO combines rewards (arXiv 2507.21802).
-
-    A scorer of a large scale cannot drown the others, and scorers that disagree give small advantages.
-
-    Args:
-        together: advantages of the combined reward, which has a hole where any scorer has one.
-        alone: advantages of each scorer by itself, nothing pruned.
-    """
-    parts = [
-        weight * np.concatenate([part.ravel() for part in alone[name].by_task]) for name, weight in weights.items()
-    ]
-    hole_A = np.concatenate([hole_NK.ravel() for hole_NK in together.hole_by_task])
-    sum_A = np.where(hole_A, 0.0, np.sum(parts, axis=0))
-    return replace(together, by_task=_by_task(_bounded(sum_A, group_keys(rule, trees), rule), trees))

@@ -93,7 +93,8 @@ class Collector:
             progress(work.generated, len(work.scored))
         generated, scores = zip(*(task.result() for task in work.scored), strict=True)
         peak_bytes = self.roles.rollouts.take_peak_bytes()
-        experience = experience_of(self.config, generated, scores, work.version, peak_bytes)
+        categories = [self.train.category(done.task.address[2]) for done in generated]
+        experience = experience_of(self.config, generated, scores, categories, work.version, peak_bytes)
         experience.pictures = work.pictures
         return experience
 
@@ -102,11 +103,11 @@ class Collector:
         for task in tasks_of_step(self.train, config.data.prompts_per_step, step, config.seed, work.version):
             plan = make_plan(config.plan, config.policy.num_steps, task.address)
             generated = self.roles.rollouts.generate(task, plan, weights)
-            prompts = [task.prompt] * plan.leaves
-            scorers = [scorer for scorer in config.scorers if scorer.weight]
-            rows = rows_for(scorers, self.train, [task.address[2]]) * plan.leaves
+            prompts, row = [task.prompt] * plan.leaves, task.address[2]
+            scorers = config.scorers_in(self.train.category(row))
+            rows = rows_for(scorers, self.train, [row]) * plan.leaves
             generated.add_done_callback(work.count)
             keep = work.keep if task.index == 0 and config.log.keeps_images(step + 1) else None
             scoring = partial(scored, before_release=keep, rows=rows, step=task.step, task=task.index)
-            work.scored.append(scoring(generated, self.roles.rewards, prompts, list(config.weights)))
+            work.scored.append(scoring(generated, self.roles.rewards, prompts, [s.name for s in scorers]))
         return work

@@ -42,6 +42,12 @@ class _Pending:
     grid: dict[int, np.ndarray] = field(default_factory=dict)
 
 
+def _standard_error(scores: np.ndarray) -> float:
+    """The standard error of the mean of the known scores; NaN for fewer than two."""
+    known = scores[~np.isnan(scores)]
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+
+
 def evaluate(
     roles: Roles,
     config: RunConfig,
@@ -115,7 +121,7 @@ def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
     of, each = pending.of, pending.of.images_per_prompt
     jobs, scores = zip(*(outcome.result() for outcome in pending.outcomes), strict=True)
     columns = gathered(scores)
-    _look_at_holes(columns, scores, config.weights)
+    _look_at_holes(columns, scores, [scorer.name for scorer in config.reward_scorers])
     rows = [row for row in range(of.count) for _ in range(each)]
     table = pa.table(
         {

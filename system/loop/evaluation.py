@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from actors.reward.counted import as_counted
 from actors.trajectory import Cost
 from system.loop.heldout import HeldOut
 from system.recipe.evaluation import DEFAULT_SET
@@ -37,14 +38,15 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The mean score of each scorer and sub-score as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
 
-        Holes are left out and counted as `eval_holes/NAME`. The keys of a named set begin with `eval.SET/` and
-        `eval_holes.SET/`.
+        Holes are left out and counted as `eval_holes/NAME`. `eval_error/NAME` is the standard error of the mean over
+        prompts. The keys of a named set begin with `eval.SET/`, `eval_holes.SET/` and `eval_error.SET/`.
         """
         categories = self.table["category"].to_pylist()
         at, summary = self.of.prefix, {}
         for name in self.scores:
             scores = self.table[name].to_numpy()
             summary[f"eval{at}/{name}"] = _mean(scores)
+            summary[f"eval_error{at}/{name}"] = _standard_error(scores, self.table["row"].to_numpy())
             summary[f"eval_holes{at}/{name}"] = int(np.isnan(scores).sum())
             for category in sorted({c for c in categories if c is not None}):
                 chosen = np.array([c == category for c in categories])
@@ -52,15 +54,23 @@ class Evaluation:
         return summary
 
     def reward(self, config: RunConfig) -> float | None:
-        """What is trained for, on held-out prompts: the weighted mean scores.
+        """What is trained for, on held-out prompts: the sum of the scorers' weighted mean scores, clipped, gated and
+        scaled as in training.
 
         Returns:
             None where a mean is not known (`mean_of`).
         """
-        means = [(weight, self.mean_of(name, config)) for name, weight in config.weights.items()]
-        if any(mean is None for _, mean in means):
+        if not {scorer.name for scorer in config.training_scorers} <= set(self.scores):
             return None
-        return sum(weight * mean for weight, mean in means if mean is not None)
+        scores = {name: self.table[name].to_numpy() for name in self.scores}
+        categories, total = self.table["category"].to_pylist(), 0.0
+        for scorer in config.reward_scorers:
+            weight_N = np.array([scorer.weight_in(category) for category in categories])
+            values_N = as_counted(scorer, scores)
+            if _too_many_holes(values_N[weight_N != 0], config):
+                return None
+            total += _mean(np.where(weight_N != 0, weight_N * values_N, 0.0))
+        return None if math.isnan(total) else total
 
     def mean_of(self, name: str, config: RunConfig) -> float | None:
         """The mean of a score.
@@ -72,8 +82,7 @@ class Evaluation:
             return None
         scores = self.table[name].to_numpy()
         mean = _mean(scores)
-        too_many = np.isnan(scores).sum() > config.reward.max_hole_share * len(scores)
-        return None if too_many or math.isnan(mean) else mean
+        return None if _too_many_holes(scores, config) or math.isnan(mean) else mean
 
 
 def best_by(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> float | None:
@@ -88,3 +97,14 @@ def best_by(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> float |
 def _mean(scores: np.ndarray) -> float:
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _standard_error(scores: np.ndarray, rows: np.ndarray) -> float:
+    """The standard error of the mean score of the prompts; NaN for fewer than two that have one."""
+    known = ~np.isnan(scores)
+    means = np.array([scores[known & (rows == row)].mean() for row in np.unique(rows[known])])
+    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+
+
+def _too_many_holes(scores: np.ndarray, config: RunConfig) -> bool:
+    return bool(np.isnan(scores).sum() > config.reward.max_hole_share * len(scores))

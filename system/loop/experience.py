@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from actors.reward.counted import counted
 from actors.reward.scores import Scores, why_holes
 from actors.rollout.results import Generated
-from actors.trajectory import Cost, Tree
+from actors.trajectory import Cost
 from services.base.errors import UserError
-from system.loop.advantage import Advantages, advantages, mixed_advantages
+from system.loop.advantage import Advantages
+from system.loop.combine import Combined, combine
 from system.recipe.model import RunConfig
 
 
@@ -22,15 +24,17 @@ class Experience:
     scores: list[Scores]
     rewards: list[np.ndarray]
     """(M,) combined reward of the leaves of each task; NaN is a hole."""
-    advantages: Advantages
-    flat_groups: dict[str, float]
-    """The share of groups in which a scorer gives all the same score, by training scorer."""
+    combined: Combined
     behaviour: int
     """The policy version that generated it."""
     peak_bytes: int
     """The most bytes of images in flight at once since the step before."""
     pictures: pa.Table | None = None
     """The images that the run keeps (pictures.py); None if it keeps none of this step."""
+
+    @property
+    def advantages(self) -> Advantages:
+        return self.combined.advantages
 
     @property
     def cost(self) -> Cost:
@@ -47,40 +51,37 @@ class Experience:
 
 
 def experience_of(
-    config: RunConfig, generated: Sequence[Generated], scores: Sequence[Scores], behaviour: int, peak_bytes: int
+    config: RunConfig,
+    generated: Sequence[Generated],
+    scores: Sequence[Scores],
+    categories: Sequence[str | None],
+    behaviour: int,
+    peak_bytes: int,
 ) -> Experience:
     """Combine the scores of a step into rewards and advantages as the recipe says.
+
+    Args:
+        categories: the category of each task's prompt.
 
     Raises:
         UserError: more holes than `reward.max_hole_share`.
     """
-    rewards = [score.combined(config.weights) for score in scores]
-    _refuse_holes(rewards, scores, config.reward.max_hole_share)
-    together, flat_groups = advantages_of(config, [task.tree for task in generated], scores, rewards)
-    return Experience(list(generated), list(scores), rewards, together, flat_groups, behaviour, peak_bytes)
+    tasks = [counted(config.scorers, *task) for task in zip(scores, categories, strict=True)]
+    rewards = [task.reward for task in tasks]
+    _refuse_holes(config, rewards, scores)
+    combined = combine(config.reward.combine, config.advantage, [task.tree for task in generated], tasks)
+    return Experience(list(generated), list(scores), rewards, combined, behaviour, peak_bytes)
 
 
-def advantages_of(
-    config: RunConfig, trees: Sequence[Tree], scores: Sequence[Scores], rewards: Sequence[np.ndarray]
-) -> tuple[Advantages, dict[str, float]]:
-    """The advantages of a training step, and the share of flat groups of each training scorer.
-
-    Args:
-        rewards: the combined scores of each task.
-    """
-    rule = config.advantage
-    together = advantages(rule, trees, rewards)
-    unpruned = rule.model_copy(update={"keep": None})
-    alone = {name: advantages(unpruned, trees, [score.by_scorer[name] for score in scores]) for name in config.weights}
-    if config.reward.combine == "group_norm":
-        together = mixed_advantages(rule, trees, together, config.weights, alone)
-    return together, {name: single.flat_groups for name, single in alone.items()}
-
-
-def _refuse_holes(rewards: Sequence[np.ndarray], scores: Sequence[Scores], most: float) -> None:
+def _refuse_holes(config: RunConfig, rewards: Sequence[np.ndarray], scores: Sequence[Scores]) -> None:
     holes = np.isnan(np.concatenate(rewards))
-    if holes.mean() > most:
-        raise UserError(
-            f"{holes.sum()} of {len(holes)} images have no reward ({why_holes(scores)}); fix the cause, or raise "
-            "reward.max_hole_share"
-        )
+    if holes.mean() <= config.reward.max_hole_share:
+        return
+    returned = {name for score in scores for name in (*score.by_scorer, *score.sub_scores)}
+    gates = [(scorer.name, scorer.gate.score) for scorer in config.reward_scorers if scorer.gate is not None]
+    missing = [f"the gate of `{name}` needs `{gate}`, which no scorer returned" for name, gate in gates
+               if gate not in returned]  # fmt: skip
+    raise UserError(
+        f"{holes.sum()} of {len(holes)} images have no reward ({'; '.join([*missing, why_holes(scores)])}); fix the "
+        "cause, or raise reward.max_hole_share"
+    )

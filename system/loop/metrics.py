@@ -14,18 +14,20 @@ def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any
     """What the pool said, and what it can teach. Sub-scores are named SCORER.SUB."""
     line: dict[str, Any] = {"reward/mean": float(np.nanmean(np.concatenate(experience.rewards)))}
     for name, values in gathered(experience.scores).items():
+        asked = sum(score.images for score in experience.scores if name.partition(".")[0] in score.by_scorer)
         known = values[~np.isnan(values)]
         line |= {
             f"reward/{name}/mean": float(known.mean()) if len(known) else float("nan"),
             f"reward/{name}/std": float(known.std()) if len(known) else float("nan"),
-            f"reward/{name}/holes": len(values) - len(known),
+            f"reward/{name}/holes": asked - len(known),
         }
-    for name in config.weights:
-        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(name, [])]
-        line |= {
-            f"reward/{name}/flat_groups": experience.flat_groups[name],
-            f"seconds/request/{name}": float(np.mean(latency_s)) if latency_s else float("nan"),
-        }
+    for scorer in config.training_scorers:
+        latency_s = [taken for score in experience.scores for taken in score.latency_s.get(scorer.name, [])]
+        line[f"seconds/request/{scorer.name}"] = float(np.mean(latency_s)) if latency_s else float("nan")
+    combined = experience.combined
+    line |= {f"reward/{name}/flat_groups": share for name, share in combined.flat_groups.items()}
+    if len(config.reward_scorers) > 1:
+        line |= {f"reward/{name}/share": share for name, share in combined.shares.items()}
     return line | {
         "images/not_finite": sum(score.not_finite for score in experience.scores),
         "advantage/flat_groups": experience.advantages.flat_groups,
@@ -44,6 +46,7 @@ def describe_update(stats: UpdateStats) -> dict[str, Any]:
         "loss": stats.loss,
         "kl": stats.kl,
         "grad_norm": stats.grad_norm,
+        "grad_rms": stats.grad_rms,
         "ratio/mean": stats.ratio_mean,
         "ratio/max_deviation": stats.ratio_max_deviation,
         "ratio/first_deviation": stats.first_ratio_deviation,
@@ -69,7 +72,7 @@ def describe_time(
     Args:
         workers: rollout workers at the end of the step.
     """
-    replicas = sum(scorer.replicas.max for scorer in config.scorers if scorer.weight)
+    replicas = sum(scorer.replicas.max for scorer in config.training_scorers)
     busy = {
         "rollout": experience.cost.seconds / max(1, workers),
         "reward": experience.scoring_s / replicas,

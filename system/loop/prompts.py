@@ -12,7 +12,7 @@ from services.base.rows import Rows, read_rows
 from services.scoring.row import BadRow, Row, checked_row
 from services.scoring.scorer import needs_of, row_check
 from services.scoring.settings import ScorerSettings
-from system.recipe.model import DataSettings
+from system.recipe.model import DataSettings, RunConfig
 
 CHECKED_ROWS = 10_000
 """The most rows of a file that are checked before a run."""
@@ -110,6 +110,33 @@ def check_rows(file: str, prompts: Prompts, scorers: Iterable[ScorerSettings]) -
             if whole and (fault := fault_of_row(row)) is not None:
                 place = f"`{file}`, {prompts.rows.place(i)}"
                 raise UserError(f"scorer `{scorer.name}` cannot use {place}: the row {fault}; correct it")
+
+
+def check_categories(file: str, prompts: Prompts, config: RunConfig) -> None:
+    """Check that a training file has the categories that the scorers' weights name, and that each has a reward.
+
+    Raises:
+        UserError: a category is missing, or no scorer has a weight for it.
+    """
+    named = {category: scorer.name for scorer in config.scorers for category in scorer.category_weights}
+    if not named:
+        return
+    if prompts.categories is None:
+        raise UserError(
+            f"scorer `{next(iter(named.values()))}` has category_weights, and `{file}` has no column "
+            f"`{config.data.category_column}`; set data.category_column to one of {prompts.rows.columns}"
+        )
+    present = dict.fromkeys(prompts.categories)
+    if missing := [category for category in named if category not in present]:
+        known = ", ".join(f"`{category}`" for category in present if category is not None)
+        raise UserError(
+            f"scorer `{named[missing[0]]}` has a weight for the category `{missing[0]}`, which `{file}` does not have; "
+            f"it has {known}"
+        )
+    for category in present:
+        if not any(scorer.weight_in(category) for scorer in config.scorers):
+            prompts_of_it = "prompts without a category" if category is None else f"the category `{category}`"
+            raise UserError(f"`{file}` has {prompts_of_it}, for which no scorer has a weight; give one a weight")
 
 
 def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:

@@ -1,5 +1,6 @@
-"""Writing down what the training loop does: metrics, experience, evaluations, pictures, progress and telemetry."""
+"""Writing down what the training loop does: metrics and warnings, experience, evaluations, pictures, and progress."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +16,13 @@ from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
 from system.loop.pictures import best_and_worst, heldout_captions
 from system.loop.roles import Roles
+from system.loop.warnings import Warnings
 from system.recipe.model import RunConfig
 from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 class Exporter(Protocol):
@@ -42,13 +46,17 @@ class Recorder:
         self.config, self.run, self.progress, self.exporter = config, run, progress, exporter
         self.constants: dict[str, list[float]] = {}
         """What each line of a training step says of the recipe."""
+        self.warnings = Warnings(config)
 
     def describe(self, schedule: Mapping[str, list[float]]) -> None:
         """Take the noise level and the loss weight of each sampling step."""
         self.constants = {f"branch/{name}": values for name, values in schedule.items()}
 
     def restored(self, state: RunState) -> None:
-        """Count from a state."""
+        """Continue from a state, whose steps are recorded in the run folder."""
+        self.warnings = Warnings(self.config)
+        for line in self.run.read_metrics():
+            self.warnings.after(line)
         if self.exporter:
             self.exporter.restored(_totals(state))
 
@@ -69,7 +77,9 @@ class Recorder:
 
     def amend(self, evaluations: Mapping[str, Evaluation]) -> None:
         """Add an evaluation to the last line that was recorded."""
-        line = self._summary(evaluations)
+        last, line = self.run.read_metrics()[-1], self._summary(evaluations)
+        if said := self._warn({"step": last["step"], **line}):
+            line["warnings"] = [*last.get("warnings", []), *said]
         self.run.amend_metrics(line)
         if self.exporter:
             self.exporter.record(line)
@@ -95,7 +105,7 @@ class Recorder:
         self.run.write_experience(state.step, table)
         if experience.pictures is not None:
             self.run.write_pictures(state.step, experience.pictures)
-            if evaluation is not None and self.run.loggers:
+            if evaluations and self.run.loggers:
                 self.run.log_training(state.step, *best_and_worst(experience.pictures, table))
         status: RolloutStatus = roles.rollouts.status()
         line = self._summary(evaluations)
@@ -110,10 +120,19 @@ class Recorder:
     def _record(self, state: RunState, line: Mapping[str, Any]) -> None:
         now = {"version": state.step, "elapsed_s": state.elapsed_s}
         whole = {"time": time.time(), **_totals(state), **now, **line}
+        if said := self._warn(whole):
+            whole["warnings"] = said
         self.run.append_metrics(whole)
         if self.exporter:
             self.exporter.record(whole)
         self.progress.finished(whole)
+
+    def _warn(self, line: Mapping[str, Any]) -> list[str]:
+        said = self.warnings.after(line)
+        for sentence in said:
+            log.warning("%s", sentence)
+            self.progress.warn(sentence)
+        return said
 
 
 def after_step(

@@ -146,6 +146,10 @@ def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSe
         name=scorer.name,
         scorer="remote",
         weight=scorer.weight,
+        category_weights=scorer.category_weights,
+        clip=scorer.clip,
+        gate=scorer.gate,
+        scale=scorer.scale,
         options={
             "url": f"http://{pool_service(config, infra)}-serve-svc:{POOL_PORT}",
             "scorer": scorer.name,

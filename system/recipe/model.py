@@ -149,9 +149,15 @@ class RunConfig(Settings):
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a different name")
-        if not any(scorer.weight for scorer in self.scorers):
+        if not self.reward_scorers:
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
         self.eval.check(self.eval_sets, names, has_adapter=self.policy.lora is not None)
+        for scorer in self.scorers:
+            if scorer.gate is not None and scorer.gate.scorer not in names:
+                raise ValueError(
+                    f"scorers: the gate of `{scorer.name}` names `{scorer.gate.score}`, and there is no scorer "
+                    f"`{scorer.gate.scorer}`; add it, or name one of {', '.join(names)}"
+                )
         return self
 
     @property
@@ -181,6 +187,19 @@ class RunConfig(Settings):
         return {DEFAULT_SET: default, **settings.sets}
 
     @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each scorer that counts in the training reward."""
-        return {scorer.name: scorer.weight for scorer in self.scorers if scorer.weight}
+    def reward_scorers(self) -> list[ScorerSettings]:
+        """The scorers that count in the training reward, at least in one category of prompts."""
+        return [scorer for scorer in self.scorers if scorer.is_reward]
+
+    @property
+    def training_scorers(self) -> list[ScorerSettings]:
+        """The scorers that score training images: those that count in the reward, and those that open their gates."""
+        return self._with_gates(self.reward_scorers)
+
+    def scorers_in(self, category: str | None) -> list[ScorerSettings]:
+        """The scorers that score the training images of a category of prompts."""
+        return self._with_gates([scorer for scorer in self.scorers if scorer.weight_in(category)])
+
+    def _with_gates(self, rewards: list[ScorerSettings]) -> list[ScorerSettings]:
+        gates = {scorer.gate.scorer for scorer in rewards if scorer.gate is not None}
+        return [scorer for scorer in self.scorers if scorer in rewards or scorer.name in gates]

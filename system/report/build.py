@@ -103,7 +103,7 @@ def summary(run: Run) -> str:
 
 def headlines(run: Run, paired: list[PairedScore]) -> list[Headline]:
     """Each held-out score before and after. While there is only one evaluation, the first score alone."""
-    roles = {name: "training reward" if weight else "not trained on" for name, weight in run.weights.items()}
+    roles = run.roles
     if paired:
         return [
             Headline(

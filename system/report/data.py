@@ -61,11 +61,30 @@ class Run:
         return [line for line in self.lines if line["step"] > 0]
 
     @property
+    def warnings(self) -> list[str]:
+        """The warnings of all steps, in order."""
+        said = [line.get("warnings") for line in self.lines]
+        return [str(sentence) for sentences in said if isinstance(sentences, list) for sentence in sentences]
+
+    @property
     def weights(self) -> dict[str, float]:
-        """The weight of each scorer in the training reward. A scorer with weight 0 scores held-out images only."""
+        """The weight of each scorer in the training reward, or its first weight in a category if that is 0."""
+        return {str(entry["name"]): _weight(entry) for entry in self._scorers()}
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each scorer is for: `training reward`, `gate of a reward` or `not trained on`."""
+        gates = [entry.get("gate") for entry in self._scorers() if _weight(entry)]
+        opens = {str(gate["score"]).partition(".")[0] for gate in gates if isinstance(gate, dict) and "score" in gate}
+        return {
+            name: "training reward" if weight else "gate of a reward" if name in opens else "not trained on"
+            for name, weight in self.weights.items()
+        }
+
+    def _scorers(self) -> list[dict[str, Any]]:
+        """The recipe's scorers that have a name."""
         listed = self.config.get("scorers")
-        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        return {str(entry["name"]): number(entry.get("weight")) or 0.0 for entry in entries if "name" in entry}
+        return [one for one in listed if isinstance(one, dict) and "name" in one] if isinstance(listed, list) else []
 
     @property
     def scorers(self) -> list[str]:
@@ -93,6 +112,13 @@ class Run:
         """The latest value of a scalar key; None if it has none."""
         values = self.series(key)[1]
         return values[-1] if values else None
+
+
+def _weight(scorer: dict[str, Any]) -> float:
+    """A scorer's weight, or if that is 0 its first weight in a category that is not."""
+    by_category = scorer.get("category_weights")
+    weights = [scorer.get("weight"), *(by_category.values() if isinstance(by_category, dict) else [])]
+    return next((known for weight in weights if (known := number(weight))), 0.0)
 
 
 def number(value: Any) -> float | None:

@@ -45,6 +45,10 @@ def curves(run: Run) -> list[Panel]:
     steps, values = run.series("reward/mean")
     if sum("." not in name for name in trained) > 1 and steps:
         panels.insert(0, _combined_curve(run, steps, values))
+    shares = {name: f"reward/{name}/share" for name in trained if run.series(f"reward/{name}/share")[0]}
+    if shares:
+        said = "Share of each training scorer in the advantages: the mean size of its summand, over that of all."
+        panels.append(_shares(run, shares, "Rewards in the advantage", "share", "rewards", said))
     return [*panels, *(_set_curve(run, key, i) for i, key in enumerate(_set_keys(run)))]
 
 
@@ -120,7 +124,7 @@ def _score_curve(run: Run, name: str, index: int) -> Panel:
     if held[0]:
         parts.append("of the held-out prompts, drawn without noise" + (", with their categories" if categories else ""))
     alt = " ".join(_ends(label, *points) for label, points in (("Training:", train), ("Held out:", held)) if points[0])
-    role = "training reward" if train[0] or run.weights.get(name) else "not trained on"
+    role = run.roles.get(name, "training reward" if train[0] else "not trained on")
     title = f"{name}, {'sub-score' if '.' in name else role}"
     plot = score_plot(run, name, shown_steps(run))
     return Panel(title, f"Mean score {', and '.join(parts)}.", alt, draw(f"score{index}", plot))

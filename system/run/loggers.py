@@ -32,8 +32,8 @@ class MetricsLogger(Protocol):
         """Log pictures, uint8, each with a caption.
 
         Args:
-            tag: `samples` for held-out pictures (`samples/SET` for a named set), whose prompts are the same each time, or
-                `training`.
+            tag: `samples` for held-out pictures and `samples/SET` for those of a named set, whose prompts are the same
+                each time; or `training`.
         """
 
     def log_experience(self, step: int, table: pa.Table) -> None:

@@ -57,6 +57,12 @@ EXPORTS = [
         "share of groups in which a training scorer gives every image the same score",
     ),
     Export(
+        "reward/{scorer}/share",
+        "tempflow_score_advantage_ratio",
+        "gauge",
+        "share of the advantages that a training scorer makes",
+    ),
+    Export(
         "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
     ),
     Export(
@@ -130,8 +136,11 @@ EXPORTS = [
 ]
 """All metrics. If several keys match, the first one is used."""
 
-UNEXPORTED = {"nfe", "elapsed_s", "branch/noise_level", "branch/weight"}
-"""Keys that are not exported: sums of other keys, and constants of the recipe."""
+UNEXPORTED = {
+    *("nfe", "elapsed_s", "branch/noise_level", "branch/weight"),
+    *("warnings", "grad_rms", "eval_error/SCORER"),
+}
+"""Keys that are not exported: sums of other keys, constants of the recipe, and warnings and what they alone need."""
 
 Tags = tuple[tuple[str, str], ...]
 Tagged = tuple[Export, Tags]

@@ -184,7 +184,7 @@ class FakeLearners:
         new = digest(self.versions[self.current], list(experience), said)
         self.versions[self.current + 1] = new
         self.versions = {version: self.versions[version] for version in sorted(self.versions)[-1 - self.staleness :]}
-        return UpdateStats(0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], len(experience), 0.0)
+        return UpdateStats(0, 0, 0, 0, 1, 0, 0, 0, [0.0], [0.0], len(experience), 0.0)
 
     def export(self, version: int) -> Exported:
         self.script("export")

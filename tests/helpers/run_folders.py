@@ -27,7 +27,7 @@ def wait_for_steps(process: subprocess.Popen[Any], run: Path, steps: int, said: 
         time.sleep(0.01)
 
 
-TIMES = ("time", "elapsed_s", "seconds/", "idle/", "bytes/images_peak")
+TIMES = ("warnings", "time", "elapsed_s", "seconds/", "idle/", "bytes/images_peak")
 
 
 def figures(run: Path) -> list[dict]:

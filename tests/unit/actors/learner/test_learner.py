@@ -36,6 +36,9 @@ def test_ratio_is_exactly_one_before_the_first_optimizer_step(
     assert stats.first_ratio_deviation == 0.0
     assert (stats.ratio_max_deviation == 0.0) == (optimizer_steps == 1)
     assert stats.grad_norm > 0
+    elements = sum(parameter.numel() for parameter in learner.policy.parameters.values())
+    clipped = min(stats.grad_norm, learner.settings.max_grad_norm)
+    assert stats.grad_rms == pytest.approx(clipped / elements**0.5)
 
 
 def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_folder):

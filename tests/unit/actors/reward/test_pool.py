@@ -92,13 +92,6 @@ def test_images_that_are_lost_with_their_node_are_a_loss():
         pool_of(a=Handle(lost)).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
 
 
-def test_weighted_sum_keeps_holes():
-    scores = Scores({"a": np.array([1.0, np.nan, 3.0]), "b": np.array([10.0, 20.0, 30.0]), "judge": np.full(3, np.nan)})
-    combined = scores.combined({"a": 2.0, "b": 0.1})
-    assert combined[[0, 2]].tolist() == [3.0, 9.0]
-    assert np.isnan(combined[1])
-
-
 def test_images_go_out_in_requests_and_only_the_failed_one_again():
     handle = Handle(good(1.0, 2.0), TimeoutError("slow"), good(5.0), good(3.0, 4.0))
     settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=2)]

@@ -5,7 +5,7 @@ import pytest
 
 from actors.learner.settings import AdvantageSettings
 from actors.trajectory import Tree
-from system.loop.advantage import advantages, group_keys, mixed_advantages, normalise
+from system.loop.advantage import advantages, group_keys, normalise, parts
 
 
 def trunk_tree(steps: int, seeds: int, width: int) -> Tree:
@@ -116,38 +116,12 @@ def test_seed_groups_of_a_tree_are_its_states():
     assert group_keys(AdvantageSettings(group="prompt"), [tree, tree]).tolist() == [0] * 6 + [1] * 6
 
 
-def mixed(rule, tree, scores):
-    """`mixed_advantages` of (weight, rewards of one task) pairs."""
-    names = [str(i) for i in range(len(scores))]
-    unpruned = rule.model_copy(update={"keep": None})
-    alone = {name: advantages(unpruned, [tree], leaves) for name, (_, leaves) in zip(names, scores, strict=True)}
-    combined = [np.sum([weight * leaves[0] for weight, leaves in scores], axis=0)]
-    weights = dict(zip(names, (weight for weight, _ in scores), strict=True))
-    return mixed_advantages(rule, [tree], advantages(rule, [tree], combined), weights, alone)
-
-
-def test_scorers_normalised_apart_are_added_by_weight_whatever_their_scale():
-    tree, rule = trunk_tree(1, 2, 3), AdvantageSettings()
-    small, large = np.array([0.1, 0.2, 0.3, 0.3, 0.1, 0.2]), np.array([900.0, 300.0, 600.0, 0.0, 0.0, 300.0])
-    result = mixed(rule, tree, [(1.0, [small]), (0.5, [large])])
-    one = advantages(rule, [tree], [small]).by_task[0]
-    other = advantages(rule, [tree], [large]).by_task[0]
-    np.testing.assert_allclose(result.by_task[0], one + 0.5 * other)
-    rescaled = mixed(rule, tree, [(1.0, [small]), (0.5, [large * 1e3])])
-    np.testing.assert_allclose(rescaled.by_task[0], result.by_task[0], atol=1e-5)
-
-
-def test_a_hole_of_any_scorer_is_a_hole_of_their_sum():
-    tree, rule = trunk_tree(1, 1, 3), AdvantageSettings()
-    scores = [(1.0, [np.array([1.0, 2.0, 3.0])]), (1.0, [np.array([5.0, np.nan, 1.0])])]
-    result = mixed(rule, tree, scores)
-    assert result.by_task[0][0, 1] == 0
-    assert result.holes == 1
-    assert result.by_task[0][0, 0] != 0
-
-
-def test_pruning_looks_at_the_sum_of_scorers_not_at_each():
-    tree = trunk_tree(1, 1, 4)
-    first, second = np.array([0.0, 1.0, 2.0, 3.0]), np.array([3.0, 0.0, 1.0, 4.0])
-    kept = mixed(AdvantageSettings(keep=1), tree, [(1.0, [first]), (1.0, [second])]).by_task[0][0]
-    assert np.flatnonzero(kept).tolist() == [1, 3]
+@pytest.mark.parametrize("leaves", ["mean", "each"])
+@pytest.mark.parametrize("std", ["group", "batch"])
+def test_the_parts_of_the_summands_add_up_to_the_advantages(leaves, std):
+    tree, rng = Tree(np.array([0, 1]), np.zeros(2, int), np.arange(12).reshape(2, 3, 2), 12), np.random.default_rng(0)
+    rule, one, other = AdvantageSettings(leaves=leaves, std=std), rng.random(12), 100 * rng.random(12)
+    one[4] = np.nan
+    sums = sum(parts(rule, [tree], [one + other], [part]) for part in (one, other))
+    np.testing.assert_allclose(sums, advantages(rule, [tree], [one + other]).by_task[0].ravel(), atol=1e-12)
+    assert sums[2] == 0

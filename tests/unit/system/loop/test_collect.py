@@ -9,6 +9,7 @@ import pytest
 from actors.policy.weights import Exported, Label
 from services.base.errors import UserError
 from system.loop.collect import Collector
+from system.loop.metrics import describe_rewards
 from system.loop.prompts import read_prompts
 from system.loop.stop import Stopped
 from system.recipe.load import load_config
@@ -117,3 +118,49 @@ def test_a_task_is_scored_with_the_row_of_its_prompt(tmp_path):
         expected = [[{"count": task.task.address[2]}] * task.tree.num_leaves if reads else [] for task in tasks]
         assert roles.rewards.asked == [(["mine"], rows) for rows in expected]
         assert [task.task.prompt for task in tasks] == [f"prompt {task.task.address[2]}" for task in tasks]
+
+
+def test_a_task_is_scored_by_the_scorers_of_its_category_and_their_gates(tmp_path):
+    """hpsv3 counts for `text` alone, and the judge, which has no weight, opens its gate: 'a' needs neither."""
+    rows = [{"prompt": "a", "category": "plain"}, {"prompt": "b", "category": "text"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [
+        "scorers.1.weight=0",
+        "scorers.1.category_weights={text: 2}",
+        "scorers.1.gate={score: judge, min: 0.5}",
+        f"data.train={tmp_path / 'prompts.jsonl'}",
+        "data.prompts_per_step=2",
+    ]
+    config, roles, asked = load_config("shapes_both", overrides), FakeRoles(), {}
+    score = roles.rewards.score
+
+    def watched(images, prompts, names, *more):
+        asked[prompts[0]] = list(names)
+        done = score(images, prompts, names, *more)
+        for name, value in (("pickscore", 1.0), ("hpsv3", 4.0), ("judge", 1.0)):
+            if name in names:
+                done.result().by_scorer[name][:] = value
+        return done
+
+    roles.rewards.score = watched
+    with Collector(config, roles, read_prompts(config.data.train), 0, lambda: None) as collector:
+        collector.publish(Exported(("w",), Label(0, "w", 1)))
+        taken = collector.take(0, lambda done, of: None)
+    assert asked == {"a": ["pickscore"], "b": ["pickscore", "hpsv3", "judge"]}
+    by_prompt = {done.task.prompt: reward_M for done, reward_M in zip(taken.generated, taken.rewards, strict=True)}
+    assert set(by_prompt["a"]) == {0.5}
+    assert set(by_prompt["b"]) == {0.5 + 2 * 4}
+    line = describe_rewards(config, taken)
+    assert (line["reward/hpsv3/holes"], line["reward/judge/holes"]) == (0, 0), "who is not asked leaves no hole"
+    assert line["reward/hpsv3/mean"] == 4
+    assert np.isnan(line["reward/hpsv3/share"]), "nothing differs"
+
+
+def test_a_gate_on_a_sub_score_that_nobody_returns_is_named(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\n")
+    overrides = ["scorers.0.gate={score: judge.txt, min: 0.5}", f"data.train={tmp_path / 'prompts.txt'}"]
+    config, roles = load_config("shapes", [*overrides, "data.prompts_per_step=1"]), FakeRoles()
+    with Collector(config, roles, read_prompts(config.data.train), 0, lambda: None) as collector:
+        collector.publish(Exported(("w",), Label(0, "w", 1)))
+        with pytest.raises(UserError, match=r"the gate of `pickscore` needs `judge.txt`, which no scorer returned"):
+            collector.take(0, lambda done, of: None)

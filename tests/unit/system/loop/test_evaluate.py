@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from actors.trajectory import Cost
 from services.scoring.settings import ScorerSettings
-from system.loop.evaluate import EVAL_STREAM, evaluate
+from system.loop.evaluate import EVAL_STREAM, Evaluation, evaluate
 from system.loop.evaluation import best_by
 from system.loop.heldout import read_sets
 from system.loop.stop import Stopped
@@ -65,6 +67,7 @@ def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
     result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     assert {key: value for key, value in result.summary().items() if "judge" in key} == {
         "eval/judge": pytest.approx(15 / 6),
+        "eval_error/judge": pytest.approx(np.std([0, 1, 2, 3, 4, 5], ddof=1) / np.sqrt(6)),
         "eval_holes/judge": 1,
         "eval/judge/even": pytest.approx(2),
         "eval/judge/odd": pytest.approx(3),
@@ -183,3 +186,29 @@ def test_each_set_has_its_own_metrics_and_one_may_choose_the_best_checkpoint(con
     changed, done = found("more/judge")
     assert best_by(changed, done) == done["more"].summary()["eval.more/judge"]
     assert best_by(changed, {}) is None
+
+
+def test_the_held_out_reward_counts_scores_as_training_does():
+    """Scores 0, 10, 20, 30 clipped to 15 and scaled: 0, 1, 1.5, 1.5. The second fails its gate, the judge counts for
+    `odd` alone, and the hole of an image without a weight is none.
+    """
+    config = load_config("shapes", [
+        "scorers.0.clip=[null, 15]",
+        "scorers.0.scale=0.1",
+        "scorers.0.gate={score: judge, min: 0.5, otherwise: -1}",
+        "scorers.1.category_weights={odd: 2}",
+    ])  # fmt: skip
+    columns = {"category": ["even", "odd"] * 2, "pickscore": [0.0, 10, 20, 30], "judge": [1.0, 0.25, 0.75, 1]}
+    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    assert result.reward(config) == pytest.approx((0 - 0.1 + 1.5 + 1.5) / 4 + 2 * (0.25 + 1) / 4)
+    del columns["judge"]
+    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None
+
+
+def test_a_hole_counts_against_the_held_out_reward_only_where_the_scorer_has_a_weight():
+    config = load_config("shapes", ["scorers.1.category_weights={odd: 2}"])
+    columns = {"category": ["even", "odd"] * 2, "pickscore": [1.0] * 4, "judge": [np.nan, 1.0, np.nan, 1.0]}
+    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    assert result.reward(config) == pytest.approx(1 + 2 * 2 / 4)
+    columns["judge"] = [1.0, np.nan, 1.0, 1.0]
+    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None

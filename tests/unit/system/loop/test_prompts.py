@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.base.errors import UserError
-from system.loop.prompts import read_prompts, rows_of_step
+from system.loop.prompts import check_categories, read_prompts, rows_of_step
+from system.recipe.load import load_config
 
 
 def test_prompts_have_a_text_a_category_and_the_rest_of_their_row(tmp_path):
@@ -67,7 +68,8 @@ def test_order_is_a_pure_function_that_visits_each_prompt_once_an_epoch():
 
 MILLIONS = """
 import resource, sys, time
-from system.loop.prompts import read_prompts, rows_of_step
+from system.loop.prompts import check_categories, read_prompts, rows_of_step
+from system.recipe.load import load_config
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prompts = read_prompts(sys.argv[1])
 assert len(prompts) == 10_000_000
@@ -115,3 +117,34 @@ def test_a_row_that_is_too_deep_is_named(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "deep": [[[[[[[[1]]]]]]]]}\n')
     with pytest.raises(UserError, match="the prompt in line 2: its row has more than 8 levels"):
         read_prompts(str(tmp_path / "p.jsonl")).row(1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "said"),
+    [
+        ([{"kind": "x"}], ["scorers.0.category_weights={x: 2}"], "no column `category`; set data.category_column"),
+        (
+            [{"category": "x"}],
+            ["scorers.0.category_weights={y: 2}"],
+            "category `y`, which .* does not have; it has `x`",
+        ),
+        ([{"category": "x"}], ["scorers.0.category_weights={x: 0}"], "the category `x`, for which no scorer"),
+        (
+            [{"category": "x"}, {}],
+            ["scorers.0.weight=0", "scorers.0.category_weights={x: 1}"],
+            "prompts without a category, for which no scorer",
+        ),
+    ],
+)
+def test_categories_without_a_reward_and_rewards_without_a_category_are_refused(tmp_path, rows, overrides, said):
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "a"} | row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=said):
+        check_categories("p", read_prompts(str(file)), load_config("shapes", overrides))
+
+
+def test_categories_that_all_have_a_reward_pass(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "category": 1}\n{"prompt": "b", "category": "x"}\n')
+    overrides = ["scorers.0.weight=0", "scorers.0.category_weights={'1': 1}", "scorers.1.category_weights={x: 1}"]
+    check_categories("p", read_prompts(str(tmp_path / "p.jsonl")), load_config("shapes", overrides))
+    check_categories("p", read_prompts(str(tmp_path / "p.jsonl"), category_column="none"), load_config("shapes"))

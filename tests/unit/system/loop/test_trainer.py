@@ -1,5 +1,7 @@
 """The training loop on roles that compute nothing: each event at each place of a run."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
 from system.loop.stop import Stopped
 from system.loop.trainer import MAX_LOSSES, Trainer
+from system.loop.warnings import WINDOW
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
 from system.run.folder import RunFolder
@@ -321,3 +324,37 @@ def test_named_sets_are_recorded_beside_the_default_one_and_forgotten_with_their
     run.forget_after(2)
     assert not run.has_eval(4, ["more"])
     assert run.has_eval(2, ["heldout", "more"])
+
+
+def test_warnings_are_in_the_log_the_metrics_and_on_the_screen_and_a_resumed_run_goes_on_with_them(tmp_path, caplog):
+    """All scores are equal: a warning at the end of the first window, and none until the pause is over."""
+    config, screen = recipe(tmp_path, f"steps={WINDOW + 2}"), Console(record=True, width=400, file=io.StringIO())
+
+    def part(resume: bool, stop_at: int) -> RunFolder:
+        roles = FakeRoles(Script())
+        score = roles.rewards.score
+
+        def equal(*what):
+            done = score(*what)
+            for score_M in done.result().by_scorer.values():
+                score_M[:] = 1.0
+            return done
+
+        def check_stop() -> None:
+            if run.last_step() == stop_at:
+                raise Stopped("SIGTERM")
+
+        roles.rewards.score = equal
+        train = read_prompts(config.data.train)
+        with RunFolder.open(config, resume) as run, Progress(config.steps, screen) as progress:
+            trainer = Trainer(config, run, roles, train, None, Recorder(config, run, progress), check_stop)
+            with contextlib.suppress(Stopped):
+                trainer.fit()
+        return run
+
+    part(False, WINDOW)
+    run = part(True, -1)
+    (said,) = {line["step"]: line["warnings"] for line in run.read_metrics() if "warnings" in line}.items()
+    assert said[0] == WINDOW
+    assert [record.getMessage() for record in caplog.records if "teach nothing" in record.getMessage()] == said[1]
+    assert f"warning: {said[1][0]}" in screen.export_text()

@@ -83,7 +83,7 @@ def test_scorers_keep_their_sources_when_others_are_removed_or_added():
     printed = dump_with_sources(config, where).partition("\nscorers:")[2]
     judge, size = printed.partition("name: size")[::2]
     assert "weight: 1.0" in judge
-    assert [line.rpartition("# ")[2] for line in judge.splitlines() if "weight" in line] == ["override"]
+    assert [line.rpartition("# ")[2] for line in judge.splitlines() if " weight:" in line] == ["override"]
     assert [line.rpartition("# ")[2] for line in judge.splitlines() if "scorer:" in line] == [
         "configs/rewards/miniature.yaml"
     ]

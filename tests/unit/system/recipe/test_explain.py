@@ -56,6 +56,10 @@ from system.recipe.load import load_config
         ({"scorers": []}, r"`scorers`"),
         ({"scorers": [{"name": "a", "scorer": "jpeg_size", "weight": 0}]}, r"none has a weight"),
         ({"scorers": [{"name": "a", "scorer": "jpeg_size"}] * 2}, r"two are named a"),
+        (
+            {"scorers": [{"name": "a", "scorer": "jpeg_size", "gate": {"score": "b.c", "min": 0}}]},
+            r"the gate of `a` names `b.c`, and there is no scorer `b`; add it, or name one of a",
+        ),
         ({"scorers": [{"name": "a", "scorer": "jpeg_size", "wait": 1}]}, r"`scorers\.0\.wait`; did you mean `weight`"),
         ({"steps": None}, r"`steps`"),
         ({"policy": {}}, r"`policy\.model` is missing"),

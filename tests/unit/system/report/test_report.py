@@ -217,11 +217,45 @@ def test_any_half_of_the_keys_may_be_missing_or_null(run, parity):
 
 def test_with_two_training_scorers_their_sum_is_shown_too(run):
     write_lines(run, [line | {"reward/judge/mean": 0.5} for line in read_run(run).lines])
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("weight: 0.0", "weight: 1.0"))
     assert [panel.title for panel in curves(read_run(run))] == [
         "Combined reward",
         "size, training reward",
         "judge, training reward",
     ]
+
+
+def test_the_share_of_each_reward_in_the_advantage_is_drawn(run):
+    write_lines(run, [line | {"reward/judge/mean": 0.5, "reward/size/share": 0.25} for line in read_run(run).lines])
+    panel = curves(read_run(run))[-1]
+    assert (panel.title, "size: mean 25%" in panel.alt) == ("Rewards in the advantage", True)
+
+
+def test_warnings_are_shown_in_order(run):
+    lines = read_run(run).lines
+    lines[1]["warnings"], lines[3]["warnings"] = ["step 1: <b>first</b>"], ["step 3: second"]
+    write_lines(run, lines)
+    page = Page(build_report(run).read_text())
+    assert page.text.index("step 1: <b>first</b>") < page.text.index("step 3: second")
+    assert "warnings" in page.ids
+
+
+def test_a_scorer_is_a_reward_a_gate_or_not_trained_on(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["scorers"] = [
+        {"name": "size", "weight": 0, "category_weights": {"x": 2}, "gate": {"score": "ocr.word", "min": 0.5}},
+        {"name": "ocr", "weight": 0},
+        {"name": "judge", "weight": 0, "gate": {"score": "other", "min": 0}},
+        {"name": "other", "weight": 0},
+    ]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_run(run).roles == {
+        "size": "training reward",
+        "ocr": "gate of a reward",
+        "judge": "not trained on",
+        "other": "not trained on",
+    }
 
 
 def test_what_was_zero_in_every_step_is_said_not_drawn(run):
@@ -336,6 +370,8 @@ def test_a_named_set_has_its_own_table_and_curve(run):
     assert paired_scores(read)[0].name != "more"
     assert "judge of the set more" in [panel.title for panel in curves(read)]
     assert "The set more" in Page(build_report(run).read_text()).text
+
+
 def test_the_curves_link_to_the_images_of_their_steps(run):
     """Steps 0 and 3 are evaluated. The training images of step 3 are kept, too."""
     images = [small_image(np.full((8, 8, 3), 60 * leaf, np.uint8)) for leaf in range(2)]
