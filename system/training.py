@@ -15,6 +15,7 @@ from system.commands.plain import plain
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 if TYPE_CHECKING:
+    from system.loop.heldout import HeldOut
     from system.loop.prompts import Prompts
     from system.loop.roles import Roles
     from system.recipe.model import RunConfig
@@ -144,12 +145,12 @@ def _scorers_of(config: RunConfig) -> str:
     return f"scorers: {', '.join(scorer.name for scorer in config.scorers)}"
 
 
-def _prompts(config: RunConfig) -> tuple[Prompts, Prompts | None]:
-    """The training prompts and the held-out ones."""
+def _prompts(config: RunConfig) -> tuple[Prompts, list[HeldOut]]:
+    """The training prompts and the held-out sets."""
+    from system.loop.heldout import read_sets
     from system.loop.prompts import prompts_of
 
-    data = config.data
-    return prompts_of(data, data.train), prompts_of(data, data.heldout) if data.heldout else None
+    return prompts_of(config.data, config.data.train), read_sets(config)
 
 
 def live(config: RunConfig, roles: Roles) -> dict[str, int]:

@@ -32,16 +32,16 @@ JOIN_TIMEOUT_S = 120
 class LearnerWorker:
     """A rank of the learner: a `Learner` in a process of its own.
 
-    Never retried by Ray: a restarted learner would answer with version 0.
+    Ray does not restart it, because a restarted learner would answer with version 0.
     """
 
     parts: ClassVar[Parts] = "transformer"
-    """Of the model that this process needs."""
+    """The parts of the model that this process needs."""
     bucket_bytes: ClassVar[int] = BUCKET_BYTES
     policy: Policy
-    """A rank of a sharded learner has it when it has met the others."""
+    """Set at the start, or, if the learner is sharded, once the ranks have met."""
     learner: Learner
-    """One of several ranks has it when it has met the others."""
+    """Set at the start, or, if there are several ranks, once they have met."""
     writing: Future[dict[str, str]]
 
     def __init__(
@@ -75,14 +75,14 @@ class LearnerWorker:
         LastingGauges(gpu_memory(log_file.role, log_file.run))
 
     def rendezvous(self) -> tuple[str, int]:
-        """Open the group's meeting place, on the address that Ray knows this node by."""
+        """Open the socket at which the ranks meet, on the address by which Ray knows this node."""
         from actors.learner.ranks import Rendezvous
 
         self.meeting = Rendezvous(ray.util.get_node_ip_address(), JOIN_TIMEOUT_S)
         return self.meeting.endpoint
 
     def join(self, endpoint: tuple[str, int]) -> None:
-        """Meet the other ranks, load this one's part of the model where it is sharded, and make the learner."""
+        """Meet the other ranks, load this rank's part of the model if it is sharded, and make the learner."""
         from actors.learner.ranks import join
 
         join(endpoint, self.ranks, self.device, self.settings.update_timeout_s)
@@ -98,16 +98,16 @@ class LearnerWorker:
     def update(
         self, advantages: list[np.ndarray], behaviour: int, *experience: Decisions | Leaves | None
     ) -> UpdateStats:
-        """One training step on all tasks, in index order, of policy version `behaviour`; None where another rank has
-        the task."""
+        """One training step on all tasks, in the order of their index. Policy version `behaviour` generated them. A
+        task of another rank is None."""
         return self.learner.update(list(zip(experience, advantages, strict=True)), behaviour)
 
     def num_buckets(self) -> int:
-        """How many objects a policy version travels in."""
+        """The number of objects that a policy version is sent in."""
         return len(self._buckets())
 
     def export(self, version: int) -> Iterator[Arrays | Label]:
-        """The weights to sample from of `version`, by bucket, and then their label: a return value each.
+        """The weights of `version` to sample from, one return value for each bucket, and then their label.
 
         Raises:
             RuntimeError: this learner does not hold that version.
@@ -118,7 +118,8 @@ class LearnerWorker:
         yield from self._sent(self.learner.evaluated())
 
     def _sent(self, weights: Weights) -> Iterator[Arrays | Label]:
-        """What is in the object store is no longer in this process; ranks after the first hold nothing."""
+        """Buckets of weights, then their label. A bucket in the object store is removed from this process. Ranks after
+        the first give empty buckets."""
         label = weights.label
         for names in self._buckets():
             yield {name: weights.arrays.pop(name) for name in names if weights.arrays}
@@ -130,11 +131,11 @@ class LearnerWorker:
         return bucketed(num_bytes, self.bucket_bytes)
 
     def save(self, folder: Folder) -> None:
-        """Begin to write this rank's files of a checkpoint; they hold the state as it is now."""
+        """Begin to write this rank's files of a checkpoint, with the state as it is now."""
         self.writing = self.writer.submit(_write, folder, self.learner.files())
 
     def saved(self) -> dict[str, str] | None:
-        """SHA-256 by file, once all of them are written; None if they are not yet.
+        """The SHA-256 of each file, once all files are written; None before that.
 
         Raises:
             OSError: the storage failed.

@@ -12,10 +12,10 @@ COUNT = "steps"
 
 
 class Average:
-    """shadow ← d·shadow + (1 − d)·parameters, as its weight set says.
+    """One moving average: shadow ← d·shadow + (1 − d)·parameters, with the decay d of its weight set.
 
     Args:
-        parameters: what is averaged, by name.
+        parameters: the tensors that are averaged, by name.
     """
 
     def __init__(self, weight_set: WeightSet, parameters: Mapping[str, Tensor]) -> None:

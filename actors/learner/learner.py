@@ -1,4 +1,4 @@
-"""The learner: experience and advantages in, one policy version further out. Plain PyTorch, no Ray."""
+"""The learner: turns experience and advantages into the next policy version. Plain PyTorch, without Ray."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from services.base.errors import UserError
 from services.base.storage import Folder
 
 Scored = tuple[Decisions | Leaves, np.ndarray]
-"""A task's experience, and the advantages (N, K) of its actions."""
+"""The experience of a task, and the advantages (N, K) of its actions."""
 Old = list[Tensor | None]
 """The values of the old policy on each micro-batch of a minibatch, in order."""
 
@@ -47,8 +47,8 @@ class Learner:
     Args:
         policy: loaded with parts="transformer".
         trainable: the sampling steps the plan may train; the noise weights average 1 over them.
-        ranks: this process among those of the learner. Each holds all of the above, takes the gradient of its share of
-            the tasks and the same optimizer steps on the sum.
+        ranks: the place of this process among the ranks of the learner. Each rank has all of the above. It computes the
+            gradient of its share of the tasks, and takes the same optimizer steps on the sum of all gradients.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Learner:
         )
         self.version = 0
         self.past: dict[int, dict[str, Tensor]] = {}
-        """What was sampled from in the last `max_staleness` versions before this one."""
+        """The weights that were sampled from in the last `max_staleness` versions before this one, by version."""
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
@@ -94,8 +94,9 @@ class Learner:
         """One training step: policy version n to n + 1.
 
         Args:
-            batch: (experience, advantage_NK) of each task, in index order; no experience where another rank has it.
-            behaviour: the version that generated it; this one if not given.
+            batch: (experience, advantage_NK) of each task, in the order of their index. The experience is None if
+                another rank has the task.
+            behaviour: the version that generated the experience. If not given, it is the current one.
 
         Raises:
             UserError: rollout and learner disagree by more than `max_drift`, or a gradient is not finite.
@@ -143,9 +144,8 @@ class Learner:
         )
 
     def _micro_batches(self, minibatch: list[Scored], spare: Any) -> Iterator[Any]:
-        """The micro-batches of this rank. Where the base is sharded, `spare` ones follow until no rank has any left,
-        since each rank takes part in every forward and backward.
-        """
+        """The micro-batches of this rank. If the base is sharded, every rank must take part in every forward and
+        backward, so `spare` micro-batches follow until no rank has any left."""
         mine = chain.from_iterable(self.objective.micro_batches(*scored) for scored in minibatch)
         if not self.policy.sharded:
             yield from mine
@@ -158,7 +158,8 @@ class Learner:
 
     @contextmanager
     def _as_of(self, version: int) -> Iterator[bool]:
-        """The policy is that of `version`; gives whether this is another than the current one."""
+        """Within this context, the policy has the weights of `version`. Gives whether that is not the current
+        version."""
         if version == self.version:
             yield False
             return
@@ -166,17 +167,17 @@ class Learner:
             yield True
 
     def _past(self, version: int) -> dict[str, Tensor]:
-        """What was sampled from in a version before this one.
+        """The weights that were sampled from in an earlier version.
 
         Raises:
-            RuntimeError: it is not kept.
+            RuntimeError: the version is not kept.
         """
         if version not in self.past:
             raise RuntimeError(f"asked for policy version {version}, holding {sorted([*self.past, self.version])}")
         return self.past[version]
 
     def _old(self, minibatch: list[Scored], spare: Any, monitor: Monitor) -> Old:
-        """The values of the old policy, which the model holds now."""
+        """The values of the old policy on each micro-batch. The model has its weights now."""
         old: Old = []
         for micro in self._micro_batches(minibatch, spare):
             old.append(self.objective.old(micro))
@@ -185,7 +186,7 @@ class Learner:
         return old
 
     def _with_old(self, minibatch: list[Scored], spare: Any, old: Old | None) -> Iterator[tuple[Any, Tensor | None]]:
-        """Each micro-batch with the old policy's values; `old` is None where the weights still are the old ones.
+        """Each micro-batch with the old policy's values. `old` is None if the weights still are the old ones.
 
         Raises:
             ValueError: there is not one value for each micro-batch.
@@ -209,7 +210,8 @@ class Learner:
             monitor.add_drift(*loss.drift)
 
     def _step(self) -> float:
-        """Sum over ranks, clip, step, zero; returns the gradient's norm before clipping."""
+        """One optimizer step on the clipped sum of all ranks' gradients. Returns the norm of the gradient before
+        clipping."""
         masters = list(self.masters.tensors.values())
         self.ranks.sum_gradients([master for master in masters if not is_sharded(master)])
         norm = float(full(torch.nn.utils.clip_grad_norm_(masters, self.settings.max_grad_norm)))
@@ -228,7 +230,7 @@ class Learner:
                 average.update()
 
     def export(self, version: int | None = None) -> Weights:
-        """The weights to sample from: the current ones, or those of a version before that are kept."""
+        """The weights to sample from: the current ones, or those of an earlier version that is kept."""
         if version is None or version == self.version:
             return self._weights(self.version, self._sampled(), self.policy.family.dtype)
         return self._weights(version, self._past(version), self.policy.family.dtype)
@@ -241,15 +243,15 @@ class Learner:
         return self._used_for("sampling")
 
     def _used_for(self, use: Use) -> Mapping[str, Tensor]:
-        """The weight set that the objective declares for this use, or the current weights; both in fp32."""
+        """The weight set that the objective declares for this use, or else the current weights, in fp32."""
         weight_set = used_for(use, (average.weight_set for average in self.averages.values()))
         return self.averages[weight_set.name].shadow if weight_set else self.masters.tensors
 
     def _weights(self, version: int, values: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
-        """Their arrays in `dtype`, which the first rank has.
+        """Weights with their checksum, as arrays in `dtype`. Only the first rank has the arrays.
 
         Raises:
-            UserError: a weight is not finite; on every rank, after the collectives.
+            UserError: a weight is not finite. Every rank raises it, after the collectives.
         """
         arrays, broken = {}, []
         for name, value in values.items():
@@ -266,9 +268,10 @@ class Learner:
         return Weights(version, checksum(arrays), arrays)
 
     def files(self) -> dict[str, bytes]:
-        """All that the next update needs, as it is now, in safetensors: this rank's share of the files of a checkpoint.
+        """This rank's files of a checkpoint, in safetensors: everything that the next update needs, as it is now.
 
-        Trained parameters in fp32, averages, optimizer state, and the past versions that are kept.
+        These are the trained parameters in fp32, the averages, the state of the optimizer, and the earlier versions
+        that are kept.
         """
         moments = {
             f"{name}/{key}": value
@@ -285,7 +288,8 @@ class Learner:
         }
 
     def restore(self, folder: Folder, version: int) -> None:
-        """Load the files of any number of ranks; the next update continues exactly."""
+        """Load the files of a checkpoint, which any number of ranks may have written. The next update continues
+        exactly."""
         masters = self.masters.tensors
         self.masters.restore(dict(unpacked(MASTERS, masters, folder)))
         for name, average in self.averages.items():

@@ -1,4 +1,4 @@
-"""fp32 copies of trained parameters: what the optimizer steps, whatever the compute dtype."""
+"""fp32 copies of the trained parameters. The optimizer changes these, whatever the compute dtype is."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Masters:
-    """For each trained parameter an fp32 tensor that gathers its gradients and takes the optimizer's steps.
+    """An fp32 tensor for each trained parameter, which sums its gradients and takes the optimizer's steps.
 
     A parameter that is fp32 already is its own master. Steps of 1e-5 would be lost in bf16, whose values
     lie 2⁻⁸ apart in relative size.
@@ -30,13 +30,13 @@ class Masters:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the live parameters; call after each optimizer step."""
+        """Copy the masters, rounded, into the live parameters. Call this after each optimizer step."""
         for parameter, master in self._copies:
             parameter.copy_(master)
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over saved masters."""
+        """Replace the masters by saved ones."""
         for name, master in self.tensors.items():
             master.copy_(tensors[name])
         self.publish()

@@ -1,4 +1,4 @@
-"""An update's statistics: kept on the device, read once at its end.
+"""The statistics of an update. They stay on the device and are read once, at the end of the update.
 
 Shape legend: N decisions, K actions, T sampling steps.
 """
@@ -27,17 +27,17 @@ class Sums:
     ratio: Tensor
     clipped: Tensor
     count: Tensor
-    """Actions that `ratio` and `clipped` are sums over."""
+    """The number of actions in the sums `ratio` and `clipped`."""
     nfe: Tensor
     drift_T: Tensor
-    """Sum of |Δ log p|."""
+    """The sum of |Δ log p|, by sampling step."""
     drift_count_T: Tensor
-    """Actions that `drift_T` is a sum over."""
+    """The number of actions in the sums of `drift_T`."""
 
 
 @dataclass
 class Maxima:
-    """Statistics whose largest value counts, over micro-batches and ranks."""
+    """Statistics of which the largest value is kept, over micro-batches and ranks."""
 
     deviation: Tensor
     """|ρ − 1|."""
@@ -49,7 +49,7 @@ Statistics = TypeVar("Statistics", Sums, Maxima)
 
 
 class Monitor:
-    """Collects an update's statistics without a host-device sync in the loop."""
+    """Collects the statistics of an update. Nothing in the loop waits for the device."""
 
     def __init__(self, num_steps: int, device: torch.device) -> None:
         def zero(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -90,17 +90,17 @@ class Monitor:
         self.maxima.drift_T.scatter_reduce_(0, step_A, delta_A, "amax")
 
     def shared(self, ranks: Ranks) -> Monitor:
-        """What all ranks have collected: one collective for the sums, one for the maxima."""
+        """The statistics of all ranks, by one collective for the sums and one for the maxima."""
         whole = copy(self)
         whole.sums, whole.maxima = _reduced(self.sums, ranks.sum), _reduced(self.maxima, ranks.max)
         return whole
 
     def drift_mean_T(self) -> Tensor:
-        """NaN where a step had no decision."""
+        """The mean |Δ log p| of each sampling step; NaN for a step without decisions."""
         return self.sums.drift_T / self.sums.drift_count_T
 
     def check_drift(self, bound: float) -> None:
-        """Refuse to train on what another arithmetic sampled.
+        """Refuse to train if the learner's log-probabilities differ too much from the rollout's.
 
         Raises:
             UserError: the mean |Δ log p| of a step exceeds `bound`, or is not a number.

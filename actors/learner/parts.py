@@ -1,4 +1,4 @@
-"""A learner's state as safetensors: one file a kind, or one a rank where tensors are sharded."""
+"""A learner's state as safetensors: one file for each kind of tensors, or one for each rank if they are sharded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.base.storage import Folder
 
 
 def packed(name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, bytes]:
-    """`name`.safetensors, of the first rank alone; or this rank's part, `name`.RANK.safetensors."""
+    """The file `name`.safetensors, which only the first rank has, or this rank's part, `name`.RANK.safetensors."""
     sharded = any(is_sharded(tensor) for tensor in tensors.values())
     if not sharded and ranks.rank:
         return {}
@@ -23,10 +23,10 @@ def packed(name: str, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, 
 
 
 def whole(name: str, folder: Folder) -> dict[str, Tensor]:
-    """What any number of ranks packed under a name, in one piece, without the learner that packed it.
+    """The whole tensors that any number of ranks packed under a name. It needs no learner.
 
     Raises:
-        FileNotFoundError: nothing is packed under this name.
+        FileNotFoundError: there is no file of this name.
     """
     parts = [load(folder.read(file)) for file in _files(name, folder)]
     if not parts:

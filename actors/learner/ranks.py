@@ -1,4 +1,4 @@
-"""The processes of one learner: who they are, and the sums that all of them agree on."""
+"""The ranks of one learner: how they meet, and the sums that they compute together."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Ranks:
     size: int = 1
 
     def sum(self, tensor: Tensor) -> None:
-        """Replace by the sum over all ranks."""
+        """Replace the values of a tensor by their sums over all ranks."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
     def max(self, tensor: Tensor) -> None:
-        """Replace by the elementwise maximum over all ranks."""
+        """Replace the values of a tensor by their largest ones over all ranks."""
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so on some rank."""
+        """Whether `here` is true on at least one rank."""
         flag = torch.tensor(float(here), device=device)
         self.max(flag)
         return bool(flag)
@@ -41,9 +41,9 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace each gradient by its sum over all ranks, in one collective.
 
-        A rank that had nothing to learn from brings zeros; a parameter that has no gradient on any rank keeps none, as
-        with one rank. That is DistributedDataParallel's result with one collective an optimizer step instead of one a
-        micro-batch, and ranks may run unequal numbers of micro-batches.
+        A rank without tasks adds zeros. A parameter without a gradient on any rank still has none, as with one rank.
+        The result is that of DistributedDataParallel, but there is one collective for each optimizer step, and ranks
+        may run different numbers of micro-batches.
         """
         if self.size == 1 or not parameters:
             return

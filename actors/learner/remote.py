@@ -1,4 +1,4 @@
-"""The learner on Ray: one or several ranks that live and die together."""
+"""The learner on Ray: one or several ranks. If one is lost, all of them start again."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from services.base.storage import Folder
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 600
-"""Small requests."""
+"""The timeout of small requests."""
 POLL_S = 0.1
-"""Between two looks at whether a checkpoint is written."""
+"""Seconds between two checks of whether a checkpoint is written."""
 GRACE_S = 10
-"""Between one rank's failed collective and the news of the death that caused it."""
+"""Seconds to wait, after a rank's collective has failed, for the news that another rank has died."""
 
 
 class RemoteLearner:
-    """The ranks of one learner. Each answers every request; the first one's answer counts.
+    """The ranks of one learner. Every rank answers every request, and the answer of the first rank is used.
 
-    Requests are never repeated: an optimizer step is applied once, by all ranks or by none that live on.
+    Requests are never sent again: an optimizer step is applied once, by all ranks. If a rank fails, all of them
+    start again.
 
     Args:
         start_rank: makes the actor of a rank.
@@ -60,7 +61,7 @@ class RemoteLearner:
         self.num_buckets = self._ask("num_buckets", timeout_s=timeout_s)
 
     def restart(self) -> None:
-        """Put new ranks in the place of all; they hold the initial weights until `restore`."""
+        """Replace all ranks by new ones, which have the initial weights until `restore`."""
         self.restarts += 1
         self.close()
         self.workers = [self.start_rank(rank) for rank in range(len(self.workers))]
@@ -74,9 +75,9 @@ class RemoteLearner:
     def update(
         self, experience: Sequence[ray.ObjectRef], advantages: Sequence[np.ndarray], behaviour: int
     ) -> UpdateStats:
-        """One training step on all tasks, given in index order, which policy version `behaviour` generated.
+        """One training step on all tasks, in the order of their index. Policy version `behaviour` generated them.
 
-        They are dealt out in turn, so that no rank has more than one more than another in any optimizer step.
+        The tasks of each optimizer step are dealt out to the ranks in turn, so their numbers differ by one at most.
         """
         answers = [
             worker.update.remote(
@@ -93,16 +94,18 @@ class RemoteLearner:
         return self._export("export", version)
 
     def evaluated(self) -> Exported:
-        """The weights that evaluation and the saved model use, likewise."""
+        """The weights that evaluation and the saved model use. They outlive the learner's processes, too."""
         return self._export("evaluated")
 
     def save(self, folder: Folder) -> None:
-        """Begin to write a checkpoint's files; `update` may go on meanwhile."""
+        """Begin to write a checkpoint's files. `update` may be called meanwhile."""
         self._ask("save", folder)
 
     def saved(self, wait: bool) -> dict[str, str] | None:
-        """SHA-256 of each file of the checkpoint that was begun last, once all are written; None if they are not yet
-        and we do not `wait`.
+        """The SHA-256 of each file of the checkpoint that was begun last, once all files are written.
+
+        Returns:
+            None if they are not written yet and `wait` is False.
 
         Raises:
             OSError: the storage failed.
@@ -140,7 +143,7 @@ class RemoteLearner:
         return self._answers([getattr(worker, method).remote(*arguments) for worker in self.workers], timeout_s)[0]
 
     def _answers(self, refs: list[ray.ObjectRef], timeout_s: float) -> list[Any]:
-        """What each rank answers; the first failure ends the wait, since the others may hang on it.
+        """The answers of all ranks. The first failure ends the wait, because others may wait for the failed one.
 
         Raises:
             UserError: a rank refuses, in a request or as it starts.
@@ -171,7 +174,7 @@ class RemoteLearner:
 
 
 def _failure(answer: ray.ObjectRef) -> RayError | None:
-    """Why there is no answer."""
+    """The error in place of an answer."""
     try:
         ray.get(answer, timeout=CONTROL_TIMEOUT_S)
     except RayError as error:

@@ -33,6 +33,7 @@ class AwmSettings(LeafObjectiveSettings):
 
     name: Literal["awm"] = "awm"
     clip_range: float = Field(1.0, gt=0)
+    """How far a ratio may move from 1 before its gradient is cut off."""
     power: float = Field(0.25, gt=0)
     """The exponent p of the generalised Huber loss. 1 is the squared error."""
     ema_weight: float = Field(1.0, ge=0)

@@ -39,7 +39,10 @@ class NftSettings(LeafObjectiveSettings):
     old_rate: float = Field(0.001, ge=0)
     """The old policy keeps min(old_rate · step, old_most) of itself after each training step."""
     old_most: float = Field(0.5, ge=0, lt=1)
+    """The most of itself that the old policy keeps after a training step."""
     noise_levels: int = Field(9, ge=1)
+    """Number of noise levels for each image. The steps are split into this many runs of neighbouring steps (at most one
+    for each step), and one level is drawn from each run."""
 
     @property
     def passes(self) -> int:

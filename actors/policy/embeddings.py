@@ -22,6 +22,9 @@ from services.base.fingerprint import fingerprint_of
 
 log = logging.getLogger(__name__)
 
+Key = tuple[bool, str, str]
+"""What the embeddings of a model depend on: whether guidance is on, the negative prompt and the prompt."""
+
 
 class Embeddings:
     """Embeddings of prompts, from memory, from disk or from the family's text encoders, in this order.
@@ -37,36 +40,42 @@ class Embeddings:
 
     def __init__(self, family: Family, memory_bytes: int, folder: Path | None = None, offload: bool = False) -> None:
         self.family, self.memory_bytes, self.folder = family, memory_bytes, folder
-        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._kept: OrderedDict[Key, Conditioning] = OrderedDict()
         self._bytes = 0
         self._encoders = Offloaded(_text_encoders(family), family.device) if offload else None
 
-    def __call__(self, prompts: list[str]) -> Conditioning:
-        """Embeddings of P prompts by name, each (P, …), on the family's device."""
-        found = {prompt: self._kept.get(prompt) or self._read(prompt) for prompt in prompts}
-        rows = self._encode([prompt for prompt, row in found.items() if row is None])
+    def __call__(self, prompts: list[str], family: Family | None = None) -> Conditioning:
+        """Embeddings of P prompts by name, each (P, …), on the family's device.
+
+        Args:
+            family: the family as it samples these prompts (`Family.sampled_as`); without it, the one of training.
+        """
+        family = family or self.family
+        key_of = {prompt: (family.guided, family.negative_prompt, prompt) for prompt in prompts}
+        found = {prompt: self._kept.get(key) or self._read(key) for prompt, key in key_of.items()}
+        rows = self._encode([prompt for prompt, row in found.items() if row is None], family)
         rows |= {prompt: row for prompt, row in found.items() if row is not None}
         for prompt, row in rows.items():
-            self._keep(prompt, row)
+            self._keep(key_of[prompt], row)
         names = rows[prompts[0]]
-        return {name: torch.cat([rows[prompt][name] for prompt in prompts]).to(self.family.device) for name in names}
+        return {name: torch.cat([rows[prompt][name] for prompt in prompts]).to(family.device) for name in names}
 
-    def _encode(self, prompts: list[str]) -> dict[str, Conditioning]:
+    def _encode(self, prompts: list[str], family: Family) -> dict[str, Conditioning]:
         if not prompts:
             return {}
         rows = {}
         with self._encoders.visiting() if self._encoders else nullcontext():
             for prompt in prompts:
-                rows[prompt] = {name: tensor.cpu() for name, tensor in self.family.encode([prompt]).items()}
+                rows[prompt] = {name: tensor.cpu() for name, tensor in family.encode([prompt]).items()}
         for prompt, row in rows.items():
-            self._write(prompt, row)
+            self._write((family.guided, family.negative_prompt, prompt), row)
         return rows
 
-    def _keep(self, prompt: str, rows: Conditioning) -> None:
-        if prompt not in self._kept:
+    def _keep(self, key: Key, rows: Conditioning) -> None:
+        if key not in self._kept:
             self._bytes += _num_bytes(rows)
-        self._kept[prompt] = rows
-        self._kept.move_to_end(prompt)
+        self._kept[key] = rows
+        self._kept.move_to_end(key)
         while self._bytes > self.memory_bytes:
             self._bytes -= _num_bytes(self._kept.popitem(last=False)[1])
 
@@ -76,21 +85,21 @@ class Embeddings:
         name = self.family.settings.model
         return [name, fingerprint_of(name)]
 
-    def _path(self, prompt: str) -> Path:
+    def _path(self, key: Key) -> Path:
         """Named after all that the embeddings depend on."""
         assert self.folder is not None
         settings = self.family.settings
-        key = [self._model, settings.dtype, settings.max_sequence_length, self.family.guided, prompt]
-        return self.folder / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.arrow"
+        whole = json.dumps([self._model, settings.dtype, settings.max_sequence_length, *key])
+        return self.folder / f"{hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()}.arrow"
 
-    def _read(self, prompt: str) -> Conditioning | None:
-        if self.folder is None or not self._path(prompt).exists():
+    def _read(self, key: Key) -> Conditioning | None:
+        if self.folder is None or not self._path(key).exists():
             return None
         try:
-            with pa.memory_map(str(self._path(prompt))) as source:
+            with pa.memory_map(str(self._path(key))) as source:
                 table = pa.ipc.open_file(source).read_all()
         except pa.ArrowInvalid as error:
-            log.warning("%s is torn and written again: %s", self._path(prompt), first_line(error))
+            log.warning("%s is torn and written again: %s", self._path(key), first_line(error))
             return None
         shapes = json.loads(table.schema.metadata[b"shapes"])
         return {
@@ -98,16 +107,16 @@ class Embeddings:
             for name, shape in shapes.items()
         }
 
-    def _write(self, prompt: str, rows: Conditioning) -> None:
+    def _write(self, key: Key, rows: Conditioning) -> None:
         """Aside and renamed, so that a worker never reads half a file."""
         if self.folder is None:
             return
         arrays = to_arrays(rows)
         table = pa.table({name: [array.ravel()] for name, array in arrays.items()})
         table = table.replace_schema_metadata(
-            {"prompt": prompt, "shapes": json.dumps({name: array.shape for name, array in arrays.items()})}
+            {"prompt": key[-1], "shapes": json.dumps({name: array.shape for name, array in arrays.items()})}
         )
-        path = self._path(prompt)
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}")
         with pa.ipc.new_file(str(aside), table.schema) as sink:

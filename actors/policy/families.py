@@ -1,4 +1,4 @@
-"""Which family drives a model. Holds no Torch, so that a recipe can be checked before any actor starts."""
+"""Finds the family of a model. It does not import PyTorch, so that a recipe can be checked before any actor starts."""
 
 import importlib
 import json
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """What is known of a family without Torch."""
+    """The properties of a family that are known without PyTorch."""
 
     driver: str
-    """The class that drives it, as `module:Class`."""
+    """The class of the family, as `module:Class`."""
     packs: bool
-    """Whether 2x2 latent pixels are one token; else the transformer's own patch_size says how many are."""
+    """Whether 2x2 latent pixels are one token. If not, the transformer's patch_size says how many are."""
 
 
 FAMILIES = {
@@ -30,7 +30,7 @@ FAMILIES = {
     "Flux2KleinPipeline": Entry("actors.policy.flux2_klein:Flux2Klein", packs=True),
     "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
 }
-"""By the pipeline class in model_index.json."""
+"""The families, by the pipeline class in model_index.json."""
 
 
 def pipeline_name(model: str) -> str:
@@ -41,31 +41,39 @@ def pipeline_name(model: str) -> str:
     """
     name = _config(model, "model_index.json").get("_class_name")
     if not isinstance(name, str):
-        raise UserError(f"policy.model: model_index.json of `{model}` has no _class_name; is it a model of diffusers?")
+        raise UserError(
+            f"policy.model: model_index.json of `{model}` names no pipeline; give a model in diffusers' layout"
+        )
     return name
 
 
 def part_class(model: str, part: str) -> tuple[str, str]:
-    """Library and class of a part of a pipeline, as model_index.json has them.
+    """The library and class of a part of a pipeline, from model_index.json.
 
     Raises:
         UserError: it has no such part.
     """
     entry = _config(model, "model_index.json").get(part)
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
-        raise UserError(f"policy.model: model_index.json of `{model}` has no {part} of diffusers")
+        raise UserError(
+            f"policy.model: model_index.json of `{model}` names no {part} of diffusers; "
+            "give a model in diffusers' layout"
+        )
     return entry[0], str(entry[1])
 
 
 def vae_scale(vae: Mapping[str, Any]) -> int:
-    """Image pixels along the side of a latent pixel, from a VAE's config."""
+    """The number of image pixels along the side of a latent pixel, from a VAE's config."""
     if "block_out_channels" in vae:
         return 2 ** (len(vae["block_out_channels"]) - 1)
     return 2 ** len(vae["temperal_downsample"])
 
 
-def check_size(settings: PolicySettings) -> None:
-    """Refuse image sizes that are no whole number of tokens, or larger than the model has positions for.
+def check_size(settings: PolicySettings, section: str = "policy") -> None:
+    """Refuse image sizes that are not a whole number of tokens, or that are larger than the model has positions for.
+
+    Args:
+        section: of the recipe that the sizes are from, for the message.
 
     Raises:
         UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
@@ -79,13 +87,17 @@ def check_size(settings: PolicySettings) -> None:
         if size_px % grid_px:
             below = size_px // grid_px * grid_px
             near = f"{below} and {below + grid_px}" if below else f"{grid_px} at least"
-            raise UserError(f"policy.{side}: {size_px} is no multiple of {grid_px}, as this model needs; try {near}")
+            raise UserError(
+                f"{section}.{side}: {size_px} is not a multiple of {grid_px}, which this model needs; try {near}"
+            )
         if size_px > most_px:
-            raise UserError(f"policy.{side}: {size_px} is more than {most_px}, the most this model has positions for")
+            raise UserError(
+                f"{section}.{side}: {size_px} is more than {most_px}, the most this model has positions for"
+            )
 
 
 def pipeline_file(model: str) -> Path:
-    """The model_index.json of a model folder or hub id; the model's other files lie beside it, once they are fetched.
+    """The model_index.json of a model folder or hub id. The model's other files are beside it once they are downloaded.
 
     Raises:
         UserError: no such model.
@@ -111,7 +123,9 @@ def family_class(settings: PolicySettings) -> "type[Family]":
 def _entry(model: str) -> Entry:
     name = pipeline_name(model)
     if name not in FAMILIES:
-        raise UserError(f"policy.model: `{model}` is a {name}; supported are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"policy.model: `{model}` is a {name}, which is not supported; give one of {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
 
 
@@ -119,12 +133,12 @@ def _config(model: str, file: str) -> dict[str, Any]:
     """A JSON file of a model.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: it is missing or not a JSON object.
     """
     try:
         found = json.loads(model_file("policy.model", model, file).read_text(errors="replace"))
     except json.JSONDecodeError as error:
         raise UserError(f"policy.model: {file} of `{model}` is not JSON ({error}); copy it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"policy.model: {file} of `{model}` is no JSON object; copy it again")
+        raise UserError(f"policy.model: {file} of `{model}` is not a JSON object; copy it again")
     return found

@@ -34,19 +34,36 @@ class Family(ABC):
     pipeline_class: ClassVar[Any]
     classifier_free: ClassVar[bool] = True
     """Whether guidance above 1 runs the model on a negative prompt too; where not, guidance is an input or nothing."""
+    default_negative_prompt: ClassVar[str] = ""
+    """The negative prompt of the pipeline where none is given."""
     latent_shape: tuple[int, ...]
 
     def __init__(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any]) -> None:
         """Take a pipeline that is on its device; `vae` is the VAE's config, which the pipeline may lack."""
-        self.settings = settings
-        self.pipe = pipe
         for model in pipe.components.values():
             if isinstance(model, torch.nn.Module):
                 model.requires_grad_(False).eval()
+        self._drive(settings, pipe, vae, None)
+
+    def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
+        self.settings = settings
+        self.pipe = pipe
+        self.vae_config = vae
+        self.negative_prompt = self.default_negative_prompt if negative_prompt is None else negative_prompt
         self.transformer = pipe.transformer
         self.device = self.transformer.device
         self.dtype = DTYPES[settings.dtype]
         self.latent_shape = self.shape_of_latents(vae)
+
+    def sampled_as(self, settings: PolicySettings, negative_prompt: str | None) -> Self:
+        """The same model for images of another size or guidance. It shares the weights and their device.
+
+        Args:
+            negative_prompt: of classifier-free guidance; None for the family's default.
+        """
+        other = type(self).__new__(type(self))
+        other._drive(settings, self.pipe, self.vae_config, negative_prompt)
+        return other
 
     @classmethod
     def load(

@@ -14,7 +14,7 @@ from services.base.errors import UserError
 
 
 class Flux2Klein(PackedFamily):
-    """Drives a `Flux2KleinPipeline`; guidance above 1 is classifier-free, with an empty negative prompt."""
+    """Drives a `Flux2KleinPipeline`; guidance above 1 is classifier-free, with an empty negative prompt by default."""
 
     pipeline_class = Flux2KleinPipeline
 
@@ -32,8 +32,8 @@ class Flux2Klein(PackedFamily):
         length = self.settings.max_sequence_length
         rows = {"prompt": self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)[0]}
         if self.guided:
-            empty = [""] * len(prompts)
-            rows["negative_prompt"] = self.pipe.encode_prompt(empty, self.device, max_sequence_length=length)[0]
+            negative = [self.negative_prompt] * len(prompts)
+            rows["negative_prompt"] = self.pipe.encode_prompt(negative, self.device, max_sequence_length=length)[0]
         return rows
 
     @cached_property

@@ -96,7 +96,7 @@ def _without_weights(model: str, folder: Path, dtype: torch.dtype) -> Any:
     """The transformer in a folder with its parameters on `meta`, and its tables of positions computed.
 
     Raises:
-        UserError: its config is of no model of diffusers.
+        UserError: diffusers' class cannot be built from its config.json.
     """
     library, name = part_class(model, "transformer")
     kind = getattr(importlib.import_module(library), name)
@@ -104,7 +104,9 @@ def _without_weights(model: str, folder: Path, dtype: torch.dtype) -> Any:
         with default_dtype(dtype), init_empty_weights():
             return kind.from_config(kind.load_config(folder))
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"policy.model: `{folder}` has a config that {name} cannot be made of: {error}") from error
+        raise UserError(
+            f"policy.model: the config.json in `{folder}` does not fit {name} ({error}); copy it again"
+        ) from error
 
 
 def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
@@ -115,8 +117,8 @@ def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
             raise UserError(f"{what}: the files in `{folder}` lack the weight {name}; copy them again")
         if found[name] != tuple(tensor.shape):
             raise UserError(
-                f"{what}: {name} in `{folder}` has the shape {found[name]}, and by its config.json it should "
-                f"have {tuple(tensor.shape)}; copy both from one model"
+                f"{what}: {name} in `{folder}` has the shape {found[name]}, but config.json gives it "
+                f"{tuple(tensor.shape)}; copy both files from one model"
             )
 
 

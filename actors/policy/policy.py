@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -28,6 +29,9 @@ from services.base.errors import UserError
 from services.base.headers import naming_storage_errors
 from services.base.paths import resolve_model
 from services.base.storage import replacing, write_atomically
+
+SAME = "weights of the same model and policy.lora"
+"""What fits a policy, for messages."""
 
 
 class Policy:
@@ -130,6 +134,19 @@ class Policy:
         finally:
             self.transformer.enable_adapters()
 
+    @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """The adapter's part of each weight is multiplied by `scale`."""
+        layers = [] if scale == 1 else [m for m in self.transformer.modules() if isinstance(m, LoraLayer)]
+        before = [layer.scaling["default"] for layer in layers]
+        try:
+            for layer in layers:
+                layer.scaling["default"] *= scale
+            yield
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling["default"] = scaling
+
     @cached_property
     def _merging(self) -> MergingAdapter:
         return MergingAdapter(self.transformer)
@@ -183,14 +200,20 @@ class Policy:
             UserError: other names or shapes than this policy's, or values that are not finite.
         """
         if arrays.keys() != self.parameters.keys():
-            raise UserError(f"weights of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ")
+            raise UserError(
+                f"the weights are of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ; "
+                f"use {SAME}"
+            )
         for name, parameter in self.parameters.items():
             array = arrays[name]
             if array.shape != tuple(parameter.shape):
-                raise UserError(f"weights of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}")
+                raise UserError(
+                    f"the weights are of another policy: {name} is {array.shape}, not {tuple(parameter.shape)}; "
+                    f"use {SAME}"
+                )
             values = to_tensor(array).to(parameter.device)
             if not bool(values.isfinite().all()):
-                raise UserError(f"weights with NaN or infinity: {name}")
+                raise UserError(f"the weights have NaN or infinity in {name}; use those of an earlier step")
             parameter.copy_(values)
         return checksum(self.arrays())
 
@@ -250,8 +273,11 @@ def _choose_attention(transformer: nn.Module, name: str) -> None:
     """
     processors = transformer.attn_processors.values()  # type: ignore[operator]
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
-        raise UserError(f"policy.attention: {type(transformer).__name__} has one back end only; remove the setting")
+        raise UserError(f"policy.attention: {type(transformer).__name__} has only one back end; remove the setting")
     try:
         transformer.set_attention_backend(name)  # type: ignore[operator]
     except (RuntimeError, ValueError, ImportError) as error:
-        raise UserError(f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"policy.attention: `{name}` cannot be used here ({' '.join(str(error).split())}); "
+            "name another back end, or remove the setting"
+        ) from error

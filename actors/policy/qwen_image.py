@@ -8,9 +8,6 @@ from torch.nn.functional import pad
 from actors.policy.family import Conditioning, both_halves
 from actors.policy.packed import PackedFamily
 
-NEGATIVE_PROMPT = " "
-"""The pipeline's own advice for guidance without a negative prompt."""
-
 
 class QwenImage(PackedFamily):
     """Drives a `QwenImagePipeline`; the guided velocity keeps the length that the conditional one has a token.
@@ -19,12 +16,14 @@ class QwenImage(PackedFamily):
     """
 
     pipeline_class = QwenImagePipeline
+    default_negative_prompt = " "
+    """The pipeline's own advice for guidance without a negative prompt."""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         rows = self._encode(prompts)
         if self.guided:
-            negative = self._encode([NEGATIVE_PROMPT] * len(prompts))
+            negative = self._encode([self.negative_prompt] * len(prompts))
             rows |= {f"negative_{name}": tensor for name, tensor in negative.items()}
         return rows
 

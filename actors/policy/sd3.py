@@ -8,10 +8,13 @@ from torch import Tensor
 
 from actors.policy.families import vae_scale
 from actors.policy.family import Conditioning, Family, both_halves
+from services.base.errors import UserError
 
 
 class SD3(Family):
-    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, with an empty negative prompt."""
+    """Drives a `StableDiffusion3Pipeline`; guidance above 1 is classifier-free, by default with an empty negative
+    prompt.
+    """
 
     pipeline_class = StableDiffusion3Pipeline
 
@@ -22,7 +25,10 @@ class SD3(Family):
     def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self.pipe.scheduler
         if scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError("SD3 with resolution-dependent shifting is not supported")
+            raise UserError(
+                "policy.model: the model's scheduler shifts by resolution, which is not supported for SD3; "
+                "set use_dynamic_shifting to false in its scheduler/scheduler_config.json"
+            )
         scheduler.set_timesteps(num_steps)
         return scheduler.sigmas.clone()
 
@@ -34,6 +40,7 @@ class SD3(Family):
             None,
             device=self.device,
             do_classifier_free_guidance=self.guided,
+            negative_prompt=self.negative_prompt,
             max_sequence_length=self.settings.max_sequence_length,
         )
         rows = {"prompt": prompt_PLD, "pooled": pooled_PD}

@@ -69,12 +69,13 @@ class PolicySettings(Settings):
     width: int = Field(512, gt=0)
     """Width of the images in pixels."""
     num_steps: int = Field(10, ge=2)
-    """T, the sampling steps of training."""
+    """T, the number of sampling steps in training."""
     guidance: float = Field(4.5, ge=0)
-    """Guidance in sampling and training. For SD3 and Qwen-Image it is classifier-free, and 1 or less switches it off.
-    For FLUX.1-dev it is an input of the model."""
+    """Guidance in sampling and training. For SD3, FLUX.2 klein base and Qwen-Image it is classifier-free, and 1 or less
+    switches it off. For FLUX.1-dev it is an input of the model."""
     max_sequence_length: int = Field(256, ge=1)
-    """Text tokens that the T5 gives; the length of the block of zeros in its place if the folder has no T5."""
+    """Number of text tokens from the large text encoder. For an SD3 without T5, it is the length of the block of zeros
+    in place of T5's tokens."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """The number type in which the model computes, its adapter included. The learner's master copies of the trained
     weights, the optimizer's state and the sampler's arithmetic are fp32."""
@@ -82,7 +83,7 @@ class PolicySettings(Settings):
     """The number type in which the VAE decodes. bf16 needs half of the memory and less than half of the time of a
     decode; pixels then differ from those of fp32 by less than one of 255 levels in the mean, and by a few at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` takes a GPU if the role has one."""
+    """The device on which the model runs. `auto` takes a GPU if the role has one."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward instead of keeping them: less memory, more time."""
     compile: bool = False
@@ -100,10 +101,10 @@ class PolicySettings(Settings):
         ]
         | None
     ) = None
-    """The attention back end, by diffusers' own name of it; PyTorch chooses one if not given. `flash`, `_flash_3` and
+    """The attention back end, by its name in diffusers. If not given, PyTorch chooses one. `flash`, `_flash_3` and
     `xformers` need their packages. FLUX, FLUX.2 and Qwen-Image have a choice, SD3 has none."""
     lora: LoraSettings | None = LoraSettings()
-    """The trained adapter; `null` trains every weight of the transformer instead."""
+    """The trained adapter. `null` trains every weight of the transformer instead."""
     adapter: str | None = None
     """The `lora/` (or `transformer/`) folder of an earlier run, from which training starts. If not given, training
     starts from the base. The KL term compares with the base in both cases."""

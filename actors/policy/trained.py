@@ -1,4 +1,4 @@
-"""Files of trained weights: found, checked from their headers before anything starts, and read.
+"""Files of trained weights: finds them, checks their headers before anything starts, and reads them.
 
 An adapter is a file that diffusers reads (a run's `lora/`, or what a pipeline's `save_lora_weights` writes) or a folder
 of PEFT, which flow_grpo saves. A whole transformer is a run's `transformer/`. The checks import no Torch.
@@ -24,25 +24,25 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 STEP_KEY, SET_KEY = "tempflow_step", "tempflow_weights"
 """Of the metadata in a saved file's header: the training steps that made the weights, and the weight set they are."""
 TRAINED_SET = "trained"
-"""The name of the trained weights themselves, where no average is meant. A checkpoint's file has it, too."""
+"""The name of the trained weights themselves, as opposed to an average. A checkpoint's file has it, too."""
 LORA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)
 class TrainedFile:
-    """A file of trained weights, by its header."""
+    """A file of trained weights, as its header describes it."""
 
     path: Path
     keys: Mapping[str, str]
-    """The file's name of each tensor, by the policy's name."""
+    """The name of each tensor in the file, by its name in the policy."""
     shapes: Shapes
-    """Shapes by the policy's names."""
+    """The shape of each tensor, by its name in the policy."""
     scale: float = 1.0
     """An adapter adds scale · B·A to a weight."""
 
 
 def saved_from(step: int, weight_set: str) -> dict[str, str]:
-    """What the header of a saved file says of its weights.
+    """The entries in the header of a saved file that describe its weights.
 
     Args:
         step: training steps that made them.
@@ -78,7 +78,9 @@ def find_trained(folder: Path, lora: LoraSettings | None, what: str) -> TrainedF
     for key in shapes:
         found = LORA_KEY.fullmatch(key)
         if not found:
-            raise UserError(f"{what}: `{path}` holds `{key}`; only plain LoRA weights (lora_A, lora_B) are read")
+            raise UserError(
+                f"{what}: `{path}` holds `{key}`; give an adapter that has only plain LoRA weights (lora_A, lora_B)"
+            )
         keys[f"{found[1]}.default.weight"] = key
     ours = {name: shapes[key] for name, key in keys.items()}
     return TrainedFile(path, keys, ours, _scale(config, _rank(ours, path, what), path, what))
@@ -115,7 +117,7 @@ def check_trained(settings: PolicySettings, folder: Path, what: str) -> None:
 
 
 def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
-    """Trained weights under the policy's names; an adapter of another alpha is scaled so that it does the same.
+    """Trained weights by their names in the policy. An adapter with another alpha is scaled to have the same effect.
 
     Raises:
         UserError: as `find_trained`, or a weight is NaN or infinite.
@@ -127,7 +129,9 @@ def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
         for name, key in file.keys.items():
             tensor = tensors.get_tensor(key)
             if not bool(tensor.isfinite().all()):
-                raise UserError(f"{what}: `{file.path}` holds NaN or infinity in {key}; give an earlier checkpoint's")
+                raise UserError(
+                    f"{what}: `{file.path}` holds NaN or infinity in {key}; give that of an earlier checkpoint"
+                )
             if lora:
                 tensor = tensor.float() * (file.scale * lora.rank / lora.alpha if ".lora_B." in name else 1.0)
             arrays[name] = to_array(tensor)
@@ -135,7 +139,7 @@ def read_trained(folder: Path, lora: LoraSettings | None, what: str) -> Arrays:
 
 
 def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
-    """What an adapter of these settings holds on a model with these weights."""
+    """The shapes of an adapter with these settings, on a model with these weights."""
     shapes: Shapes = {}
     linear = [name.removesuffix(".weight") for name, shape in base.items() if len(shape) == 2]
     for module in targeted(linear, lora):
@@ -146,7 +150,7 @@ def _adapter_shapes(base: Shapes, lora: LoraSettings) -> Shapes:
 
 
 def targeted(modules: Iterable[str], lora: LoraSettings) -> list[str]:
-    """Modules that get an adapter: those that are named, or whose last parts are, as PEFT has it."""
+    """The modules that get an adapter: a target names a module in full or by its last parts, as in PEFT."""
     return [module for module in modules if any(f".{module}".endswith(f".{target}") for target in lora.targets)]
 
 
@@ -159,13 +163,14 @@ def _compare(file: TrainedFile, wanted: Shapes, what: str) -> None:
         has = f"it has {len(extra)} that the recipe does not train, such as {extra[0]}" if extra else ""
         raise UserError(
             f"{what}: `{file.path}` was made for another model or other policy.lora.targets: "
-            f"{' and '.join(part for part in (lacks, has) if part)}"
+            f"{' and '.join(part for part in (lacks, has) if part)}; "
+            "give one that was trained with this recipe's model and targets"
         )
     for name, shape in wanted.items():
         if file.shapes[name] != shape:
             raise UserError(
                 f"{what}: `{file.path}` was made for another model: {name} has the shape {file.shapes[name]}, and this "
-                f"model needs {shape}"
+                f"model needs {shape}; give one of this model"
             )
 
 
@@ -173,18 +178,20 @@ def _rank(shapes: Shapes, path: Path, what: str) -> int:
     """The rank that all modules share."""
     ranks = {shape[0] if ".lora_A." in name else shape[-1] for name, shape in shapes.items() if len(shape) == 2}
     if len(ranks) != 1 or any(len(shape) != 2 for shape in shapes.values()):
-        raise UserError(f"{what}: the modules of `{path}` have the ranks {sorted(ranks)}; one rank for all is read")
+        raise UserError(
+            f"{what}: the modules of `{path}` have the ranks {sorted(ranks)}; give an adapter with one rank"
+        )
     return ranks.pop()
 
 
 def _scale(config: Mapping[str, Any], rank: int, path: Path, what: str) -> float:
-    """alpha / rank; 1 without an alpha, as diffusers has it."""
+    """alpha / rank. It is 1 if there is no alpha, as in diffusers."""
     for key in ("rank_pattern", "alpha_pattern", "use_dora"):
         if config.get(key):
-            raise UserError(f"{what}: `{path}` uses {key}; only plain LoRA with one rank and one alpha is read")
+            raise UserError(f"{what}: `{path}` uses {key}; give a plain LoRA with one rank and one alpha")
     alpha = config.get("lora_alpha", rank)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"{what}: `{path}` has lora_alpha = {alpha!r}, which is no positive number")
+        raise UserError(f"{what}: `{path}` has lora_alpha = {alpha!r}, which is not a positive number; correct it")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -196,7 +203,7 @@ def _diffusers_config(metadata: Mapping[str, str], path: Path, what: str) -> dic
 def _peft_config(path: Path, what: str) -> dict[str, Any]:
     file = path.with_name(PEFT_CONFIG)
     if not file.is_file():
-        raise UserError(f"{what}: `{path}` has no {PEFT_CONFIG} beside it, which says its alpha; copy it, too")
+        raise UserError(f"{what}: `{path}` has no {PEFT_CONFIG} beside it, which has its alpha; copy that file, too")
     return _json(file.read_text(errors="replace"), f"{what}: `{file}`")
 
 
@@ -204,9 +211,9 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON ({error})") from error
+        raise UserError(f"{where} is not JSON ({error}); copy it again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{where} is no JSON object")
+        raise UserError(f"{where} is not a JSON object; copy it again")
     return config
 
 

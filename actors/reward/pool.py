@@ -74,18 +74,20 @@ class RewardPool:
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row] = (),
+        group: int | None = None,
     ) -> Future[Scores]:
         """Score the images of one job with the named scorers, in parallel.
 
         A request that fails or takes too long is sent again, to a replica that Serve chooses. If every attempt fails,
         its images are holes. If the pool's queues are full, the request waits for its turn for at most its timeout, and
         this does not count as a failure. A failing scorer does not make the future fail. A groupwise scorer gets the
-        images of the job in one request, also when it is sent again.
+        images of a group in one request, also when it is sent again.
 
         Args:
             images: a reference to (M, H, W, 3) uint8.
             finite_M: whether each image is finite. The others are holes, whatever a scorer returns for them.
             rows: one for each prompt, or none if no scorer reads them.
+            group: images of a group, which are next to each other; without it, all images are one group.
 
         Returns:
             A future of the scores. It raises Lost if the images are lost together with their node. It is cancelled if
@@ -94,7 +96,7 @@ class RewardPool:
         context = contextvars.copy_context()  # The log's place in the run, such as step and task.
         with self._door:
             if not self.closed.is_set():
-                job = partial(self._score, images, list(prompts), names, finite_M, list(rows))
+                job = partial(self._score, images, list(prompts), names, finite_M, list(rows), group or len(prompts))
                 return self._threads.submit(context.run, job)
         return cancelled()
 
@@ -105,10 +107,10 @@ class RewardPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _score(
-        self, images: Any, prompts: list[str], names: Sequence[str], finite_M: np.ndarray, rows: list[Row]
+        self, images: Any, prompts: list[str], names: Sequence[str], finite_M: np.ndarray, rows: list[Row], group: int
     ) -> Scores:
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
-        waiting = [chunk for name in names for chunk in self._chunks(self.scorers[name], prompts, rows)]
+        waiting = [chunk for name in names for chunk in self._chunks(self.scorers[name], prompts, rows, group)]
         attempt = 0
         while waiting and not self.closed.is_set():
             responses = [self._send(images, chunk) for chunk in waiting]
@@ -121,8 +123,8 @@ class RewardPool:
             attempt += 1
         return scores.without(finite_M)
 
-    def _chunks(self, scorer: ScorerSettings, prompts: list[str], rows: list[Row]) -> list[Chunk]:
-        deadline, size = time.monotonic() + scorer.timeout_s, images_at_once(scorer, len(prompts))
+    def _chunks(self, scorer: ScorerSettings, prompts: list[str], rows: list[Row], group: int) -> list[Chunk]:
+        deadline, size = time.monotonic() + scorer.timeout_s, images_at_once(scorer, group)
         return [
             Chunk(scorer, start, prompts[start : start + size], rows[start : start + size], deadline)
             for start in range(0, len(prompts), size)

@@ -11,6 +11,7 @@ import ray
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
+from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task
 from services.base.devices import ending_with_its_gpu, prepare_torch
@@ -67,6 +68,6 @@ class RolloutWorker:
     @ending_with_its_gpu()
     @ray.method(num_returns=2)
     def sample(
-        self, prompts: list[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool
+        self, prompts: list[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
-        return self.generator.sample(prompts, addresses, num_steps, base)
+        return self.generator.sample(prompts, addresses, sampling)

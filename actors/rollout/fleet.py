@@ -22,6 +22,7 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.sampling import Sampling
 from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
@@ -140,20 +141,18 @@ class Fleet:
         self,
         prompts: list[str],
         addresses: Sequence[tuple[int, ...]],
-        num_steps: int,
+        sampling: Sampling,
         weights: Exported | None = None,
-        base: bool = False,
     ) -> Future[Sampled]:
         """Generate deterministic images, one for each prompt.
 
         Args:
             weights: the weights to sample from; None for the model's original weights.
-            base: sample from the base model, without the trained weights.
         """
-        num_bytes = len(prompts) * self.image_bytes
+        num_bytes = len(prompts) * sampling.image_bytes
 
         def start(worker: ActorHandle) -> list[ObjectRef]:
-            return worker.sample.remote(prompts, addresses, num_steps, base)
+            return worker.sample.remote(prompts, addresses, sampling)
 
         def answer(refs: list[ObjectRef], read: Any) -> Sampled:
             return Sampled(self._images(refs[0], num_bytes), *read)
@@ -371,7 +370,10 @@ class Fleet:
         if needed and (said := refusal(error)):
             self._not_ready(said, error)
         elif needed and slot.starts >= MAX_DEATHS_AT_START:
-            said = UserError(f"rollout worker {slot.number} died {slot.starts} times as it started: {death(error)}")
+            said = UserError(
+                f"rollout worker {slot.number} died {slot.starts} times as it started: {death(error)}; see its log "
+                f"(logs/rollout-{slot.number}.log)"
+            )
             self._not_ready(said, error)
         else:
             log.warning("rollout worker %d died as it started: %s", slot.number, death(error))

@@ -99,8 +99,7 @@ class Sampler:
             prompts: the row of `conditioning` for each of the B trunks.
             conditioning: the embeddings of P prompts.
         """
-        owners: list[Owners] = [()] * len(roots)
-        trunks = Rows(self._noise(roots), list(roots), list(range(len(roots))), list(prompts), owners)
+        trunks = self._trunks(self.noise(roots), roots, prompts)
         branches: list[Branches] = []
         record = _Record(plan.siblings)
         nfe = padding = 0
@@ -141,7 +140,37 @@ class Sampler:
             Cost(nfe * self.family.forwards_per_row, padding * self.family.forwards_per_row),
         )
 
-    def _noise(self, addresses: Sequence[Address]) -> Tensor:
+    @torch.no_grad()
+    def flow(
+        self,
+        x_BZ: Tensor,
+        roots: Sequence[Address],
+        prompts: Sequence[int],
+        conditioning: Conditioning,
+        steps: range,
+    ) -> tuple[Tensor, Cost]:
+        """Take deterministic steps.
+
+        Args:
+            x_BZ: the states before the first of the steps.
+            steps: which of the T steps are taken.
+
+        Returns:
+            The states after the steps (B, Z), and the cost.
+        """
+        rows, padding = self._trunks(x_BZ, roots, prompts), 0
+        for i in steps:
+            (v_BZ,), padded = self._velocity([rows], i, conditioning)
+            rows = self._continued(rows, v_BZ, i)
+            padding += padded
+        each = self.family.forwards_per_row
+        return rows.x_RZ, Cost(len(steps) * len(roots) * each, padding * each)
+
+    def _trunks(self, x_BZ: Tensor, roots: Sequence[Address], prompts: Sequence[int]) -> Rows:
+        return Rows(x_BZ, list(roots), list(range(len(roots))), list(prompts), [()] * len(roots))
+
+    def noise(self, addresses: Sequence[Address]) -> Tensor:
+        """The noise at B addresses, (B, Z)."""
         return noise(addresses, self.family.latent_shape).to(self.sigmas.device, non_blocking=True)
 
     def _velocity(self, parts: list[Rows], i: int, conditioning: Conditioning) -> tuple[list[Tensor], int]:
@@ -172,7 +201,7 @@ class Sampler:
         step_B = torch.full((len(trunks),), i, device=v_BZ.device)
         mean_BZ = self.kernel.mean(trunks.x_RZ, v_BZ, step_B)
         addresses = [(*address, i, k) for address in trunks.address for k in range(fork.width)]
-        noise_BKZ = self._noise(addresses).unflatten(0, (len(trunks), fork.width))
+        noise_BKZ = self.noise(addresses).unflatten(0, (len(trunks), fork.width))
         action_BKZ = mean_BZ.unsqueeze(1) + self.kernel.std_T[i] * noise_BKZ
         owners = [above for above in trunks.owners for _ in range(fork.width)]
         if fork.trained:

@@ -1,9 +1,10 @@
 """The work of a rollout worker without Ray: embeddings, wavefront, decoding."""
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 
 from actors.policy.arrays import to_arrays
 from actors.policy.embeddings import Embeddings
-from actors.policy.family import finite_rows, to_uint8
+from actors.policy.family import Family, finite_rows, to_uint8
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings
 from actors.policy.weights import Weights
-from actors.rollout.plans import Plan, ode_plan
+from actors.rollout.plans import Plan
 from actors.rollout.sampler import Sampler
+from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task, Tree
 from services.base.devices import naming_full_memory
@@ -39,7 +41,7 @@ class Generator:
         self.policy = policy
         self.settings = settings
         self.kernel = kernel
-        self.sampler = self._sampler(policy.settings.num_steps)
+        self.sampler = self._sampler(policy.family)
         self.version: int | None = None
         folder = Path(settings.embedding_folder) if settings.embedding_folder else None
         self.embed = Embeddings(policy.family, settings.embedding_bytes, folder, settings.offload_text_encoders)
@@ -68,7 +70,7 @@ class Generator:
         roots = [(*task.address, b) for b in range(plan.seeds)]
         with self._policy():
             front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
-        images_MHWC, finite_M = self._decode(front.leaf_MZ)
+        images_MHWC, finite_M = self._decode(front.leaf_MZ, self.policy.family)
         arrays = to_arrays(conditioning)
         trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
         tree = front.tree
@@ -81,35 +83,46 @@ class Generator:
 
     @naming_full_memory(FULL_MEMORY)
     def sample(
-        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
+        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
-        """Generate one deterministic image per prompt in `num_steps` steps.
-
-        Args:
-            base: sample from the model before training.
+        """Generate one deterministic image per prompt.
 
         Returns:
             Images (N, H, W, 3) uint8, whether each is finite (N,), and the cost.
+
+        Raises:
+            RuntimeError: the base is asked for, and this policy keeps no copy of it.
         """
         started = time.perf_counter()
-        conditioning = self.embed(list(prompts))
-        sampler = self._sampler(num_steps)
-        arguments = (ode_plan(num_steps), list(addresses), list(range(len(prompts))), conditioning)
-        with self.policy.reference() if base else self._policy():
-            front = sampler(*arguments)
-        images_NHWC, finite_N = self._decode(front.leaf_MZ)
-        cost = front.cost + Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
+        family = self.policy.family.sampled_as(sampling.of(self.policy.settings), sampling.negative_prompt)
+        texts = list(dict.fromkeys(prompts))
+        conditioning = self.embed(texts, family)
+        sampler, rows = self._sampler(family), [texts.index(prompt) for prompt in prompts]
+        x_NZ, cost = sampler.noise(addresses), Cost()
+        switch = sampling.policy_steps
+        for steps, model in (
+            (range(switch), partial(self._policy, sampling.adapter_scale)),
+            (range(switch, sampling.num_steps), self.policy.reference),
+        ):
+            if steps:
+                with model():
+                    x_NZ, spent = sampler.flow(x_NZ, addresses, rows, conditioning, steps)
+                cost += spent
+        images_NHWC, finite_N = self._decode(x_NZ, family)
+        cost += Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
         return images_NHWC, (finite_N, cost)
 
-    def _policy(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _policy(self, adapter_scale: float = 1.0) -> Iterator[None]:
         """A context in which the policy samples: with its adapter merged, if the settings say so."""
-        return self.policy.merged() if self.settings.merge_adapter else nullcontext()
+        with self.policy.scaled(adapter_scale), self.policy.merged() if self.settings.merge_adapter else nullcontext():
+            yield
 
-    def _sampler(self, num_steps: int) -> Sampler:
-        sigmas = self.policy.family.sigmas(num_steps).to(self.policy.device)
-        return Sampler(self.policy.family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
+    def _sampler(self, family: Family) -> Sampler:
+        sigmas = family.sigmas(family.settings.num_steps).to(self.policy.device)
+        return Sampler(family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
 
-    def _decode(self, latent_MZ: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, latent_MZ: torch.Tensor, family: Family) -> tuple[np.ndarray, np.ndarray]:
         """Decode latents. Returns images (M, H, W, 3) uint8, and whether each latent and its pixels are finite, (M,).
 
         Batches are padded to one size, so that an image's bits do not depend on other images.
@@ -119,7 +132,7 @@ class Generator:
         for start in range(0, len(latent_MZ), size):
             chunk = latent_MZ[start : start + size]
             padded = torch.cat([chunk, chunk[:1].expand(size - len(chunk), *chunk.shape[1:])])
-            pixels_NCHW = self.policy.family.decode(padded)[: len(chunk)]
+            pixels_NCHW = family.decode(padded)[: len(chunk)]
             images.append(to_uint8(pixels_NCHW))
             finite.append(finite_rows(chunk) & finite_rows(pixels_NCHW))
         return torch.cat(images).numpy(), torch.cat(finite).cpu().numpy()
@@ -147,8 +160,8 @@ class SharedGenerator(Generator):
             return super().generate(task, plan)
 
     def sample(
-        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], num_steps: int, base: bool = False
+        self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
     ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
         torch.set_num_threads(self.settings.threads)
         with self.policy.holding(self.sampled):
-            return super().sample(prompts, addresses, num_steps, base)
+            return super().sample(prompts, addresses, sampling)

@@ -26,10 +26,10 @@ def resolve_model(name: str) -> str:
     package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"`{name}`: no package `{package}` is installed")
+        raise UserError(f"`{name}`: no package `{package}` is installed; install it, or correct the name")
     path = Path(spec.submodule_search_locations[0]) / inside
     if not path.exists():
-        raise UserError(f"`{name}`: the package `{package}` has no `{inside}`")
+        raise UserError(f"`{name}`: the package `{package}` has no `{inside}`; correct the path")
     return str(path)
 
 

@@ -48,7 +48,7 @@ class Rows(Protocol):
         """
         ...
 
-    def labels(self, column: str) -> Sequence[str | None]:
+    def categories(self, column: str) -> Sequence[str | None]:
         """A column of texts, numbers or booleans, converted to texts; None if a row has no value.
 
         Raises:
@@ -70,7 +70,7 @@ def read_rows(name: str, what: str, text_column: str) -> Rows:
     """
     path = Path(resolve_model(name)).expanduser()
     if not path.is_file():
-        raise UserError(f"no {what} at `{name}`")
+        raise UserError(f"there is no {what} at `{name}`; correct the path")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return ParquetRows(path)
@@ -115,15 +115,15 @@ class RowList:
         for text, place in zip(texts, self.places, strict=True):
             if not isinstance(text, str):
                 said = "is missing" if text is None else f"is {_short(text)}, not text"
-                raise UserError(f"`{self.name}`, {place}: `{column}` {said}")
+                raise UserError(f"`{self.name}`, {place}: `{column}` {said}; correct it")
         return texts  # type: ignore[return-value]
 
-    def labels(self, column: str) -> list[str | None]:
+    def categories(self, column: str) -> list[str | None]:
         values = [row.get(column) for row in self.rows]
         for value, place in zip(values, self.places, strict=True):
             if isinstance(value, list | dict):
-                raise UserError(f"`{self.name}`, {place}: `{column}` is {_short(value)}, not text or a number")
-        return [_label(value) for value in values]
+                raise UserError(f"`{self.name}`, {place}: `{column}` is {_short(value)}; make it text or a number")
+        return [_category(value) for value in values]
 
 
 class ParquetRows:
@@ -150,16 +150,16 @@ class ParquetRows:
     def texts(self, column: str) -> "ArrowTexts":
         values = self._mapped([column])[column]
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}, not text")
+            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}; convert it to text")
         if values.null_count:
             first = values.is_null().index(True).as_py()
-            raise UserError(f"`{self.path}`, {self.place(first)}: `{column}` is missing")
+            raise UserError(f"`{self.path}`, {self.place(first)}: `{column}` is missing; add it")
         return ArrowTexts(values)
 
-    def labels(self, column: str) -> "ArrowTexts":
+    def categories(self, column: str) -> "ArrowTexts":
         values = self._mapped([column])[column]
         if pa.types.is_nested(values.type) or "binary" in str(values.type):
-            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}, not text or numbers")
+            raise UserError(f"`{self.path}`: column `{column}` contains {values.type}; convert it to text or numbers")
         return ArrowTexts(values)
 
     @cached_property
@@ -182,7 +182,7 @@ class ParquetRows:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> UserError:
-        return UserError(f"`{self.path}` is not a readable Parquet file: {first_line(error)}")
+        return UserError(f"`{self.path}` is not a readable Parquet file ({first_line(error)}); write it again")
 
 
 class ArrowTexts(Sequence[Any]):
@@ -199,7 +199,7 @@ class ArrowTexts(Sequence[Any]):
     @overload
     def __getitem__(self, row: slice) -> "ArrowTexts": ...
     def __getitem__(self, row: int | slice) -> Any:
-        return ArrowTexts(self.values[row]) if isinstance(row, slice) else _label(self.values[row].as_py())
+        return ArrowTexts(self.values[row]) if isinstance(row, slice) else _category(self.values[row].as_py())
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -250,9 +250,9 @@ def _json(what: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{what}: not JSON: {error.msg} (column {error.colno})") from error
+        raise UserError(f"{what}: not JSON: {error.msg} (column {error.colno}); correct it") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what}: not JSON that can be read: {error}") from error
+        raise UserError(f"{what}: not JSON that can be read ({error}); correct it") from error
 
 
 def _object(path: Path, place: str, row: Any, source: str) -> dict[str, Any]:
@@ -286,7 +286,10 @@ def _table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, dict[st
                 _check_header(str(path), header)
             elif cells:
                 if len(cells) != len(header):
-                    raise UserError(f"`{path}`, {place}: {len(cells)} cells below a header of {len(header)} columns")
+                    raise UserError(
+                        f"`{path}`, {place}: {len(cells)} cells below a header of {len(header)} columns; "
+                        "make them equal"
+                    )
                 yield place, {column: cell or None for column, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         hint = "quote a cell that begins with a quote or contains a line break, as in CSV"
@@ -302,7 +305,7 @@ def _check_header(name: str, columns: Sequence[str]) -> None:
         raise UserError(f"`{name}` has two columns `{twice[0]}`; rename one")
 
 
-def _label(value: Any) -> str | None:
+def _category(value: Any) -> str | None:
     """A value as a text; None stays None."""
     if isinstance(value, bool):
         return str(value).lower()

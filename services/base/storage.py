@@ -43,7 +43,9 @@ class Folder:
         try:
             return cls(*FileSystem.from_uri(place))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UserError(f"`{place}` does not name a known storage: {first_line(error)}") from error
+            raise UserError(
+                f"`{place}` does not name a known storage ({first_line(error)}); give a path or a URI such as s3://bucket/prefix"
+            ) from error
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.system, f"{self.path}/{name}")

@@ -18,7 +18,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror}") from error
+        raise UserError(f"`{path}` cannot be read ({error.strerror}); correct its path or its permissions") from error
     return decode(data, str(path))
 
 

@@ -143,9 +143,9 @@ def load_yaml(text: str, source: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}; correct it") from error
     except RecursionError as error:
-        raise UserError(f"{source} is nested too deeply") from error
+        raise UserError(f"{source} is nested too deeply; flatten it") from error
 
 
 def dump_yaml(value: Any) -> str:

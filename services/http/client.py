@@ -110,7 +110,7 @@ class ScoreClient:
         said = f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}"
         if answer.status_code in AWAY or ours is None:
             away = PoolAway(said)
-            away.after_s = retry_after_s(answer)
+            away.after_s = retry_after_s(answer.headers.get("Retry-After"))
             raise away
         raise PoolError(said)
 

@@ -1,5 +1,6 @@
 """HTTP for callers: a session that retries, and bearer tokens, which are never command-line arguments."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ GONE = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedE
 """The errors after which the same request may be sent again: no connection, no answer in time, or half an answer."""
 CONNECT_S = 10.0
 """Seconds within which a connection must be made. The answer may take longer."""
+LONGEST_PAUSE_S = 3600.0
 
 
 def session(token: str | None = None, attempts: int = 6) -> requests.Session:
@@ -43,12 +45,20 @@ def session(token: str | None = None, attempts: int = 6) -> requests.Session:
     return made
 
 
-def retry_after_s(answer: requests.Response) -> float:
-    """The seconds to wait before the next request, from the answer's `Retry-After`; 0 if it has none."""
+def retry_after_s(header: str | None) -> float:
+    """The seconds to wait before the next request, from the value of `Retry-After`; at most `LONGEST_PAUSE_S`.
+
+    It is a number of seconds or a date (RFC 9110, 10.2.3). Some services send fractions of a second, which count as
+    well. It is 0 for a date that is over, for other texts, and without a header.
+    """
     try:
-        return Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
-    except InvalidHeader:
-        return 0.0
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            seconds = Retry().parse_retry_after(str(header))
+        except InvalidHeader:
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_PAUSE_S) if math.isfinite(seconds) else 0.0
 
 
 def read_token(file: str | None, variable: str = "TEMPFLOW_TOKEN") -> str | None:

@@ -15,7 +15,8 @@ A class may ask for more:
 - `columns = ("answer",)`: the columns that each row must have. A static method `check_row(row)` may check their values;
   it raises ValueError, TypeError or KeyError with the reason. An image with another row is a hole. If the columns
   depend on the options, `columns` is a static method `columns(**options)` that returns the tuple.
-- `groupwise = True`: each call gets one group, which is all images of one task. Its scores may depend on each other.
+- `groupwise = True`: each call gets one group: all images of one task, or all held-out images of one prompt. Its
+  scores may depend on each other.
 - A static method `check(**options)` raises UserError if the options are wrong.
 """
 
@@ -49,6 +50,7 @@ BUILT_IN = {
     "vlm_judge": "services.scoring.judge.scorer:VlmJudge",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
+    "diversity": "services.scoring.diversity:Diversity",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
 
@@ -150,9 +152,9 @@ def row_check(settings: ScorerSettings) -> Callable[[Row], str | None]:
     return fault
 
 
-def images_at_once(settings: ScorerSettings, images: int) -> int:
-    """The most images of a task in one request: all of them if the scorer compares them with each other."""
-    return max(1, images) if needs_of(settings).groupwise else settings.request_images
+def images_at_once(settings: ScorerSettings, group: int) -> int:
+    """The most images in one request: those of a whole group if the scorer compares them with each other."""
+    return max(1, group) if needs_of(settings).groupwise else settings.request_images
 
 
 def make_importable(*folders: Path | str) -> None:

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from services.base.settings import Gpus, Settings
 
-COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "error"})
+COLUMNS = frozenset({"row", "prompt", "image", "category", "model", "set", "error"})
 """Column names that a scorer must not have, because the pool's answers and `eval`'s Parquet files use them.
 
 In these tables each scorer has a column with its own name."""
@@ -50,7 +50,8 @@ class ScorerSettings(Settings):
     """The scorer's name in metrics, the experience log and the report."""
     scorer: str
     """A built-in scorer (pickscore, clipscore, clip, hpsv2, aesthetic, imagereward, hpsv3, ocr, geneval,
-    geneval2, vlm_judge, remote, remote_groupwise, jpeg_size), or the import path `package.module:Class` of your own."""
+    geneval2, vlm_judge, remote, remote_groupwise, diversity, jpeg_size), or the import path `package.module:Class` of
+    your own."""
     weight: float = 1.0
     """The scorer's weight in the training reward. With 0, it scores held-out images only."""
     reward: str | Annotated[dict[str, float], Field(min_length=1)] | None = None

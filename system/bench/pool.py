@@ -99,12 +99,19 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     return figures
 
 
+class _Own(threading.local):
+    """The client of the calling thread. Each thread that uses it gets one."""
+
+    def __init__(self, url: str) -> None:
+        self.client = ScoreClient(url)
+
+
 class Load:
     """Callers over HTTP, each with a connection of its own, who all send the same images to every scorer."""
 
     def __init__(self, url: str, images_NHWC: np.ndarray, prompts: list[str], rows: list[Row]) -> None:
-        self.url, self.images_NHWC, self.prompts, self.rows = url, images_NHWC, prompts, rows
-        self.mine = threading.local()
+        self.images_NHWC, self.prompts, self.rows = images_NHWC, prompts, rows
+        self.own = _Own(url)
 
     def eager(self) -> list[Answered]:
         """EAGER_CALLERS ask again as soon as they are answered, for EAGER_S."""
@@ -139,10 +146,8 @@ class Load:
         return answers
 
     def _ask(self, started: float, due: float) -> Answered:
-        if not hasattr(self.mine, "client"):
-            self.mine.client = ScoreClient(self.url)
         try:
-            answer = self.mine.client.score(self.images_NHWC, self.prompts, rows=self.rows)
+            answer = self.own.client.score(self.images_NHWC, self.prompts, rows=self.rows)
             scored = all(np.isfinite(score_N).all() for score_N in answer.scores.values())
         except PoolError:
             scored = False

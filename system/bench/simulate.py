@@ -169,6 +169,7 @@ class SimulatedRewards:
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row] = (),
+        group: int | None = None,
     ) -> Future[Scores]:
         with self._lock:
             done_at = max(heapq.heappop(self._free_at), time.monotonic()) + self._seconds
@@ -272,7 +273,7 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
             roles = SimulatedRoles(config, scenario, timer)
             try:
                 roles.rollouts.wait_ready(START_TIMEOUT_S)
-                Trainer(config, run, roles, prompts, None, Watched(config, run, progress), lambda: None).fit()
+                Trainer(config, run, roles, prompts, [], Watched(config, run, progress), lambda: None).fit()
             finally:
                 roles.rollouts.close()
         at_s = {line["step"]: line["time"] for line in run.read_metrics()}

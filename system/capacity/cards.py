@@ -62,7 +62,8 @@ class Card:
             found = json.loads(path.read_text())["card"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"`{path}` is no file of `tempflow bench gpu` ({type(error).__name__}: {error}); run that command on "
+                f"`{path}` is not a file of `tempflow bench gpu` ({type(error).__name__}: {error}); "
+                "run that command on "
                 "the card, or name a card"
             ) from error
         wanted = {field.name: field.type for field in fields(cls) if field.name != "measured"}

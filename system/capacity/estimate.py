@@ -89,7 +89,7 @@ def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
     """
     count, _, name = text.partition("x")
     if not count.isdigit() or not int(count) or not name:
-        raise UserError(f"--gpus: `{text}` is no number of cards; give it as 8xH100")
+        raise UserError(f"--gpus: `{text}` is not a number of cards; give it as 8xH100")
     if measured is not None:
         if not is_called(measured.name, name):
             raise UserError(

@@ -5,7 +5,7 @@ from system.recipe.model import RunConfig
 
 
 def image_bytes(config: RunConfig) -> int:
-    """Bytes of one image as it is scored: uint8 RGB."""
+    """Bytes of one image of training as it is scored: uint8 RGB."""
     return config.policy.height * config.policy.width * 3
 
 

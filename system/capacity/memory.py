@@ -198,9 +198,9 @@ def _decoders(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
     return held
 
 
-def rollout_rows(config: RunConfig) -> int:
+def rollout_rows(config: RunConfig, policy: PolicySettings) -> int:
     """Velocities of one micro-batch of the sampler."""
-    return max(1, config.rollout.micro_batch // forwards_per_row(local_policy(config)))
+    return max(1, config.rollout.micro_batch // forwards_per_row(policy))
 
 
 def sampling(config: RunConfig, policy: PolicySettings) -> PolicySettings:
@@ -217,9 +217,15 @@ def _rollout_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
     plan, one = first_plan(config), prod(latent_shape(policy)) * FP32_BYTES
     latents = plan.leaves * one + 2 * experience_bytes(config)  # recorded, and once more where they are put together
     phases = {
-        "sampling": latents + rollout_pass(sampling(config, policy), rollout_rows(config)).peak_bytes,
+        "sampling": latents + rollout_pass(sampling(config, policy), rollout_rows(config, policy)).peak_bytes,
         "decoding": latents + decode_pass(policy, config.rollout.decode_batch).peak_bytes,
     }
+    heldout = config.eval_sampling.of(policy).model_copy(update={"num_steps": policy.num_steps})
+    if config.eval_sets and heldout != policy:
+        images = config.eval.batch * prod(latent_shape(heldout)) * FP32_BYTES
+        rows = rollout_rows(config, heldout)
+        phases["sampling held-out images"] = images + rollout_pass(sampling(config, heldout), rows).peak_bytes
+        phases["decoding held-out images"] = images + decode_pass(heldout, config.rollout.decode_batch).peak_bytes
     if config.rollout.offload_text_encoders:
         phases["encoding text"] = float(sum(num_bytes for _, num_bytes in text_encoders(policy).values()))
     return phases

@@ -25,6 +25,7 @@ CLIP_OF = {
     "clip": "",
     "hpsv2": BASE,
     "aesthetic": CLIP_L,
+    "diversity": "",
 }
 """The CLIP model of each scorer that is one, unless its options name another."""
 PATCH_PX = 28
@@ -49,7 +50,7 @@ class Reward:
 def reward_of(scorer: ScorerSettings) -> Reward:
     """What a scorer takes, if it is HPSv3 or a CLIP model whose configuration is on this machine or known."""
     match scorer.scorer:
-        case "pickscore" | "clipscore" | "clip" | "hpsv2" | "aesthetic":
+        case "pickscore" | "clipscore" | "clip" | "hpsv2" | "aesthetic" | "diversity":
             model = str(scorer.options.get("base" if scorer.scorer == "hpsv2" else "model", CLIP_OF[scorer.scorer]))
             folder = _folder(model)
             return _clip(str(folder), int(scorer.options.get("batch_size", 16))) if folder else Reward()

@@ -11,6 +11,7 @@ from math import ceil
 
 import numpy as np
 
+from actors.policy.settings import PolicySettings
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import Card
 from system.capacity.counts import live_rows, trained_rows
@@ -18,6 +19,8 @@ from system.capacity.memory import compared, first_plan, forwards_per_row, local
 from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import reward_of
+from system.loop.heldout import scorers_of
+from system.recipe.evaluation import EvalSet
 from system.recipe.model import RunConfig
 
 TERA = 1e12
@@ -75,11 +78,8 @@ class StepTime:
 def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     """Raises UserError if the shapes of the policy's model are not known."""
     policy, plan = local_policy(config), first_plan(config)
-    each, rows = forwards_per_row(policy), rollout_rows(config)
+    each, rows = forwards_per_row(policy), rollout_rows(config, policy)
     forwards = sum(ceil(live / rows) for live in live_rows(plan))
-    encoding = encode_pass(policy, each > 1).seconds(card)
-    if config.rollout.offload_text_encoders:
-        encoding += sum(num_bytes for _, num_bytes in text_encoders(policy).values()) / COPY_BYTES_PER_S
     batch, micro_batch = config.rollout.decode_batch, config.learner.micro_batch
     trained, more = trained_rows(config, plan), compared(config)
     forward = rollout_pass(policy, micro_batch).seconds(card)
@@ -88,7 +88,7 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     again = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
     micro_batches = ceil(trained / micro_batch)
     return TaskTime(
-        encoding,
+        _encoding_seconds(config, card, policy),
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
         plan.leaves * _image_seconds(config, card, config.weights),
@@ -99,6 +99,14 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
         1 - plan.nfe / (forwards * rows),
         1 - trained / (micro_batches * micro_batch),
     )
+
+
+def _encoding_seconds(config: RunConfig, card: Card, policy: PolicySettings) -> float:
+    """Seconds of encoding one prompt."""
+    seconds = encode_pass(policy, forwards_per_row(policy) > 1).seconds(card)
+    if config.rollout.offload_text_encoders:
+        seconds += sum(num_bytes for _, num_bytes in text_encoders(policy).values()) / COPY_BYTES_PER_S
+    return seconds
 
 
 def _image_seconds(config: RunConfig, card: Card, names: Iterable[str]) -> float:
@@ -165,26 +173,28 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
         idle = {"rollout": 1 - generating / total, "learner": 1 - learning / total}
     if scoring:
         idle["reward"] = 1 - scoring / total
-    evaluation = _evaluation(config, card, task)
+    evaluation = _evaluation(config, card)
     return StepTime(generating, scoring, last, learning, optimizer, total, evaluation, idle)
 
 
-def _evaluation(config: RunConfig, card: Card, task: TaskTime) -> float:
+def _evaluation(config: RunConfig, card: Card) -> float:
     """Seconds of evaluating, for each training step."""
-    if config.data.heldout is None:
-        return 0.0
-    settings, rows = config.eval, rollout_rows(config)
-    policy, workers = local_policy(config), config.rollout.workers
-    images = min(settings.batch, settings.prompts)
-    batches = ceil(settings.prompts / settings.batch)
-    forwards = ceil(images / rows) * (settings.num_steps or config.policy.num_steps)
-    batch = config.rollout.decode_batch
-    one = (
-        forwards * rollout_pass(sampling(config, policy), rows).seconds(card)
+    return sum(_set_seconds(config, card, one) for one in config.eval_sets.values()) / config.eval.every
+
+
+def _set_seconds(config: RunConfig, card: Card, one: EvalSet) -> float:
+    """Seconds of evaluating a held-out set once. Its file is taken to have the number of prompts that is asked for."""
+    prompts, each = config.eval.prompts, one.images_per_prompt
+    policy = config.eval_sampling.of(local_policy(config))
+    rows, workers, batch = rollout_rows(config, policy), config.rollout.workers, config.rollout.decode_batch
+    in_batch = min(max(1, config.eval.batch // each), prompts)
+    batches, images = ceil(prompts / in_batch), in_batch * each
+    generating = (
+        ceil(images / rows) * policy.num_steps * rollout_pass(sampling(config, policy), rows).seconds(card)
         + ceil(images / batch) * decode_pass(policy, batch).seconds(card)
-        + images * task.encoding
+        + in_batch * _encoding_seconds(config, card, policy)
     )
-    names = [scorer.name for scorer in config.scorers]
-    scoring = settings.prompts * _image_seconds(config, card, names)
+    names = [scorer.name for scorer in scorers_of(config, one)]
+    scoring = prompts * each * _image_seconds(config, card, names)
     last = _last_scores(config, card, names, _in_last_round(batches, workers), images)
-    return _generated_and_scored(ceil(batches / workers), one, scoring, last) / settings.every
+    return _generated_and_scored(ceil(batches / workers), generating, scoring, last)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
 from system.checks.finding import Finding, tried
+from system.recipe.evaluation import DEFAULT_SET, EvalSet
 from system.recipe.model import RunConfig
 
 
@@ -81,6 +82,16 @@ def policy(config: RunConfig) -> Iterator[Finding]:
     from actors.policy.families import check_size, pipeline_name
 
     check_size(config.policy)
+    heldout = config.eval_sampling.of(config.policy)
+    check_size(heldout, "eval")
+    if config.eval.negative_prompt is not None:
+        from actors.policy.families import family_class
+
+        if not family_class(heldout).guides(heldout):
+            raise UserError(
+                "eval.negative_prompt: without classifier-free guidance the model takes none; leave it out, or set "
+                "eval.guidance above 1 if the model has such guidance"
+            )
     yield Finding("ok", "policy", f"{pipeline_name(config.policy.model)} in {config.policy.model}")
 
 
@@ -118,13 +129,27 @@ def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
     check_scorer(scorer)
     check_device(scorer)
     if needs_of(scorer).groupwise:
-        images = make_plan(config.plan, config.policy.num_steps).leaves
+        groups = {
+            "task": make_plan(config.plan, config.policy.num_steps).leaves if scorer.weight else 0,
+            "held-out prompt": max((one.images_per_prompt for one in _sets_of(config, scorer)), default=0),
+        }
+        whose, images = max(groups.items(), key=lambda group: group[1])
         if images > scorer.request_images:
             raise UserError(
-                f"scorer `{scorer.name}` compares all {images} images of a task in one request; set "
+                f"scorer `{scorer.name}` compares all {images} images of a {whose} in one request; set "
                 f"scorers.{place}.request_images to at least {images}"
             )
+        if groups["held-out prompt"] == 1 and not scorer.weight:
+            raise UserError(
+                f"scorer `{scorer.name}` compares images of one prompt, but each held-out prompt has one image; set "
+                "eval.images_per_prompt, or that of a set in eval.sets, to at least 2"
+            )
     return scorer.scorer
+
+
+def _sets_of(config: RunConfig, scorer: ScorerSettings) -> list[EvalSet]:
+    """The held-out sets that name a scorer, or name none."""
+    return [one for one in config.eval_sets.values() if scorer.name in (one.scorers or [scorer.name])]
 
 
 def scores(config: RunConfig) -> Iterator[Finding]:
@@ -150,19 +175,21 @@ def _score(config: RunConfig, scorer: ScorerSettings) -> str:
 
 def prompts(config: RunConfig) -> Iterator[Finding]:
     """The prompt files can be read, have the columns that scorers read, and there are enough prompts for a step."""
+    from system.loop.heldout import read_set
     from system.loop.prompts import check_rows, prompts_of, rows_of_step
 
     data = config.data
 
-    def count(file: str, scorers: Iterable[ScorerSettings]) -> int:
-        check_rows(file, found := prompts_of(data, file), scorers)
-        return len(found)
-
     def train() -> str:
-        found = count(data.train, [scorer for scorer in config.scorers if scorer.weight])
-        rows_of_step(found, data.prompts_per_step, 0, config.seed)
-        return f"{found} in {data.train}"
+        found = prompts_of(data, data.train)
+        check_rows(data.train, found, [scorer for scorer in config.scorers if scorer.weight])
+        rows_of_step(len(found), data.prompts_per_step, 0, config.seed)
+        return f"{len(found)} in {data.train}"
+
+    def heldout(name: str, one: EvalSet) -> str:
+        return f"{len(read_set(config, name, one).prompts)} in {one.prompts}"
 
     yield tried("prompts", train)
-    if heldout := data.heldout:
-        yield tried("held-out prompts", lambda: f"{count(heldout, config.scorers)} in {heldout}")
+    for name, one in config.eval_sets.items():
+        what = "held-out prompts" if name == DEFAULT_SET else f"held-out prompts of {name}"
+        yield tried(what, partial(heldout, name, one))

@@ -1,11 +1,8 @@
-"""`tempflow eval`: score a prompt file with every scorer of a recipe, for the base model and for an adapter."""
+"""`tempflow eval`: compare adapters, checkpoints and the base model on held-out prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,20 +10,12 @@ import typer
 from services.base.errors import UserError
 from system.commands.arguments import Overrides, Recipe, console, say_next
 from system.commands.plain import plain
-from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.table import Table
 
-    from actors.policy.settings import PolicySettings
-    from actors.policy.weights import Arrays, Exported, Weights
-    from system.loop.evaluate import Evaluation
-    from system.loop.roles import Roles
+    from system.evaluation.run import Results
     from system.recipe.model import RunConfig
-
-    Started = tuple[Roles, Callable[[Weights], Exported]]
-    """The roles, and how weights are handed to them."""
 
 app = typer.Typer()
 
@@ -36,26 +25,44 @@ def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
     prompts: Annotated[
-        str | None, typer.Option(help="A prompt file; without it, the recipe's held-out prompts.")
+        str | None, typer.Option(help="A prompt file; without it, the recipe's held-out prompts and sets.")
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run, to compare with the base model.")
+        list[str] | None,
+        typer.Option(
+            help="The lora/, best/ or transformer/ folder of a run, or NAME=FOLDER; repeat the option for more."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="A run's checkpoint: [NAME=]RUN[@STEP] with the STEP best, last or a number; repeatable."),
+    ] = None,
+    base_after: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The base model takes over after this share of the sampling steps, such as 0.8; repeat it to compare "
+            "several.",
+            show_default="1, which is never",
+        ),
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="Evaluate in this process, without Ray.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write one row per image to this Parquet file.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write an HTML page with the images side by side to this file.")
+    ] = None,
 ) -> None:
-    """Score a prompt file with every scorer of a recipe: the base model, and an adapter beside it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Score held-out prompts: the base model, and adapters and checkpoints beside it, on the same noise."""
     from system.recipe.load import load_config
 
     config = load_config(recipe, overrides or [])
-    results = evaluations(config, prompts, adapter, output, local)
-    console.print(comparison(results))
-    if output:
-        named = [r.table.append_column("model", pa.array([name] * len(r.table))) for name, r in results.items()]
-        pq.write_table(pa.concat_tables(named, promote_options="default"), output)
+    results = run_eval(config, prompts, adapter or [], checkpoint or [], base_after or [], local, output, page)
+    for table in comparisons(results):
+        console.print(table)
+    for file in (output, page):
+        if file:
+            console.print(plain(f"wrote {file}"), soft_wrap=True)
     say_next(
         "write the adapter with a model card: tempflow export RUN --to FOLDER"
         if adapter
@@ -63,118 +70,82 @@ def evaluate(
     )
 
 
-def evaluations(
-    config: RunConfig, prompts: str | None, adapter: Path | None, output: Path | None, local: bool = False
-) -> dict[str, Evaluation]:
-    """The evaluation of the base model as `base`, and that of the adapter as `adapter`.
+def run_eval(
+    config: RunConfig,
+    prompts: str | None,
+    adapters: list[str],
+    checkpoints: list[str],
+    base_after: list[float],
+    local: bool,
+    output: Path | None,
+    page: Path | None,
+) -> Results:
+    """Evaluate, and write the files that are asked for. They are checked before anything starts.
 
     Args:
-        output: a file that will be written; it is checked before anything starts.
-        local: evaluate in this process instead of on Ray.
+        prompts: a file that takes the place of the recipe's held-out sets.
+        base_after: as `contenders_of` takes it.
+        output: a Parquet file; None for none.
+        page: an HTML file; None for none.
 
     Raises:
-        UserError: there are no prompts, the adapter does not fit the model, or the output cannot be written.
+        UserError: there are no prompts, weights do not fit the model, or a file cannot be written.
     """
-    from actors.policy.trained import check_trained, read_trained
+    import pyarrow.parquet as pq
+
     from system.checks.checks import By, refuse
-    from system.loop.evaluate import evaluate
-    from system.loop.prompts import check_rows, prompts_of
+    from system.evaluation.contenders import contenders_of
+    from system.evaluation.page import write_page
+    from system.evaluation.pictures import Pictures
+    from system.evaluation.run import evaluate_all
+    from system.evaluation.scores import table_of
+    from system.loop.heldout import read_sets
     from system.run.outputs import check_output
 
+    if prompts is not None:
+        data = config.data.model_copy(update={"heldout": prompts})
+        settings = config.eval.model_copy(update={"sets": {}, "scorers": None})
+        config = config.model_copy(update={"data": data, "eval": settings})
+    if not config.eval_sets:
+        raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout or eval.sets")
     refuse(config, By.EVAL)
+    for file, option in ((output, "--output"), (page, "--page")):
+        if file:
+            check_output(file, option)
+    contenders, sets = contenders_of(config, adapters, checkpoints, base_after), read_sets(config)
+    pictures = Pictures()
+    results = evaluate_all(config, contenders, sets, local, pictures.watcher if page else lambda _: None)
     if output:
-        check_output(output, "--output")
-    arrays = None
-    if adapter:
-        check_trained(config.policy, adapter, "--adapter")
-        arrays = read_trained(adapter, config.policy.lora, "--adapter")
-    file = prompts or config.data.heldout
-    if file is None:
-        raise UserError("no prompts to evaluate: give --prompts, or a recipe with data.heldout")
-    heldout = prompts_of(config.data, file)
-    check_rows(file, heldout, config.scorers)
-    results: dict[str, Evaluation] = {}
-    with StopFlag() as stop, (_local_roles if local else _ray_roles)(config, stop) as (roles, exported):
-        results["base"] = evaluate(roles, config, heldout, stop.check, base=True)
-        if arrays is not None:
-            weights = exported(_as_a_learner_sends(arrays, config.policy))
-            results["adapter"] = evaluate(roles, config, heldout, stop.check, weights=weights)
+        pq.write_table(table_of(results), output)
+    if page:
+        write_page(config, contenders, results, pictures, page)
     return results
 
 
-def _as_a_learner_sends(arrays: Arrays, policy: PolicySettings) -> Weights:
-    """Weights from a file as version 0, in the compute dtype."""
-    from actors.policy.arrays import to_arrays, to_tensor
-    from actors.policy.family import DTYPES
-    from actors.policy.weights import Weights, checksum
-
-    sent = to_arrays({name: to_tensor(array).to(DTYPES[policy.dtype]) for name, array in arrays.items()})
-    return Weights(0, checksum(sent), sent)
-
-
-@contextmanager
-def _ray_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
-    import ray
-
-    from actors.policy.weights import Exported
-    from system.launch.cluster import connect
-    from system.launch.roles import RayRoles
-
-    def exported(weights: Weights) -> Exported:
-        return Exported((ray.put(weights.arrays),), weights.label)
-
-    with TemporaryDirectory(prefix="tempflow-eval-") as logs, ExitStack() as stack:
-        stack.callback(ray.shutdown)
-        connect()
-        with stop.starting():
-            roles = stack.enter_context(RayRoles(config, [], Path(logs), learns=False))
-        yield roles, exported
-
-
-@contextmanager
-def _local_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
-    from actors.policy.weights import Exported
-    from system.local.roles import LocalRoles
-
-    def exported(weights: Weights) -> Exported:
-        return Exported((weights.arrays,), weights.label)
-
-    yield LocalRoles(config, [], stop.check, learns=False), exported
-
-
-def comparison(results: dict[str, Evaluation]) -> Table:
-    """Mean score by scorer and category, and with an adapter the paired difference with its 95% interval."""
-    import numpy as np
+def comparisons(results: Results) -> list[Table]:
+    """A table for each set: the mean of each score, and its paired difference from the base ± half its 95% interval."""
     from rich.table import Table
 
-    table = Table(title=f"{len(results['base'].table)} prompts, one image each; images without a score are left out")
-    for column in ("score", "images", *results, *(["difference", "95% interval"] if len(results) == 2 else [])):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    summaries = {name: result.summary() for name, result in results.items()}
-    for key in [key for key in summaries["base"] if key.startswith("eval/")]:
-        columns = [_column(result, key) for result in results.values()]
-        known = ~np.any(np.isnan(columns), axis=0)
-        cells = [str(known.sum()), *(f"{summary[key]:.4f}" for summary in summaries.values())]
-        if len(columns) == 2:
-            cells += _difference(*columns)
-        table.add_row(plain(key.removeprefix("eval/")), *cells)
-    return table
+    from system.evaluation.scores import lines
 
-
-def _column(result: Evaluation, key: str) -> np.ndarray:
-    _, name, *category = key.split("/", 2)
-    table = result.table
-    if category:
-        table = table.take([i for i, found in enumerate(table["category"].to_pylist()) if found == category[0]])
-    return table[name].to_numpy()
-
-
-def _difference(before: np.ndarray, after: np.ndarray) -> tuple[str, str]:
-    """Mean of the paired differences and its 95% interval, as text."""
-    from system.report.data import paired_score
-
-    pair = paired_score("", None, before, after)
-    if pair.pairs < 2:
-        return "", ""
-    low, high = pair.difference - pair.half_interval, pair.difference + pair.half_interval
-    return f"{pair.difference:+.4f}", f"{low:+.4f} … {high:+.4f}"
+    tables: dict[str, Table] = {}
+    last = None
+    for line in lines(results):
+        if line.set not in tables:
+            of = next(iter(results.values()))[line.set].of
+            each = "one image" if of.images_per_prompt == 1 else f"{of.images_per_prompt} images"
+            tables[line.set] = Table(
+                title=f"{line.set}: {of.count} prompts, {each} each; images without a score left out"
+            )
+            for column in ("score", "model", "prompts", "mean", "difference, 95%"):
+                tables[line.set].add_column(column, justify="left" if column in ("score", "model") else "right")
+        key = "/".join(part for part in (line.score, line.category) if part)
+        change = ""
+        if (pair := line.pair) is not None and pair.pairs > 1:
+            change = f"{pair.difference:+.4f} ± {pair.half_interval:.4f}"
+        first = (line.set, key) != last
+        last = (line.set, key)
+        tables[line.set].add_row(
+            plain(key if first else ""), plain(line.model), str(line.prompts), f"{line.mean:.4f}", change
+        )
+    return list(tables.values())

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.base.errors import UserError
 from system.commands.arguments import console, say_next
 from system.commands.plain import plain
-from system.export.choices import Chosen, Layout
+from system.export.choices import Layout, chosen_step
 
 if TYPE_CHECKING:
     from system.export.export import Exported
@@ -43,25 +42,11 @@ def export(
     """Write trained weights of a run as a folder with a model card, ready for a hub."""
     from system.export.export import export as write
 
-    done = write(run, to, _step(step), layout, not no_ema, license, base)
+    done = write(run, to, chosen_step(step, "--step"), layout, not no_ema, license, base)
     for sentence in done.left_out:
         console.print(plain(f"Left out of the card: {sentence}"), soft_wrap=True)
     console.print(plain(_said(done)), soft_wrap=True)
     say_next(_next(done))
-
-
-def _step(text: str) -> int | Chosen:
-    """The checkpoint that `--step` names.
-
-    Raises:
-        UserError: it names none.
-    """
-    named = {"best": Chosen.BEST, "last": Chosen.LAST}
-    if text in named:
-        return named[text]
-    if not text.isdecimal():
-        raise UserError(f"--step: `{text}` is not a step; give best, last or a whole number")
-    return int(text)
 
 
 def _said(done: Exported) -> str:

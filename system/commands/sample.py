@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,12 @@ def sample(
     adapter: Annotated[
         Path | None, typer.Option(help="The lora/ (or transformer/) folder of a run; without it, the base model.")
     ] = None,
+    base_after: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="The base model takes over after this share of the sampling steps, such as 0.8."
+        ),
+    ] = 1.0,
     count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed of the noise; without it, the recipe's.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
@@ -35,12 +42,14 @@ def sample(
     from system.recipe.load import load_config
 
     given = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    for path in run_sample(load_config(recipe, given), prompt, adapter, count, output):
+    for path in run_sample(load_config(recipe, given), prompt, adapter, count, output, base_after):
         console.print(plain(path), soft_wrap=True)
     say_next(f'look at them in {output}, or score them: tempflow score FILE --prompt "…" --recipe {recipe}')
 
 
-def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path) -> list[Path]:
+def run_sample(
+    config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path, base_after: float = 1.0
+) -> list[Path]:
     """Write `count` images per prompt as PNG; equal arguments give equal images.
 
     The name of a file says what made it: the prompt, the base model or the run of the adapter, the seed, and six digits
@@ -59,7 +68,8 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
     from system.loop.evaluate import EVAL_STREAM
     from system.run.outputs import make_output_folder
 
-    check_size(config.policy)
+    sampling = replace(config.eval_sampling, base_after=base_after if adapter else 0.0)
+    check_size(sampling.of(config.policy), "eval")
     make_output_folder(output, "--output")
     if adapter:
         check_trained(config.policy, adapter, "--adapter")
@@ -69,16 +79,18 @@ def run_sample(config: RunConfig, prompts: list[str], adapter: Path | None, coun
         generator.load(Weights(0, checksum(arrays), arrays))
     repeated = [prompt for prompt in prompts for _ in range(count)]
     addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]
-    images_NHWC, (finite_N, _) = generator.sample(repeated, addresses, config.eval_steps, base=adapter is None)
+    images_NHWC, (finite_N, _) = generator.sample(repeated, addresses, sampling)
     if not finite_N.all():
         raise UserError(
             f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "
             "weights, or try policy.dtype=fp32"
         )
     made_by = f"{_word(adapter.resolve().parent.name) if adapter else 'base'}-seed{config.seed}"
+    if 0 < sampling.base_after < 1:
+        made_by += f"-base-after-{base_after:g}"
     paths = []
     for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
-        digest = hashlib.blake2b(f"{config!r} {adapter} {prompt}".encode(), digest_size=3).hexdigest()
+        digest = hashlib.blake2b(f"{config!r} {adapter} {base_after} {prompt}".encode(), digest_size=3).hexdigest()
         path = output / f"{i:03d}-{_word(prompt)}-{made_by}-{digest}.png"
         Image.fromarray(image).save(path)
         paths.append(path)

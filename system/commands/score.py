@@ -129,7 +129,7 @@ def _scores(
 
     name = scorer.settings.name
     if len({pixels[i].shape for i in places}) > 1:
-        raise UserError(f"scorer `{name}` compares images of one prompt, which must have the same size")
+        raise UserError(f"scorer `{name}` compares images of one prompt, which must have the same size; resize them")
     batch = np.stack([pixels[i] for i in places])
     scored = scorer.score(batch, [texts[i] for i in places], [rows[i] for i in places])
     if scored.errors:

@@ -65,7 +65,7 @@ class Result:
             raw = json.loads(path.read_text())
             return cls(**{**raw, "points": [Point(**point) for point in raw["points"]]})
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a result of `tempflow compare`: {error}") from error
+            raise UserError(f"{path}: not a result of `tempflow compare` ({error}); delete it") from error
 
 
 def key_of(config: RunConfig) -> str:

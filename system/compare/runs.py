@@ -21,6 +21,8 @@ from system.run.folder import RunFolder
 from system.run.outputs import make_output_folder
 from system.training import train_run
 
+FORM = 'write it as "shapes learner.lr=5e-4"'
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -67,9 +69,9 @@ def _split(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"`{text}` is not a recipe with overrides: {error}") from error
+        raise UserError(f"`{text}` is not a recipe with overrides ({error}); {FORM}") from error
     if not words:
-        raise UserError(f"`{text}` is not a recipe with overrides")
+        raise UserError(f"`{text}` is not a recipe with overrides; {FORM}")
     return words
 
 
@@ -178,4 +180,6 @@ def _check_comparable(configs: Sequence[RunConfig], local: bool) -> None:
         if config.data.heldout is None:
             raise UserError(f"{config.name}: a comparison needs held-out prompts; set data.heldout")
         if sorted(scorer.name for scorer in config.scorers) != sorted(names):
-            raise UserError(f"{config.name} has other scorers than {configs[0].name} ({', '.join(names)})")
+            raise UserError(
+                f"{config.name} has other scorers than {configs[0].name} ({', '.join(names)}); give both the same"
+            )

@@ -1,6 +1,7 @@
-"""Student's t distribution, for intervals of few seeds."""
+"""Student's t distribution, for intervals of few values."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import sqrt
 from statistics import stdev
 
@@ -9,6 +10,7 @@ import mpmath
 CONFIDENCE = 0.95
 
 
+@cache
 def quantile(probability: float, freedom: int) -> float:
     """The t > 0 with P(T ≤ t) = `probability` > ½, for so many degrees of freedom ν.
 

@@ -2,6 +2,8 @@
 
 from enum import Enum, StrEnum, auto
 
+from services.base.errors import UserError
+
 
 class Layout(StrEnum):
     """How the weights lie in the folder."""
@@ -20,3 +22,20 @@ class Chosen(Enum):
     BEST = auto()
     """The one with the best held-out reward."""
     LAST = auto()
+
+
+def chosen_step(text: str, option: str) -> int | Chosen:
+    """The checkpoint that a text names: `best`, `last` or a training step.
+
+    Args:
+        option: of the command line, for the message.
+
+    Raises:
+        UserError: it names none.
+    """
+    named = {"best": Chosen.BEST, "last": Chosen.LAST}
+    if text in named:
+        return named[text]
+    if not text.isdecimal():
+        raise UserError(f"{option}: `{text}` is not a step; give best, last or a whole number")
+    return int(text)

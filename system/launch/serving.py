@@ -53,7 +53,10 @@ def check_free(listen: GatewaySettings) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _taken(listen) from error
-            raise UserError(f"the pool cannot listen at {listen.host}:{listen.port}: {error.strerror}") from error
+            raise UserError(
+                f"the pool cannot listen at {listen.host}:{listen.port} ({error.strerror}); "
+                "set serve.host and serve.port to an address of this machine"
+            ) from error
 
 
 def _taken(listen: GatewaySettings) -> UserError:
@@ -62,8 +65,10 @@ def _taken(listen: GatewaySettings) -> UserError:
     )
 
 
-def _check_cluster(pool: PoolSettings) -> None:
+def check_cluster(pool: PoolSettings) -> None:
     """Check that the cluster's Serve can run the pool. A running Serve keeps the settings that it was started with.
+
+    Ray (2.60) has no public interface for the address of a running Serve.
 
     Raises:
         UserError: Serve does not listen at the pool's address, or has an application of the pool's name.
@@ -89,7 +94,7 @@ def _check_cluster(pool: PoolSettings) -> None:
         )
 
 
-def _check_alone(listen: GatewaySettings) -> None:
+def check_alone(listen: GatewaySettings) -> None:
     """Refuse to share the port. Two Serves can listen on one port, and requests would be split between them.
 
     Raises:
@@ -123,7 +128,7 @@ def running_pool(
         check_free(pool.serve)
     connection = connect()
     try:
-        _check_cluster(pool)
+        check_cluster(pool)
         warn_of_idle_gpus({}, pool.scorers)
         started = time.perf_counter()
         try:
@@ -139,7 +144,7 @@ def running_pool(
                     ) from error
                 PoolStart(pool.name, pool.scorers).wait(math.inf)
                 if connection.started_here:
-                    _check_alone(pool.serve)
+                    check_alone(pool.serve)
             yield connection, time.perf_counter() - started
         finally:
             serve.delete(pool.name)

@@ -27,6 +27,7 @@ from actors.reward.scores import Scores
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.sampling import Sampling
 from actors.rollout.worker import Generator, SharedGenerator
 from actors.trajectory import Task
 from services.base.devices import prepare_torch
@@ -38,7 +39,7 @@ from services.scoring.loaded import LoadedScorer
 from services.scoring.row import Row
 from services.scoring.scorer import images_at_once
 from services.scoring.settings import ScorerSettings
-from system.capacity.in_flight import bytes_in_flight, image_bytes
+from system.capacity.in_flight import bytes_in_flight
 from system.recipe.model import RunConfig
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,6 @@ class LocalRollouts:
     def __init__(self, config: RunConfig, check_stop: Callable[[], None]) -> None:
         self.config, self.check_stop = config, check_stop
         self.budget = ByteBudget(bytes_in_flight(config))
-        self.image_bytes = image_bytes(config)
         self.held: Label | None = None
         """The weights that the generator holds; None for those that the model came with."""
 
@@ -105,14 +105,13 @@ class LocalRollouts:
         self,
         prompts: list[str],
         addresses: Sequence[tuple[int, ...]],
-        num_steps: int,
+        sampling: Sampling,
         weights: Exported | None = None,
-        base: bool = False,
     ) -> Future[Sampled]:
         def run() -> Sampled:
             if weights is not None:
                 self._load(weights)
-            images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, num_steps, base)
+            images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, sampling)
             return Sampled(self._images(images_NHWC), finite_N, cost)
 
         return self._done(run)
@@ -148,7 +147,7 @@ class LocalRollouts:
         self.held = label
 
     def _images(self, images_NHWC: np.ndarray) -> Images:
-        num_bytes = len(images_NHWC) * self.image_bytes
+        num_bytes = images_NHWC.nbytes
         if not self.budget.reserve(num_bytes):
             raise RuntimeError("images of an earlier job are not released")
         return Images(images_NHWC, num_bytes, self.budget, np.copy)
@@ -168,8 +167,9 @@ class LocalRewards:
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row] = (),
+        group: int | None = None,
     ) -> Future[Scores]:
-        return resolved(lambda: self._score(images, prompts, names, finite_M, rows))
+        return resolved(lambda: self._score(images, prompts, names, finite_M, rows, group or len(prompts)))
 
     def _score(
         self,
@@ -178,10 +178,11 @@ class LocalRewards:
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row],
+        group: int,
     ) -> Scores:
         scores = Scores({name: np.full(len(prompts), np.nan) for name in names})
         for name in names:
-            size = images_at_once(self.settings[name], len(prompts))
+            size = images_at_once(self.settings[name], group)
             torch.set_num_threads(self.settings[name].threads)
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)

@@ -1,10 +1,9 @@
-"""Scores on held-out prompts: the same prompts and noise each time, so that states can be compared in pairs."""
+"""Evaluates a policy on held-out prompts: the same prompts and noise each time, so that states can be paired."""
 
 import logging
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -13,10 +12,12 @@ import pyarrow as pa
 from actors.policy.weights import Exported
 from actors.reward.scores import Scores, gathered, why_holes
 from actors.rollout.results import Sampled
+from actors.rollout.sampling import Sampling
 from actors.trajectory import Cost
 from services.base.errors import UserError
-from services.scoring.scorer import needs_of
-from system.loop.prompts import Prompts, rows_for
+from system.loop.evaluation import Evaluation
+from system.loop.heldout import HeldOut
+from system.loop.prompts import rows_for
 from system.loop.roles import Roles
 from system.loop.scoring import scored
 from system.loop.stop import as_done
@@ -27,118 +28,108 @@ log = logging.getLogger(__name__)
 EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of each held-out image, in the order of the file."""
-
-    table: pa.Table
-    """Columns row, prompt, category, and one for each scorer and sub-score (NaN is a hole)."""
-    grid_NHWC: np.ndarray
-    """The first images, uint8."""
-    cost: Cost
-    scored: int
-
-    @property
-    def scores(self) -> list[str]:
-        """The scorers, and their sub-scores as SCORER.SUB."""
-        return [name for name in self.table.column_names if name not in ("row", "prompt", "category")]
-
-    def summary(self) -> dict[str, float]:
-        """The mean score of each scorer and sub-score as `eval/NAME`, and of each category as `eval/NAME/CATEGORY`.
-
-        Holes are left out and counted as `eval_holes/NAME`.
-        """
-        categories = self.table["category"].to_pylist()
-        summary = {}
-        for name in self.scores:
-            scores = self.table[name].to_numpy()
-            summary[f"eval/{name}"] = _mean(scores)
-            summary[f"eval_holes/{name}"] = int(np.isnan(scores).sum())
-            for category in sorted({c for c in categories if c is not None}):
-                chosen = np.array([c == category for c in categories])
-                summary[f"eval/{name}/{category}"] = _mean(scores[chosen])
-        return summary
-
-    def reward(self, config: RunConfig) -> float | None:
-        """What is trained for, on held-out prompts: the weighted mean scores.
-
-        Returns:
-            None where a mean is not known, as that of a groupwise scorer, or has too many holes: the images that have a
-            score may be the easy ones.
-        """
-        if not config.weights.keys() <= set(self.scores):
-            return None
-        scores = {name: self.table[name].to_numpy() for name in config.weights}
-        if any(np.isnan(values).sum() > config.reward.max_hole_share * len(values) for values in scores.values()):
-            return None
-        total = sum(weight * _mean(scores[name]) for name, weight in config.weights.items())
-        return None if math.isnan(total) else total
+Watcher = Callable[[HeldOut, int, np.ndarray], None]
+"""Is given images of a set: the number of the first one in the set, and pixels (N, H, W, 3) uint8. It may be called in
+another thread."""
 
 
-def _mean(scores: np.ndarray) -> float:
-    known = scores[~np.isnan(scores)]
-    return float(known.mean()) if len(known) else float("nan")
+@dataclass
+class _Pending:
+    """The jobs of one set that are on their way."""
+
+    of: HeldOut
+    outcomes: list[Future[tuple[Sampled, Scores]]] = field(default_factory=list)
+    grid: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
     roles: Roles,
     config: RunConfig,
-    prompts: Prompts,
+    sets: Iterable[HeldOut],
     check_stop: Callable[[], None],
     weights: Exported | None = None,
-    base: bool = False,
+    sampling: Sampling | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Evaluation:
-    """Generate one deterministic image for each held-out prompt and score it with all scorers of the recipe.
+    watch: Watcher | None = None,
+) -> dict[str, Evaluation]:
+    """Generate the images of each held-out prompt and score them with the scorers of its set.
 
-    Groupwise scorers are left out, because a held-out image has no siblings to be compared with.
+    Image k of a prompt starts from the same noise at each evaluation.
 
     Args:
         check_stop: called while waiting; raises to end the wait.
         weights: the weights to sample from; None for those that the model came with.
-        base: sample from the model without what is trained.
+        sampling: how images are sampled; without it, as the recipe says.
         progress: told (batches scored, batches).
+        watch: gets all images.
+
+    Returns:
+        The evaluation of each set by name.
 
     Raises:
-        UserError: no image has a score of a scorer that enters the training reward.
+        UserError: no image of a set has a score of a scorer that enters the training reward.
     """
-    settings, scorers = config.eval, [scorer for scorer in config.scorers if not needs_of(scorer).groupwise]
-    names = [scorer.name for scorer in scorers]
-    rows = range(min(settings.prompts, len(prompts)))
-    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-    grid: dict[int, np.ndarray] = {}
-    outcomes: list[Future[tuple[Sampled, Scores]]] = []
-    for batch in batches:
-        texts = [prompts[row] for row in batch]
-        addresses = [(config.seed, EVAL_STREAM, row, 0) for row in batch]
-        sampled = roles.rollouts.sample(texts, addresses, config.eval_steps, weights, base)
-        keep = partial(_keep_pixels, grid, batch[0]) if batch[0] < settings.grid else None
-        outcomes.append(scored(sampled, roles.rewards, texts, names, keep, rows_for(scorers, prompts, batch)))
+    pending = [_begin(roles, config, one, weights, sampling or config.eval_sampling, watch) for one in sets]
+    outcomes = [outcome for each in pending for outcome in each.outcomes]
     finished = 0
     for done in as_done(outcomes, check_stop):
         for outcome in done:
             outcome.result()  # An error ends the wait at once.
         finished += len(done)
         progress(finished, len(outcomes))
-    jobs, scores = zip(*(outcome.result() for outcome in outcomes), strict=True)
+    return {each.of.name: _evaluation(config, each) for each in pending}
+
+
+def _begin(
+    roles: Roles,
+    config: RunConfig,
+    of: HeldOut,
+    weights: Exported | None,
+    sampling: Sampling,
+    watch: Watcher | None,
+) -> _Pending:
+    """Start the jobs of a set. A job has all images of its prompts."""
+    each, names, pending = of.images_per_prompt, [scorer.name for scorer in of.scorers], _Pending(of)
+    size = max(1, config.eval.batch // each)
+    for start in range(0, of.count, size):
+        batch = [row for row in range(start, min(start + size, of.count)) for _ in range(each)]
+        texts = [of.prompts[row] for row in batch]
+        addresses = [(config.seed, EVAL_STREAM, row, i % each) for i, row in enumerate(batch)]
+        sampled = roles.rollouts.sample(texts, addresses, sampling, weights)
+        shown, first = start * each < config.eval.grid, start * each
+        look = partial(_look, pending, first, shown, watch) if shown or watch else None
+        rows = rows_for(of.scorers, of.prompts, batch)
+        pending.outcomes.append(scored(sampled, roles.rewards, texts, names, look, rows, group=each))
+    return pending
+
+
+def _look(pending: _Pending, first: int, shown: bool, watch: Watcher | None, sampled: Sampled) -> None:
+    pixels_NHWC = sampled.images.pixels()
+    if shown:
+        pending.grid[first] = pixels_NHWC
+    if watch:
+        watch(pending.of, first, pixels_NHWC)
+
+
+def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
+    of, each = pending.of, pending.of.images_per_prompt
+    jobs, scores = zip(*(outcome.result() for outcome in pending.outcomes), strict=True)
     columns = gathered(scores)
     _look_at_holes(columns, scores, config.weights)
+    rows = [row for row in range(of.count) for _ in range(each)]
     table = pa.table(
         {
             "row": pa.array(rows, pa.int64()),
-            "prompt": pa.array([prompts[row] for row in rows], pa.string()),
-            "category": pa.array([prompts.category(row) for row in rows], pa.string()),
+            "image": pa.array([i % each for i in range(len(rows))], pa.int64()),
+            "prompt": pa.array([of.prompts[row] for row in rows], pa.string()),
+            "category": pa.array([of.prompts.category(row) for row in rows], pa.string()),
             **columns,
         }
     )
-    pictures = [grid[first] for first in sorted(grid)]
-    grid_NHWC = np.concatenate(pictures)[: settings.grid] if pictures else np.zeros((0, 1, 1, 3))
-    return Evaluation(table, grid_NHWC, sum((job.cost for job in jobs), Cost()), len(rows) * len(names))
-
-
-def _keep_pixels(grid: dict[int, np.ndarray], first: int, sampled: Sampled) -> None:
-    grid[first] = sampled.images.pixels()
+    pictures = [pending.grid[first] for first in sorted(pending.grid)]
+    grid_NHWC = np.concatenate(pictures)[: config.eval.grid] if pictures else np.zeros((0, 1, 1, 3))
+    cost = sum((job.cost for job in jobs), Cost())
+    return Evaluation(of, table, grid_NHWC, cost, len(rows) * len(of.scorers))
 
 
 def _look_at_holes(columns: dict[str, np.ndarray], scores: Sequence[Scores], needed: Collection[str]) -> None:

@@ -49,18 +49,25 @@ class Prompts:
             raise UserError(f"the prompt in {self.rows.place(int(row))}: {error}; flatten it") from error
 
 
-def read_prompts(name: str, prompt_column: str = "prompt", category_column: str = "category") -> Prompts:
+def read_prompts(
+    name: str, prompt_column: str = "prompt", category_column: str = "category", section: str = "data"
+) -> Prompts:
     """Read a file of prompts, of any kind that `read_rows` reads.
+
+    Args:
+        section: of the recipe that names the column, for the message.
 
     Raises:
         UserError: it is missing, unreadable, empty, without the column, or has a row without a prompt.
     """
     rows = read_rows(name, "prompt file", prompt_column)
     if not len(rows):
-        raise UserError(f"`{name}` is empty; it needs a prompt a row")
+        raise UserError(f"`{name}` is empty; write one prompt in each row")
     if prompt_column not in rows.columns:
-        raise UserError(f"`{name}` has no column `{prompt_column}`; set data.prompt_column to one of {rows.columns}")
-    categories = rows.labels(category_column) if category_column in rows.columns else None
+        raise UserError(
+            f"`{name}` has no column `{prompt_column}`; set {section}.prompt_column to one of {rows.columns}"
+        )
+    categories = rows.categories(category_column) if category_column in rows.columns else None
     return Prompts(rows.texts(prompt_column), categories, rows, prompt_column)
 
 
@@ -114,7 +121,9 @@ def rows_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
         UserError: fewer prompts than a step takes.
     """
     if count < per_step:
-        raise UserError(f"data.prompts_per_step is {per_step} but there are only {count} prompts")
+        raise UserError(
+            f"data.prompts_per_step is {per_step} but there are only {count} prompts; lower it, or add prompts"
+        )
     steps_per_epoch = count // per_step
     epoch, place = divmod(step, steps_per_epoch)
     return _order(count, seed, epoch)[place * per_step : (place + 1) * per_step].tolist()

@@ -9,7 +9,7 @@ from actors.learner.stats import UpdateStats
 from actors.policy.weights import Label
 from actors.rollout.results import RolloutStatus
 from actors.trajectory import Cost
-from system.loop.evaluate import Evaluation
+from system.loop.evaluation import Evaluation
 from system.loop.experience import Experience
 from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
@@ -55,18 +55,19 @@ class Recorder:
         """Show what the loop does now."""
         self.progress.stage(step, name, done, of)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Write the scores and pictures of an evaluation."""
-        self.run.write_eval(step, evaluation.table)
-        self.run.write_samples(step, evaluation.grid_NHWC)
+    def evaluation(self, step: int, evaluations: Mapping[str, Evaluation]) -> None:
+        """Write the scores and pictures of each set."""
+        for name, evaluation in evaluations.items():
+            self.run.write_eval(step, evaluation.table, name)
+            self.run.write_samples(step, evaluation.grid_NHWC, name)
 
-    def beginning(self, state: RunState, evaluation: Evaluation | None, eval_s: float) -> None:
+    def beginning(self, state: RunState, evaluations: Mapping[str, Evaluation], eval_s: float) -> None:
         """Record the state that the run begins with."""
-        self._record(state, self._summary(evaluation) | {"seconds/eval": eval_s})
+        self._record(state, self._summary(evaluations) | {"seconds/eval": eval_s})
 
-    def amend(self, evaluation: Evaluation | None) -> None:
+    def amend(self, evaluations: Mapping[str, Evaluation]) -> None:
         """Add an evaluation to the last line that was recorded."""
-        line = self._summary(evaluation)
+        line = self._summary(evaluations)
         self.run.amend_metrics(line)
         if self.exporter:
             self.exporter.record(line)
@@ -76,7 +77,7 @@ class Recorder:
         state: RunState,
         experience: Experience,
         stats: UpdateStats,
-        evaluation: Evaluation | None,
+        evaluations: Mapping[str, Evaluation],
         seconds: dict[str, float],
         weights: Label,
         roles: Roles,
@@ -90,14 +91,14 @@ class Recorder:
         """
         self.run.write_experience(state.step, experience_table(experience))
         status: RolloutStatus = roles.rollouts.status()
-        line = self._summary(evaluation)
+        line = self._summary(evaluations)
         line |= {"bytes/weights": weights.num_bytes, "workers": status.workers, "workers_replaced": status.replaced}
         line |= {"learner_restarts": roles.learners.restarts, "staleness": state.step - 1 - experience.behaviour}
         line |= describe_rewards(self.config, experience) | describe_update(stats) | self.constants
         self._record(state, line | describe_time(self.config, experience, stats, seconds, status.workers))
 
-    def _summary(self, evaluation: Evaluation | None) -> dict[str, Any]:
-        return evaluation.summary() if evaluation else {}
+    def _summary(self, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+        return {key: value for one in evaluations.values() for key, value in one.summary().items()}
 
     def _record(self, state: RunState, line: Mapping[str, Any]) -> None:
         now = {"version": state.step, "elapsed_s": state.elapsed_s}
@@ -114,7 +115,7 @@ def after_step(
     """The state of a run after a training step.
 
     Args:
-        heldout: the held-out reward of the new policy; None where it was not evaluated.
+        heldout: the score that chooses the best checkpoint, of the new policy; None where it was not evaluated.
     """
     cost = experience.cost + Cost(nfe=stats.nfe)
     return replace(

@@ -43,6 +43,7 @@ from actors.policy.weights import Exported
 from actors.reward.scores import Scores
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.sampling import Sampling
 from actors.trajectory import Task
 from services.base.storage import Folder
 from services.scoring.row import Row
@@ -61,15 +62,14 @@ class Rollouts(Protocol):
         self,
         prompts: list[str],
         addresses: Sequence[tuple[int, ...]],
-        num_steps: int,
+        sampling: Sampling,
         weights: Exported | None = None,
-        base: bool = False,
     ) -> Future[Sampled]:
         """Generate deterministic images, one for each prompt, from the noise at the addresses.
 
         Args:
-            weights: the weights to sample from; None for those that the model came with.
-            base: leave out what is trained.
+            sampling: says how, and whether the base model takes some or all of the steps.
+            weights: the policy's weights; None for those that the model came with.
         """
 
     def cancel(self) -> None:
@@ -91,6 +91,7 @@ class Rewards(Protocol):
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row] = (),
+        group: int | None = None,
     ) -> Future[Scores]:
         """Score the images of one job with the named scorers. A scorer that fails leaves holes and raises nothing.
 
@@ -99,6 +100,8 @@ class Rewards(Protocol):
             prompts: one for each image.
             finite_M: whether each image is finite; the others become holes.
             rows: one for each prompt, or none if no scorer reads them.
+            group: images of a group, which are next to each other; without it, all images are one group. A groupwise
+                scorer gets one group in a request.
         """
 
 

@@ -22,6 +22,7 @@ def scored(
     names: Sequence[str],
     before_release: Callable[[Job], None] | None = None,
     rows: Sequence[Row] = (),
+    group: int | None = None,
     **place: int,
 ) -> Future[tuple[Job, Scores]]:
     """Score a job's images once they exist, and release them once they are scored or can no longer be.
@@ -31,13 +32,14 @@ def scored(
         names: the scorers.
         before_release: called with the scored job while its images still exist.
         rows: one for each prompt, or none if no scorer reads them.
+        group: images of a group, which are next to each other; without it, all images are one group.
         place: says in the log where the job belongs, such as step and task.
 
     Returns:
         The job and its scores. The future has the error of whatever failed first, and is cancelled if either part is.
     """
     outcome: Future[tuple[Job, Scores]] = Future()
-    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, rows, place))
+    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, rows, group, place))
     return outcome
 
 
@@ -48,6 +50,7 @@ def _score(
     names: Sequence[str],
     before_release: Callable[[Job], None] | None,
     rows: Sequence[Row],
+    group: int | None,
     place: dict[str, int],
     generated: Future[Job],
 ) -> None:
@@ -56,7 +59,7 @@ def _score(
     job = generated.result()
     try:
         with at(**place):
-            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M, rows)
+            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M, rows, group)
     except Exception as error:
         job.images.release()
         outcome.set_exception(error)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,9 @@ from actors.policy.weights import Exported
 from services.base.errors import first_line
 from services.base.logs import at
 from system.loop.collect import Collector
-from system.loop.evaluate import Evaluation, evaluate
+from system.loop.evaluate import evaluate
+from system.loop.evaluation import Evaluation, best_by
+from system.loop.heldout import HeldOut
 from system.loop.prompts import Prompts
 from system.loop.recorder import Recorder, after_step
 from system.loop.roles import Roles
@@ -56,7 +58,7 @@ class Trainer:
         run: RunFolder,
         roles: Roles,
         train: Prompts,
-        heldout: Prompts | None,
+        heldout: Sequence[HeldOut],
         recorder: Recorder,
         check_stop: Callable[[], None],
     ) -> None:
@@ -132,10 +134,10 @@ class Trainer:
         if self.run.last_step() != step:
             clock = Clock()
             with clock("eval"):
-                evaluation = self._evaluate(step, weights)
+                evaluations = self._evaluate(step, weights)
             self.saver.first(self.state)
-            self.recorder.beginning(self.state, evaluation, clock.seconds["eval"])
-        elif self._eval_due(step) and not self.run.has_eval(step):
+            self.recorder.beginning(self.state, evaluations, clock.seconds["eval"])
+        elif self._eval_due(step) and not self.run.has_eval(step, [one.name for one in self.heldout]):
             self.recorder.amend(self._evaluate(step, weights))
         collector.publish(weights)
 
@@ -143,7 +145,7 @@ class Trainer:
         """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
         learners, step = self.roles.learners, self.state.step + 1
         started, clock = time.perf_counter(), Clock()
-        evaluation: Evaluation | None = None
+        evaluations: dict[str, Evaluation] = {}
         with clock("generate"):
             experience = collector.take(step - 1, lambda done, of: self.recorder.stage(step, "generate", done, of))
         self.recorder.stage(step, "update")
@@ -155,14 +157,14 @@ class Trainer:
         try:
             if self._eval_due(step):
                 with clock("eval"):
-                    evaluation = self._evaluate(step, weights)
+                    evaluations = self._evaluate(step, weights)
             collector.publish(weights)
         finally:  # The update counts, even if the evaluation fails or is stopped.
             clock.seconds["step"] = time.perf_counter() - started
-            heldout = evaluation.reward(self.config) if evaluation else None
+            heldout = best_by(self.config, evaluations)
             self.state = after_step(self.state, experience, stats, heldout, clock.seconds["step"])
             self.recorder.training_step(
-                self.state, experience, stats, evaluation, clock.seconds, weights.label, self.roles
+                self.state, experience, stats, evaluations, clock.seconds, weights.label, self.roles
             )
         self.saver.seal()
         if step % self.config.checkpoint.every == 0 or heldout is not None:
@@ -171,15 +173,15 @@ class Trainer:
     def _eval_due(self, step: int) -> bool:
         return step % self.config.eval.every == 0 or step == self.config.steps
 
-    def _evaluate(self, step: int, weights: Exported) -> Evaluation | None:
-        """Held-out scores of the weights that are saved: those that are sampled from, or their moving average if there
-        is one. None without held-out prompts.
+    def _evaluate(self, step: int, weights: Exported) -> dict[str, Evaluation]:
+        """Held-out scores of the weights that are saved, by set: those that are sampled from, or their moving average
+        if there is one.
         """
-        if self.heldout is None:
-            return None
+        if not self.heldout:
+            return {}
         if self.config.evaluates_an_average:
             weights = self.roles.learners.evaluated()
-        evaluation = evaluate(
+        evaluations = evaluate(
             self.roles,
             self.config,
             self.heldout,
@@ -187,5 +189,5 @@ class Trainer:
             weights,
             progress=lambda done, of: self.recorder.stage(step, "evaluate", done, of),
         )
-        self.recorder.evaluation(step, evaluation)
-        return evaluation
+        self.recorder.evaluation(step, evaluations)
+        return evaluations

@@ -230,5 +230,5 @@ def load_infra(path: Path) -> Infra:
             key, the nearest valid one.
     """
     if not path.is_file():
-        raise UserError(f"no infrastructure file at `{path}`")
+        raise UserError(f"there is no infrastructure file at `{path}`; give --infra one that exists")
     return parse_config(Infra, read_mapping(path, "an infrastructure file"), str(path))

@@ -13,7 +13,7 @@ from system.manifests.infra import Infra, Nodes
 from system.manifests.network import network_policy
 from system.manifests.pods import RECIPE, RESTRICTED, TMP, Instance, Manifest, ray_pod, submitter_pod
 from system.manifests.recipe import ROLE, job_recipe, pool_recipe, pool_service, resource_name
-from system.manifests.sizing import Group, job_groups, pods, replicas
+from system.manifests.sizing import WorkerGroup, job_groups, pods, replicas
 from system.recipe.dump import dump_config
 from system.recipe.model import RunConfig
 
@@ -101,7 +101,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
     assert nodes is not None
     instance = Instance(pool.name, "pool")
     bounds = [pods(replicas(pool.scorers, most), nodes) for most in (False, True)]
-    groups = {"reward": Group(nodes, *bounds)}
+    groups = {"reward": WorkerGroup(nodes, *bounds)}
     service = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -116,7 +116,7 @@ def _pool(config: RunConfig, infra: Infra) -> list[Manifest]:
     return [network_policy(infra, instance), service]
 
 
-def _cluster(infra: Infra, instance: Instance, groups: dict[str, Group], grows: bool) -> Manifest:
+def _cluster(infra: Infra, instance: Instance, groups: dict[str, WorkerGroup], grows: bool) -> Manifest:
     """The spec of a Ray cluster whose head runs no role."""
     autoscaler: Manifest = {}
     if grows:

@@ -44,7 +44,7 @@ def resource_name(name: str) -> str:
         found = f"{found}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
     if not found[0].isalpha() or len(found) > MAX_NAME:
         raise UserError(
-            f"`{name}` is no name for Kubernetes: give name=… that begins with a letter and has at most {MAX_NAME} "
+            f"`{name}` is not a name for Kubernetes: give name=… that begins with a letter and has at most {MAX_NAME} "
             f"characters ({MAX_NAME - 7} if some are not lower-case letters, digits or hyphens)"
         )
     return found
@@ -107,6 +107,7 @@ def _paths(config: RunConfig) -> list[tuple[str, str]]:
         "rollout.embedding_folder": config.rollout.embedding_folder,
         "checkpoint.folder": config.checkpoint.folder,
     }
+    named |= {f"eval.sets.{name}.prompts": one.prompts for name, one in config.eval.sets.items()}
     for i, scorer in enumerate(config.scorers):
         for option in ("metadata", "token_file"):
             named[f"scorers.{i}.options.{option}"] = scorer.options.get(option)

@@ -25,15 +25,15 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The pods of a role: their kind, and the least and the greatest number."""
+class WorkerGroup:
+    """The pods of a role, a worker group of KubeRay: their kind, and the least and the greatest number."""
 
     nodes: Nodes
     min: int
     max: int
 
 
-def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
+def job_groups(config: RunConfig, infra: Infra) -> dict[str, WorkerGroup]:
     """The groups of pods in the job's cluster, by role: `rollout`, and `learner` if it has its own nodes.
 
     Args:
@@ -46,10 +46,10 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, Group]:
     for most in (False, True):
         asked = workers(config, most) + replicas(config.scorers, most)
         bounds.append(pods(asked if infra.learner else asked + ranks(config), infra.workers))
-    groups = {"rollout": Group(infra.workers, *bounds)}
+    groups = {"rollout": WorkerGroup(infra.workers, *bounds)}
     if infra.learner:
         count = pods(ranks(config), infra.learner)
-        groups["learner"] = Group(infra.learner, count, count)
+        groups["learner"] = WorkerGroup(infra.learner, count, count)
     return groups
 
 
@@ -88,21 +88,21 @@ def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
     Raises:
         UserError: an actor is too large for a pod.
     """
-    free: list[_Room] = []
+    free: list[_Pod] = []
     for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
         if ask.cpus > nodes.cpus or ask.gpus > nodes.gpus:
             raise UserError(
                 f"{ask.role} asks for {ask.cpus:g} CPUs and {ask.gpus:g} GPUs, but a node has {nodes.cpus} and "
                 f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
             )
-        if not any(room.take(ask) for room in free):
-            free.append(_Room(float(nodes.cpus), [1.0] * nodes.gpus))
+        if not any(pod.take(ask) for pod in free):
+            free.append(_Pod(float(nodes.cpus), [1.0] * nodes.gpus))
             free[-1].take(ask)
     return max(1, len(free))
 
 
 @dataclass
-class _Room:
+class _Pod:
     """The free CPUs of a pod, and the free share of each of its GPUs."""
 
     cpus: float

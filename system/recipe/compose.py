@@ -127,7 +127,9 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
         if (place := _place(node, part)) is not None:
             return place
         raise UserError(f"`{override}`: {_no_scorer(node, part)}")
-    raise UserError(f"`{override}`: `{'.'.join(above)}` has no `{part}` to set")
+    raise UserError(
+        f"`{override}`: `{'.'.join(above)}` has no `{part}` to set; `tempflow config RECIPE` shows the keys"
+    )
 
 
 def _place(scorers: Sequence[Any], name: str) -> int | None:

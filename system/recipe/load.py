@@ -174,7 +174,7 @@ def _read(path: Path, kind: str | None = None, children: tuple[Path, ...] = ()) 
     A recipe that extends a run takes its settings except `name` and `output`.
     """
     if path.resolve() in children:
-        raise UserError(f"{path}: `extends` leads back to this file")
+        raise UserError(f"{path}: `extends` leads back to this file; remove it from one of them")
     if not path.is_relative_to(SHIPPED):
         make_importable(path.parent)
     raw = read_mapping(path, f"a {kind} layer" if kind else "a recipe")

@@ -10,11 +10,13 @@ from actors.methods import DEFAULT_METHOD, AnyObjective, find_method
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.reward.settings import RewardSettings
 from actors.rollout.plans.settings import PlanSettings
+from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from services.base.settings import Listed, Settings
 from services.scoring.settings import ScorerSettings
 from services.serving.settings import GatewaySettings
 from system.recipe.compose import lay_over
+from system.recipe.evaluation import DEFAULT_SET, EvalSet, EvalSettings
 
 DEFAULTS = find_method(DEFAULT_METHOD)
 
@@ -27,28 +29,14 @@ class DataSettings(Settings):
     train: str
     """The file of the prompts for training."""
     heldout: str | None = None
-    """The file of the held-out prompts, which are only evaluated. Without it nothing is evaluated."""
+    """The file of the held-out prompts, which are only evaluated. `eval.sets` may name more. Without any, nothing is
+    evaluated."""
     prompt_column: str = "prompt"
     """The column with the prompts."""
     category_column: str = "category"
     """Held-out scores are also reported for each value (text or number) of this column, if the file has it."""
     prompts_per_step: int = Field(48, ge=1)
     """Number of prompts in one training step."""
-
-
-class EvalSettings(Settings):
-    """Evaluation on held-out prompts. Its images are deterministic: they start from the same noise each time."""
-
-    every: int = Field(10, ge=1)
-    """Training steps between evaluations. The policy is always evaluated before the first step and after the last."""
-    prompts: int = Field(512, ge=1)
-    """Number of held-out prompts, taken from the top of the file."""
-    batch: int = Field(24, ge=1)
-    """Number of prompts in one request to a rollout worker."""
-    num_steps: int | None = Field(None, ge=1)
-    """Sampling steps T of held-out images. If not given, policy.num_steps is used."""
-    grid: int = Field(16, ge=0)
-    """Number of held-out images that each evaluation saves as PNG files."""
 
 
 class CheckpointSettings(Settings):
@@ -154,6 +142,7 @@ class RunConfig(Settings):
             raise ValueError(f"scorers: two are named {max(names, key=names.count)}; give each a different name")
         if not any(scorer.weight for scorer in self.scorers):
             raise ValueError("scorers: none has a weight; give at least one a weight other than 0")
+        self.eval.check(self.eval_sets, names, has_adapter=self.policy.lora is not None)
         return self
 
     @property
@@ -163,9 +152,24 @@ class RunConfig(Settings):
         return used_for("evaluation", weight_sets) is not used_for("sampling", weight_sets)
 
     @property
-    def eval_steps(self) -> int:
-        """Sampling steps T of held-out images."""
-        return self.eval.num_steps or self.policy.num_steps
+    def eval_sampling(self) -> Sampling:
+        """How held-out images are sampled."""
+        return self.eval.sampling(self.policy)
+
+    @property
+    def eval_sets(self) -> dict[str, EvalSet]:
+        """All sets of held-out prompts by name, that of data.heldout first."""
+        data, settings = self.data, self.eval
+        if data.heldout is None:
+            return dict(settings.sets)
+        default = EvalSet(
+            prompts=data.heldout,
+            prompt_column=data.prompt_column,
+            category_column=data.category_column,
+            images_per_prompt=settings.images_per_prompt,
+            scorers=settings.scorers,
+        )
+        return {DEFAULT_SET: default, **settings.sets}
 
     @property
     def weights(self) -> dict[str, float]:

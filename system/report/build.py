@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from services.base.storage import write_atomically
-from system.report.data import PairedScore, Run, paired_scores, read_run, scores
+from system.report.data import PairedScore, Run, paired_scores, read_run, scores, set_scores
 from system.report.figures import branches, curves, health, time_use
 from system.report.pictures import before_after
 
@@ -63,6 +63,7 @@ def build_report(run: Path) -> Path:
         summary=summary(read),
         headlines=headlines(read, paired),
         paired_scores=paired,
+        set_scores=set_scores(read),
         facts=facts(read),
         left_out=left_out,
         before_after=shown,

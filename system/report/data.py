@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 
 from services.base.errors import UserError, first_line
 from services.base.yaml_text import load_yaml
-from system.run.folder import tables
+from system.compare.student import half_interval
+from system.recipe.evaluation import DEFAULT_SET
+from system.run.folder import eval_folders, tables
 from system.run.metrics_file import MetricsFile, missing_steps
 
-Z_95 = 1.96
-NOT_SCORES = {"row", "prompt", "category"}
+NEEDED = {"row", "prompt", "category"}
+"""The columns that the table of an evaluation must have."""
+NOT_SCORES = {*NEEDED, "image"}
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """Errors that reading a torn Parquet file raises."""
 
@@ -31,8 +34,9 @@ class PairedScore:
     after: float
     difference: float
     half_interval: float
-    """Half of the normal 95% interval of the mean difference; NaN for fewer than two pairs."""
+    """Half of Student's 95% interval of the mean difference; NaN for fewer than two pairs."""
     pairs: int
+    """The number of prompts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Run:
     lines: list[dict[str, Any]]
     """The lines of metrics.jsonl in the order of their steps, one per step."""
     evals: dict[int, pa.Table]
+    """The table of each evaluation of data.heldout, by step."""
+    sets: dict[str, dict[int, pa.Table]]
+    """The same of each set in eval.sets, by name."""
     left_out: list[str]
     """One sentence for each part that is missing or cannot be read."""
 
@@ -114,20 +121,28 @@ def read_run(path: Path) -> Run:
         config = None
     missing = missing_steps(lines, lines[-1]["step"])
     left_out = [f"metrics.jsonl has no intact line for step {missing}."] if missing else []
-    evals = {}
-    for step, file in tables(path / "eval").items():
-        try:
-            evals[step] = _read_eval(file)
-        except UNREADABLE as error:
-            left_out.append(f"eval/{file.name} cannot be read ({first_line(error)}) and is left out.")
-    return Run(path, config if isinstance(config, dict) else {}, text, lines, evals, left_out)
+    sets: dict[str, dict[int, pa.Table]] = {}
+    for name, folder in eval_folders(path).items():
+        found = sets.setdefault(name, {})
+        for step, file in tables(folder).items():
+            try:
+                found[step] = _read_eval(file)
+            except UNREADABLE as error:
+                named = file.relative_to(path).as_posix()
+                left_out.append(f"{named} cannot be read ({first_line(error)}) and is left out.")
+    evals = sets.pop(DEFAULT_SET)
+    return Run(path, config if isinstance(config, dict) else {}, text, lines, evals, sets, left_out)
 
 
 def until(run: Run, step: int) -> Run:
     """The run as it was at a step: its lines up to it, and of its evaluations the first and the one of this step."""
     lines = [line for line in run.lines if line["step"] <= step]
-    first = min(run.evals, default=step)
-    return replace(run, lines=lines, evals={at: run.evals[at] for at in sorted({first, step} & run.evals.keys())})
+
+    def first_and_this(evals: dict[int, pa.Table]) -> dict[int, pa.Table]:
+        return {at: evals[at] for at in sorted({min(evals, default=step), step} & evals.keys())}
+
+    sets = {name: first_and_this(evals) for name, evals in run.sets.items()}
+    return replace(run, lines=lines, evals=first_and_this(run.evals), sets=sets)
 
 
 def _read_eval(file: Path) -> pa.Table:
@@ -139,7 +154,7 @@ def _read_eval(file: Path) -> pa.Table:
     """
     table = pq.read_table(file)
     table.validate(full=True)
-    if missing := NOT_SCORES - set(table.column_names):
+    if missing := NEEDED - set(table.column_names):
         raise ValueError(f"it has no column {', '.join(sorted(missing))}")
     return table
 
@@ -149,20 +164,64 @@ def paired_scores(run: Run) -> list[PairedScore]:
 
     The list is empty if there are fewer than two evaluations.
     """
-    if len(run.evals) < 2:
+    return _first_and_last(run.evals, run.scorers)
+
+
+def set_scores(run: Run) -> dict[str, list[PairedScore]]:
+    """The same of each set in eval.sets that was evaluated at least twice, by name."""
+    found = {}
+    for name, evals in run.sets.items():
+        known = {column for table in evals.values() for column in table.column_names} - NOT_SCORES
+        scorers = [scorer for scorer in run.weights if scorer in known] + sorted(known - set(run.weights))
+        if pairs := _first_and_last(evals, scorers):
+            found[name] = pairs
+    return found
+
+
+def _first_and_last(evals: dict[int, pa.Table], scorers: Sequence[str]) -> list[PairedScore]:
+    if len(evals) < 2:
         return []
-    first, last = run.evals[min(run.evals)], run.evals[max(run.evals)]
-    at = {row: i for i, row in enumerate(last["row"].to_pylist())}
-    shared = [(i, at[row]) for i, row in enumerate(first["row"].to_pylist()) if row in at]
-    first, last = first.take([i for i, _ in shared]), last.take([i for _, i in shared])
-    categories = np.array(first["category"].to_pylist(), dtype=object)
+    first, last = evals[min(evals)], evals[max(evals)]
+    both = set(first.column_names) & set(last.column_names)
+    return compared(first, last, [scorer for scorer in scorers if scorer in both])
+
+
+def compared(before: pa.Table, after: pa.Table, scorers: Sequence[str]) -> list[PairedScore]:
+    """Two tables of scores, for each scorer overall and by category, paired by prompt.
+
+    An image is compared with the one of the same prompt and noise. Where a prompt has several images, they are not
+    independent: its difference is the mean over them, and the interval is that of the prompts' differences.
+    """
+    at = {image: i for i, image in enumerate(_images(after))}
+    shared = [(i, at[image]) for i, image in enumerate(_images(before)) if image in at]
+    before, after = before.take([i for i, _ in shared]), after.take([i for _, i in shared])
+    rows, categories = before["row"].to_numpy(), np.array(before["category"].to_pylist(), dtype=object)
     names = sorted({category for category in categories if category is not None})
     results = []
-    for scorer in run.scorers:
-        before, after = scores(first, scorer), scores(last, scorer)
-        results.append(paired_score(scorer, None, before, after))
-        results += [paired_score(scorer, name, before[categories == name], after[categories == name]) for name in names]
+    for scorer in scorers:
+        pair = _by_prompt(rows, scores(before, scorer), scores(after, scorer))
+        results.append(paired_score(scorer, None, *pair))
+        for name in names:
+            chosen = categories == name
+            parts = _by_prompt(rows[chosen], scores(before, scorer)[chosen], scores(after, scorer)[chosen])
+            results.append(paired_score(scorer, name, *parts))
     return results
+
+
+def _images(table: pa.Table) -> list[tuple[int, int]]:
+    """The row of each image's prompt, and its number among the images of the prompt."""
+    rows = table["row"].to_pylist()
+    numbers = table["image"].to_pylist() if "image" in table.column_names else [0] * len(rows)
+    return list(zip(rows, numbers, strict=True))
+
+
+def _by_prompt(row_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean scores of each prompt (P,), over its images that have a score on both sides."""
+    known_N = ~np.isnan(before_N) & ~np.isnan(after_N)
+    _, prompt_N = np.unique(row_N[known_N], return_inverse=True)
+    count_P = np.bincount(prompt_N)
+    before_P, after_P = (np.bincount(prompt_N, scores_N[known_N]) / count_P for scores_N in (before_N, after_N))
+    return before_P, after_P
 
 
 def scores(table: pa.Table, scorer: str) -> np.ndarray:
@@ -182,7 +241,7 @@ def paired_score(name: str, category: str | None, before: np.ndarray, after: np.
     if len(before) == 0:
         return PairedScore(name, category, math.nan, math.nan, math.nan, math.nan, 0)
     difference = after - before
-    half = Z_95 * difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else math.nan
+    half = half_interval(difference.tolist()) if len(difference) > 1 else math.nan
     return PairedScore(
         name, category, float(before.mean()), float(after.mean()), float(difference.mean()), float(half), len(before)
     )

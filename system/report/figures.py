@@ -43,7 +43,26 @@ def curves(run: Run) -> list[Panel]:
     steps, values = run.series("reward/mean")
     if sum("." not in name for name in trained) > 1 and steps:
         panels.insert(0, _combined_curve(run, steps, values))
-    return panels
+    return [*panels, *(_set_curve(run, key, i) for i, key in enumerate(_set_keys(run)))]
+
+
+def _set_keys(run: Run) -> list[str]:
+    """The keys of the mean scores of named held-out sets, as `eval.SET/SCORER`."""
+    keys = {key for recorded in run.lines for key in recorded if key.startswith("eval.") and key.count("/") == 1}
+    return sorted(key for key in keys if run.series(key)[0])
+
+
+def _set_curve(run: Run, key: str, index: int) -> Panel:
+    name, scorer = key.removeprefix("eval.").split("/")
+    held = run.series(key)
+
+    def plot(axis: Axes) -> None:
+        axis.plot(*held, "o-", color=ORANGE, linewidth=1.5, ms=4, label=name)
+        training_axis(axis, f"mean score of {scorer}")
+        cost_axis(axis, *run.series("nfe"))
+
+    caption = f"Mean score of the held-out set {name}, drawn without noise."
+    return Panel(f"{scorer} of the set {name}", caption, _ends("Held out:", *held), draw(f"set{index}", plot))
 
 
 def score_names(run: Run) -> list[str]:

@@ -3,8 +3,8 @@
 config.yaml     the resolved recipe, with tempflow's version and git commit, the run's identity and its inputs
 metrics.jsonl   one line per step
 experience/     Parquet, one file per step: every leaf with its rewards and advantage
-eval/           Parquet, one file per evaluation: every held-out image with its scores
-samples/        one folder per evaluation: pictures of the first held-out prompts
+eval/           Parquet, one file per evaluation: every held-out image with its scores; eval/SET/ for a named set
+samples/        one folder per evaluation: pictures of the first held-out prompts; a folder SET/ in it for a named set
 checkpoints/    everything that a resumed run needs
 lora/           the adapter that was saved last, for diffusers' load_lora_weights (transformer/ where every weight is
                 trained); the header of its file says which step it is
@@ -21,7 +21,7 @@ import errno
 import io
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from PIL import Image
 from services.base.errors import UserError, first_line
 from services.base.locks import locked
 from services.base.storage import Folder, make_folder, refuse_broken_link, write_atomically
+from system.recipe.evaluation import DEFAULT_SET
 from system.recipe.model import CheckpointSettings, RunConfig
 from system.run.checkpoint import Checkpoint, Checkpoints
 from system.run.inputs import changed_inputs, read_inputs
@@ -164,7 +165,7 @@ class RunFolder:
         try:
             text = self.config_file.read_text(errors="replace")
         except FileNotFoundError as error:
-            raise UserError(f"`{self.path}` has no config.yaml") from error
+            raise UserError(f"`{self.path}` has no config.yaml; give the folder of a run") from error
         return read_recorded(text, str(self.config_file))
 
     def _lost(self, checkpoints: Checkpoints) -> UserError:
@@ -287,8 +288,9 @@ class RunFolder:
         for logger in self.loggers:
             logger.log_metrics(step, extra)
 
-    def has_eval(self, step: int) -> bool:
-        return (self.path / "eval" / f"step_{step:06d}.parquet").exists()
+    def has_eval(self, step: int, sets: Iterable[str]) -> bool:
+        """Whether the evaluation of a step is recorded for each of these sets."""
+        return all((self.path / _eval_folder(name) / f"step_{step:06d}.parquet").exists() for name in sets)
 
     def forget_after(self, step: int) -> None:
         """Drop everything recorded after `step`, so that a resumed run records it again.
@@ -299,8 +301,8 @@ class RunFolder:
         MetricsFile(self.metrics_file).forget_after(step)
         if not was_new and (missing := missing_steps(lines, step)):
             log.warning("%s has no intact line for step %s", self.metrics_file, missing)
-        for folder in ("experience", "eval"):
-            for of_step, file in tables(self.path / folder).items():
+        for folder in (self.path / "experience", *eval_folders(self.path).values()):
+            for of_step, file in tables(folder).items():
                 if of_step > step:
                     file.unlink()
         for logger in self.loggers:
@@ -309,22 +311,24 @@ class RunFolder:
     def write_experience(self, step: int, table: pa.Table) -> None:
         self._write_table("experience", step, table)
 
-    def write_eval(self, step: int, table: pa.Table) -> None:
-        self._write_table("eval", step, table)
+    def write_eval(self, step: int, table: pa.Table, name: str = DEFAULT_SET) -> None:
+        """Write the scores of a held-out set."""
+        self._write_table(_eval_folder(name), step, table)
 
     def _write_table(self, folder: str, step: int, table: pa.Table) -> None:
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd")
         write_atomically(self.path / folder / f"step_{step:06d}.parquet", content.getbuffer())
 
-    def write_samples(self, step: int, images_NHWC: np.ndarray) -> None:
-        folder = self.path / "samples" / f"step_{step:06d}"
+    def write_samples(self, step: int, images_NHWC: np.ndarray, name: str = DEFAULT_SET) -> None:
+        """Write pictures of a held-out set."""
+        folder = self.path / "samples" / f"step_{step:06d}" / _subfolder(name)
         for i, image in enumerate(images_NHWC):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "PNG")
             write_atomically(folder / f"{i:03d}.png", content.getbuffer())
         for logger in self.loggers:
-            logger.log_images(step, images_NHWC)
+            logger.log_images(step, images_NHWC, str(Path("samples", _subfolder(name))))
 
 
 @contextmanager
@@ -342,6 +346,20 @@ def _named(setting: str, place: object) -> Iterator[None]:
             raise
         said = first_line(error)
         raise UserError(f"{setting}: `{place}` cannot be used ({said}); fix it, or change {setting}") from error
+
+
+def _subfolder(name: str) -> str:
+    return "" if name == DEFAULT_SET else name
+
+
+def _eval_folder(name: str) -> str:
+    return str(Path("eval", _subfolder(name)))
+
+
+def eval_folders(run: Path) -> dict[str, Path]:
+    """The folders with the tables of a run's held-out sets, by name, that of data.heldout first."""
+    named = sorted(path for path in (run / "eval").glob("*") if path.is_dir())
+    return {DEFAULT_SET: run / "eval", **{path.name: path for path in named}}
 
 
 def tables(folder: Path) -> dict[int, Path]:

@@ -14,6 +14,7 @@ def named_inputs(config: RunConfig) -> dict[str, str]:
         "policy.model": policy.model,
         "policy.adapter": policy.adapter,
     }
+    named |= {f"eval.sets.{name}.prompts": one.prompts for name, one in config.eval.sets.items()}
     for scorer in config.scorers:
         named |= {f"scorers.{scorer.name}.{key}": value for key, value in scorer.options.items()}
     return {key: value for key, value in named.items() if isinstance(value, str) and value}

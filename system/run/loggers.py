@@ -27,8 +27,8 @@ class MetricsLogger(Protocol):
     def log_metrics(self, step: int, line: Mapping[str, Any]) -> None:
         """Log metrics of a step, or more metrics of the last step. Values that are not finite numbers are left out."""
 
-    def log_images(self, step: int, images_NHWC: np.ndarray) -> None:
-        """Log held-out pictures, uint8, as one tiled picture. The prompts are the same each time."""
+    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
+        """Log held-out pictures, uint8, as one tiled picture. The prompts of a tag are the same each time."""
 
     def forget_after(self, step: int, last: int) -> None:
         """Prepare for the steps after `step`, up to `last`, to be run and logged again."""
@@ -75,7 +75,7 @@ class TensorBoard:
 
         self._add(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers(line).items()])
 
-    def log_images(self, step: int, images_NHWC: np.ndarray) -> None:
+    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if not len(images_NHWC):
@@ -83,7 +83,7 @@ class TensorBoard:
         grid_HWC = tiled(images_NHWC)
         height, width, _ = grid_HWC.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_image(grid_HWC))
-        self._add(step, [Summary.Value(tag="samples", image=image)])
+        self._add(step, [Summary.Value(tag=tag, image=image)])
 
     def forget_after(self, step: int, last: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -115,11 +115,11 @@ class Wandb:
         if step > self.sent:
             self.run.log({"step": step, **numbers(line)}, step=step)
 
-    def log_images(self, step: int, images_NHWC: np.ndarray) -> None:
+    def log_images(self, step: int, images_NHWC: np.ndarray, tag: str = "samples") -> None:
         import wandb
 
         if step > self.sent and len(images_NHWC):
-            self.run.log({"samples": wandb.Image(tiled(images_NHWC))}, step=step)
+            self.run.log({tag: wandb.Image(tiled(images_NHWC))}, step=step)
 
     def forget_after(self, step: int, last: int) -> None:
         self.sent = max(self.sent, last)

@@ -28,6 +28,8 @@ def make_output_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option}: the folder `{folder}` cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"{option}: the folder `{folder}` cannot be made ({error.strerror}); give another one"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option}: the folder `{folder}` cannot be written to; give another one")

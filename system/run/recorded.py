@@ -65,7 +65,10 @@ def read_recorded(text: str, source: str) -> Recorded:
     raw = load_yaml(text, source)
     by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
     if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
-        raise UserError(f"{source}: not the complete recipe of a run: its end with the run's identity is missing")
+        raise UserError(
+            f"{source} is not the complete recipe of a run, because its end with the run's identity is missing; "
+            "restore it"
+        )
     return Recorded(parse_config(RunConfig, raw, source), by["run"], by["inputs"])
 
 

@@ -38,7 +38,7 @@ class Export:
 
     def match(self, key: str) -> dict[str, str] | None:
         """The tags in `key`, in ASCII because Ray accepts nothing else; None if `key` belongs to another metric."""
-        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>.+?)", self.key), key)
+        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(self.key)), key)
         return {tag: ascii(part)[1:-1] for tag, part in found.groupdict().items()} if found else None
 
 
@@ -59,6 +59,11 @@ EXPORTS = [
     Export(
         "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
     ),
+    Export(
+        "eval.{set}/{scorer}/{category}", "tempflow_heldout_set_category_score", "gauge", "mean of a set's category"
+    ),
+    Export("eval.{set}/{scorer}", "tempflow_heldout_set_score", "gauge", "mean of a named held-out set"),
+    Export("eval_holes.{set}/{scorer}", "tempflow_heldout_set_holes", "gauge", "images of a set without a score"),
     Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
     Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean of the last evaluation"),
     Export(

@@ -21,6 +21,7 @@ from actors.reward.scores import Scores
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
+from actors.rollout.sampling import Sampling
 from actors.trajectory import Cost, Task, Tree
 from services.base.futures import resolved
 from services.base.storage import Folder
@@ -101,15 +102,16 @@ class FakeRollouts:
         self,
         prompts: list[str],
         addresses: Sequence[tuple[int, ...]],
-        num_steps: int,
+        sampling: Sampling,
         weights: Exported | None = None,
-        base: bool = False,
     ) -> Future[Sampled]:
         def run() -> Sampled:
             self.script("sample")
             count = len(prompts)
             pixels = np.full((count, *IMAGE), int(digest(weights and weights.label), 16) % 256, np.uint8)
-            return Sampled(self._images(pixels), np.ones(count, bool), Cost(nfe=count * num_steps, decodes=count))
+            return Sampled(
+                self._images(pixels), np.ones(count, bool), Cost(nfe=count * sampling.num_steps, decodes=count)
+            )
 
         return resolved(run)
 
@@ -141,6 +143,7 @@ class FakeRewards:
         names: Sequence[str],
         finite_M: np.ndarray,
         rows: Sequence[Row] = (),
+        group: int | None = None,
     ) -> Future[Scores]:
         def run() -> Scores:
             self.script("score")

@@ -19,12 +19,13 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.results import Sampled
+from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
 from actors.trajectory import Cost, Task
 from services.base.errors import UserError
 from system.loop.evaluate import evaluate
-from system.loop.prompts import read_prompts
+from system.loop.heldout import read_sets
 from system.recipe.load import load_config
 from tests.helpers.exact_learners import SAMPLES, exact_learner, generated, gradient
 from tests.helpers.learners import learner_of, tasks_of
@@ -63,7 +64,7 @@ def test_an_image_whose_pixels_or_latent_are_not_finite_is_known_and_its_neighbo
     latent_MZ = torch.zeros(2, *generator.policy.family.latent_shape)
     latent_MZ[1, 0, 0, 0] = torch.inf
     generator.policy.family.decode = lambda latent_NZ: torch.zeros(len(latent_NZ), 3, 16, 16)
-    assert generator._decode(latent_MZ)[1].tolist() == [True, False]
+    assert generator._decode(latent_MZ, generator.policy.family)[1].tolist() == [True, False]
 
 
 def test_a_model_of_nan_makes_no_finite_image(generator):
@@ -72,7 +73,7 @@ def test_a_model_of_nan_makes_no_finite_image(generator):
     _, images, (_, finite_M, _) = generator.generate(Task(0, "a cat", (0, 0, 0), 0), PLAN)
     assert not images.any()
     assert not finite_M.any()
-    _, (finite_N, _) = generator.sample(["a cat"], [(0, 0, 0, 0)], 5)
+    _, (finite_N, _) = generator.sample(["a cat"], [(0, 0, 0, 0)], Sampling(16, 16, 5, 1.0))
     assert not finite_N.any()
 
 
@@ -93,7 +94,7 @@ class Rollouts:
     def __init__(self, finite: int) -> None:
         self.finite = finite
 
-    def sample(self, prompts, addresses, num_steps, weights, base):
+    def sample(self, prompts, addresses, sampling, weights):
         budget = ByteBudget(1)
         budget.reserve(1)
         finite_M = np.array([row < self.finite for _, _, row, _ in addresses])
@@ -106,7 +107,7 @@ class Rewards:
     def __init__(self, *blind: str) -> None:
         self.blind = blind
 
-    def score(self, images, prompts, names, finite_M, rows):
+    def score(self, images, prompts, names, finite_M, rows, group):
         scores = {name: np.where(finite_M & (name not in self.blind), 1.0, np.nan) for name in names}
         errors = {name: "OSError: away" for name in self.blind if name in names}
         return resolved(Scores(scores, errors=errors, not_finite=int((~finite_M).sum())))
@@ -122,7 +123,7 @@ def evaluated(finite: int, *blind: str):
     overrides = ["eval.prompts=10", "eval.batch=4", "eval.grid=0", "scorers.0.name=reward"]
     config = load_config("shapes", overrides)
     roles = SimpleNamespace(rollouts=Rollouts(finite), rewards=Rewards(*blind))
-    return evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    return evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
 
 
 def test_an_evaluation_leaves_out_what_is_not_finite_and_one_of_holes_alone_stops_the_run(caplog):

@@ -1,4 +1,4 @@
-"""Objectives: the loss of decisions, or of finished images. No actor knows any of them."""
+"""Objectives: the losses of decisions and of finished images. The learner finds one by the name in the settings."""
 
 import importlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def make_objective(
     micro_batch: int,
     trainable: list[int],
 ) -> Objective[Any, Any]:
-    """The objective of a recipe; its settings name the class."""
+    """The objective of a recipe. The settings name its class."""
     module, _, attribute = settings.loss.partition(":")
     return getattr(importlib.import_module(module), attribute)(
         settings, policy, averages, kernel, micro_batch, trainable

@@ -1,6 +1,6 @@
-"""What objectives on decisions share: micro-batches, means, and the KL term.
+"""The common part of objectives on decisions: micro-batches, means, and the KL term.
 
-One forward and one backward serve all K siblings of a decision: they share the state, hence the velocity, and
+One forward and one backward serve all K siblings of a decision: they share the state and therefore the velocity, and
 ∂L/∂v is the sum over them. Shape legend: N decisions, K actions, Z latent dimensions, T steps.
 """
 
@@ -35,10 +35,10 @@ class DecisionRows:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective makes of a micro-batch."""
+    """The ratios and weights of a micro-batch."""
 
     ratio_NK: Tensor
-    """ρ, which the clipped surrogate multiplies with the advantage."""
+    """ρ, by which the clipped surrogate multiplies the advantage."""
     weight_N1: Tensor
     """The weight of each decision in the loss."""
     old_log_prob_NK: Tensor
@@ -46,12 +46,12 @@ class Terms:
 
 
 class DecisionObjective(Objective[Decisions, DecisionRows]):
-    """An objective of the log-probs of actions.
+    """An objective that compares the log-probabilities of actions.
 
-    A decision whose siblings all have advantage 0 has no gradient but that of the KL term; without one it is left out.
-    So is a decision with a state or an action of NaN or infinity, and its siblings with it.
-    Such decisions, holes and groups with no spread keep their place in the denominator, where the references drop
-    them, so that the update does not depend on how many there are.
+    If all siblings of a decision have advantage 0, only the KL term has a gradient. Without a KL term, the decision
+    is left out. A decision with NaN or infinity in its state or in an action is left out, too, with all its siblings.
+    Such decisions, holes and groups without spread still count in the denominator, so that the size of an update does
+    not depend on how many there are. The reference codes drop them.
     """
 
     settings: DecisionObjectiveSettings
@@ -99,7 +99,7 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
         )
 
     def old(self, micro: DecisionRows) -> Tensor:
-        """What the loss compares with, by the same graph that the update itself will run."""
+        """The values that the loss compares with, computed by the same graph as in the update."""
         return self.old_from(micro, self.mean(micro)).detach()
 
     def old_from(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
@@ -137,11 +137,11 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
 
         Args:
             mean_NZ: μ now.
-            old: what `old_from` gives under the old policy, without gradient.
+            old: the result of `old_from` with the old policy, without gradient.
         """
 
 
 def _finite(values_NZ: np.ndarray) -> np.ndarray:
-    """Whether all values of a row are finite, (N,): so is then their sum, which costs no array of booleans."""
+    """Whether all values of a row are finite, (N,). It tests the sum of a row, which needs no array of booleans."""
     with np.errstate(invalid="ignore"):
         return np.isfinite(values_NZ.reshape(len(values_NZ), -1).sum(axis=1))

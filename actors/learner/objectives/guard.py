@@ -9,7 +9,7 @@ class GrpoGuard(DecisionObjective):
     """max(−A·ρ, −A·clip(ρ, 1 ± c)) / |dt| with ρ = exp{(log p − log p_old + mean (μ − μ_old)² / (2s²)) · s}.
 
     log p − log p_old has the mean −(μ − μ_old)²/(2s²) over actions drawn around μ_old and a spread of ‖μ − μ_old‖/s.
-    The added term takes out the first, the factor s the second, so that a clip range means the same at each step.
+    The added term removes this mean, and the factor s this spread, so a clip range means the same at every step.
     Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
     """
 

@@ -1,6 +1,6 @@
-"""What objectives on finished images share: noised copies of x₀ at a few noise levels.
+"""The common part of objectives on finished images: noised copies of x₀ at a few noise levels.
 
-Shape legend: M images, J noise levels an image, N rows, Z latent dimensions.
+Shape legend: M images, J noise levels for each image, N rows, Z latent dimensions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from actors.policy.policy import Policy
 from actors.trajectory import Leaves
 
 LEARNER_STREAM = 12
-"""Sets the learner's noise apart from the rollout's of the same address."""
+"""A part of the address that makes the learner's noise differ from the rollout's."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class LeafRows:
 
 
 class LeafObjective(Objective[Leaves, LeafRows]):
-    """An objective of the velocity at noised images; one forward and backward a row.
+    """An objective that trains the velocity at noised images, with one forward and one backward for each row.
 
-    Noise levels lie on the sampling schedule, one from each of J runs of neighbouring steps; they and the noise follow
-    from the task's address, so that an update can be repeated. An image of NaN or infinity is left out and keeps its
-    place in the denominator.
+    Noise levels are points of the sampling schedule, one from each of J runs of neighbouring steps. They and the noise
+    follow from the task's address, so an update can be repeated. An image with NaN or infinity is left out, but counts
+    in the denominator.
     """
 
     def __init__(

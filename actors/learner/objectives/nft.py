@@ -12,8 +12,8 @@ from actors.policy.kernels import mean_square, per_row
 class Nft(LeafObjective):
     """scale·[r·L(v⁺) + (1 − r)·L(v⁻)]/b + β·mean‖v − v_ref‖² on images of a slow copy of the policy.
 
-    v⁺ = b·v + (1 − b)·v_slow and v⁻ = (1 + b)·v_slow − b·v are what images of high and of low reward should have come
-    from; r = clip(A/(2·clip) + ½, 0, 1) says how high. L(v±) = mean[(x̂₀ − x₀)² / c] with x̂₀ = x_t − t·v± and
+    v⁺ = b·v + (1 − b)·v_slow and v⁻ = (1 + b)·v_slow − b·v are the velocities that should have made images of high and
+    of low reward; r = clip(A/(2·clip) + ½, 0, 1) says how high. L(v±) = mean[(x̂₀ − x₀)² / c] with x̂₀ = x_t − t·v± and
     c = mean|x̂₀ − x₀|, held constant. The slow copy, which the paper calls the old policy, stands still during an
     update. There is no ratio, hence nothing is clipped.
     """

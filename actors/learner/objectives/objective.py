@@ -26,19 +26,19 @@ Micro = TypeVar("Micro")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one micro-batch: sums over its actions, padding left out."""
+    """The loss of one micro-batch: sums over its actions, without padding."""
 
     total: Tensor
-    """What is differentiated."""
+    """The sum of both parts, which is differentiated."""
     policy: Tensor
-    """The part of it that carries the reward, detached."""
+    """The part with the advantages, detached."""
     kl: Tensor
-    """The distance to the reference before its factor β, detached; 0 where β is 0."""
+    """The KL term without its factor β, detached; 0 if β is 0."""
     ratio_NK: Tensor
     clipped_NK: Tensor
     """Whether the clip cuts the gradient."""
     drift: tuple[Tensor, Tensor] | None = None
-    """Sampling step (N,) and log p(old policy) − log p(rollout) (N, K)."""
+    """The sampling step (N,) of each decision, and log p(old policy) − log p(rollout) of its actions (N, K)."""
 
 
 class Objective(ABC, Generic[Item, Micro]):
@@ -53,7 +53,7 @@ class Objective(ABC, Generic[Item, Micro]):
     """
 
     weight_T: Tensor | None = None
-    """The weight w_i of each sampling step, where the objective has such."""
+    """The weight w_i of each sampling step; None if the objective has no such weights."""
 
     def __init__(
         self,
@@ -69,18 +69,19 @@ class Objective(ABC, Generic[Item, Micro]):
 
     @abstractmethod
     def planned(self, item: Item) -> float:
-        """How many actions a task counts for in the loss's denominator, holes and flat groups included."""
+        """The number of actions that a task adds to the denominator of the loss, holes and flat groups included."""
 
     @abstractmethod
     def micro_batches(self, item: Item, advantage_NK: np.ndarray) -> Iterator[Micro]:
-        """A task in padded batches of one shape, made one at a time; the same whenever they are asked for."""
+        """A task as padded micro-batches of one shape, made one at a time. Every call gives the same ones."""
 
     @abstractmethod
     def idle(self, item: Item) -> Micro:
-        """A micro-batch of padding alone: its loss is 0."""
+        """A micro-batch that consists of padding. Its loss is 0."""
 
     def old(self, micro: Micro) -> Tensor | None:
-        """What the loss needs to know of the old policy, while the weights are still the old ones; None if nothing."""
+        """The values of the old policy that the loss needs; None if it needs none. The weights are still the old
+        ones."""
         return None
 
     @abstractmethod
@@ -88,7 +89,7 @@ class Objective(ABC, Generic[Item, Micro]):
         """The loss of one micro-batch.
 
         Args:
-            old: the values that `old` gave; None where the weights still are those of the old policy.
+            old: the result of `old`; None if the weights still are those of the old policy.
         """
 
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -96,7 +97,7 @@ class Objective(ABC, Generic[Item, Micro]):
 
     @contextmanager
     def compared(self) -> Iterator[None]:
-        """The policy holds the weight set that the loss compares with, without gradient."""
+        """Within this context, the policy has the weight set that the loss compares with, and computes no gradient."""
         shadow = next(average.shadow for average in self.averages if "loss" in average.weight_set.uses)
         live = self.policy.parameters
         with torch.no_grad(), self.policy.holding({key: value.to(live[key].dtype) for key, value in shadow.items()}):
@@ -104,7 +105,7 @@ class Objective(ABC, Generic[Item, Micro]):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The policy is the base, without gradient."""
+        """Within this context, the policy is the base, and computes no gradient."""
         with torch.no_grad(), self.policy.reference():
             yield
 
@@ -122,14 +123,15 @@ class Objective(ABC, Generic[Item, Micro]):
 
 
 def padded_rows(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """`rows` in batches of `size`, the last one filled with its last row; and how many of a batch are real."""
+    """Split rows into batches of `size`. The last batch is filled with its last row. Also gives how many rows are
+    real."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield np.pad(part, (0, size - len(part)), mode="edge"), len(part)
 
 
 def clipped_surrogate(ratio_NK: Tensor, advantage_NK: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
-    """max(−A·ρ, −A·clip(ρ, 1 ± c)), PPO's, and whether the clip cuts the gradient; (N, K) each."""
+    """max(−A·ρ, −A·clip(ρ, 1 ± c)), the surrogate of PPO, and whether the clip cuts its gradient; (N, K) each."""
     plain_NK = -advantage_NK * ratio_NK
     clipped_NK = -advantage_NK * ratio_NK.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(plain_NK, clipped_NK), (clipped_NK > plain_NK).detach()

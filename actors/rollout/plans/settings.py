@@ -1,8 +1,8 @@
 """Settings of the plans."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from actors.rollout.plans.plan import Solver
 from services.base.settings import Listed, Settings, name_or
@@ -57,6 +57,8 @@ class TrunkSettings(_PlanSettings):
     neighbouring steps, and one step is drawn from each. The loss weights a step of probability p by 1/p."""
     strides: Listed[Annotated[float, Field(ge=1)]] = Field((1.0,), min_length=1)
     """Each action is completed once per stride. A stride is the number of grid steps in one step of the completion."""
+    first_strides: Listed[Annotated[float, Field(ge=1)]] | None = None
+    """The strides of the branches of the first step, as many as `strides`; if not given, those of `strides`."""
     solver: Solver = "euler"
     """The solver of the completions; `dpm2` is DPM-Solver++ of second order."""
 
@@ -64,6 +66,14 @@ class TrunkSettings(_PlanSettings):
     def leaves_per_action(self) -> int:
         """An action is completed once for each stride."""
         return len(self.strides)
+
+    @model_validator(mode="after")
+    def _as_many_strides(self) -> Self:
+        if self.first_strides and len(self.first_strides) != len(self.strides):
+            raise ValueError(
+                f"first_strides: there are {len(self.first_strides)}, but strides has {len(self.strides)}; give as many"
+            )
+        return self
 
     def check_group(self, group: str) -> None:
         """A group needs at least two branches, unless it contains all steps of a prompt."""

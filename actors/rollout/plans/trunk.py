@@ -25,7 +25,8 @@ def trunk_plan(settings: TrunkSettings, num_steps: int, rng: np.random.Generator
         chances = {int(rng.choice(part)): 1 / len(part) for part in strata}
     forks = [Fork() for _ in range(num_steps)]
     for i, chance in chances.items():
-        forks[i] = Fork(settings.explorations, strides=settings.strides, chance=chance)
+        strides = settings.first_strides if i == 0 and settings.first_strides else settings.strides
+        forks[i] = Fork(settings.explorations, strides=strides, chance=chance)
     return Plan(settings.seeds, tuple(forks), settings.solver)
 
 

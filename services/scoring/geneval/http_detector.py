@@ -67,7 +67,7 @@ class HttpDetector:
         said = f"the detector at {self.url} answered {answer.status_code}: {answer.text[:200]}"
         if answer.status_code in BUSY:
             away = Away(said)
-            away.after_s = retry_after_s(answer)
+            away.after_s = retry_after_s(answer.headers.get("Retry-After"))
             raise away
         if not answer.ok:
             raise DetectorError(said)

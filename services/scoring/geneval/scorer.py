@@ -4,7 +4,7 @@ The detector is a Mask2Former in the scorer's own process, or a service of the u
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
-RULES = {"partial": partial_credit, "official": official_verdict}
+RULES = {"score": partial_credit, "official": official_verdict}
 
 
 class GenEval:
     """Scores by GenEval's rule. The row of a prompt says what the image should show: `tag`, `include` and `exclude`.
 
-    The prompt files are therefore GenEval's own metadata.jsonl, or others with these columns. The score is NaN if a
-    requested class is not one of the detector's.
+    The prompt files are therefore GenEval's own metadata.jsonl, or others with these columns. One detection gives two
+    sub-scores: `score` is Flow-GRPO's training reward, with partial credit; `official` is GenEval's verdict, 0 or 1.
+    Both are NaN if a requested class is not one of the detector's.
 
     Args:
         url: the address of a detector of the user. If not given, the two models below are the detector.
-        rule: `partial` is Flow-GRPO's training reward, `official` is GenEval's verdict (0 or 1).
         detector: the folder or hub id of a Mask2Former for the 80 classes of COCO.
         clip: the folder or hub id of the CLIP model that names colours.
         max_overlap: the intersection over union from which an object suppresses a less certain one of its class.
@@ -52,7 +52,7 @@ class GenEval:
         timeout_s: seconds for the answer to one request.
         patience_s: seconds for which a request is repeated.
         device: `auto` is a GPU if there is one.
-        metadata: refused by `check`. Earlier versions looked prompts up in these files.
+        metadata, rule: refused by `check`. Earlier versions looked prompts up in files, and gave one of the two scores.
     """
 
     columns = ("tag", "include")
@@ -60,7 +60,6 @@ class GenEval:
     def __init__(
         self,
         url: str | None = None,
-        rule: str = "partial",
         detector: str = DETECTOR,
         clip: str = CLIP,
         max_overlap: float = NO_SUPPRESSION,
@@ -70,8 +69,9 @@ class GenEval:
         patience_s: float = PATIENCE_S,
         device: str = "auto",
         metadata: object = None,
+        rule: object = None,
     ) -> None:
-        self.rule, self.max_overlap = RULES[rule], max_overlap
+        self.max_overlap = max_overlap
         self.detector: HttpDetector | Mask2Former
         if url is not None:
             self.detector = HttpDetector(url, token_file, batch_size, timeout_s, patience_s)
@@ -83,12 +83,12 @@ class GenEval:
     @staticmethod
     def check(
         url: str | None = None,
-        rule: str = "partial",
         detector: str = DETECTOR,
         clip: str = CLIP,
         max_overlap: float = NO_SUPPRESSION,
         token_file: str | None = None,
         metadata: object = None,
+        rule: object = None,
         **_: object,
     ) -> None:
         """Check the options, before any actor starts.
@@ -96,14 +96,17 @@ class GenEval:
         Raises:
             UserError: one is wrong, or what it names is missing. The message names it.
         """
-        if rule not in RULES:
-            raise UserError(f"scorer geneval: rule is `{rule}`; it must be partial or official")
         if not 0 < max_overlap <= 1:
             raise UserError(f"scorer geneval: max_overlap is {max_overlap}; it must be above 0 and at most 1")
         if metadata is not None:
             raise UserError(
                 "scorer geneval: remove options.metadata; the scorer reads tag, include and exclude from the rows of "
                 "the prompt files, so data.train and data.heldout name GenEval's metadata.jsonl"
+            )
+        if rule is not None:
+            raise UserError(
+                "scorer geneval: remove options.rule; the score is the partial credit, and `reward: official` beside "
+                "the scorer's name makes GenEval's verdict the score"
             )
         if url is not None:
             check_url("geneval", url)
@@ -122,13 +125,19 @@ class GenEval:
         """
         wanted_of(row)
 
-    def __call__(self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
+    def __call__(
+        self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row]
+    ) -> Mapping[str, np.ndarray]:
         wanted = [wanted_of(row) for row in rows]
-        scores = []
-        for want, seen in zip(wanted, self.detector(images_NHWC, wanted), strict=True):
-            score = self.rule(want, confident(seen, want, self.max_overlap))
-            scores.append(np.nan if self._is_blind_to(want) else score)
-        return np.array(scores)
+        found = [
+            None if self._is_blind_to(want) else confident(seen, want, self.max_overlap)
+            for want, seen in zip(wanted, self.detector(images_NHWC, wanted), strict=True)
+        ]
+        pairs = list(zip(wanted, found, strict=True))
+        return {
+            name: np.array([rule(want, seen) if seen is not None else np.nan for want, seen in pairs])
+            for name, rule in RULES.items()
+        }
 
     def _is_blind_to(self, wanted: Wanted) -> bool:
         """Whether the detector does not know a class, so that it could never find it. The log names the first one."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from services.base.patience import Away
 from services.http.images import encode_image
-from services.http.session import BUSY, CONNECT_S
+from services.http.session import BUSY, CONNECT_S, retry_after_s
 
 if TYPE_CHECKING:
     import httpx2
@@ -175,7 +175,7 @@ class Endpoint:
         if status not in BUSY:
             return NoScore(said)
         away = Away(said)
-        away.after_s = _retry_after_s(error.response.headers.get("Retry-After", "0"))
+        away.after_s = retry_after_s(error.response.headers.get("Retry-After"))
         return away
 
     def _reply(self, body: bytes) -> Reply:
@@ -201,14 +201,6 @@ class Endpoint:
 def data_url(image_HWC: np.ndarray) -> str:
     """An image, uint8 (H, W, 3), as the data URL of a PNG."""
     return f"data:image/png;base64,{base64.b64encode(encode_image(image_HWC)).decode()}"
-
-
-def _retry_after_s(header: str) -> float:
-    """The seconds of a `Retry-After`; 0 if it has another form than a number of seconds."""
-    try:
-        return min(max(float(header), 0.0), 3600.0)
-    except ValueError:
-        return 0.0
 
 
 def _bounded_transport(timeout_s: float) -> "httpx2.BaseTransport":

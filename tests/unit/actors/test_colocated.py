@@ -13,6 +13,7 @@ from actors.policy.settings import FlowSDESettings
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from actors.trajectory import Task
 from services.base.logs import LogFile
@@ -37,8 +38,8 @@ def epoch(rollout, learner, version: int):
     advantage = np.random.default_rng(version).normal(size=decisions.log_prob_NK.shape)
     learner.update([advantage], version, decisions)
     confirmed = load(rollout, learner.evaluated())
-    evaluated, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, False)
-    base, _ = rollout.sample(["a dog"], [(0, 9, 9)], 7, True)
+    evaluated, _ = rollout.sample(["a dog"], [(0, 9, 9)], Sampling(16, 16, 7, 4.5))
+    base, _ = rollout.sample(["a dog"], [(0, 9, 9)], Sampling(16, 16, 7, 4.5, base_after=0.0))
     exported = load(rollout, learner.export(version + 1))
     return [decisions.log_prob_NK, images, evaluated, base, confirmed, exported]
 

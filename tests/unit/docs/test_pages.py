@@ -35,6 +35,12 @@ def test_a_key_shows_its_kind_bounds_default_and_docstring():
     assert r"| `inner.share` | number | `0.5` | A share \| of something. |" in page
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_key_and_option_of_a_reference_page_is_explained(path):
+    rows = re.findall(r"^\| `.*\|$", path.read_text(), re.MULTILINE)
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def headings(path: Path) -> set[str]:
     """The anchors of a page, as GitHub names them."""
     text = re.sub(r"^(```|~~~).*?^\1", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)

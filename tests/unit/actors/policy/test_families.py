@@ -26,7 +26,7 @@ def test_a_size_that_is_no_whole_number_of_tokens_is_refused_with_the_nearest_on
     grid = settings.height // _tokens_down(family)
     check_size(settings.model_copy(update={"height": grid}))
     for side, size, near in (("height", grid + 1, f"{grid} and {2 * grid}"), ("width", grid - 1, f"{grid} at least")):
-        with pytest.raises(UserError, match=rf"^policy\.{side}: {size} is no multiple of {grid}, .*; try {near}$"):
+        with pytest.raises(UserError, match=rf"^policy\.{side}: {size} is not a multiple of {grid}, .*; try {near}$"):
             check_size(settings.model_copy(update={side: size}))
 
 
@@ -47,11 +47,11 @@ def test_a_size_beyond_the_models_positions_is_refused(sd3_folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "has no _class_name; is it a model of diffusers"),
-        ('{"_class_name": 3}', "has no _class_name"),
-        ("[]", "is no JSON object"),
+        ("{}", "names no pipeline; give a model in diffusers' layout"),
+        ('{"_class_name": 3}', "names no pipeline"),
+        ("[]", "is not a JSON object"),
         ('{"_class_name": ', "is not JSON"),
-        ('{"_class_name": "Kolors"}', "is a Kolors; supported are StableDiffusion3Pipeline"),
+        ('{"_class_name": "Kolors"}', "is a Kolors, which is not supported; give one of StableDiffusion3Pipeline"),
     ],
 )
 def test_a_model_index_that_says_nothing_is_named(sd3_folder, tmp_path, text, message):
@@ -109,7 +109,7 @@ def widen(tensors: dict) -> dict:
     ("change", "says"),
     [
         (drop, "lack the weight norm_out.linear.bias; copy them again"),
-        (widen, r"norm_out.linear.bias in `.*` has the shape \(77,\), and by its config.json it should have \(32,\)"),
+        (widen, r"norm_out.linear.bias in `.*` has the shape \(77,\), but config.json gives it \(32,\)"),
     ],
 )
 def test_a_weight_that_is_missing_or_of_another_model_is_found_without_loading(sd3_folder, tmp_path, change, says):
@@ -126,5 +126,5 @@ def test_a_config_that_makes_no_model_is_named(sd3_folder, tmp_path):
     shutil.copytree(sd3_folder, folder)
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": "two"}))
-    with pytest.raises(UserError, match="has a config that SD3Transformer2DModel cannot be made of"):
+    with pytest.raises(UserError, match="does not fit SD3Transformer2DModel"):
         check_loads(tiny_settings(folder))

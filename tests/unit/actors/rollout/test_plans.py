@@ -24,6 +24,15 @@ def test_branches_at_the_first_steps_only():
     assert make_plan(TrunkSettings(branch_steps=99), 10) == make_plan(TrunkSettings(), 10)
 
 
+def test_branches_of_the_first_step_may_have_strides_of_their_own():
+    settings = TrunkSettings(seeds=2, explorations=6, branch_steps=4, strides=(9.0,), first_strides=(2.0,))
+    plan = make_plan(settings, 6)
+    assert [fork.strides for fork in plan.forks[:4]] == [(2.0,), (9.0,), (9.0,), (9.0,)]
+    assert plan.nfe == 2 * (4 + 6 * (3 + 1 + 1 + 1))
+    with pytest.raises(ValueError, match="there are 2, but strides has 1; give as many"):
+        TrunkSettings(first_strides=(1.0, 2.0))
+
+
 @pytest.mark.parametrize(
     ("settings", "num_steps", "nfe", "leaves", "actions"),
     [

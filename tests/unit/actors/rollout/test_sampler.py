@@ -160,7 +160,7 @@ def test_noise_depends_on_the_address_alone():
 def test_strides_and_solver_of_completions(policy, solver):
     """Each action is completed once a stride, as if it were alone."""
     sigmas, conditioning = policy.sigmas, policy.family.encode(["a cat"])
-    settings = TrunkSettings(seeds=1, explorations=2, strides=(1.0, 2.0), solver=solver)
+    settings = TrunkSettings(seeds=1, explorations=2, strides=(1.0, 2.0), first_strides=(3.0, 1.0), solver=solver)
     plan = make_plan(settings, policy.settings.num_steps)
     front = sampler_of(policy)(plan, [(*ROOT, 0)], [0], conditioning)
     assert front.cost.nfe == plan.nfe
@@ -183,7 +183,7 @@ def test_strides_and_solver_of_completions(policy, solver):
     for n, step in enumerate(front.tree.step_N):
         for k in range(2):
             action = torch.from_numpy(front.decisions.action_NKZ[n, k : k + 1])
-            for place, stride in enumerate(plan.forks[0].strides):
+            for place, stride in enumerate((3.0, 1.0) if step == 0 else (1.0, 2.0)):
                 leaf = complete(action, visits(int(step) + 1, policy.settings.num_steps, stride))
                 ours = front.leaf_MZ[front.tree.leaf_NKL[n, k, place]]
                 np.testing.assert_allclose(ours, leaf[0], atol=2e-5)

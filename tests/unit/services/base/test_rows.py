@@ -41,7 +41,7 @@ def test_json_keeps_what_is_nested_and_columns_that_some_rows_have(tmp_path, ens
         assert rows_of(tmp_path / name) == rows
         read = read_rows(str(tmp_path / name), "prompt file", "prompt")
         assert read.columns == ["prompt", "tag", "include", "more"]
-        assert list(read.labels("tag")) == ["position", None, "3"]
+        assert list(read.categories("tag")) == ["position", None, "3"]
         assert list(read.texts("prompt")) == ["a dog left of a cup", ODD, "😀"]
 
 
@@ -62,20 +62,20 @@ def test_parquet_of_any_text_type_and_its_other_columns(tmp_path):
         pq.write_table(table, tmp_path / "P.PARQUET", row_group_size=2)
         read = read_rows(str(tmp_path / "P.PARQUET"), "prompt file", "prompt")
         assert (len(read), list(read.texts("prompt"))) == (3, texts)
-        assert list(read.labels("n")) == ["1", None, "3"]
+        assert list(read.categories("n")) == ["1", None, "3"]
         assert rows_of(tmp_path / "P.PARQUET")[0] == {"n": 1, "prompt": "a", "deep": [{"x": 1}]}
 
 
-def test_labels_are_texts_numbers_and_truth_values(tmp_path):
+def test_categories_are_texts_numbers_and_truth_values(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"a": true}\n{"a": 1.5}\n{"a": null}\n{"a": "x"}\n{"b": [1]}\n')
     pq.write_table(pa.table({"a": [True, False], "b": [b"x", b"y"]}), tmp_path / "p.parquet")
     lines, table = (read_rows(str(tmp_path / f"p.{kind}"), "file", "prompt") for kind in ("jsonl", "parquet"))
-    assert list(lines.labels("a")) == ["true", "1.5", None, "x", None]
-    assert list(table.labels("a")) == ["true", "false"]
-    with pytest.raises(UserError, match=r"line 5: `b` is \[1\], not text or a number"):
-        lines.labels("b")
+    assert list(lines.categories("a")) == ["true", "1.5", None, "x", None]
+    assert list(table.categories("a")) == ["true", "false"]
+    with pytest.raises(UserError, match=r"line 5: `b` is \[1\]; make it text or a number"):
+        lines.categories("b")
     with pytest.raises(UserError, match="column `b` contains binary"):
-        table.labels("b")
+        table.categories("b")
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_bad_columns_of_parquet_are_named(tmp_path):
         with pytest.raises(UserError, match=message):
             read_rows(str(tmp_path / "p.parquet"), "prompt file", "prompt").texts("prompt")
 
-    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` contains int64, not text")
+    refuses(pa.table({"prompt": [1, 2]}), "column `prompt` contains int64; convert it to text")
     refuses(pa.table({"prompt": ["a", None]}), "row 2: `prompt` is missing")
     refuses(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "two columns `prompt`")
     latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
-    refuses(pa.table({"prompt": latin}), "not a readable Parquet file: .*UTF8")
+    refuses(pa.table({"prompt": latin}), "not a readable Parquet file .*UTF8")
 
 
 def test_a_file_that_is_missing_or_cannot_be_read(tmp_path):

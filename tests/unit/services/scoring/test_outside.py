@@ -41,7 +41,8 @@ def scorer(kind):
 
     def build(url, **options):
         if kind == "geneval":
-            return GenEval(f"{url}/detect", **options)
+            geneval = GenEval(f"{url}/detect", **options)
+            return lambda *asked: geneval(*asked)["score"]
         return Remote(url, "size", **options)
 
     return build

@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["report", "nowhere"], "tempflow: "),
+        (["report", "nowhere"], "`nowhere` is not a run"),
         (["train", "nowhere"], "no recipe `nowhere`"),
         (["score", "gone\x1b[31m.png", "--prompt", "x", "--scorer", "jpeg_size"], r"`gone\x1b[31m.png`"),
     ],

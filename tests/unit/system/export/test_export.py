@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,6 @@ from system.export.export import export
 from system.export.license import license_of
 from system.recipe.load import load_config
 from system.report.data import read_run, scores
-from tests.helpers.paths import ROOT
 from tests.helpers.recipes import tiny_recipe
 from tests.helpers.tiny import tiny_settings
 from tests.helpers.training import trained_locally
@@ -95,7 +92,7 @@ def test_the_card_has_the_numbers_of_the_exported_step(run, tmp_path):
     row = next(line for line in card.splitlines() if line.startswith("| size |")).replace("−", "-")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     difference = after - before
-    half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    half = 2.570582 * difference.std(ddof=1) / np.sqrt(6)  # Student's t of 5 degrees of freedom
     low, high = map(float, cells[6].split(" to "))
     np.testing.assert_allclose(
         [float(cell) for cell in cells[3:6]], [before.mean(), after.mean(), difference.mean()], atol=1e-3
@@ -151,18 +148,6 @@ def test_an_adapter_needs_no_base_model_and_merging_says_what_is_missing(run, tm
     with pytest.raises(UserError, match="there is no folder"):
         export(moved, tmp_path / "merged", layout=Layout.MERGED)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["comfyui", "diffusers", "moved", "peft"]
-
-
-def test_it_runs_where_ray_is_not_installed(run, tmp_path):
-    code = (
-        "import pathlib, sys; sys.modules['ray'] = None\n"
-        "from system.export.export import export\n"
-        "export(*map(pathlib.Path, sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, str(run), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / LORA_FILE).is_file()
 
 
 def test_a_killed_or_failed_export_leaves_nothing_and_the_next_one_works(run, tmp_path, monkeypatch):

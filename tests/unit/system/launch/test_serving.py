@@ -9,7 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.base.errors import UserError
 from services.serving.settings import GatewaySettings, PoolSettings
-from system.launch.serving import _check_alone, _check_cluster, check_free, running_pool, serve_config
+from system.launch.serving import check_alone, check_cluster, check_free, running_pool, serve_config
 from system.recipe.load import load_pool
 
 
@@ -64,13 +64,13 @@ def test_a_port_with_connections_that_are_closing_is_free(taken):
 
 def test_a_port_that_somebody_took_meanwhile_is_refused(taken, pool):
     listen = GatewaySettings(port=taken)
-    _check_alone(listen)
+    check_alone(listen)
     with socket.socket() as second:
         second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         second.bind(("127.0.0.1", taken))
         second.listen()
         with pytest.raises(UserError, match="another program listens"):
-            _check_alone(listen)
+            check_alone(listen)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_listens_on_a_cluster_must_be_what_the_pool_promises(
     status = SimpleNamespace(proxies=proxies, applications=applications)
     monkeypatch.setattr("system.launch.serving.serve.status", lambda: status)
     with pytest.raises(UserError, match=message):
-        _check_cluster(pool)
+        check_cluster(pool)
     there.http_config.host, there.http_config.port = pool.serve.host, pool.serve.port
     status.proxies, status.applications = {"node": "HEALTHY"}, {"another": None}
-    _check_cluster(pool)
+    check_cluster(pool)

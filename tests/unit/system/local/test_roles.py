@@ -1,8 +1,6 @@
 """A run in one process: the same bits for both placements and after a resume, for each family; and without Ray."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from system.checks.checks import By, refuse
 from system.local.roles import LocalRewards
 from system.recipe.load import load_config
 from tests.helpers.families import FAMILIES
-from tests.helpers.paths import ROOT
 from tests.helpers.recipes import tiny_recipe
 from tests.helpers.training import checkpoint_files, trained_locally
 
@@ -89,19 +86,6 @@ def test_a_scorer_gets_requests_of_its_size_and_one_that_fails_leaves_holes():
     assert scores.result(0).errors == {"counts": "OSError: the model file is missing"}
     assert scores.result(0).not_finite == 1
     assert len(scores.result(0).latency_s["counts"]) == 2
-
-
-def test_it_runs_where_ray_is_not_installed(sd3_folder, tmp_path):
-    recipe = tiny_recipe(sd3_folder, tmp_path)
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from system.recipe.load import load_config\n"
-        "from tests.helpers.training import trained_locally\n"
-        f"trained_locally(load_config({str(recipe)!r}, ['name=bare', 'steps=1']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "bare" / "lora").is_dir()
 
 
 class Grouped:

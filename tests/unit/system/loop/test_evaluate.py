@@ -7,8 +7,10 @@ import pytest
 
 from services.scoring.settings import ScorerSettings
 from system.loop.evaluate import EVAL_STREAM, evaluate
-from system.loop.prompts import read_prompts
+from system.loop.evaluation import best_by
+from system.loop.heldout import read_sets
 from system.loop.stop import Stopped
+from system.recipe.evaluation import EvalSet
 from system.recipe.load import load_config
 from tests.helpers.fakes import FakeRoles
 
@@ -32,15 +34,15 @@ def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(conf
 
     roles.rollouts.sample = watched
     progress = []
-    result = evaluate(
-        roles, config, read_prompts(config.data.heldout), lambda: None, progress=lambda *told: progress.append(told)
-    )
+    result = evaluate(roles, config, read_sets(config), lambda: None, progress=lambda *told: progress.append(told))[
+        "heldout"
+    ]
     assert result.table["row"].to_pylist() == list(range(7))
     assert result.table["prompt"].to_pylist() == [f"prompt {i}" for i in range(7)]
     assert [address for _, addresses, *_ in asked for address in addresses] == [
         (0, EVAL_STREAM, i, 0) for i in range(7)
     ]
-    assert {steps for _, _, steps, *_ in asked} == {config.eval_steps}
+    assert {sampling for _, _, sampling, *_ in asked} == {config.eval_sampling}
     assert progress[-1] == (3, 3)
     assert result.grid_NHWC.shape == (4, 4, 4, 3)
     assert (result.cost.decodes, result.scored) == (7, 7 * 2)
@@ -50,7 +52,7 @@ def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(conf
 def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
     roles = FakeRoles()
 
-    def by_row(images, prompts, names, finite_M, rows):
+    def by_row(images, prompts, names, finite_M, rows, group):
         scores = [float(prompt.split()[1]) for prompt in prompts]
         scores = [np.nan if score == 6 else score for score in scores]
         done = roles_score(images, prompts, names, finite_M)
@@ -60,7 +62,7 @@ def test_means_are_over_all_and_by_category_and_holes_are_left_out(config):
 
     roles_score = roles.rewards.score
     roles.rewards.score = by_row
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     assert {key: value for key, value in result.summary().items() if "judge" in key} == {
         "eval/judge": pytest.approx(15 / 6),
         "eval_holes/judge": 1,
@@ -74,19 +76,19 @@ def test_a_stop_ends_it(config):
         raise Stopped("SIGTERM")
 
     with pytest.raises(Stopped):
-        evaluate(FakeRoles(), config, read_prompts(config.data.heldout), stop)
+        evaluate(FakeRoles(), config, read_sets(config), stop)
 
 
 def test_images_are_bounded_as_in_training(config):
     """A budget of one byte lets one batch at a time through; the fake asserts that it may reserve."""
     roles = FakeRoles(bound=1)
-    evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    evaluate(roles, config, read_sets(config), lambda: None)
     assert roles.rollouts.take_peak_bytes() == 3 * 4 * 4 * 3
 
 
 def test_nothing_to_show_is_an_empty_picture(config):
     without = config.model_copy(update={"eval": config.eval.model_copy(update={"grid": 0})})
-    result = evaluate(FakeRoles(), without, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(FakeRoles(), without, read_sets(config), lambda: None)["heldout"]
     assert len(result.grid_NHWC) == 0
 
 
@@ -111,7 +113,7 @@ def with_scorers(config, *kinds: type):
 
 def test_scorers_get_the_rows_and_groupwise_ones_are_not_asked(config):
     roles, config = FakeRoles(), with_scorers(config, Reads, Rank)
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     rows = [{"category": "even" if i % 2 == 0 else "odd"} for i in range(7)]
     assert roles.rewards.asked == [(["reads"], rows[start : start + 3]) for start in (0, 3, 6)]
     assert result.scores == ["reads"]
@@ -131,9 +133,53 @@ def test_sub_scores_have_columns_and_means_of_their_own(config):
         return done
 
     roles.rewards.score = with_sub_scores
-    result = evaluate(roles, config, read_prompts(config.data.heldout), lambda: None)
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
     assert result.table.column_names[-1] == "judge.hue"
     np.testing.assert_array_equal(result.table["judge.hue"], [np.nan, np.nan, np.nan, 0, 1, 2, 0])
     assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)
     assert result.summary()["eval_holes/judge.hue"] == 3
     assert result.scored == 7 * 2, "the cost counts scorers"
+
+
+def test_a_prompt_with_several_images_is_a_group_of_one_job(config):
+    """Jobs of at most three images hold one prompt of two; a groupwise scorer gets each prompt alone."""
+    roles, asked = FakeRoles(), []
+    sample, score = roles.rollouts.sample, roles.rewards.score
+
+    def sampled(prompts, addresses, *more):
+        asked.append(addresses)
+        return sample(prompts, addresses, *more)
+
+    def watched(images, prompts, names, finite_M, rows, group):
+        assert (len(prompts), group) == (2, 2)
+        return score(images, prompts, names, finite_M, rows)
+
+    roles.rollouts.sample, roles.rewards.score = sampled, watched
+    settings = config.eval.model_copy(update={"images_per_prompt": 2})
+    config = with_scorers(config, Rank).model_copy(update={"eval": settings})
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
+    assert asked == [[(0, EVAL_STREAM, row, 0), (0, EVAL_STREAM, row, 1)] for row in range(7)]
+    assert result.scores == ["rank"]
+    assert result.table["row"].to_pylist() == [row for row in range(7) for _ in range(2)]
+    assert result.table["image"].to_pylist() == [0, 1] * 7
+    assert result.reward(config) == result.summary()["eval/rank"]
+
+
+def test_each_set_has_its_own_metrics_and_one_may_choose_the_best_checkpoint(config, tmp_path):
+    (tmp_path / "more.txt").write_text("a prompt\n")
+    sets = {"more": EvalSet(prompts=str(tmp_path / "more.txt"), scorers=("judge",))}
+
+    def found(best: str | None):
+        settings = config.eval.model_copy(update={"sets": sets, "best": best})
+        changed = config.model_copy(update={"eval": settings})
+        done = evaluate(FakeRoles(), changed, read_sets(changed), lambda: None)
+        return changed, done
+
+    changed, done = found(None)
+    assert list(done) == ["heldout", "more"]
+    assert done["more"].summary().keys() == {"eval.more/judge", "eval_holes.more/judge"}
+    assert "eval/judge" in done["heldout"].summary()
+    assert best_by(changed, done) == done["heldout"].reward(changed)
+    changed, done = found("more/judge")
+    assert best_by(changed, done) == done["more"].summary()["eval.more/judge"]
+    assert best_by(changed, {}) is None

@@ -43,7 +43,7 @@ def test_images_are_scored_once_they_exist_and_released_once_they_are_scored(bud
     assert not rewards.asked
     done = job(budget)
     generated.set_result(done)
-    (images, prompts, names, _, _) = rewards.asked[0]
+    (images, prompts, names, *_) = rewards.asked[0]
     assert (images.shape, prompts, names) == ((1, 2, 2, 3), ["x"], ["a"])
     assert budget.reserved == 10
     rewards.scoring.set_result(SCORES)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from actors.lost import Lost
 from services.base.errors import UserError
+from system.loop.heldout import read_sets
 from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
 from system.loop.stop import Stopped
@@ -69,7 +70,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
     train = read_prompts(config.data.train)
     with RunFolder.open(config, resume) as run, Progress(config.steps, Console(quiet=True)) as progress:
         roles.learners.staleness = config.learner.max_staleness
-        Trainer(config, run, roles, train, train, Recorder(config, run, progress), stops.check).fit()
+        Trainer(config, run, roles, train, read_sets(config), Recorder(config, run, progress), stops.check).fit()
     return run
 
 
@@ -306,3 +307,17 @@ def test_a_driver_whose_run_another_one_has_taken_over_ends(tmp_path):
     with pytest.raises(UserError, match="another driver has taken over the checkpoints"):
         fit(config, FakeRoles(TakenOver()))
     assert [path.name for path in (run.path / "checkpoints").glob("step_*")] == ["step_000000"]
+
+
+def test_named_sets_are_recorded_beside_the_default_one_and_forgotten_with_their_step(tmp_path):
+    config = recipe(tmp_path, f"eval.sets={{more: {{prompts: {tmp_path / 'prompts.txt'}, scorers: [judge]}}}}")
+    run = fit(config, FakeRoles())
+    names = [f"step_{step:06d}.parquet" for step in (0, 2, 4)]
+    for folder in ("eval", "eval/more"):
+        assert sorted(file.name for file in (run.path / folder).glob("*.parquet")) == names
+    assert all("eval.more/judge" in line for line in run.read_metrics() if line["step"] % 2 == 0)
+    assert len(list((run.path / "samples" / "step_000004" / "more").iterdir())) == 1
+    assert run.has_eval(4, ["heldout", "more"])
+    run.forget_after(2)
+    assert not run.has_eval(4, ["more"])
+    assert run.has_eval(2, ["heldout", "more"])

@@ -58,7 +58,7 @@ def test_a_wrong_infrastructure_file_is_explained(tmp_path, text, sentence):
     path.write_text(text)
     with pytest.raises(UserError, match=sentence):
         load_infra(path)
-    with pytest.raises(UserError, match="no infrastructure file"):
+    with pytest.raises(UserError, match="there is no infrastructure file"):
         load_infra(tmp_path / "other.yaml")
 
 
@@ -141,5 +141,5 @@ def test_runs_of_different_names_have_different_resources():
     assert len(set(found)) == len(names)
     assert all(re.fullmatch(r"run-a(-[0-9a-f]{6})?", name) for name in found)
     for name in ("3d", "x" * 41, "X" * 40):
-        with pytest.raises(UserError, match="is no name for Kubernetes"):
+        with pytest.raises(UserError, match="is not a name for Kubernetes"):
             resource_name(name)

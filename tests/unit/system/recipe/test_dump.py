@@ -54,7 +54,7 @@ def test_each_value_has_the_file_the_override_or_the_default_that_gave_it(tmp_pa
             "target": "default",
             "tensorboard": recipe,
             "wandb": "default",
-            "height": "configs/models/sd35_medium.yaml",
+            "alpha": "configs/models/sd35_medium.yaml",
             "shared_noise": "default",
             "kl": "actors/methods/flow_grpo.py",
             "optimizer_steps": "configs/models/sd35_medium.yaml",

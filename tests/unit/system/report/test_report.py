@@ -15,14 +15,14 @@ from PIL import Image
 from services.base.errors import UserError
 from system.report.build import build_report
 from system.report.canvas import power_of_ten, short
-from system.report.data import by_sampling_step, paired_scores, read_run
+from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
 from system.report.figures import curves, running_mean
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
 CATEGORIES = ["<x>", "<x>", "$y$ & $", None]
 BEFORE, AFTER = [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 0.0, np.nan]
-HALF = 1.96 * math.sqrt(1 / 3) / math.sqrt(3)
-"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3."""
+HALF = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)
+"""Of the differences 1, 0, 0: their variance (n − 1) is 1/3, and Student's t of 2 degrees of freedom is 4.302653."""
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_differences_are_paired_and_holes_dropped(run):
     overall, y, x = paired_scores(read_run(run))
     assert (overall.pairs, overall.before, overall.after) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert (overall.difference, overall.half_interval) == (pytest.approx(1 / 3), pytest.approx(HALF))
-    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(0.98))
+    assert (x.category, x.pairs, x.difference, x.half_interval) == ("<x>", 2, 0.5, pytest.approx(12.706205 * 0.5))
     assert (y.category, y.pairs, y.difference) == ("$y$ & $", 1, 0.0)
     assert math.isnan(y.half_interval)
 
@@ -300,3 +300,36 @@ def test_running_mean_shrinks_at_the_ends():
 def test_counts_and_powers_are_short():
     assert [short(value) for value in (0, 950, 12_300, 3_420_000, 2e9)] == ["0", "950", "12k", "3.4M", "2.0G"]
     assert power_of_ten(-12) == "10⁻¹²"
+
+
+def test_images_of_a_prompt_are_averaged_before_prompts_are_compared():
+    """Two prompts of two images. Differences: 1 and 3 of the first, 0 and a hole of the second. Means: 2 and 0."""
+
+    def table(scores: list[float]) -> pa.Table:
+        return pa.table(
+            {
+                "row": [0, 0, 1, 1],
+                "image": [0, 1, 0, 1],
+                "prompt": ["a", "a", "b", "b"],
+                "category": [None] * 4,
+                "size": pa.array(scores, pa.float64()),
+            }
+        )
+
+    (pair,) = compared(table([0.0, 0.0, 5.0, 5.0]), table([1.0, 3.0, 5.0, np.nan]), ["size"])
+    assert (pair.pairs, pair.difference, pair.before, pair.after) == (2, 1.0, 2.5, 3.5)
+    assert pair.half_interval == pytest.approx(12.706205 * math.sqrt(2) / math.sqrt(2))
+
+
+def test_a_named_set_has_its_own_table_and_curve(run):
+    (run / "eval" / "more").mkdir()
+    for step, score in ((0, 0.25), (3, 0.75)):
+        table = pa.table({"row": [0], "image": [0], "prompt": ["a"], "category": [None], "judge": [score]})
+        pq.write_table(table, run / "eval" / "more" / f"step_{step:06d}.parquet")
+    write_lines(run, [line | {"eval.more/judge": 0.5} for line in read_run(run).lines])
+    read = read_run(run)
+    (pair,) = set_scores(read)["more"]
+    assert (pair.name, pair.before, pair.after) == ("judge", 0.25, 0.75)
+    assert paired_scores(read)[0].name != "more"
+    assert "judge of the set more" in [panel.title for panel in curves(read)]
+    assert "The set more" in Page(build_report(run).read_text()).text

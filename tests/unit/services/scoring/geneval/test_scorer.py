@@ -64,6 +64,7 @@ def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_rows_without_a_
     scored = scorer.score(images, ["a red cup", "a red cup", "what is this", "a cup"], [RED_CUP, RED_CUP, {}, RED_CUP])
     server.shutdown()
     np.testing.assert_array_equal(scored.score_N, [1, 0.5, np.nan, 0.5])
+    np.testing.assert_array_equal(scored.sub_scores["official"], [1, 0, np.nan, 0])
     assert scored.errors == {2: "its row has no `tag`"}
     assert Detector.calls == 3, "one refused, then two batches"
 
@@ -71,7 +72,7 @@ def test_the_scorer_asks_its_detector_again_when_busy_and_leaves_rows_without_a_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "strict"}, "partial or official"),
+        ({"rule": "official"}, "remove options.rule; .*`reward: official`"),
         ({"max_overlap": 0}, "above 0 and at most 1"),
         ({"url": None, "detector": "/nowhere"}, "scorer geneval: there is no folder `/nowhere`"),
         ({"url": "localhost:80"}, "http://"),

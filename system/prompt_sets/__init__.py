@@ -1,0 +1,1 @@
+"""Small held-out sets of our own prompts, for `eval.sets`."""
