@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from services.base.errors import UserError, cause_of
-from system.commands.plain import plain
+from services.base.plain import plain
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
 if TYPE_CHECKING:

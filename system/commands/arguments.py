@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from system.commands.plain import plain
+from services.base.plain import plain
 
 console = Console()
 

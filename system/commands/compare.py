@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.base.plain import plain
 from system.commands.arguments import console, say_next
-from system.commands.plain import plain
 
 if TYPE_CHECKING:
     from system.compare.result import Result

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from services.base.plain import plain
 from system.commands.arguments import Overrides, console, say_next
-from system.commands.plain import plain
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.base.plain import plain
 from system.commands.arguments import console, say_next
-from system.commands.plain import plain
 from system.export.choices import Layout, chosen_step
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from services.base.errors import UserError
+from services.base.plain import plain
 from system.commands.arguments import console, say_next
-from system.commands.plain import plain
 
 STARTER = Path(__file__).parent / "starter"
 PROMPTS = {"train": 256, "heldout": 64}

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from services.base.errors import refusal
+from services.base.plain import printable
 from system import __version__
-from system.commands.plain import printable
 from system.launch.environment import listen_on_loopback
 from system.loop.stop import STOPPED_EXIT_CODE, Stopped
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from services.base.plain import plain
 from system.commands.arguments import Overrides, Recipe, console, say_next
-from system.commands.plain import plain
 
 app = typer.Typer()
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
+from services.base.plain import plain
 from system.commands.arguments import console, say_next
-from system.commands.plain import plain
 
 if TYPE_CHECKING:
     import numpy as np

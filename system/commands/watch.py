@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from services.base.plain import plain
 from system.commands.arguments import console
-from system.commands.plain import plain
 
 PORT = 8800
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from services.base.errors import UserError
+from services.base.plain import plain
 from system.capacity.counts import steps_within
 from system.checks.checks import By, refuse
-from system.commands.plain import plain
 from system.compare.result import Result, condense, key_of
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from services.base.errors import UserError
+from services.base.plain import printable
 from services.base.yaml_text import dump_yaml
 from services.scoring.scorer import BUILT_IN
-from system.commands.plain import printable
 from system.flow_grpo.keys import ENDLESS, MODELS, OTHER_KINDS, PLAIN, PROMPTS, REWARDS, SILENT, STEPS, WITHOUT
 from system.flow_grpo.read import Reading, read_function
 from system.recipe.compose import LAYERS

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from system.commands.plain import plain
+from services.base.plain import plain
 
 SHOWN = 12
 """Steps shown on a terminal."""

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from system.commands.plain import plain, printable
+from services.base.plain import plain, printable
 from system.run.progress import minutes
 from system.watch.reader import Reader
 

@@ -20,11 +20,11 @@ from typing import Any
 from rich.console import Console
 
 from services.base.errors import UserError
+from services.base.plain import plain
 from services.base.storage import write_atomically
 from system.bench.gpu.page import write_page, write_tables
 from system.bench.gpu.parts import LONGEST_S, PARTS
 from system.bench.gpu.record import Findings, State
-from system.commands.plain import plain
 from system.run.outputs import make_output_folder
 
 SAID_CHARS = 4000

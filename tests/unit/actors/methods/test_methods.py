@@ -80,6 +80,7 @@ def test_an_unknown_method_is_named_with_the_nearest(recipe, name, says):
     ("name", "num_steps", "nfe", "leaves", "rows"),
     [
         ("tempflow", 10, 1116, 216, 36),
+        ("tempflow_budget", 10, 63, 54, 9),
         ("flow_grpo", 10, 240, 24, 216),
         ("grpo_guard", 10, 240, 24, 216),
         ("flow_grpo_fast", 10, 1 + 24 * 9, 24, 72),

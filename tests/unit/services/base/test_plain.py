@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from actors.trajectory import Cost
+from services.base.plain import plain, printable
 from services.http.images import encode_image
 from services.scoring.settings import ScorerSettings
 from system.commands.evaluate import comparison
-from system.commands.plain import plain, printable
 from system.commands.score import run_score
 from system.loop.evaluate import Evaluation
 from system.run.progress import Progress
