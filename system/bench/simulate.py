@@ -240,6 +240,7 @@ def simulated(config: RunConfig, scenario: Scenario, steps: int, folder: str) ->
             "output": folder,
             "steps": steps,
             "data": config.data.model_copy(update={"heldout": None, "prompts_per_step": scenario.tasks}),
+            "log": config.log.model_copy(update={"train_images_every": 0}),  # there are no pixels
             "checkpoint": config.checkpoint.model_copy(update={"every": steps, "folder": None}),
         }
     )

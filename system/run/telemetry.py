@@ -138,7 +138,7 @@ EXPORTS = [
 
 UNEXPORTED = {
     *("nfe", "elapsed_s", "branch/noise_level", "branch/weight"),
-    *("warnings", "grad_rms", "eval_error/SCORER"),
+    *("warnings", "grad_rms", "eval_error/SCORER", "eval_error.SET/SCORER"),
 }
 """Keys that are not exported: sums of other keys, constants of the recipe, and warnings and what they alone need."""
 

@@ -43,7 +43,7 @@ def test_ranks_share_all_statistics_in_one_collective_of_each_kind():
     ranks = Ranks(there)
     whole = here.shared(ranks)
     assert ranks.calls == ["sum", "max"]
-    stats = whole.stats(2, 0.0, 1.0, 3.0)
+    stats = whole.stats(2, 0.0, 1.0, 0.5, 3.0)
     assert stats.nfe == 2**25 + 3, "float32 would have lost the one"
     assert stats.ratio_mean == (1.0 + 1.5 + 0.25) / 3
     assert stats.clip_fraction == 1 / 3

@@ -37,7 +37,7 @@ def test_every_layer_uses_it_and_the_velocity_is_the_same(case, tiny_folder):
 
 
 def test_a_model_without_a_choice_says_so(sd3_folder):
-    with pytest.raises(UserError, match=r"policy\.attention: SD3Transformer2DModel has one back end only"):
+    with pytest.raises(UserError, match=r"policy\.attention: SD3Transformer2DModel has only one back end"):
         Policy(tiny_settings(sd3_folder, attention="_native_math"), 0)
 
 

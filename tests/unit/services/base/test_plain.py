@@ -4,17 +4,13 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from actors.trajectory import Cost
 from services.base.plain import plain, printable
 from services.http.images import encode_image
 from services.scoring.settings import ScorerSettings
-from system.commands.evaluate import comparison
 from system.commands.score import run_score
-from system.loop.evaluate import Evaluation
 from system.run.progress import Progress
 
 HOSTILE = "a[/b] [red]x\x1b[31m\x07\u202e\udc80\n"
@@ -32,13 +28,6 @@ def test_nothing_in_a_text_is_obeyed_and_all_of_it_is_shown():
     assert printable("é 日本 – fine") == "é 日本 – fine"
     assert on_terminal(plain(HOSTILE)) == SHOWN + "\n"
     assert on_terminal(plain(Path("runs/[bold]"))) == "runs/[bold]\n"
-
-
-def test_categories_of_an_evaluation_are_shown_as_they_are():
-    table = pa.table({"row": [0], "prompt": ["x"], "category": ["a[/b]\x1b[31m"], "size": [1.5]})
-    shown = on_terminal(comparison({"base": Evaluation(table, np.zeros((0, 1, 1, 3)), Cost(), 1)}))
-    assert r"size/a[/b]\x1b[31m" in shown
-    assert "\x1b" not in shown
 
 
 def test_paths_of_scored_images_are_shown_as_they_are(tmp_path):

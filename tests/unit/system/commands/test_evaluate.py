@@ -1,12 +1,16 @@
 """`tempflow eval`: the base model, adapters and checkpoints, in pairs."""
 
+import io
 import json
 import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from system.commands.evaluate import comparisons
+from tests.helpers.evaluations import evaluation_of
 from tests.helpers.learners import random_adapter
 
 T_5 = 2.570582
@@ -118,3 +122,12 @@ def test_what_cannot_be_compared_is_refused(recipe, adapter, in_process, tmp_pat
     ):
         done = in_process("eval", recipe, "--local", *arguments)
         assert (done.returncode, said in done.stderr.replace("\n", " ")) == (2, True), done.stderr
+
+
+def test_categories_of_prompts_are_shown_as_they_are_and_never_obeyed():
+    result = evaluation_of(prompt=["x"], category=["a[/b]\x1b[31m"], size=[1.5])
+    console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system=None)
+    for table in comparisons({"base": {"heldout": result}}):
+        console.print(table)
+    assert r"size/a[/b]\x1b[31m" in console.file.getvalue()
+    assert "\x1b" not in console.file.getvalue()

@@ -41,8 +41,9 @@ def test_the_first_line_comes_before_heavy_imports(recipe, tmp_path):
 def test_a_run_says_what_it_loads_and_what_to_do_next(recipe, in_process, tmp_path):
     done = in_process("train", recipe, "--local", "steps=1", "eval.prompts=2", *ONE_PROCESS)
     assert done.returncode == 0, done.stderr
-    checking, folder, loading, *_ = done.stdout.splitlines()
+    checking, folder, watch, loading, *_ = done.stdout.splitlines()
     assert (checking[:8], folder[:10]) == ("checking", "run folder")
+    assert watch.startswith("watch it     tempflow watch ")
     assert loading.startswith("loading      ")
     assert loading.endswith("; scorers: size")
     (last,) = done.stderr.splitlines()

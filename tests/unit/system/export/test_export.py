@@ -219,7 +219,7 @@ def test_the_command_says_what_was_written_and_what_to_do_next(run, in_process, 
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/out: mine-step4.safetensors of step 4, trained weights" in done.stdout
     assert "enter `license` in its head" in done.stderr
-    assert f"hf upload USER/NAME {tmp_path}/out" in done.stdout
+    assert f"hf upload USER/NAME {tmp_path}/out" in done.stderr
 
 
 def test_the_licence_is_that_of_the_base_models_card(tmp_path):

@@ -3,17 +3,16 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from actors.trajectory import Cost
 from services.scoring.settings import ScorerSettings
-from system.loop.evaluate import EVAL_STREAM, Evaluation, evaluate
+from system.loop.evaluate import EVAL_STREAM, evaluate
 from system.loop.evaluation import best_by
 from system.loop.heldout import read_sets
 from system.loop.stop import Stopped
 from system.recipe.evaluation import EvalSet
 from system.recipe.load import load_config
+from tests.helpers.evaluations import evaluation_of
 from tests.helpers.fakes import FakeRoles
 
 
@@ -180,7 +179,7 @@ def test_each_set_has_its_own_metrics_and_one_may_choose_the_best_checkpoint(con
 
     changed, done = found(None)
     assert list(done) == ["heldout", "more"]
-    assert done["more"].summary().keys() == {"eval.more/judge", "eval_holes.more/judge"}
+    assert done["more"].summary().keys() == {"eval.more/judge", "eval_holes.more/judge", "eval_error.more/judge"}
     assert "eval/judge" in done["heldout"].summary()
     assert best_by(changed, done) == done["heldout"].reward(changed)
     changed, done = found("more/judge")
@@ -199,16 +198,16 @@ def test_the_held_out_reward_counts_scores_as_training_does():
         "scorers.1.category_weights={odd: 2}",
     ])  # fmt: skip
     columns = {"category": ["even", "odd"] * 2, "pickscore": [0.0, 10, 20, 30], "judge": [1.0, 0.25, 0.75, 1]}
-    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    result = evaluation_of(**columns)
     assert result.reward(config) == pytest.approx((0 - 0.1 + 1.5 + 1.5) / 4 + 2 * (0.25 + 1) / 4)
     del columns["judge"]
-    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None
+    assert evaluation_of(**columns).reward(config) is None
 
 
 def test_a_hole_counts_against_the_held_out_reward_only_where_the_scorer_has_a_weight():
     config = load_config("shapes", ["scorers.1.category_weights={odd: 2}"])
     columns = {"category": ["even", "odd"] * 2, "pickscore": [1.0] * 4, "judge": [np.nan, 1.0, np.nan, 1.0]}
-    result = Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8)
+    result = evaluation_of(**columns)
     assert result.reward(config) == pytest.approx(1 + 2 * 2 / 4)
     columns["judge"] = [1.0, np.nan, 1.0, 1.0]
-    assert Evaluation(pa.table(columns), np.zeros((0, 1, 1, 3)), Cost(), 8).reward(config) is None
+    assert evaluation_of(**columns).reward(config) is None
