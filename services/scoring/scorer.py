@@ -94,7 +94,10 @@ def scorer_class(settings: ScorerSettings) -> type:
     module, _, attribute = path.partition(":")
     if not attribute:
         known = ", ".join(BUILT_IN)
-        raise UserError(f"scorer `{settings.scorer}`: neither built in ({known}) nor of the form package.module:Class")
+        raise UserError(
+            f"scorer `{settings.scorer}`: neither built in ({known}) nor of the form package.module:Class; name one of "
+            "these, or the import path of your class"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -103,7 +106,8 @@ def scorer_class(settings: ScorerSettings) -> type:
         inspect.signature(found).bind(**settings.options)
     except TypeError as error:
         raise UserError(
-            f"scorer `{settings.scorer}`: wrong options ({', '.join(settings.options) or 'none'} given): {error}"
+            f"scorer `{settings.scorer}`: wrong options ({', '.join(settings.options) or 'none'} given): {error}; "
+            "correct the scorer's options"
         ) from error
     return found
 

@@ -43,7 +43,7 @@ def same_keys(what: str, wanted: Iterable[str], found: Iterable[str], weights: P
     for problem, keys in (("lacks", missing), ("has unexpected", unexpected)):
         if keys:
             raise UserError(
-                f"{what}: `{weights}` {problem} {len(keys)} weights, such as {min(keys)}; is it of this model?"
+                f"{what}: `{weights}` {problem} {len(keys)} weights, such as {min(keys)}; give the file of this model"
             )
 
 
@@ -57,5 +57,7 @@ def load_exactly(what: str, module: torch.nn.Module, state: Mapping[str, torch.T
     same_keys(what, own, state, weights)
     if wrong := [key for key in own if own[key].shape != state[key].shape]:
         shape, needed = tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        raise UserError(f"{what}: in `{weights}`, {wrong[0]} has the shape {shape}; the model needs {needed}")
+        raise UserError(
+            f"{what}: in `{weights}`, {wrong[0]} has the shape {shape}; the model needs {needed}; give its own file"
+        )
     module.load_state_dict({key: weight.float() for key, weight in state.items()})

@@ -136,7 +136,7 @@ def read_run(path: Path) -> Run:
     """
     metrics_file, config_file = path / "metrics.jsonl", path / "config.yaml"
     if not metrics_file.is_file():
-        raise UserError(f"`{path}` is not a run: it has no metrics.jsonl")
+        raise UserError(f"`{path}` is not a run: it has no metrics.jsonl; give a folder such as runs/NAME")
     lines = MetricsFile(metrics_file).read()
     if not lines:
         raise UserError(f"`{metrics_file}` has no readable line yet; wait until the run has recorded a step")
