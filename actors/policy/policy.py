@@ -221,7 +221,7 @@ class Policy:
         """Write what is trained so that diffusers reads it.
 
         An adapter is read by the pipeline's `load_lora_weights`, a whole transformer by its class's `from_pretrained`.
-        The same weights give the same bytes in every process. A file that is there is replaced atomically.
+        The same weights give the same bytes in every process. An existing file is replaced atomically.
 
         Args:
             folder: made if it does not exist.

@@ -1,4 +1,4 @@
-"""`tempflow top`: a run in the terminal while it goes on and after."""
+"""`tempflow top`: a run in the terminal while it runs and after."""
 
 import time
 from typing import Annotated

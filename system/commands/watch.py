@@ -1,4 +1,4 @@
-"""`tempflow watch`: a page that shows a run while it goes on and after."""
+"""`tempflow watch`: a page that shows a run while it runs and after."""
 
 from pathlib import Path
 from typing import Annotated

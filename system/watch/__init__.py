@@ -1,4 +1,4 @@
-"""A run seen from outside while it goes on and after: `tempflow watch` (a page) and `tempflow top` (a terminal).
+"""A run seen from outside while it runs and after: `tempflow watch` (a page) and `tempflow top` (a terminal).
 
 tail.py        reads only what was added to a file of lines since the last look
 columns.py     the metrics of all steps as columns, and a long curve in few points

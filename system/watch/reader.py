@@ -163,7 +163,7 @@ class Reader:
         return [str(entry.get("name")) for entry in entries if number(entry.get("weight"))]
 
     def state(self, now: float) -> dict[str, Any]:
-        """Whether the run goes on, as far as its folder says.
+        """Whether the run is running, as far as its folder says.
 
         Args:
             now: the Unix time.

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows of a run, while the run goes on, and of hostile text."""
+"""The page in a real browser: what it shows of a run, while the run is running, and of hostile text."""
 
 import threading
 from collections.abc import Iterator
