@@ -95,9 +95,9 @@ class Generator:
         """
         started = time.perf_counter()
         family = self.policy.family.sampled_as(sampling.of(self.policy.settings), sampling.negative_prompt)
-        texts = list(dict.fromkeys(prompts))
-        conditioning = self.embed(texts, family)
-        sampler, rows = self._sampler(family), [texts.index(prompt) for prompt in prompts]
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        conditioning = self.embed(list(row_of), family)
+        sampler, rows = self._sampler(family), [row_of[prompt] for prompt in prompts]
         x_NZ, cost = sampler.noise(addresses), Cost()
         switch = sampling.policy_steps
         for steps, model in (

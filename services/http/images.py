@@ -1,12 +1,13 @@
 """Encodes images, and decodes images from untrusted senders."""
 
+import base64
 import io
 from enum import StrEnum
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from services.http.image_structure import FORMATS, PPM_MAGIC, BadImage, read_size
+from services.http.image_structure import FORMATS, PNG_MAGIC, PPM_MAGIC, BadImage, read_size
 
 MAX_ASPECT = 32
 """The greatest ratio of the longer side to the shorter. Scorers resize by the shorter side, so a strip one pixel wide
@@ -111,3 +112,21 @@ def encode_image(image_HWC: np.ndarray, encoding: Encoding = Encoding.PNG) -> by
     else:
         image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def encode_shrunk(image: Image.Image, max_side_px: int, quality: int = 88) -> bytes:
+    """Encode an image as a JPEG, shrunk to at most this many pixels a side."""
+    shrunk, buffer = image.convert("RGB"), io.BytesIO()
+    shrunk.thumbnail((max_side_px, max_side_px))
+    shrunk.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def kind_of(content: bytes) -> str:
+    """`png` or `jpeg`, for an image that was encoded here."""
+    return "png" if content.startswith(PNG_MAGIC) else "jpeg"
+
+
+def data_url(content: bytes) -> str:
+    """A PNG or JPEG as a data URL."""
+    return f"data:image/{kind_of(content)};base64,{base64.b64encode(content).decode()}"

@@ -63,8 +63,7 @@ class Card:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"`{path}` is not a file of `tempflow bench gpu` ({type(error).__name__}: {error}); "
-                "run that command on "
-                "the card, or name a card"
+                "run that command on the card, or name a card"
             ) from error
         wanted = {field.name: field.type for field in fields(cls) if field.name != "measured"}
         if not isinstance(found, dict) or found.keys() - {"measured"} != wanted.keys():

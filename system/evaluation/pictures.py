@@ -1,18 +1,16 @@
 """The images of all contenders, each encoded small enough for the page as soon as it is made."""
 
-import base64
-import io
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from services.http.images import data_url, encode_image, encode_shrunk
 from system.loop.heldout import HeldOut
+from system.report.pictures import PIXELATED_SIDE_PX
 
 MAX_SIDE_PX = 320
-"""Larger images are shrunk to this size and stored as JPEG."""
-PIXELATED_SIDE_PX = 128
-"""Images up to this size are stored as PNG and shown with sharp pixels, not smoothed."""
+"""Images that are not shown with sharp pixels are shrunk to this size and stored as JPEG. The others are PNG."""
 
 
 class Pictures:
@@ -36,12 +34,7 @@ class Pictures:
         return self._uris[model, name, number]
 
     def _encoded(self, image_HWC: np.ndarray) -> str:
-        image, buffer = Image.fromarray(image_HWC), io.BytesIO()
-        if max(image.size) <= PIXELATED_SIDE_PX:
-            kind = "png"
-            image.save(buffer, "PNG")
-        else:
-            kind, self.small = "jpeg", False
-            image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-            image.save(buffer, "JPEG", quality=85)
-        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        if max(image_HWC.shape[:2]) <= PIXELATED_SIDE_PX:
+            return data_url(encode_image(image_HWC))
+        self.small = False
+        return data_url(encode_shrunk(Image.fromarray(image_HWC), MAX_SIDE_PX, quality=85))

@@ -42,12 +42,6 @@ class _Pending:
     grid: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def _standard_error(scores: np.ndarray) -> float:
-    """The standard error of the mean of the known scores; NaN for fewer than two."""
-    known = scores[~np.isnan(scores)]
-    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
-
-
 def evaluate(
     roles: Roles,
     config: RunConfig,

@@ -94,6 +94,17 @@ def best_by(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> float |
     return evaluations[name].mean_of(scorer, config) if name in evaluations else None
 
 
+def mean_by_prompt(row_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
+    """The mean score of the images of each prompt, (P,), in the order of the rows.
+
+    Args:
+        row_N: the row of each image's prompt.
+        score_N: none of them a hole.
+    """
+    _, prompt_N = np.unique(row_N, return_inverse=True)
+    return np.bincount(prompt_N, score_N) / np.bincount(prompt_N)
+
+
 def _mean(scores: np.ndarray) -> float:
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else float("nan")
@@ -102,7 +113,7 @@ def _mean(scores: np.ndarray) -> float:
 def _standard_error(scores: np.ndarray, rows: np.ndarray) -> float:
     """The standard error of the mean score of the prompts; NaN for fewer than two that have one."""
     known = ~np.isnan(scores)
-    means = np.array([scores[known & (rows == row)].mean() for row in np.unique(rows[known])])
+    means = mean_by_prompt(rows[known], scores[known])
     return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
 
 

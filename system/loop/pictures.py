@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ from PIL import Image
 
 from actors.rollout.results import Generated
 from actors.trajectory import Tree
+from services.http.images import encode_image, encode_shrunk
 from system.loop.evaluation import NOT_SCORES
 
 MAX_IMAGES = 64
 """The most images that are kept of a task: those of its first trunks."""
 MAX_SIDE_PX = 256
 """Larger images are shrunk to this size and stored as JPEG. Smaller ones are stored as PNG, without loss."""
-JPEG_QUALITY = 88
 LOGGED = 8
 """The most training images of a step that loggers receive."""
 
@@ -48,13 +49,9 @@ def kept_leaves(tree: Tree) -> list[int]:
 
 def small_image(image_HWC: np.ndarray) -> bytes:
     """Encode uint8 (H, W, 3), shrunk if it is large."""
-    image, buffer = Image.fromarray(image_HWC), io.BytesIO()
-    if max(image.size) <= MAX_SIDE_PX:
-        image.save(buffer, "PNG", compress_level=1)
-    else:
-        image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), reducing_gap=2.0)
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    if max(image_HWC.shape[:2]) <= MAX_SIDE_PX:
+        return encode_image(image_HWC)
+    return encode_shrunk(Image.fromarray(image_HWC), MAX_SIDE_PX)
 
 
 def heldout_captions(table: pa.Table, count: int) -> list[str]:
@@ -67,13 +64,13 @@ def heldout_captions(table: pa.Table, count: int) -> list[str]:
     for line in table.slice(0, count).to_pylist():
         scores = {name: value for name, value in line.items() if name not in NOT_SCORES}
         captions.append(
-            " · ".join([str(line["prompt"]), *(f"{name} {number(value)}" for name, value in scores.items())])
+            " · ".join([str(line["prompt"]), *(f"{name} {_said(value)}" for name, value in scores.items())])
         )
     return captions
 
 
-def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """The kept images with the best and the worst rewards, the best first, (N, H, W, 3), and their captions."""
+def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[list[bytes], list[str]]:
+    """The kept images with the best and the worst rewards, as encoded files, the best first, and their captions."""
     lines: dict[tuple[int, int], dict[str, Any]] = {}
     for line in experience.to_pylist():
         lines.setdefault((line["prompt_row"], line["leaf"]), line)
@@ -82,15 +79,22 @@ def best_and_worst(pictures: pa.Table, experience: pa.Table) -> tuple[np.ndarray
     known.sort(key=lambda item: -item[1]["reward"])
     half = LOGGED // 2
     chosen = known if len(known) <= LOGGED else known[:half] + known[-half:]
-    images, captions = [], []
-    for image, line in chosen:
-        with Image.open(io.BytesIO(image)) as opened:
-            images.append(np.asarray(opened.convert("RGB")))
-        said = f"reward {number(line['reward'])} · advantage {number(line['advantage'])}"
+    captions = []
+    for _, line in chosen:
+        said = f"reward {_said(line['reward'])} · advantage {_said(line['advantage'])}"
         captions.append(f"{line['prompt']} · {said} · branch step {line['branch_step']}")
-    return (np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)), captions
+    return [image for image, _ in chosen], captions
 
 
-def number(value: float | None) -> str:
+def decoded(images: Sequence[bytes]) -> np.ndarray:
+    """The pixels of encoded images of one size, (N, H, W, 3) uint8."""
+    pixels = []
+    for image in images:
+        with Image.open(io.BytesIO(image)) as opened:
+            pixels.append(np.asarray(opened.convert("RGB")))
+    return np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8)
+
+
+def _said(value: float | None) -> str:
     """A number with four significant digits, or `hole`."""
     return "hole" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -14,7 +14,7 @@ from system.loop.evaluation import Evaluation
 from system.loop.experience import Experience
 from system.loop.experience_table import experience_table
 from system.loop.metrics import describe_rewards, describe_time, describe_update
-from system.loop.pictures import best_and_worst, heldout_captions
+from system.loop.pictures import best_and_worst, decoded, heldout_captions
 from system.loop.roles import Roles
 from system.loop.warnings import Warnings
 from system.recipe.model import RunConfig
@@ -106,7 +106,8 @@ class Recorder:
         if experience.pictures is not None:
             self.run.write_pictures(state.step, experience.pictures)
             if evaluations and self.run.loggers:
-                self.run.log_training(state.step, *best_and_worst(experience.pictures, table))
+                images, captions = best_and_worst(experience.pictures, table)
+                self.run.log_training(state.step, decoded(images), captions)
         status: RolloutStatus = roles.rollouts.status()
         line = self._summary(evaluations)
         line |= {"bytes/weights": weights.num_bytes, "workers": status.workers, "workers_replaced": status.replaced}

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 from services.base.errors import UserError, first_line
 from services.base.yaml_text import load_yaml
 from system.compare.student import half_interval
+from system.loop.evaluation import NOT_SCORES, mean_by_prompt
 from system.recipe.evaluation import DEFAULT_SET
 from system.run.folder import eval_folders, tables
 from system.run.metrics_file import MetricsFile, missing_steps
 
 NEEDED = {"row", "prompt", "category"}
 """The columns that the table of an evaluation must have."""
-NOT_SCORES = {*NEEDED, "image"}
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """Errors that reading a torn Parquet file raises."""
 
@@ -51,7 +51,7 @@ class Run:
     evals: dict[int, pa.Table]
     """The table of each evaluation of data.heldout, by step."""
     sets: dict[str, dict[int, pa.Table]]
-    """The same of each set in eval.sets, by name."""
+    """The table of each evaluation of a set in eval.sets, by the set's name and then by step."""
     left_out: list[str]
     """One sentence for each part that is missing or cannot be read."""
 
@@ -68,30 +68,25 @@ class Run:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each scorer in the training reward, or its first weight in a category if that is 0."""
-        return {str(entry["name"]): _weight(entry) for entry in self._scorers()}
+        """As `weights_of` the recipe."""
+        return weights_of(self.config)
 
     @property
     def roles(self) -> dict[str, str]:
         """What each scorer is for: `training reward`, `gate of a reward` or `not trained on`."""
-        gates = [entry.get("gate") for entry in self._scorers() if _weight(entry)]
+        gates = [entry.get("gate") for entry in _scorers(self.config) if _weight(entry)]
         opens = {str(gate["score"]).partition(".")[0] for gate in gates if isinstance(gate, dict) and "score" in gate}
         return {
             name: "training reward" if weight else "gate of a reward" if name in opens else "not trained on"
             for name, weight in self.weights.items()
         }
 
-    def _scorers(self) -> list[dict[str, Any]]:
-        """The recipe's scorers that have a name."""
-        listed = self.config.get("scorers")
-        return [one for one in listed if isinstance(one, dict) and "name" in one] if isinstance(listed, list) else []
-
     @property
     def scorers(self) -> list[str]:
         """The scorers of the held-out evaluation: first the recipe's in its order, then any others."""
         if self.evals:
             columns = [set(table.column_names) for table in self.evals.values()]
-            known = set.intersection(*columns) - NOT_SCORES
+            known = set.intersection(*columns) - {*NOT_SCORES}
         else:
             keys = {key for line in self.lines for key in line}
             known = {key.split("/")[1] for key in keys if key.startswith("eval/")}
@@ -99,8 +94,7 @@ class Run:
 
     def section(self, key: str) -> dict[str, Any]:
         """A section of the recipe; empty if it is missing."""
-        part = self.config.get(key)
-        return part if isinstance(part, dict) else {}
+        return section_of(self.config, key)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps and values of a scalar key at the steps where it is a finite number."""
@@ -112,6 +106,23 @@ class Run:
         """The latest value of a scalar key; None if it has none."""
         values = self.series(key)[1]
         return values[-1] if values else None
+
+
+def section_of(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section of a recipe that is read as plain data; empty if it is missing."""
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def weights_of(config: dict[str, Any]) -> dict[str, float]:
+    """The weight of each scorer in the training reward, or its first weight in a category if that is 0."""
+    return {str(entry["name"]): _weight(entry) for entry in _scorers(config)}
+
+
+def _scorers(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe's scorers that have a name."""
+    listed = config.get("scorers")
+    return [one for one in listed if isinstance(one, dict) and "name" in one] if isinstance(listed, list) else []
 
 
 def _weight(scorer: dict[str, Any]) -> float:
@@ -194,10 +205,10 @@ def paired_scores(run: Run) -> list[PairedScore]:
 
 
 def set_scores(run: Run) -> dict[str, list[PairedScore]]:
-    """The same of each set in eval.sets that was evaluated at least twice, by name."""
+    """The last evaluation of each set in eval.sets compared with its first, by name. It must have two at least."""
     found = {}
     for name, evals in run.sets.items():
-        known = {column for table in evals.values() for column in table.column_names} - NOT_SCORES
+        known = {column for table in evals.values() for column in table.column_names} - {*NOT_SCORES}
         scorers = [scorer for scorer in run.weights if scorer in known] + sorted(known - set(run.weights))
         if pairs := _first_and_last(evals, scorers):
             found[name] = pairs
@@ -244,9 +255,7 @@ def _images(table: pa.Table) -> list[tuple[int, int]]:
 def _by_prompt(row_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean scores of each prompt (P,), over its images that have a score on both sides."""
     known_N = ~np.isnan(before_N) & ~np.isnan(after_N)
-    _, prompt_N = np.unique(row_N[known_N], return_inverse=True)
-    count_P = np.bincount(prompt_N)
-    before_P, after_P = (np.bincount(prompt_N, scores_N[known_N]) / count_P for scores_N in (before_N, after_N))
+    before_P, after_P = (mean_by_prompt(row_N[known_N], scores_N[known_N]) for scores_N in (before_N, after_N))
     return before_P, after_P
 
 

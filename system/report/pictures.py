@@ -1,7 +1,5 @@
 """Images of the same prompts and noise before and after training, encoded for the page."""
 
-import base64
-import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from services.base.errors import first_line
+from services.http.images import data_url, encode_shrunk, kind_of
 from system.report.data import Run, number
 
 MAX_SIDE_PX = 512
@@ -24,16 +23,20 @@ class Picture:
     """One image, encoded, and the step that it belongs to."""
 
     step: int
-    kind: str
-    """`png`, or `jpeg` for an image that was shrunk."""
     content: bytes
+    """A PNG, or a JPEG if it was shrunk."""
     small: bool
     scores: dict[str, float | None]
 
     @property
     def uri(self) -> str:
         """The image as a data URI."""
-        return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
+        return data_url(self.content)
+
+    @property
+    def kind(self) -> str:
+        """`png` or `jpeg`."""
+        return kind_of(self.content)
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,11 @@ def _picture(run: Run, step: int, index: int) -> Picture:
     path, table = _file(run, step, index), run.evals[step]
     with Image.open(path) as image:
         image.load()
-        side, (kind, content) = max(image.size), _encoded(path, image)
+        side, content = max(image.size), _encoded(path, image)
     scores = {name: number(table[name][index].as_py()) for name in run.scorers}
-    return Picture(step, kind, content, side <= PIXELATED_SIDE_PX, scores)
+    return Picture(step, content, side <= PIXELATED_SIDE_PX, scores)
 
 
-def _encoded(path: Path, image: Image.Image) -> tuple[str, bytes]:
-    """The kind and the bytes of an image that is small enough for a page."""
-    if max(image.size) <= MAX_SIDE_PX:
-        return "png", path.read_bytes()
-    shrunk = image.convert("RGB")
-    shrunk.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    buffer = io.BytesIO()
-    shrunk.save(buffer, format="JPEG", quality=88)
-    return "jpeg", buffer.getvalue()
+def _encoded(path: Path, image: Image.Image) -> bytes:
+    """The bytes of an image that is small enough for a page."""
+    return path.read_bytes() if max(image.size) <= MAX_SIDE_PX else encode_shrunk(image, MAX_SIDE_PX)

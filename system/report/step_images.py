@@ -1,6 +1,5 @@
 """The images of some steps, to which the curves link: held-out ones, and the best and the worst training images."""
 
-import base64
 import io
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from services.base.errors import first_line
+from services.http.images import data_url
 from system.loop.pictures import best_and_worst, heldout_captions, small_image
 from system.report.data import UNREADABLE as UNREADABLE_TABLES
 from system.report.data import Run
@@ -32,8 +32,7 @@ class Shot:
     @property
     def uri(self) -> str:
         """The image as a data URI."""
-        kind = "png" if self.content.startswith(b"\x89PNG") else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
+        return data_url(self.content)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def _heldout(run: Run, step: int) -> list[Shot]:
     shots = []
     for file, caption in zip(files, heldout_captions(run.evals[step], len(files)), strict=False):
         with Image.open(file) as image:
-            shots.append(_shot(np.asarray(image.convert("RGB")), caption))
+            small = max(image.size) <= PIXELATED_SIDE_PX
+            shots.append(Shot(small_image(np.asarray(image.convert("RGB"))), caption, small))
     return shots
 
 
@@ -82,10 +82,9 @@ def _training(run: Run, step: int) -> list[Shot]:
     if not file.is_file():
         return []
     images, captions = best_and_worst(pq.read_table(file), pq.read_table(run.path / "experience" / file.name))
-    return [_shot(image, caption) for image, caption in zip(images, captions, strict=True)]
+    return [Shot(image, caption, _is_small(image)) for image, caption in zip(images, captions, strict=True)]
 
 
-def _shot(image_HWC: np.ndarray, caption: str) -> Shot:
-    content = small_image(image_HWC)
+def _is_small(content: bytes) -> bool:
     with Image.open(io.BytesIO(content)) as image:
-        return Shot(content, caption, max(image.size) <= PIXELATED_SIDE_PX)
+        return max(image.size) <= PIXELATED_SIDE_PX

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
-from system.report.data import UNREADABLE, number
+from system.loop.evaluation import NOT_SCORES
+from system.report.data import UNREADABLE, number, section_of, weights_of
 from system.run.folder import tables
 from system.run.metrics_file import missing_steps, parsed
 from system.watch.columns import Columns, Curve
@@ -148,8 +149,7 @@ class Reader:
 
     def section(self, key: str) -> dict[str, Any]:
         """A section of the recipe; empty if it is missing."""
-        part = self.config.get(key)
-        return part if isinstance(part, dict) else {}
+        return section_of(self.config, key)
 
     @property
     def name(self) -> str:
@@ -158,9 +158,7 @@ class Reader:
     @property
     def trained(self) -> list[str]:
         """The scorers of the training reward."""
-        listed = self.config.get("scorers")
-        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        return [str(entry.get("name")) for entry in entries if number(entry.get("weight"))]
+        return [name for name, weight in weights_of(self.config).items() if weight]
 
     def state(self, now: float) -> dict[str, Any]:
         """Whether the run is running, as far as its folder says.
@@ -318,7 +316,7 @@ class Reader:
         shown: list[dict[str, Any]] = []
         for i in range(count):
             line = {} if table is None or i >= len(table) else table.slice(i, 1).to_pylist()[0]
-            scores = {key: number(value) for key, value in line.items() if key not in ("row", "prompt", "category")}
+            scores = {key: number(value) for key, value in line.items() if key not in NOT_SCORES}
             shown.append({"index": i, "prompt": str(line.get("prompt", "")), "scores": scores})
         return {"step": step, "pictures": shown}
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from services.base.errors import UserError, first_line
+from services.http.images import kind_of
 from system.watch.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-JSON, PNG, JPEG = "application/json; charset=utf-8", "image/png", "image/jpeg"
-PNG_MAGIC = b"\x89PNG"
+JSON = "application/json; charset=utf-8"
 CACHED = "private, max-age=3600"
 """For pictures. Their addresses have the revision of the file in them."""
 
@@ -150,7 +150,7 @@ def _json(content: object) -> Answer:
 def _picture(content: bytes | None) -> Answer:
     if content is None:
         raise NotThere
-    return Answer(content, PNG if content.startswith(PNG_MAGIC) else JPEG, cached=True)
+    return Answer(content, f"image/{kind_of(content)}", cached=True)
 
 
 def _asset(package: str, name: str) -> Callable[[Reader, Mapping[str, str]], Answer]:

@@ -92,7 +92,13 @@ def write_samples(run: Path, step: int) -> None:
         place.mkdir(parents=True, exist_ok=True)
     for i in range(2):
         Image.fromarray(_flat((0, 100 * i, 200))).save(folder / f"{i:03d}.png")
-    scores = {"row": [0, 1], "prompt": ["a dog", HOSTILE], "category": [None, None], "judge": [0.25, None]}
+    scores = {
+        "row": [0, 1],
+        "image": [0, 0],
+        "prompt": ["a dog", HOSTILE],
+        "category": [None, None],
+        "judge": [0.25, None],
+    }
     pq.write_table(pa.table(scores), run / "eval" / f"step_{step:06d}.parquet")
 
 

@@ -1,6 +1,5 @@
 """Asks an OpenAI-compatible endpoint with the official client. The answers of the endpoint are not trusted."""
 
-import base64
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -8,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import numpy as np
 
 from services.base.patience import Away
-from services.http.images import encode_image
 from services.http.session import BUSY, CONNECT_S, retry_after_s
 
 if TYPE_CHECKING:
@@ -137,7 +134,7 @@ class Endpoint:
         """Ask the model about an image once.
 
         Args:
-            image: a data URL, as `data_url` makes it.
+            image: a data URL, as `services.http.images.data_url` makes it.
             fields: other fields of the request.
 
         Raises:
@@ -196,11 +193,6 @@ class Endpoint:
             usage.prompt_tokens,
             usage.completion_tokens,
         )
-
-
-def data_url(image_HWC: np.ndarray) -> str:
-    """An image, uint8 (H, W, 3), as the data URL of a PNG."""
-    return f"data:image/png;base64,{base64.b64encode(encode_image(image_HWC)).decode()}"
 
 
 def _bounded_transport(timeout_s: float) -> "httpx2.BaseTransport":

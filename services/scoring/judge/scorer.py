@@ -15,9 +15,10 @@ import numpy as np
 
 from services.base.errors import UserError
 from services.base.patience import Away
+from services.http.images import data_url, encode_image
 from services.http.session import read_token
 from services.scoring.judge.budget import Budget
-from services.scoring.judge.endpoint import Endpoint, JudgeError, NoScore, Reply, data_url
+from services.scoring.judge.endpoint import Endpoint, JudgeError, NoScore, Reply
 from services.scoring.judge.rubric import Question, filled, read_rubric
 from services.scoring.outside import PATIENCE_S, ask_outside, check_url
 from services.scoring.row import Row
@@ -171,7 +172,7 @@ class VlmJudge:
 
     def _judge(self, image_HWC: np.ndarray, prompt: str, row: Row) -> dict[str, float]:
         """The sub-scores of one image by name. NaN is a hole, or a score that does not apply."""
-        picture, spent = data_url(image_HWC), Spent()
+        picture, spent = data_url(encode_image(image_HWC)), Spent()
         scores: dict[str, float] = {}
         complete = True
         for question in self.questions:
@@ -218,7 +219,7 @@ class VlmJudge:
         Raises:
             UserError: the endpoint does not answer, refuses, or an answer has no scores.
         """
-        grey, spent = data_url(np.full((512, 512, 3), 128, np.uint8)), Spent()
+        grey, spent = data_url(encode_image(np.full((512, 512, 3), 128, np.uint8))), Spent()
         for question in self.questions:
             row = dict.fromkeys(question.fields, "probe")
             try:

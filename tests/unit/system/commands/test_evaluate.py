@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,13 @@ def adapter(sd3_folder, tmp_path):
 
 def numbers(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"[-+]?\d+\.\d+", text)]
+
+
+def sizes_in(file: Path) -> dict[str, np.ndarray]:
+    """The scores of the scorer `size` in a table of `tempflow eval`, by model."""
+    table = pq.read_table(file)
+    models = np.array(table["model"].to_pylist())
+    return {name: table["size"].to_numpy()[models == name] for name in dict.fromkeys(models)}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -67,10 +75,9 @@ def test_hybrid_sampling_lies_between_the_base_and_the_adapter(recipe, adapter, 
         "eval", recipe, "--local", "--adapter", f"mine={adapter}", *shares, "--output", "a.parquet", "--page", "a.html"
     )
     assert done.returncode == 0, done.stderr
-    table = pq.read_table(tmp_path / "a.parquet")
-    models = np.array(table["model"].to_pylist())
-    assert list(dict.fromkeys(models)) == ["base", "mine (base after 0.1)", "mine (base after 0.5)", "mine"]
-    base, none, half, whole = (table["size"].to_numpy()[models == name] for name in dict.fromkeys(models))
+    sizes = sizes_in(tmp_path / "a.parquet")
+    assert list(sizes) == ["base", "mine (base after 0.1)", "mine (base after 0.5)", "mine"]
+    base, none, half, whole = sizes.values()
     np.testing.assert_array_equal(none, base)
     assert (half != base).any()
     assert (half != whole).any()
@@ -103,10 +110,9 @@ def test_a_checkpoint_gives_what_its_saved_adapter_gives(recipe, in_process, tmp
         *(f"{run}@2", "--output", "a.parquet"),
     )
     assert done.returncode == 0, done.stderr
-    table = pq.read_table(tmp_path / "a.parquet")
-    models = np.array(table["model"].to_pylist())
-    assert list(dict.fromkeys(models)) == ["base", "run/lora", "last", "run@2"]
-    _, lora, last, earlier = (table["size"].to_numpy()[models == name] for name in dict.fromkeys(models))
+    sizes = sizes_in(tmp_path / "a.parquet")
+    assert list(sizes) == ["base", "run/lora", "last", "run@2"]
+    _, lora, last, earlier = sizes.values()
     np.testing.assert_array_equal(lora, last)
     np.testing.assert_array_equal(last, pq.read_table(run / "eval" / "step_000004.parquet")["size"])
     np.testing.assert_array_equal(earlier, pq.read_table(run / "eval" / "step_000002.parquet")["size"])

@@ -26,7 +26,7 @@ def body(tmp_path: Path, *lines: str) -> Path:
 
 
 def executed(name: str) -> dict[str, object]:
-    """The same configuration by running it, with stand-ins for its imports and the table of base.get_config()."""
+    """What the configuration assigns when it is run, with stand-ins for its imports and for base.get_config()."""
 
     class ConfigDict(dict):
         __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__

@@ -15,6 +15,7 @@ from system.loop.pictures import (
     MAX_IMAGES,
     MAX_SIDE_PX,
     best_and_worst,
+    decoded,
     heldout_captions,
     kept_leaves,
     pictures_of,
@@ -76,7 +77,7 @@ def test_loggers_get_the_best_and_the_worst_images_without_holes():
     found, captions = best_and_worst(
         pictures, pa.table(columns | {"branch_step": [1] * count, "advantage": [0.5] * count})
     )
-    assert found[:, 0, 0, 0].tolist() == [11, 10, 9, 8, 4, 3, 2, 1]
+    assert decoded(found)[:, 0, 0, 0].tolist() == [11, 10, 9, 8, 4, 3, 2, 1]
     assert captions[0] == "a cat · reward 11 · advantage 0.5 · branch step 1"
 
 
