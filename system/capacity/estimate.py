@@ -179,6 +179,9 @@ def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
                 yield f"{section}.{key}={value}", changed(config, **{section: {key: value}})
     if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
         yield "learner.shard=true", changed(config, learner={"shard": True})
+    learner = config.learner
+    if config.placement == "split" and learner.ranks <= config.rollout.workers and not learner.max_staleness:
+        yield "placement=colocated", config.model_copy(update={"placement": "colocated"})
 
 
 def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) -> str:

@@ -53,8 +53,11 @@ def torch(config: RunConfig | None) -> Iterator[Finding]:
         if total - free > OTHERS_BYTES:
             says = f"{says}, of which {(total - free) / 2**30:.0f} GiB are in use by another process"
         yield Finding("warning" if total - free > OTHERS_BYTES else "ok", f"gpu {index}", says)
-    if config and config.policy.dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding("problem", "bf16", "policy.dtype is bf16, which this GPU does not support; set it to fp32")
+    policy = config.policy if config else None
+    in_bf16 = [name for name in ("dtype", "vae_dtype") if policy and getattr(policy, name) == "bf16"]
+    if in_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        names = " and ".join(f"policy.{name}" for name in in_bf16)
+        yield Finding("problem", "bf16", f"this GPU does not support bf16; set {names} to fp32")
 
 
 def gpus(config: RunConfig | None) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from services.base.errors import refusal
+from services.base.openmp import share_cores
 from services.base.plain import printable
 from system import __version__
 from system.launch.environment import listen_on_loopback
@@ -76,6 +77,7 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
+    share_cores()
     _quiet_libraries()
     on_screen = logging.StreamHandler()
     on_screen.setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.base import openmp
 from system.manifests.infra import Infra, Nodes
 from system.manifests.recipe import MODELS, POOL_TOKEN, ROLE, RUNS
 
@@ -148,6 +149,7 @@ def _environment(infra: Infra, nodes: Nodes, drains: bool) -> list[Manifest]:
         "HF_MODULES_CACHE": "/tmp/huggingface",
         "MPLCONFIGDIR": "/tmp/matplotlib",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+        **openmp.ENVIRONMENT,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": wait_s,
     }

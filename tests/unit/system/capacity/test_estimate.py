@@ -14,7 +14,7 @@ from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.counts import checkpoint_bytes, store_bytes
 from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, single_changes
-from system.capacity.memory import processes
+from system.capacity.memory import local_process, processes
 from system.capacity.optimizer import step_bytes_moved
 from system.capacity.passes import decode_pass, learner_pass, rollout_pass, trained_parameters
 from system.capacity.scorers import reward_of
@@ -121,6 +121,15 @@ def test_the_moments_of_full_fine_tuning_can_leave_the_gpu():
     assert fit_of(load_config("sd35_pickscore_full_1gpu"), None, H100).fits
     of_an_adapter = load_config("sd35_pickscore_1gpu")
     assert not any("optimizer" in text for text, _ in single_changes(of_an_adapter))
+
+
+def test_roles_that_take_turns_can_share_the_base():
+    config = load_config("shapes")
+    *_, (text, shared) = single_changes(config)
+    assert text == "placement=colocated"
+    assert 2 * local_process(shared).held["transformer"] == local_process(config).held["transformer"]
+    for impossible in ("learner.max_staleness=1", "rollout.workers=1 learner.ranks=2", "placement=colocated"):
+        assert not any("placement" in text for text, _ in single_changes(load_config("shapes", impossible.split())))
 
 
 def test_a_change_is_of_one_setting():

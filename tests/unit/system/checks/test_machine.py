@@ -60,14 +60,20 @@ def test_gpus_that_the_roles_ask_for(monkeypatch):
     assert levels(machine.gpus(recipe)) == ["warning"]
 
 
-def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtype(monkeypatch):
+def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtypes(monkeypatch):
     gpu, memory = namedtuple("Properties", "name")("Some GPU"), [23 * 2**30, 24 * 2**30]
     found = {"is_available": True, "device_count": 1, "get_device_properties": gpu, "mem_get_info": memory}
     for name, value in found.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert [finding.says for finding in machine.torch(shapes())][1:] == ["Some GPU, 24 GiB"]
-    assert levels(machine.torch(shapes("policy.dtype=bf16"))) == ["ok", "ok", "problem"]
+    for overrides, named in [
+        (["policy.dtype=bf16"], "policy.dtype to"),
+        (["policy.vae_dtype=bf16"], "policy.vae_dtype to"),
+        (["policy.dtype=bf16", "policy.vae_dtype=bf16"], "policy.dtype and policy.vae_dtype to"),
+    ]:
+        *_, unfit = machine.torch(shapes(*overrides))
+        assert (unfit.level, unfit.says) == ("problem", f"this GPU does not support bf16; set {named} fp32")
     memory[0] = 4 * 2**30
     *_, used = machine.torch(shapes())
     assert (used.level, used.says) == ("warning", "Some GPU, 24 GiB, of which 20 GiB are in use by another process")
