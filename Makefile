@@ -21,8 +21,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	@touch $@
 
-quickstart: $(VENV)/installed ## Install into .venv and train the embedded miniature with TempFlow-GRPO on Ray
-	$(BIN)/tempflow train shapes name=quickstart-$$(date +%Y%m%d-%H%M%S)
+quickstart: $(VENV)/installed ## Install into .venv and train the embedded miniature for a first look, on Ray
+	$(BIN)/tempflow train shapes_tempflow_budget name=quickstart-$$(date +%Y%m%d-%H%M%S)
 
 # Tests that start no Ray run in two processes. The others start processes of their own and use both cores already.
 test: $(VENV)/installed-dev lint promtool ## Lint, types and the test suite
