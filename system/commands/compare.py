@@ -61,6 +61,8 @@ def compare(
         quoted = " ".join(f'"{text}"' if " " in text else text for text in contenders)
         command = f"tempflow compare {quoted} --seeds {seeds} --budget {budget} --evals {evals} --output {output}"
         _show(results, output, f"{len(parsed)} contenders, {budget:,} NFE each", command + options, target or (), base)
+    if code:
+        say_next("the same command again continues the comparison")
     raise typer.Exit(code)
 
 
