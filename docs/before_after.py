@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from services.base.errors import UserError
-from system.report.canvas import GREEN, INK, PNG_DPI, RED, SETTINGS
+from system.report.canvas import GREEN, INK, RED, SETTINGS
 from system.report.data import read_run
 from system.report.pictures import BeforeAfter, Picture, before_after
 
 PICTURE = Path(__file__).parent / "before_after.png"
 JUDGE = "judge"
-COLUMNS = 8
+COLUMNS, DPI = 8, 120
 PROMPT_CHARACTERS = 19
 """Characters of a line of a prompt."""
 
@@ -50,10 +50,10 @@ def draw(path: Path, prompts: Sequence[BeforeAfter]) -> None:
                 for axis, picture in zip((before, after), shown.pictures, strict=True):
                     _show(axis, picture)
                 lines = "\n".join(textwrap.wrap(shown.prompt, PROMPT_CHARACTERS))
-                after.text(0, -0.08, lines, transform=after.transAxes, va="top", fontsize=7)
+                after.set_xlabel(lines, loc="left", fontsize=7)
             for axis, title in zip((rows[0][0], rows[1][0]), ("before", "after"), strict=True):
                 axis.text(-0.1, 0.5, title, transform=axis.transAxes, ha="right", va="center", rotation=90, color=INK)
-        figure.savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def is_right(picture: Picture) -> bool:
