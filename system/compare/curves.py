@@ -41,6 +41,8 @@ LABEL_POINTS = 10.0
 """The height of a label with the space around it."""
 AXIS_SHARE = 0.8
 """The share of a figure's height that its axes have, about."""
+LEADER = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+"""The line from a name's left side to the end of its curve."""
 COLUMNS = 4
 WIDE_INCHES, ROW_INCHES = (9.4, 3.8), 1.7
 """A figure as wide as the page, and the height of a row of small plots."""
@@ -168,7 +170,7 @@ def _name_ends(axis: Axes, curves: Sequence[Curve], gap: float) -> None:
             va="center",
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops=LEADER | {"color": colour},
         )
 
 
