@@ -25,13 +25,19 @@ log = logging.getLogger(__name__)
 
 
 def train_run(
-    config: RunConfig, resume: bool, console: Console, accept_changes: bool = False, local: bool = False
+    config: RunConfig,
+    resume: bool,
+    console: Console,
+    accept_changes: bool = False,
+    local: bool = False,
+    page: bool = False,
 ) -> int:
     """Run a recipe to its end, or until it is stopped; returns the exit code.
 
     Args:
         accept_changes: resume even if the prompts or a model have changed.
         local: run all roles in this process instead of on Ray.
+        page: serve the live page of the run from this process until the run ends.
 
     Raises:
         UserError: one sentence that names the thing and the fix.
@@ -47,6 +53,7 @@ def train_run(
         _naming_a_full_disk(config),
         RunFolder.open(config, resume, accept_changes) as run,
         logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
+        _shown(run, console, page),
         open_loggers(config, run.path) as run.loggers,
         StopFlag() as stop,
     ):
@@ -80,9 +87,23 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
         raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
 
 
+@contextmanager
+def _shown(run: RunFolder, console: Console, page: bool) -> Iterator[None]:
+    """Say where the run is and how to watch it, before anything takes long; with `page`, serve its live page."""
+    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
+    with ExitStack() as stack:
+        url = None
+        if page:
+            from system.watch.live import live_page
+
+            url = stack.enter_context(live_page(run.path))
+        how = f"live page    {url}" if url else f"watch it     tempflow watch {run.path}"
+        console.print(plain(f"{how}, or tempflow top {run.path}"), soft_wrap=True)
+        yield
+
+
 def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
     """Run the steps of a recipe in this process, without Ray."""
-    _say_where(run, console)
     console.print(plain(f"loading      {config.policy.model}; {_scorers_of(config)}"), soft_wrap=True)
     from actors.rollout.plans import trainable_steps
     from system.local.roles import LocalRoles
@@ -97,7 +118,6 @@ def train_locally(config: RunConfig, run: RunFolder, console: Console, stop: Sto
 
 
 def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: StopFlag) -> None:
-    _say_where(run, console)  # before the imports, which take seconds
     import ray
 
     from actors.rollout.plans import trainable_steps
@@ -158,11 +178,6 @@ def live(config: RunConfig, roles: Roles) -> dict[str, int]:
     status = roles.rollouts.status()
     held = {f"workers/{slot}/version": version for slot, version in status.versions.items()}
     return {"steps": config.steps, "workers": status.workers, **held}
-
-
-def _say_where(run: RunFolder, console: Console) -> None:
-    console.print(plain(f"run folder   {run.path}"), soft_wrap=True)
-    console.print(plain(f"watch it     tempflow watch {run.path}, or tempflow top {run.path}"), soft_wrap=True)
 
 
 def _report(run: RunFolder, console: Console) -> None:

@@ -31,4 +31,4 @@ def recipes() -> None:
     width = max(len(name) for name, *_ in rows)
     for name, gpus, purpose in rows:
         typer.echo(f"{name:{width}}  {gpus:>4}  {purpose}")
-    typer.echo("\n`tempflow plan RECIPE` says which GPUs it fits, how long it takes and what it costs.")
+    say_next("tempflow plan RECIPE says which GPUs it fits, how long it takes and what it costs")

@@ -39,8 +39,8 @@ def plan(
     found = estimate_of(config, count, kind)
     if json:
         console.print_json(encoder.dumps(as_json(found, price)))
-        return
-    console.print(estimate_table(config, found))
-    for sentence in estimate_sentences(config, found, price):
-        console.print(plain(sentence), soft_wrap=True)
+    else:
+        console.print(estimate_table(config, found))
+        for sentence in estimate_sentences(config, found, price):
+            console.print(plain(sentence), soft_wrap=True)
     say_next(f"on the machine itself: tempflow doctor {recipe}, then tempflow train {recipe}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 from system.commands.watch import Run
 
 app = typer.Typer()
@@ -17,6 +17,7 @@ def top(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Show a run in the terminal, until Ctrl-C. Reads the run folder only. Not on a terminal, it prints once."""
+    from contextlib import suppress
     from pathlib import Path
 
     from rich.live import Live
@@ -24,16 +25,17 @@ def top(
     from system.watch.reader import Reader, newest_run
     from system.watch.terminal import view
 
-    reader = Reader(run or newest_run(Path("runs")))
+    folder = run or newest_run(Path("runs"))
+    reader = Reader(folder)
     reader.poll()
-    if not console.is_terminal:
-        console.print(view(reader, time.time(), console.width))
-        return
-    try:
-        with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
+    if console.is_terminal:
+        with (
+            suppress(KeyboardInterrupt),
+            Live(console=console, auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live,
+        ):
             while True:
                 reader.poll()
                 live.update(view(reader, time.time(), console.width), refresh=True)
                 time.sleep(every)
-    except KeyboardInterrupt:
-        console.print(view(reader, time.time(), console.width))
+    console.print(view(reader, time.time(), console.width))
+    say_next(f"tempflow watch {folder} shows its images and trees in the browser")

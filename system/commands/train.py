@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,13 @@ def train(
     local: Annotated[
         bool, typer.Option("--local", help="Train in this process, without Ray: same weights, one worker at a time.")
     ] = False,
+    page: Annotated[
+        bool | None,
+        typer.Option(
+            help="Serve the live page of the run on a free port of 127.0.0.1 while it trains.",
+            show_default="--page on a terminal, otherwise --no-page",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Check the recipe and print what a training step costs; start nothing.")
     ] = False,
@@ -42,13 +50,15 @@ def train(
         show_cost(config, sources)
         say_next(f"tempflow doctor {recipe} checks this machine; tempflow train {recipe} starts the run")
         return
-    code = train_run(config, resume, console, accept_changes, local)
+    page = sys.stdout.isatty() if page is None else page
+    code = train_run(config, resume, console, accept_changes, local, page)
     run = Path(config.output) / config.name
     if code:
-        say_next(f"tempflow train {run} --resume continues the run")
+        say_next(f"tempflow train {run} --resume continues the run; tempflow watch {run} opens its page again")
     else:
         trained = run / ("lora" if config.policy.lora else "transformer")
-        say_next(f'open {run}/report.html; make images: tempflow sample {run} --adapter {trained} --prompt "…"')
+        images = f'tempflow sample {run} --adapter {trained} --prompt "…"'
+        say_next(f"open {run}/report.html; open its page again: tempflow watch {run}; make images: {images}")
     raise typer.Exit(code)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from services.base.plain import plain
-from system.commands.arguments import console
+from system.commands.arguments import console, say_next
 
 PORT = 8800
 
@@ -32,4 +32,4 @@ def watch(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            console.print("the page is closed")
+            say_next(f"the page is closed, and the run goes on; tempflow watch {folder} opens the page again")

@@ -12,14 +12,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from system.compare.curves import Curve, Drawing, panels
 from system.compare.result import Point, Result
 from system.compare.student import half_interval
 from system.report.build import pages, score
-from system.report.canvas import SERIES, Panel, draw, draw_png, short
+from system.report.canvas import Panel, short
 
 TARGETS = 4
 COSTS = {"nfe": "NFE", "step": "training steps", "seconds": "seconds of training"}
-DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The mean cost to reach a target."""
+
+    nfe: str
+    """NFE, with the number of seeds that reached the target if not all did; a dash if none did."""
+    images: str = ""
+    """Decodes and scores."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class Row:
     """The mean NFE of a run."""
     first: str
     last: str
-    reached: list[str]
-    """The cost to reach each target: NFE, decodes and scores, and how many seeds reached it."""
+    reached: list[Reached]
+    """The cost to reach each target."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +59,28 @@ class Gap:
 
 
 def write_page(
-    results: Sequence[Result], output: Path, title: str, command: str, targets: Sequence[float] = ()
+    results: Sequence[Result],
+    output: Path,
+    title: str,
+    command: str,
+    targets: Sequence[float] = (),
+    base: str | None = None,
 ) -> Path:
     """Write compare.html and one PNG per panel. Returns the page's path.
 
     Args:
+        base: the contender that the others are compared with; the first one if not given.
         targets: the scores in the table. If none are given, some between the start and the best end are used.
     """
-    by_contender: dict[str, list[Result]] = {}
+    by_contender: dict[str, list[Result]] = {} if base is None else {base: []}
     for result in results:
         by_contender.setdefault(result.contender, []).append(result)
     scorers = list(results[0].points[0].held_out)
     watched = [name for name in scorers if name not in results[0].trained_on]
     judge = (watched or scorers)[0]
     shown = list(dict.fromkeys((judge, *results[0].trained_on)))
-    panels = [_curve(by_contender, name, cost, output) for name in shown for cost in COSTS]
-    panels.append(_spread(by_contender, output))
+    figures = [panel for name in shown for cost in COSTS for panel in _scores(by_contender, name, cost, output)]
+    figures += _spread(by_contender, output)
     targets = targets or _targets(by_contender, judge)
     page = (
         pages("system.compare")
@@ -73,7 +89,7 @@ def write_page(
             title=title,
             command=command,
             judge=judge,
-            panels=panels,
+            panels=figures,
             targets=[score(target, 3) for target in targets],
             rows=[_row(contender, runs, judge, targets) for contender, runs in by_contender.items()],
             gaps=[gap for name in shown for gap in _gaps(by_contender, name)],
@@ -94,46 +110,39 @@ def _series(runs: Sequence[Result], name: str, cost: str) -> tuple[np.ndarray, n
     return costs_SP.mean(0), score_SP
 
 
-def _look(place: int) -> tuple[str, str]:
-    """The colour and dash of a contender, by its place in the list."""
-    return SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+def _scores(by_contender: dict[str, list[Result]], name: str, cost: str, output: Path) -> list[Panel]:
+    """A held-out score over a cost."""
 
-
-def _curve(by_contender: dict[str, list[Result]], name: str, cost: str, output: Path) -> Panel:
-    def plot(axis: Axes) -> None:
-        for place, (contender, runs) in enumerate(by_contender.items()):
-            cost_P, score_SP = _series(runs, name, cost)
-            colour, dash = _look(place)
-            axis.plot(cost_P, score_SP.mean(0), dash, color=colour, linewidth=1.4, marker="o", ms=2.5, label=contender)
-            if len(runs) > 1:
-                axis.fill_between(cost_P, score_SP.min(0), score_SP.max(0), color=colour, alpha=0.12, linewidth=0)
-        axis.set_xlabel(COSTS[cost])
-        axis.set_ylabel(f"held-out {name}")
+    def set_up(axis: Axes) -> None:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=cost == "step"))
         axis.xaxis.set_major_formatter(lambda value, _: short(value))
 
-    key = f"{name}-{cost}"
-    draw_png(output / f"{key}.png", plot)
-    seeds = max(len(runs) for runs in by_contender.values())
-    caption = f"Mean held-out {name} over {COSTS[cost]}" + (f"; the band is all {seeds} seeds." if seeds > 1 else ".")
-    ends = [f"{contender} {_series(runs, name, cost)[1].mean(0)[-1]:.3f}" for contender, runs in by_contender.items()]
-    return Panel(f"{name} over {COSTS[cost]}", caption, f"At the end: {', '.join(ends)}.", draw(key, plot))
+    curves = []
+    for contender, runs in by_contender.items():
+        cost_P, score_SP = _series(runs, name, cost)
+        curves.append(Curve(contender, cost_P, score_SP, f"{score_SP.mean(0)[-1]:.3f}"))
+    over = COSTS[cost]
+    drawing = Drawing(f"{name}-{cost}", f"{name} over {over}", over, f"held-out {name}", set_up)
+    alt = f"At the end: {', '.join(curve.name for curve in curves)}."
+    return panels(drawing, curves, f"Mean held-out {name} over {over}", alt, output)
 
 
-def _spread(by_contender: dict[str, list[Result]], output: Path) -> Panel:
-    def plot(axis: Axes) -> None:
-        for place, (contender, runs) in enumerate(by_contender.items()):
-            spread_ST = np.array([run.spread for run in runs], float)
-            drawn = np.flatnonzero(~np.isnan(spread_ST).any(0))
-            colour, dash = _look(place)
-            axis.plot(drawn, spread_ST[:, drawn].mean(0), dash, color=colour, marker="o", ms=3, lw=1.2, label=contender)
+def _spread(by_contender: dict[str, list[Result]], output: Path) -> list[Panel]:
+    """The reward's spread over the sampling steps."""
+
+    def set_up(axis: Axes) -> None:
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlabel("sampling step i (0 starts from pure noise)")
-        axis.set_ylabel("reward std within a group")
 
-    draw_png(output / "spread.png", plot)
-    caption = "Standard deviation of the reward among siblings, or among a prompt's images if K = 1, by sampling step."
-    return Panel("Reward spread by sampling step", caption, "Reward std by sampling step.", draw("spread", plot))
+    curves = []
+    for contender, runs in by_contender.items():
+        spread_ST = np.array([run.spread for run in runs], float)
+        drawn = np.flatnonzero(~np.isnan(spread_ST).any(0))
+        curves.append(Curve(contender, drawn, spread_ST[:, drawn]))
+    x, y = "sampling step i (0 starts from pure noise)", "reward std within a group"
+    drawing = Drawing("spread", "Reward spread by sampling step", x, y, set_up)
+    caption = "Standard deviation of the reward among siblings, or among a prompt's images if K = 1, by sampling step"
+    return panels(drawing, curves, caption, "Reward std by sampling step.", output)
 
 
 def _targets(by_contender: dict[str, list[Result]], judge: str) -> list[float]:
@@ -154,13 +163,13 @@ def _mean_and_spread(score_S: np.ndarray) -> str:
     return f"{score_S.mean():.3f}" + (f" ± {score_S.std(ddof=1):.3f}" if len(score_S) > 1 else "")
 
 
-def _reached(runs: Sequence[Result], judge: str, target: float) -> str:
-    """The mean NFE / decodes / scores at which a target is first reached, and how many seeds reached it."""
+def _reached(runs: Sequence[Result], judge: str, target: float) -> Reached:
     costs = [found for run in runs if (found := crossing(run.points, judge, target)) is not None]
     if not costs:
-        return "–"
-    text = " / ".join(short(float(value)) for value in np.mean(costs, axis=0))
-    return text if len(costs) == len(runs) else f"{text} ({len(costs)} of {len(runs)})"
+        return Reached("–")
+    nfe, decodes, scores = (short(float(value)) for value in np.mean(costs, axis=0))
+    seeds = "" if len(costs) == len(runs) else f" ({len(costs)} of {len(runs)})"
+    return Reached(nfe + seeds, f"{decodes} / {scores}")
 
 
 def crossing(points: Sequence[Point], name: str, target: float) -> tuple[float, float, float] | None:

@@ -8,14 +8,34 @@ from typing import Any
 
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from services.base.storage import write_atomically
+from system.recipe.evaluation import DEFAULT_SET
 from system.report.data import PairedScore, Run, paired_scores, read_run, scores, set_scores
 from system.report.figures import branches, curves, health, time_use
-from system.report.pictures import before_after
+from system.report.pictures import BeforeAfter, before_after
+from system.report.prompts import PromptScores, by_gain, gain_first, score_lines
 from system.report.step_images import step_images
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShownSet:
+    """A held-out set as the page shows it: pictures and all prompts, from the largest gain to the largest loss."""
+
+    title: str
+    """Empty for data.heldout."""
+    steps: list[int]
+    """The steps of its evaluations."""
+    scorers: list[str]
+    sorted_by: str
+    """The scorer whose change sorts the prompts."""
+    pictures: list[BeforeAfter]
+    prompts: list[PromptScores]
+    lines: list[Markup]
+    """A line over all evaluations for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,7 @@ def build_report(run: Path) -> Path:
     environment = pages("system.report")
     environment.filters |= {f.__name__: f for f in (score, brief, difference, decimals, interval)}
     paired = paired_scores(read)
-    shown, torn = before_after(read)
+    shown, torn = shown_sets(read)
     of_steps, torn_steps = step_images(read)
     left_out = [*read.left_out, *torn, *torn_steps]
     for sentence in left_out:
@@ -68,7 +88,7 @@ def build_report(run: Path) -> Path:
         set_scores=set_scores(read),
         facts=facts(read),
         left_out=left_out,
-        before_after=shown,
+        shown_sets=shown,
         step_images=of_steps,
         curves=curves(read),
         branches=branches(read),
@@ -78,6 +98,33 @@ def build_report(run: Path) -> Path:
     target = run / "report.html"
     write_atomically(target, page.encode())
     return target
+
+
+def shown_sets(run: Run) -> tuple[list[ShownSet], list[str]]:
+    """The held-out sets, that of data.heldout first, and a sentence for each picture that cannot be read.
+
+    The prompts are sorted by the first scorer with a weight in the training reward, or else by the first scorer.
+    """
+    found, left_out = [], []
+    for name, evals in run.all_sets.items():
+        pictures, torn = before_after(run, name)
+        left_out += torn
+        if not (scorers := run.scorers_of(evals)):
+            continue
+        sorted_by = next((scorer for scorer in scorers if run.weights.get(scorer)), scorers[0])
+        prompts = by_gain(evals, scorers, sorted_by)
+        found.append(
+            ShownSet(
+                "" if name == DEFAULT_SET else f"The set {name}",
+                sorted(evals),
+                scorers,
+                sorted_by,
+                sorted(pictures, key=lambda shown: gain_first(shown.change(sorted_by))),
+                prompts,
+                score_lines(prompts, sorted_by),
+            )
+        )
+    return found, left_out
 
 
 def summary(run: Run) -> str:
@@ -168,9 +215,9 @@ def score(value: float, places: int, sign: str = "") -> str:
     return "–" if math.isnan(value) else f"{value:{sign}.{places}f}".replace("-", "−")
 
 
-def brief(value: float | None) -> str:
+def brief(value: float | None, sign: str = "") -> str:
     """A number with four significant digits; a dash for a hole."""
-    return "–" if value is None else f"{value:.4g}".replace("-", "−")
+    return "–" if value is None or math.isnan(value) else f"{value:{sign}.4g}".replace("-", "−")
 
 
 def difference(pair: PairedScore) -> str:

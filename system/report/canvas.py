@@ -55,6 +55,8 @@ class Panel:
     caption: str
     alt: str = ""
     svg: Markup | None = None
+    wide: bool = False
+    """Whether the figure takes the width of the page."""
 
 
 def draw(key: str, plot: Callable[[Axes], None]) -> Markup:
@@ -63,28 +65,51 @@ def draw(key: str, plot: Callable[[Axes], None]) -> Markup:
     Args:
         key: unique in the page; makes the SVG's ids unique and its bytes reproducible.
     """
+    return draw_figure(key, on_one_axis(plot), SIZE_INCHES)
+
+
+def draw_png(path: Path, plot: Callable[[Axes], None]) -> None:
+    """Save what `plot` draws as a PNG on white, for documents."""
+    draw_figure_png(path, on_one_axis(plot), PNG_INCHES)
+
+
+def draw_figure(key: str, paint: Callable[[Figure], None], size: tuple[float, float]) -> Markup:
+    """As `draw`, for a figure that `paint` makes as it likes.
+
+    Args:
+        size: in inches.
+    """
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": key}):
-        figure = _paint(plot, SIZE_INCHES)
+        figure = _figure(paint, size)
         figure.patch.set_alpha(0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return Markup(_adapt(buffer.getvalue(), key))
 
 
-def draw_png(path: Path, plot: Callable[[Axes], None]) -> None:
-    """Save what `plot` draws as a PNG on white, for documents."""
+def draw_figure_png(path: Path, paint: Callable[[Figure], None], size: tuple[float, float]) -> None:
+    """As `draw_png`, for a figure that `paint` makes as it likes."""
     with mpl.rc_context(SETTINGS):
-        _paint(plot, PNG_INCHES).savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        _figure(paint, size).savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
 
 
-def _paint(plot: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
+def _figure(paint: Callable[[Figure], None], size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    style(axis)
-    plot(axis)
-    _legend(figure)
+    paint(figure)
     return figure
+
+
+def on_one_axis(plot: Callable[[Axes], None]) -> Callable[[Figure], None]:
+    """Paints what `plot` draws on one axis, with a legend over it."""
+
+    def paint(figure: Figure) -> None:
+        axis = figure.subplots()
+        style(axis)
+        plot(axis)
+        _legend(figure)
+
+    return paint
 
 
 def style(axis: Axes, sides: Sequence[str] = ("left", "bottom")) -> None:

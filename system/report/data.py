@@ -1,7 +1,7 @@
 """Reads a run folder for the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,23 @@ class Run:
     def scorers(self) -> list[str]:
         """The scorers of the held-out evaluation: first the recipe's in its order, then any others."""
         if self.evals:
-            columns = [set(table.column_names) for table in self.evals.values()]
-            known = set.intersection(*columns) - {*NOT_SCORES}
-        else:
-            keys = {key for line in self.lines for key in line}
-            known = {key.split("/")[1] for key in keys if key.startswith("eval/")}
+            return self.scorers_of(self.evals)
+        keys = {key for line in self.lines for key in line}
+        return self._in_order({key.split("/")[1] for key in keys if key.startswith("eval/")})
+
+    def scorers_of(self, evals: Mapping[int, pa.Table]) -> list[str]:
+        """The scorers of all evaluations of a set, in the order of `scorers`."""
+        columns = [set(table.column_names) for table in evals.values()]
+        return self._in_order(set.intersection(*columns) - {*NOT_SCORES}) if columns else []
+
+    def _in_order(self, known: set[str]) -> list[str]:
         return [name for name in self.weights if name in known] + sorted(known - set(self.weights))
+
+    @property
+    def all_sets(self) -> dict[str, dict[int, pa.Table]]:
+        """The evaluations of data.heldout and of the sets in eval.sets, by name and step, without those of none."""
+        every = {DEFAULT_SET: self.evals, **self.sets}
+        return {name: evals for name, evals in every.items() if evals}
 
     def section(self, key: str) -> dict[str, Any]:
         """A section of the recipe; empty if it is missing."""
@@ -208,9 +219,7 @@ def set_scores(run: Run) -> dict[str, list[PairedScore]]:
     """The last evaluation of each set in eval.sets compared with its first, by name. It must have two at least."""
     found = {}
     for name, evals in run.sets.items():
-        known = {column for table in evals.values() for column in table.column_names} - {*NOT_SCORES}
-        scorers = [scorer for scorer in run.weights if scorer in known] + sorted(known - set(run.weights))
-        if pairs := _first_and_last(evals, scorers):
+        if pairs := _first_and_last(evals, run.scorers_of(evals)):
             found[name] = pairs
     return found
 
@@ -219,8 +228,7 @@ def _first_and_last(evals: dict[int, pa.Table], scorers: Sequence[str]) -> list[
     if len(evals) < 2:
         return []
     first, last = evals[min(evals)], evals[max(evals)]
-    both = set(first.column_names) & set(last.column_names)
-    return compared(first, last, [scorer for scorer in scorers if scorer in both])
+    return compared(first, last, scorers)
 
 
 def compared(before: pa.Table, after: pa.Table, scorers: Sequence[str]) -> list[PairedScore]:

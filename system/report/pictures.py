@@ -1,5 +1,6 @@
 """Images of the same prompts and noise before and after training, encoded for the page."""
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ from PIL import Image
 
 from services.base.errors import first_line
 from services.http.images import data_url, encode_shrunk, kind_of
+from system.recipe.evaluation import DEFAULT_SET
 from system.report.data import Run, number
+from system.run.folder import samples_folder
 
 MAX_SIDE_PX = 512
 """Larger images are shrunk to this size and stored as JPEG, so that the page stays small."""
@@ -46,41 +49,48 @@ class BeforeAfter:
     prompt: str
     pictures: list[Picture]
 
+    def change(self, scorer: str) -> float:
+        """The last score minus the first; NaN if one is a hole or there is one picture only."""
+        first, last = (picture.scores[scorer] for picture in (self.pictures[0], self.pictures[-1]))
+        return math.nan if len(self.pictures) < 2 or first is None or last is None else last - first
 
-def before_after(run: Run) -> tuple[list[BeforeAfter], list[str]]:
+
+def before_after(run: Run, name: str = DEFAULT_SET) -> tuple[list[BeforeAfter], list[str]]:
     """The kept pictures of the first and the last evaluation, in the order of the file, without selection.
+
+    Args:
+        name: of the held-out set.
 
     Returns:
         the pictures of each prompt, and a sentence for each prompt with a picture that cannot be read.
     """
-    if not run.evals:
+    evals = run.all_sets.get(name)
+    if not evals:
         return [], []
-    steps = sorted({min(run.evals), max(run.evals)})
-    prompts = run.evals[steps[0]]["prompt"].to_pylist()
+    steps, scorers = sorted({min(evals), max(evals)}), run.scorers_of(evals)
+    prompts = evals[steps[0]]["prompt"].to_pylist()
     found: list[BeforeAfter] = []
     left_out: list[str] = []
-    for index in range(min(len(run.evals[step]) for step in steps)):
-        files = [_file(run, step, index) for step in steps]
+    for index in range(min(len(evals[step]) for step in steps)):
+        files = [samples_folder(run.path, step, name) / f"{index:03d}.png" for step in steps]
         if not all(file.is_file() for file in files):
             break
         try:
-            found.append(BeforeAfter(str(prompts[index]), [_picture(run, step, index) for step in steps]))
+            pictures = [
+                _picture(step, file, {scorer: number(evals[step][scorer][index].as_py()) for scorer in scorers})
+                for step, file in zip(steps, files, strict=True)
+            ]
+            found.append(BeforeAfter(str(prompts[index]), pictures))
         except UNREADABLE as error:
             names = " or ".join(file.relative_to(run.path).as_posix() for file in files)
             left_out.append(f"{names} cannot be read ({first_line(error)}): picture {index} is left out.")
     return found, left_out
 
 
-def _file(run: Run, step: int, index: int) -> Path:
-    return run.path / "samples" / f"step_{step:06d}" / f"{index:03d}.png"
-
-
-def _picture(run: Run, step: int, index: int) -> Picture:
-    path, table = _file(run, step, index), run.evals[step]
+def _picture(step: int, path: Path, scores: dict[str, float | None]) -> Picture:
     with Image.open(path) as image:
         image.load()
         side, content = max(image.size), _encoded(path, image)
-    scores = {name: number(table[name][index].as_py()) for name in run.scorers}
     return Picture(step, content, side <= PIXELATED_SIDE_PX, scores)
 
 

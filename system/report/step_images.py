@@ -1,7 +1,9 @@
 """The images of some steps, to which the curves link: held-out ones, and the best and the worst training images."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,10 +12,12 @@ from PIL import Image
 from services.base.errors import first_line
 from services.http.images import data_url
 from system.loop.pictures import best_and_worst, heldout_captions, small_image
+from system.recipe.evaluation import DEFAULT_SET
 from system.report.data import UNREADABLE as UNREADABLE_TABLES
 from system.report.data import Run
 from system.report.pictures import PIXELATED_SIDE_PX
 from system.report.pictures import UNREADABLE as UNREADABLE_PICTURES
+from system.run.folder import samples_folder
 
 MAX_STEPS = 10
 """The most steps with images, spread evenly over those that are kept, so that the page stays small."""
@@ -40,13 +44,20 @@ class StepImages:
     """The images of one step."""
 
     step: int
-    heldout: list[Shot]
-    training: list[Shot]
+    shots: dict[str, list[Shot]]
+    """By their title: a held-out set, or training."""
 
 
 def shown_steps(run: Run) -> list[int]:
     """The steps whose images the page shows: evaluated ones with pictures."""
-    kept = [step for step in sorted(run.evals) if (run.path / "samples" / f"step_{step:06d}" / "000.png").is_file()]
+    kept = sorted(
+        {
+            step
+            for name, evals in run.all_sets.items()
+            for step in evals
+            if (samples_folder(run.path, step, name) / "000.png").is_file()
+        }
+    )
     if len(kept) <= MAX_STEPS:
         return kept
     return [kept[round(i * (len(kept) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
@@ -56,21 +67,30 @@ def step_images(run: Run) -> tuple[list[StepImages], list[str]]:
     """The images of the steps that the page shows, and a sentence for each step whose images cannot be read."""
     found, left_out = [], []
     for step in shown_steps(run):
-        heldout: list[Shot] = []
-        training: list[Shot] = []
-        for name, shots, read in (("samples", heldout, _heldout), ("pictures", training, _training)):
+        shots: dict[str, list[Shot]] = {}
+        readers: dict[str, tuple[str, Callable[[], list[Shot]]]] = {}
+        for name in run.all_sets:
+            readers[_title(name)] = ("samples", partial(_heldout, run, step, name))
+        readers["Training"] = ("pictures", partial(_training, run, step))
+        for title, (folder, read) in readers.items():
             try:
-                shots += read(run, step)
+                shots[title] = read()
             except (*UNREADABLE_TABLES, *UNREADABLE_PICTURES, KeyError) as error:
-                left_out.append(f"{name} of step {step} cannot be read ({first_line(error)}) and are left out.")
-        found.append(StepImages(step, heldout, training))
+                left_out.append(f"{folder} of step {step} cannot be read ({first_line(error)}) and are left out.")
+        found.append(StepImages(step, shots))
     return found, left_out
 
 
-def _heldout(run: Run, step: int) -> list[Shot]:
-    files = sorted((run.path / "samples" / f"step_{step:06d}").glob("*.png"))[:MAX_HELDOUT]
+def _title(name: str) -> str:
+    return "Held out" if name == DEFAULT_SET else f"The set {name}"
+
+
+def _heldout(run: Run, step: int, name: str) -> list[Shot]:
+    if step not in run.all_sets[name]:
+        return []
+    files = sorted(samples_folder(run.path, step, name).glob("*.png"))[:MAX_HELDOUT]
     shots = []
-    for file, caption in zip(files, heldout_captions(run.evals[step], len(files)), strict=False):
+    for file, caption in zip(files, heldout_captions(run.all_sets[name][step], len(files)), strict=False):
         with Image.open(file) as image:
             small = max(image.size) <= PIXELATED_SIDE_PX
             shots.append(Shot(small_image(np.asarray(image.convert("RGB"))), caption, small))

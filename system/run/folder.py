@@ -336,7 +336,7 @@ class RunFolder:
         self, step: int, images_NHWC: np.ndarray, captions: Sequence[str], name: str = DEFAULT_SET
     ) -> None:
         """Write pictures of a held-out set. The loggers get them with their captions."""
-        folder = self.path / "samples" / f"step_{step:06d}" / _subfolder(name)
+        folder = samples_folder(self.path, step, name)
         for i, image in enumerate(images_NHWC):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "PNG")
@@ -373,6 +373,11 @@ def _subfolder(name: str) -> str:
 
 def _eval_folder(name: str) -> str:
     return str(Path("eval", _subfolder(name)))
+
+
+def samples_folder(run: Path, step: int, name: str = DEFAULT_SET) -> Path:
+    """The folder with the pictures of a held-out set at a step: 000.png, 001.png, …"""
+    return run / "samples" / f"step_{step:06d}" / _subfolder(name)
 
 
 def eval_folders(run: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ columns.py     the metrics of all steps as columns, and a long curve in few poin
 experience.py  the experience of one step: groups by spread, prompts, the tree of a task
 reader.py      a run folder as plain data; all that the page and the terminal show comes from here
 server.py      the page and its data over HTTP, on loopback
+live.py        that page, served by the training process itself
 page.html, page.js, page.css
 terminal.py    the same in a terminal
 

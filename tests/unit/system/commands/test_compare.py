@@ -52,3 +52,10 @@ def test_a_wrong_contender_stops_the_comparison_before_anything_runs(recipe, in_
     assert done.returncode == 2
     assert "did you mean `lr`" in done.stderr
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_base_that_is_no_contender_is_refused_before_anything_runs(recipe, in_process, tmp_path):
+    done = in_process("compare", str(recipe), "--base", "other", "--output", "out", "--local")
+    assert done.returncode == 2
+    assert "--base: no contender is named `other`; name one of tiny" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -201,6 +201,14 @@ def test_the_page_says_who_is_better_and_who_cannot_be_told_apart(tmp_path):
     ]
 
 
+def test_the_others_are_compared_with_the_base_that_was_named(tmp_path):
+    runs = [result(name, seed, 0.5, last) for seed in (0, 1) for name, last in (("a", 0.6), ("b", 0.7), ("c", 0.8))]
+    page = write_page(runs, tmp_path, "three", "tempflow compare", base="b").read_text()
+    assert "Against b, seed by seed" in page
+    rows = [page.partition(f'<th scope="row">{name}</th><td>judge</td>')[2].partition("</tr>")[0] for name in "ac"]
+    assert ["\u22120.100" in rows[0], "+0.100" in rows[1]] == [True, True]
+
+
 @pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776), (31, 2.042), (61, 2.000)])
 def test_the_interval_over_seeds_is_students(seeds, quantile):
     """The quantiles are those of printed tables, for one degree of freedom less than there are seeds."""
@@ -215,4 +223,4 @@ def test_one_run_alone_makes_a_page_with_the_targets_that_were_asked_for(tmp_pat
     page = write_page(runs, tmp_path, "alone", "tempflow compare only", targets=[0.55, 0.9]).read_text()
     assert "seed by seed" not in page
     assert '<th scope="col">0.550</th><th scope="col">0.900</th>' in page
-    assert "<td>500 / 12 / 24</td><td>–</td>" in page
+    assert "<td>500<br><small>12 / 24</small></td><td>–</td>" in page

@@ -14,11 +14,13 @@ import yaml
 from PIL import Image
 
 from services.base.errors import UserError
+from services.http.images import data_url
 from system.loop.pictures import small_image
-from system.report.build import build_report
+from system.report.build import build_report, shown_sets
 from system.report.canvas import power_of_ten, short
 from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
 from system.report.figures import curves, running_mean
+from system.report.prompts import by_gain
 from system.report.step_images import shown_steps
 
 PROMPTS = ["a <script>alert(1)</script> & co", "a cat", 'two "dogs"', "a hole"]
@@ -147,7 +149,7 @@ def test_the_page_is_one_file_and_loads_nothing(html):
     assert all(target.startswith(("data:", "#")) for target in page.loaded)
     assert not re.search(r"url\((?!#)|@import", html)
     assert html.count("data:image/png;base64,") == 4 + 4  # before and after, and by step
-    assert page.tags.count("svg") == 11
+    assert page.tags.count("svg") == 11 + 3, "the figures, and a line for each prompt without a hole"
     assert page.images_without_alt == 0
     assert len(page.ids) == len(set(page.ids))
     assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
@@ -397,3 +399,85 @@ def test_a_long_run_shows_the_images_of_steps_spread_evenly(run):
         shutil.copy(evals / "step_000000.parquet", evals / f"step_{step:06d}.parquet")
         shutil.copytree(samples / "step_000000", samples / f"step_{step:06d}", dirs_exist_ok=True)
     assert shown_steps(read_run(run)) == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+
+
+def write_set(run, name, evaluations):
+    """Evaluations of a named set by step, each a score for each prompt, with a picture of each."""
+    (run / "eval" / name).mkdir()
+    for step, values in evaluations.items():
+        rows = {"row": range(len(values)), "prompt": [f"{name} {i}" for i in range(len(values))]}
+        table = pa.table({**rows, "category": pa.nulls(len(values), pa.string()), "judge": values})
+        pq.write_table(table, run / "eval" / name / f"step_{step:06d}.parquet")
+        folder = run / "samples" / f"step_{step:06d}" / name
+        folder.mkdir(parents=True)
+        for i in range(len(values)):
+            Image.new("RGB", (8, 8), (step, i, 200)).save(folder / f"{i:03d}.png")
+
+
+def section(html, name):
+    """The section of a page with this id as its heading's."""
+    return html.partition(f'<section aria-labelledby="{name}">')[2].partition("</section>")[0]
+
+
+def test_a_named_set_shows_its_pictures_before_and_after_and_by_step(run):
+    write_set(run, "more", {0: [0.5, 0.25], 2: [0.5, 0.5], 3: [0.25, 0.75]})
+    html = build_report(run).read_text()
+    uris = {}
+    for step in (0, 2, 3):
+        for i in range(2):
+            content = (run / "samples" / f"step_{step:06d}" / "more" / f"{i:03d}.png").read_bytes()
+            uris[step, i] = data_url(content)
+    before_and_after = section(html, "pictures").partition("The set more")[2]
+    assert [key for key, uri in uris.items() if uri in before_and_after] == [(0, 0), (0, 1), (3, 0), (3, 1)]
+    by_step = section(html, "images")
+    assert by_step.count("<p>The set more</p>") == 3
+    assert "more 1 · judge 0.75" in by_step
+    assert "Step 2" in by_step, "the set alone was evaluated then"
+
+
+def test_a_run_without_default_prompts_shows_its_sets(run):
+    shutil.rmtree(run / "eval")
+    (run / "eval").mkdir()
+    write_set(run, "more", {0: [0.5], 3: [0.75]})
+    html = build_report(run).read_text()
+    assert "more 0" in section(html, "pictures")
+    assert "No pictures are recorded" not in html
+
+
+def test_all_prompts_are_sorted_from_the_largest_gain_to_the_largest_loss(run):
+    """Gains of 0.1, -0.2, 0.4, 0 and a hole; pictures are in the same order as the table."""
+    write_set(run, "more", {0: [0.5, 0.5, 0.5, 0.5, 0.5], 3: [0.6, 0.3, 0.9, 0.5, None]})
+    shown = section(build_report(run).read_text(), "pictures").partition("The set more")[2]
+    pictures, _, table = shown.partition("<details")
+    order = ["more 2", "more 0", "more 3", "more 1", "more 4"]
+    assert re.findall(r'<td colspan="2">(more \d)</td>', pictures) == order
+    assert re.findall(r'<th scope="row">(more \d)</th>', table) == order
+    assert "All 5 prompts, from the largest gain in judge to the largest loss" in table
+    changes = re.findall(r'<td class="(\w*)">([^<]*)</td>', table)
+    assert changes == [("up", "+0.4"), ("up", "+0.1"), ("", "+0"), ("down", "−0.2"), ("", "–")]
+
+
+def test_every_evaluation_is_in_the_line_of_a_prompt(run):
+    write_set(run, "more", {0: [0.0, 1.0], 1: [0.5, None], 2: [1.0, 0.0], 3: [0.25, 0.5]})
+    shown = section(build_report(run).read_text(), "pictures").partition("The set more")[2]
+    assert "at all 4 evaluations" in shown
+    lines = [points.split() for points in re.findall(r'<polyline points="([^"]*)"', shown)]
+    assert lines == [["1,15.0", "22,8.0", "42,1.0", "63,11.5"], ["1,1.0", "42,15.0", "63,8.0"]]
+
+
+def test_the_change_of_a_prompt_is_that_of_the_mean_over_its_images():
+    def table(scores):
+        return pa.table({"row": [7, 7, 9], "prompt": ["a", "a", "b"], "size": scores})
+
+    first, second = by_gain({0: table([0.0, 2.0, 1.0]), 5: table([1.0, None, 4.0])}, ["size"], "size")
+    assert (first.prompt, first.scores["size"], first.change("size")) == ("b", [1.0, 4.0], 3.0)
+    assert (second.prompt, second.scores["size"], second.change("size")) == ("a", [1.0, 1.0], 0.0)
+
+
+def test_prompts_are_sorted_by_the_score_that_was_trained_on(run):
+    table = pa.table({"row": [0, 1], "prompt": ["a", "b"], "category": ["x", "x"], "judge": [0.0, 0.0], "size": [0, 0]})
+    for step, judge, size in ((0, [0, 0], [0, 0]), (3, [1, 0], [0, 1])):
+        own = table.set_column(3, "judge", pa.array(judge)).set_column(4, "size", pa.array(size))
+        pq.write_table(own, run / "eval" / f"step_{step:06d}.parquet")
+    assert [shown.sorted_by for shown in shown_sets(read_run(run))[0]] == ["size"]
+    assert "largest gain in size" in build_report(run).read_text()
