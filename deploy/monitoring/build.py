@@ -91,6 +91,11 @@ DASHBOARDS = {
             },
             "percentunit",
         ),
+        Panel(
+            "Shares of the advantages",
+            {"{{run}} {{scorer}}": last("run, scorer", "score_advantage_ratio")},
+            "percentunit",
+        ),
         Panel("Seconds by stage", {"{{run}} {{stage}}": last("run, stage", "stage_seconds")}, "s"),
         Panel("Idle share by role", {"{{run}} {{role}}": last("run, role", "idle_ratio")}, "percentunit"),
         Panel("Since the last step", {"{{run}}": f"time() - {last('run', 'recorded_timestamp_seconds')}"}, "s"),

@@ -65,6 +65,8 @@ class LoadedScorer:
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row] = ()) -> Scored:
         """Score images. ±infinity becomes NaN. An image whose row the scorer cannot use is a hole with the reason.
 
+        If the scorer is groupwise, the other images of the group are holes, too: a part of a group is never compared.
+
         Args:
             images_NHWC: uint8. For a groupwise scorer, they are one whole group.
             rows: one for each prompt. None is the same as empty rows.
@@ -75,16 +77,19 @@ class LoadedScorer:
         if not self.needs.rows:
             return self._scored(self.scorer(images_NHWC, list(prompts)), len(prompts))
         rows = list(rows) or [{}] * len(prompts)
-        faults = {i: fault for i, row in enumerate(rows) if (fault := self.fault_of_row(row)) is not None}
-        places = [i for i in range(len(prompts)) if i not in faults]
-        if not faults:
+        whys = {i: f"its row {why}" for i, row in enumerate(rows) if (why := self.fault_of_row(row)) is not None}
+        if not whys:
             return self._scored(self.scorer(images_NHWC, list(prompts), rows=rows), len(prompts))
+        places = [i for i in range(len(prompts)) if i not in whys]
+        if self.needs.groupwise:
+            whys |= dict.fromkeys(places, "its group has an image that cannot be scored")
+            places = []
         scored = Scored(np.zeros(0))
         if places:
             texts, usable = [prompts[i] for i in places], [rows[i] for i in places]
             scored = self._scored(self.scorer(images_NHWC[places], texts, rows=usable), len(places))
         wide = scored.spread(places, len(prompts))
-        wide.errors |= {i: f"its row {fault}" for i, fault in faults.items()}
+        wide.errors |= whys
         return wide
 
     def _scored(self, said: Any, count: int) -> Scored:

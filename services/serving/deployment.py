@@ -113,9 +113,14 @@ class ScorerDeployment:
             The scores, and the seconds of work for this request.
 
         Raises:
-            ValueError: the number of scores differs from the number of images.
+            ValueError: the request has more images than `request_images`, or the number of scores differs from theirs.
         """
         tags, started = {**self.tags, "run": run}, time.perf_counter()
+        if len(prompts) > (most := self.scorer.settings.request_images):
+            self.failures.inc(1, tags)
+            raise ValueError(
+                f"a request has {len(prompts)} images; the pool's setting request_images of this scorer allows {most}"
+            )
         self.inside += 1
         try:
             images = images_NHWC[start : start + len(prompts)]

@@ -73,7 +73,7 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
     if not estimate.asked:
         yield f"The recipe's roles ask for no GPU: the seconds are those of a {estimate.card.name} for each process."
     yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
-    if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer).known]:
+    if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer, config.policy).known]:
         yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
     best, own = estimate.best, estimate.own
     if best != own:

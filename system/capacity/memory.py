@@ -243,7 +243,7 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
 
 def _scorers(config: RunConfig) -> Iterator[Process]:
     for scorer in config.scorers:
-        found: Reward = reward_of(scorer)
+        found: Reward = reward_of(scorer, config.policy)
         if found.num_bytes and not config.reward.app:
             role = f"scorer {scorer.name}"
             held, phases = {"weights": found.num_bytes}, {"scoring": found.activation_bytes}

@@ -132,7 +132,7 @@ def _last_scores(config: RunConfig, card: Card, names: Iterable[str], jobs: int,
 
 def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
     """Seconds of one image on one replica of a scorer."""
-    found = reward_of(_scorer(config, name))
+    found = reward_of(_scorer(config, name), config.policy)
     return found.per_image.seconds(card) + found.cpu_s
 
 

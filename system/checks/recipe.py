@@ -129,8 +129,9 @@ def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
     check_scorer(scorer)
     check_device(scorer)
     if needs_of(scorer).groupwise:
+        trained_on = scorer in config.training_scorers
         groups = {
-            "task": make_plan(config.plan, config.policy.num_steps).leaves if scorer.weight else 0,
+            "task": make_plan(config.plan, config.policy.num_steps).leaves if trained_on else 0,
             "held-out prompt": max((one.images_per_prompt for one in _sets_of(config, scorer)), default=0),
         }
         whose, images = max(groups.items(), key=lambda group: group[1])
@@ -139,7 +140,7 @@ def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
                 f"scorer `{scorer.name}` compares all {images} images of a {whose} in one request; set "
                 f"scorers.{place}.request_images to at least {images}"
             )
-        if groups["held-out prompt"] == 1 and not scorer.weight:
+        if groups["held-out prompt"] == 1 and not trained_on:
             raise UserError(
                 f"scorer `{scorer.name}` compares images of one prompt, but each held-out prompt has one image; set "
                 "eval.images_per_prompt, or that of a set in eval.sets, to at least 2"

@@ -84,7 +84,8 @@ def prometheus(ray_head, tmp_path) -> Iterator[Prometheus]:
 @pytest.fixture
 def run(recipe, ray_head, tmp_path) -> Iterator[Path]:
     """The folder of a run that goes on until the test is over."""
-    command = [sys.executable, "-m", "system", "train", str(recipe), "name=watched", "steps=100000"]
+    second = "scorers.coarse={scorer: jpeg_size, options: {quality: 50}, num_cpus: 0.1}"
+    command = [sys.executable, "-m", "system", "train", str(recipe), "name=watched", "steps=100000", second]
     with (tmp_path / "run.log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(ray_head.address), stdout=log, stderr=log)
     yield tmp_path / "runs" / "watched"
@@ -121,7 +122,8 @@ def test_every_panel_and_alert_has_data_and_it_is_the_runs(run, prometheus):
         "scores_total": "scores",
         "steps_total": "step",
         "policy_version": "version",
-        "heldout_score": "eval/size",
+        'heldout_score{scorer="size"}': "eval/size",
+        'score_advantage_ratio{scorer="coarse"}': "reward/coarse/share",
         "grad_norm": "grad_norm",
         'stage_seconds{stage="update"}': "seconds/update",
         'branch_reward_std{sampling_step="1"}': "branch/std",

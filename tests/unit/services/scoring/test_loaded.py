@@ -135,6 +135,18 @@ def test_a_groupwise_scorer_gets_all_images_of_a_task_in_one_request():
     assert [images_at_once(one, 5) for one in settings] == [5, 2]
 
 
+class RankByRow(Times):
+    groupwise = True
+
+
+def test_a_group_with_a_row_that_cannot_be_used_is_not_compared_in_part():
+    scored = loaded(RankByRow).score(IMAGES, PROMPTS, [{"factor": 1}, {}, {"factor": 2}])
+    assert np.isnan(scored.score_N).all()
+    others = "its group has an image that cannot be scored"
+    assert scored.errors == {1: "its row has no `factor`", 0: others, 2: others}
+    assert next(iter(scored.errors)) == 1, "the cause comes first: it is the one that a run reports"
+
+
 class Text:
     columns = "answer"
 

@@ -178,7 +178,7 @@ def test_the_images_of_the_last_round_are_scored_in_waves():
     """
     names = ["scorers.pickscore.request_images=40", "scorers.pickscore.replicas=2", "rollout.workers=4"]
     config = load_config("shapes", [*names, "data.prompts_per_step=11"])
-    each = reward_of(config.scorers[0]).per_image.seconds(H100)
+    each = reward_of(config.scorers[0], config.policy).per_image.seconds(H100)
     task = task_seconds(config, H100)
     step = step_seconds(config, H100, task)
     assert step.last_scores == pytest.approx(5 * 40 * each)
@@ -197,7 +197,7 @@ def test_an_evaluation_waits_for_the_scores_of_its_last_batches():
     """512 prompts in batches of 60 on 2 workers: 9 batches in 5 rounds, the last of which has one."""
     config = load_config("shapes")
     each, sampling, decoding = (
-        reward_of(config.scorers[0]).per_image.seconds(H100),
+        reward_of(config.scorers[0], config.policy).per_image.seconds(H100),
         rollout_pass(config.policy, 24).seconds(H100),
         decode_pass(config.policy, 24).seconds(H100),
     )

@@ -146,3 +146,13 @@ def test_a_groupwise_scorer_needs_requests_as_large_as_a_task():
     assert finding.says.endswith(f"in one request; set scorers.0.request_images to at least {leaves}")
     enough = load_config("shapes", [f"scorers={json.dumps([{**scorers[0], 'request_images': leaves}])}"])
     assert [finding.level for finding in recipe.scorers(enough)] == ["ok"]
+
+
+def test_so_does_one_of_weight_0_that_opens_a_gate():
+    gate = {"name": "rank", "scorer": f"{__name__}:Rank", "weight": 0, "request_images": 4}
+    gated = {"name": "size", "scorer": "jpeg_size", "gate": {"score": "rank", "min": 0}}
+    config = load_config("shapes", [f"scorers={json.dumps([gate, gated])}"])
+    leaves = make_plan(config.plan, config.policy.num_steps).leaves
+    says = [finding.says for finding in recipe.scorers(config)]
+    assert says[0].endswith(f"compares all {leaves} images of a task in one request; set scorers.0.request_images to "
+                            f"at least {leaves}")  # fmt: skip

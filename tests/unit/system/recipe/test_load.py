@@ -4,8 +4,9 @@ import pytest
 
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
+from services.scoring.scorer import needs_of
 from system.recipe.dump import dump_config
-from system.recipe.find import recipe_names
+from system.recipe.find import SHIPPED, recipe_names
 from system.recipe.load import load_config, load_pool, parse_config
 from system.recipe.model import RunConfig
 
@@ -19,6 +20,14 @@ def test_overrides_reach_into_groups_and_lists(recipe):
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_valid(name):
     assert load_config(name).name == name
+
+
+@pytest.mark.parametrize("layer", sorted(path.stem for path in (SHIPPED / "rewards").iterdir()))
+def test_the_scorers_of_every_rewards_layer_exist_and_accept_their_options(layer):
+    config = load_config("sd35_pickscore", [f"rewards={layer}"])
+    for scorer in config.scorers:
+        assert needs_of(scorer)
+    assert len(config.reward_scorers) == 1
 
 
 def test_what_is_evaluated_is_what_is_saved():
