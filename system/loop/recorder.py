@@ -132,7 +132,6 @@ class Recorder:
         said = self.warnings.after(line)
         for sentence in said:
             log.warning("%s", sentence)
-            self.progress.warn(sentence)
         return said
 
 
