@@ -22,7 +22,7 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
-from actors.rollout.sampling import Sampling
+from actors.rollout.sampling import Sampling, image_bytes
 from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
@@ -149,7 +149,7 @@ class Fleet:
         Args:
             weights: the weights to sample from; None for the model's original weights.
         """
-        num_bytes = len(prompts) * sampling.image_bytes
+        num_bytes = len(prompts) * image_bytes(sampling)
 
         def start(worker: ActorHandle) -> list[ObjectRef]:
             return worker.sample.remote(prompts, addresses, sampling)

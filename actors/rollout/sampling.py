@@ -29,12 +29,12 @@ class Sampling:
         """The number of steps that the policy takes. The base takes the others."""
         return round(self.base_after * self.num_steps)
 
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image as it is scored: uint8 RGB."""
-        return self.height * self.width * 3
-
     def of(self, policy: PolicySettings) -> PolicySettings:
         """The settings of a policy that samples like this."""
         changes = {"height": self.height, "width": self.width, "num_steps": self.num_steps, "guidance": self.guidance}
         return policy.model_copy(update=changes)
+
+
+def image_bytes(size: Sampling | PolicySettings) -> int:
+    """Bytes of one image of this height and width as it is scored: uint8 RGB."""
+    return size.height * size.width * 3

@@ -25,10 +25,11 @@ from actors.reward.scores import Scores
 from actors.rollout.fleet import Fleet
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.plan import Plan
+from actors.rollout.sampling import image_bytes
 from actors.trajectory import Cost, Outcome, Task, Tree
 from services.base.storage import Folder
 from services.scoring.row import Row
-from system.capacity.in_flight import image_bytes, task_image_bytes
+from system.capacity.in_flight import task_image_bytes
 from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
@@ -224,7 +225,7 @@ class SimulatedRoles:
             start,
             scenario.workers,
             config.rollout.task_timeout_s,
-            image_bytes=image_bytes(config),
+            image_bytes=image_bytes(config.policy),
             bytes_in_flight=2 * scenario.workers * task_bytes,
             end_worker=lambda worker: None,
         )

@@ -39,7 +39,7 @@ MOST_OF_MEMORY = 0.95
 
 
 def measure(record: Record) -> None:
-    """A row for each model, dtype, number of latents and kind of work."""
+    """Record the speed of each model by dtype, number of latents and kind of work."""
     device = device_of(record.device)
     peaks = {dtype: product_rate(device, DTYPES[dtype]) for dtype in LATENTS}
     models: list[tuple[str | None, str]] = [(None, "shapes")] if record.small else [*RECIPES.items()]
@@ -49,7 +49,7 @@ def measure(record: Record) -> None:
             if why := too_large(model, settings):
                 record.note(f"{model} in {dtype} was left out: {why}.")
             elif record.has_time(f"{model or recipe} in {dtype}"):
-                _measure_model(record, model, settings, peaks[dtype])
+                measure_model(record, model, settings, peaks[dtype])
                 free()
 
 
@@ -69,7 +69,13 @@ def weight_bytes(model: str, settings: PolicySettings) -> int:
     return sum(p.numel() for p in transformer.parameters()) * DTYPES[settings.dtype].itemsize
 
 
-def _measure_model(record: Record, model: str | None, settings: PolicySettings, peak: float) -> None:
+def measure_model(record: Record, model: str | None, settings: PolicySettings, peak: float) -> None:
+    """Record one model's speed by number of latents and kind of work, and its memory against the estimate.
+
+    Args:
+        model: one of `RECIPES`; None for the miniature.
+        peak: the device's FLOP/s in matrix products of the settings' dtype.
+    """
     policy, conditioning = bench_policy(settings, model, with_vae=False)
     latents = (SMALL_LATENTS if record.small else LATENTS)[settings.dtype]
     largest: dict[str, tuple[int, int]] = {}

@@ -113,7 +113,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
         gradients.update({name: p.grad.clone() for name, p in policy.parameters.items()})
         return 0.0
 
-    learner._step = capture
+    learner.optimizer_step = capture
     learner.update([(decisions, advantage_NK)])
 
     for parameter in policy.parameters.values():

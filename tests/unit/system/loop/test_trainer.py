@@ -1,7 +1,6 @@
 """The training loop on roles that compute nothing: each event at each place of a run."""
 
 import contextlib
-import io
 import json
 import logging
 import os

@@ -206,7 +206,7 @@ def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeyp
     monkeypatch.setattr(forward, "timed", timed)
     monkeypatch.setattr(forward, "estimated_bytes", lambda settings, count, work: 5 * count)
     settings = load_config("sd35_pickscore").policy
-    forward._measure_model(record, "sd35-medium", settings, 1.0)
+    forward.measure_model(record, "sd35-medium", settings, 1.0)
     (table,) = [table for table in record.findings.tables if table.title == MEMORY]
     assert [(row["work"], row["latents"], row["ratio"]) for row in table.rows] == [
         ("sampling", 2, 2.0),
