@@ -20,7 +20,7 @@ from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
-from actors.learner.weight_sets import Step, Use, used_for
+from actors.learner.weight_sets import StepKind, Use, used_for
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
@@ -226,10 +226,10 @@ class Learner:
         self._follow("optimizer_step")
         return norm
 
-    def _follow(self, step: Step) -> None:
+    def _follow(self, kind: StepKind) -> None:
         """Update the weight sets that follow this kind of step."""
         for average in self.averages.values():
-            if average.weight_set.follows == step:
+            if average.weight_set.follows == kind:
                 average.update()
 
     def export(self, version: int | None = None) -> Weights:

@@ -73,10 +73,10 @@ def check_size(settings: PolicySettings, section: str = "policy") -> None:
     """Refuse image sizes that are not a whole number of tokens, or that are larger than the model has positions for.
 
     Args:
-        section: of the recipe that the sizes are from, for the message.
+        section: the section of the recipe that has the sizes, for the message.
 
     Raises:
-        UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
+        UserError: a size does not fit (it names the nearest ones), the model is missing, or its family is unknown.
     """
     entry = _entry(settings.model)
     vae, transformer = (_config(settings.model, f"{part}/config.json") for part in ("vae", "transformer"))
@@ -109,7 +109,7 @@ def family_path(settings: PolicySettings) -> str:
     """The class that drives `settings.model`, as `module:Class`.
 
     Raises:
-        UserError: the model is missing, or of a family that is not known.
+        UserError: the model is missing, or its family is unknown.
     """
     return _entry(settings.model).driver
 

@@ -38,7 +38,7 @@ class Flux2Klein(PackedFamily):
 
     @cached_property
     def image_ids(self) -> Tensor:
-        """The position of each latent token, (1, L, 4). The pipeline makes it on the CPU; a copy waits for the GPU."""
+        """The position of each latent token, (1, L, 4). It is kept, since each copy from the CPU waits for the GPU."""
         return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self.token_grid)).to(self.device)
 
     def text_ids(self, length: int) -> Tensor:
@@ -66,7 +66,7 @@ class Flux2Klein(PackedFamily):
         )[0].float()
 
     def unpack(self, latent_NLD: Tensor) -> Tensor:
-        """Tokens (N, L, 4C) to latent pixels (N, C, h, w), the VAE's batch normalisation undone."""
+        """Tokens (N, L, 4C) to latent pixels (N, C, h, w), with the VAE's batch normalisation undone."""
         norm = self.pipe.vae.bn
         std_D = (norm.running_var + self.pipe.vae.config.batch_norm_eps).sqrt()
         tokens_NLD = latent_NLD * std_D + norm.running_mean

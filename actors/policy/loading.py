@@ -22,7 +22,7 @@ from services.base.headers import is_whole, opened, shapes_below
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that are made here have this dtype where nothing else is asked for."""
+    """Within this context, new tensors have this dtype unless another is asked for."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -47,8 +47,8 @@ def check_loads(settings: PolicySettings) -> None:
 def load_rows(settings: PolicySettings, folder: Path, compute: torch.dtype, device: torch.device, ranks: int) -> Any:
     """The transformer in a folder, sharded over `ranks` processes, of which each reads only the rows that it holds.
 
-    Weights that are all trained are fp32, so that they are their own master copies, with values that `compute` has. The
-    model is built without weights and sharded before any is read: besides the result, one tensor is in memory at most.
+    If every weight is trained, the weights are fp32, so that they are their own masters, and rounded to `compute`.
+    The model is built without weights and sharded before any is read, so at most one more tensor is in memory.
 
     Raises:
         UserError: as `read_rows`, or the config is of no model of diffusers.
@@ -123,7 +123,7 @@ def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
 
 
 def file_of_each(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor of a model of diffusers, by the tensor's name: its one file, or its index says.
+    """The file that holds each tensor of a model of diffusers, by the tensor's name.
 
     Raises:
         UserError: the file is torn.

@@ -10,14 +10,14 @@ from actors.policy.packed import PackedFamily
 
 
 class QwenImage(PackedFamily):
-    """Drives a `QwenImagePipeline`; the guided velocity keeps the length that the conditional one has a token.
+    """Drives a `QwenImagePipeline`. The guided velocity is rescaled to the norm of the conditional one, token by token.
 
     Text is padded to `max_sequence_length` and masked, so that every forward has one shape.
     """
 
     pipeline_class = QwenImagePipeline
     default_negative_prompt = " "
-    """The pipeline's own advice for guidance without a negative prompt."""
+    """The pipeline recommends this for guidance without a negative prompt."""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:

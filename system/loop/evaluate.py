@@ -1,4 +1,4 @@
-"""Evaluates a policy on held-out prompts: the same prompts and noise each time, so that states can be paired."""
+"""Evaluates a policy on held-out prompts, with the same noise each time, so that policies are compared in pairs."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,13 +29,13 @@ EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
 
 Watcher = Callable[[HeldOut, int, np.ndarray], None]
-"""Is given images of a set: the number of the first one in the set, and pixels (N, H, W, 3) uint8. It may be called in
-another thread."""
+"""Called with a set, the number of the first of some images in the set, and their pixels (N, H, W, 3) uint8. It may be
+called from another thread."""
 
 
 @dataclass
 class _Pending:
-    """The jobs of one set that are on their way."""
+    """The jobs of one set that are running."""
 
     of: HeldOut
     outcomes: list[Future[tuple[Sampled, Scores]]] = field(default_factory=list)
@@ -58,10 +58,10 @@ def evaluate(
 
     Args:
         check_stop: called while waiting; raises to end the wait.
-        weights: the weights to sample from; None for those that the model came with.
-        sampling: how images are sampled; without it, as the recipe says.
-        progress: told (batches scored, batches).
-        watch: gets all images.
+        weights: the weights to sample from; None for the model's original weights.
+        sampling: how images are sampled. If not given, as the recipe says.
+        progress: called with the number of scored batches and of all batches.
+        watch: called with all images.
 
     Returns:
         The evaluation of each set by name.
@@ -88,7 +88,7 @@ def _begin(
     sampling: Sampling,
     watch: Watcher | None,
 ) -> _Pending:
-    """Start the jobs of a set. A job has all images of its prompts."""
+    """Start the jobs of a set. All images of a prompt are in one job."""
     each, names, pending = of.images_per_prompt, [scorer.name for scorer in of.scorers], _Pending(of)
     size = max(1, config.eval.batch // each)
     for start in range(0, of.count, size):
