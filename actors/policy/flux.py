@@ -11,7 +11,7 @@ from actors.policy.packed import PackedFamily
 
 
 class Flux(PackedFamily):
-    """Drives a `FluxPipeline`. Guidance is an input of the distilled model (dev). Models without this input ignore it."""
+    """Drives a `FluxPipeline`. Guidance is an input of the distilled model (dev); without this input, it is unused."""
 
     pipeline_class = FluxPipeline
     classifier_free = False

@@ -152,7 +152,7 @@ class Policy:
         return MergingAdapter(self.transformer)
 
     def merged(self) -> AbstractContextManager[None]:
-        """A context in which the adapter is added into the base's weights. Sampling is faster and rounds differently."""
+        """A context in which the adapter is added into the base's weights. Sampling is faster, rounding differs."""
         return self._merging.merged()
 
     @contextmanager
