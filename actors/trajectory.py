@@ -23,8 +23,8 @@ class Task:
     """The policy version that must generate it."""
 
     @property
-    def step(self) -> int:
-        """The training step, from 0."""
+    def training_step(self) -> int:
+        """The training step, counted from 0."""
         return self.address[1]
 
 

@@ -107,6 +107,6 @@ class Collector:
             rows = rows_for(scorers, self.train, [row]) * plan.leaves
             generated.add_done_callback(work.count)
             keep = work.keep if task.index == 0 and config.log.keeps_images(step + 1) else None
-            scoring = partial(scored, before_release=keep, rows=rows, step=task.step, task=task.index)
+            scoring = partial(scored, before_release=keep, rows=rows, step=task.training_step, task=task.index)
             work.scored.append(scoring(generated, self.roles.rewards, prompts, [s.name for s in scorers]))
         return work

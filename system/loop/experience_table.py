@@ -35,7 +35,7 @@ def task_columns(
     leaf = tree.leaf_NKL[n, k, place]
     rows = len(leaf)
     return {
-        "step": np.full(rows, task.step),
+        "step": np.full(rows, task.training_step),
         "policy_version": np.full(rows, task.version),
         "prompt_row": np.full(rows, task.address[2]),
         "prompt": pa.array([task.prompt] * rows, pa.string()),

@@ -81,7 +81,7 @@ def measure_model(record: Record, model: str | None, settings: PolicySettings, p
     largest: dict[str, tuple[int, int]] = {}
     for work, passes in PASSES.items():
         try:
-            flops = flops_of(step(policy, conditioning, 1, work))
+            flops = flops_of(one_pass(policy, conditioning, 1, work))
         except torch.OutOfMemoryError:
             record.row(THROUGHPUT, model=model or "miniature", dtype=settings.dtype, work=work, note="out of memory")
             continue
@@ -92,7 +92,7 @@ def measure_model(record: Record, model: str | None, settings: PolicySettings, p
             cells: dict[str, Cell] = {"model": model or "miniature", "dtype": settings.dtype, "work": work}
             cells["latents"] = count
             try:
-                taken = timed(step(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
+                taken = timed(one_pass(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
             except torch.OutOfMemoryError:
                 record.row(THROUGHPUT, **cells, note="out of memory")
                 free()
@@ -125,7 +125,7 @@ def estimated_bytes(settings: PolicySettings, count: int, work: str) -> float:
     return traced.peak_bytes
 
 
-def step(policy: Policy, conditioning: Conditioning, count: int, work: str) -> Callable[[], None]:
+def one_pass(policy: Policy, conditioning: Conditioning, count: int, work: str) -> Callable[[], None]:
     """One forward of so many latents; for `learning`, with its backward to the trained parameters."""
     family = policy.family
     generator = torch.Generator(policy.device).manual_seed(0)

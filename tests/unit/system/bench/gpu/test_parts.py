@@ -14,7 +14,7 @@ from actors.policy.families import FAMILIES
 from services.scoring.hpsv3 import LENGTH_STEP
 from system.bench.gpu import card, forward, training
 from system.bench.gpu.determinism import differing
-from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, step, too_large, weight_bytes
+from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, one_pass, too_large, weight_bytes
 from system.bench.gpu.models import MINIATURE, TINY, settings_of
 from system.bench.gpu.neighbours import NEIGHBOURS
 from system.bench.gpu.parity import BOUNDS, beyond, differences
@@ -164,7 +164,7 @@ def test_a_step_is_one_forward_and_learning_reaches_the_adapter(miniature, monke
     for work, learns in (("sampling", False), ("learning", True)):
         gradients = []
         hooks = [p.register_hook(gradients.append) for p in policy.parameters.values()]
-        step(policy, conditioning, 3, work)()
+        one_pass(policy, conditioning, 3, work)()
         assert bool(gradients) == learns
         assert all(p.grad is None for p in policy.parameters.values())
         for hook in hooks:
@@ -195,7 +195,7 @@ def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeyp
     """On a model of full size without weights: nothing of it runs."""
     measured = {("sampling", 1): 10, ("sampling", 2): 20, ("learning", 1): 30}
     monkeypatch.setattr(forward, "bench_policy", lambda settings, model, with_vae: (FakePolicy(settings), {}))
-    monkeypatch.setattr(forward, "step", lambda policy, conditioning, count, work: (work, count))
+    monkeypatch.setattr(forward, "one_pass", lambda policy, conditioning, count, work: (work, count))
     monkeypatch.setattr(forward, "flops_of", lambda call: 1)
 
     def timed(call, rounds, device):
