@@ -47,19 +47,19 @@ def pipeline_name(model: str) -> str:
     return name
 
 
-def part_class(model: str, part: str) -> tuple[str, str]:
-    """The library and class of a part of a pipeline, from model_index.json.
+def transformer_class(model: str) -> str:
+    """The name of the transformer's class in diffusers, from model_index.json.
 
     Raises:
-        UserError: it has no such part.
+        UserError: it names none.
     """
-    entry = _config(model, "model_index.json").get(part)
+    entry = _config(model, "model_index.json").get("transformer")
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
         raise UserError(
-            f"policy.model: model_index.json of `{model}` names no {part} of diffusers; "
+            f"policy.model: model_index.json of `{model}` names no transformer of diffusers; "
             "give a model in diffusers' layout"
         )
-    return entry[0], str(entry[1])
+    return str(entry[1])
 
 
 def vae_scale(vae: Mapping[str, Any]) -> int:

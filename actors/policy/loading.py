@@ -1,18 +1,18 @@
 """Builds a transformer without its weights, compares its files with it, and reads one rank's rows of them."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from actors.policy.families import part_class, pipeline_file
+from actors.policy.families import pipeline_file, transformer_class
 from actors.policy.settings import PolicySettings
 from actors.policy.sharding import local, rows_here, shard
 from actors.policy.trained import WEIGHTS_FILE
@@ -98,8 +98,8 @@ def _without_weights(model: str, folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         UserError: diffusers' class cannot be built from its config.json.
     """
-    library, name = part_class(model, "transformer")
-    kind = getattr(importlib.import_module(library), name)
+    name = transformer_class(model)
+    kind = getattr(diffusers, name)
     try:
         with default_dtype(dtype), init_empty_weights():
             return kind.from_config(kind.load_config(folder))

@@ -122,9 +122,9 @@ class Fleet:
                 "see their logs (logs/rollout-*.log), and raise ray.start_timeout_s if the model takes longer to load"
             ) from late
 
-    def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
+    def adopt(self, workers: Mapping[int, ActorHandle]) -> None:
         """Put running workers into their slots. Jobs that are submitted later can use them."""
-        nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
+        nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=SMALL_RESULT_TIMEOUT_S)
         for (number, worker), node in zip(workers.items(), nodes, strict=True):
             self._inbox.put(partial(self._adopt, number, worker, node))
 

@@ -76,7 +76,7 @@ def measure_model(record: Record, model: str | None, settings: PolicySettings, p
         model: one of `RECIPES`; None for the miniature.
         peak: the device's FLOP/s in matrix products of the settings' dtype.
     """
-    policy, conditioning = bench_policy(settings, model, with_vae=False)
+    policy, conditioning = bench_policy(settings, model)
     latents = (SMALL_LATENTS if record.small else LATENTS)[settings.dtype]
     largest: dict[str, tuple[int, int]] = {}
     for work, passes in PASSES.items():

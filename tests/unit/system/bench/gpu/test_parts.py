@@ -153,7 +153,7 @@ def test_the_card_is_recorded_as_the_estimate_reads_it(tmp_path):
 @pytest.fixture(scope="module")
 def miniature():
     torch.set_num_threads(1)
-    return bench_policy(load_config("shapes").policy, None, with_vae=False)
+    return bench_policy(load_config("shapes").policy, None)
 
 
 def test_a_step_is_one_forward_and_learning_reaches_the_adapter(miniature, monkeypatch):
@@ -194,7 +194,7 @@ def test_running_out_of_memory_is_a_row_that_says_so_and_the_next_row_follows(re
 def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeypatch):
     """On a model of full size without weights: nothing of it runs."""
     measured = {("sampling", 1): 10, ("sampling", 2): 20, ("learning", 1): 30}
-    monkeypatch.setattr(forward, "bench_policy", lambda settings, model, with_vae: (FakePolicy(settings), {}))
+    monkeypatch.setattr(forward, "bench_policy", lambda settings, model: (FakePolicy(settings), {}))
     monkeypatch.setattr(forward, "one_pass", lambda policy, conditioning, count, work: (work, count))
     monkeypatch.setattr(forward, "flops_of", lambda call: 1)
 
