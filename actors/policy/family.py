@@ -102,8 +102,19 @@ class Family(ABC):
         """Text embeddings of P prompts, with those of the negative prompt if guidance is on."""
 
     @abstractmethod
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        """The transformer's velocity ε − x₀ at (x, σ) without classifier-free guidance: (N, Z) fp32."""
+
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         """The guided velocity ε − x₀ at (x, σ): (N, Z) fp32. `conditioning` has N rows."""
+        if not self.guided:
+            return self.forward(x_NZ, sigma_N, conditioning)
+        without_NZ, with_NZ = self.forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
+        return self.combined(without_NZ, with_NZ)
+
+    def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
+        """The guided velocity from those for the negative prompt and for the prompt, (N, Z) each."""
+        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
 
     @abstractmethod
     def decode(self, latent_NZ: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Flux(PackedFamily):
         """The position of each latent token, (L, 3). It is kept, since each copy from the CPU waits for the GPU."""
         return self.pipe._prepare_latent_image_ids(1, *self.token_grid, self.device, self.dtype)
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         prompt_NLD = conditioning["prompt"]
         embedded = self.transformer.config.guidance_embeds
         return self.transformer(

@@ -8,7 +8,7 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from actors.policy.family import Conditioning, both_halves
+from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
 from services.base.errors import UserError
 
@@ -47,13 +47,7 @@ class Flux2Klein(PackedFamily):
             self._text_ids[length] = self.pipe._prepare_text_ids(torch.empty(1, length, 1)).to(self.device)
         return self._text_ids[length]
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        if not self.guided:
-            return self._forward(x_NZ, sigma_N, conditioning)
-        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
-        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
-
-    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         prompt_NLD = conditioning["prompt"]
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
