@@ -13,7 +13,6 @@ from actors.policy.weights import Exported
 from actors.reward.scores import Scores, gathered, why_holes
 from actors.rollout.results import Sampled
 from actors.rollout.sampling import Sampling
-from actors.trajectory import Cost
 from services.base.errors import UserError
 from system.loop.evaluation import Evaluation
 from system.loop.heldout import HeldOut
@@ -113,7 +112,7 @@ def _look(pending: _Pending, first: int, shown: bool, watch: Watcher | None, sam
 
 def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
     of, each = pending.of, pending.of.images_per_prompt
-    jobs, scores = zip(*(outcome.result() for outcome in pending.outcomes), strict=True)
+    scores = [outcome.result()[1] for outcome in pending.outcomes]
     columns = gathered(scores)
     _look_at_holes(columns, scores, [scorer.name for scorer in config.reward_scorers])
     rows = [row for row in range(of.count) for _ in range(each)]
@@ -128,8 +127,7 @@ def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
     )
     pictures = [pending.grid[first] for first in sorted(pending.grid)]
     grid_NHWC = np.concatenate(pictures)[: config.eval.grid] if pictures else np.zeros((0, 1, 1, 3))
-    cost = sum((job.cost for job in jobs), Cost())
-    return Evaluation(of, table, grid_NHWC, cost, len(rows) * len(of.scorers))
+    return Evaluation(of, table, grid_NHWC)
 
 
 def _look_at_holes(columns: dict[str, np.ndarray], scores: Sequence[Scores], needed: Collection[str]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from actors.reward.counted import as_counted
-from actors.trajectory import Cost
 from system.loop.heldout import HeldOut
 from system.recipe.evaluation import DEFAULT_SET
 from system.recipe.model import RunConfig
@@ -27,8 +26,6 @@ class Evaluation:
     sub-score (NaN is a hole)."""
     grid_NHWC: np.ndarray
     """The first images, uint8."""
-    cost: Cost
-    scored: int
 
     @property
     def scores(self) -> list[str]:
