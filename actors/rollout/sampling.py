@@ -17,9 +17,9 @@ class Sampling:
     """T, the number of sampling steps."""
     guidance: float
     negative_prompt: str | None = None
-    """Of classifier-free guidance. None for the default of the model's pipeline."""
+    """The negative prompt of classifier-free guidance; None for the default of the model's pipeline."""
     adapter_scale: float = 1.0
-    """The adapter's part of each weight is multiplied by this number."""
+    """The number by which the adapter's part of each weight is multiplied."""
     base_after: float = 1.0
     """The share of the sampling steps after which the base model takes over, which was never trained. 0 is the base
     alone, 1 is the policy alone. Between them is the hybrid sampling of MixGRPO (arXiv 2507.21802)."""
