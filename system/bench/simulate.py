@@ -34,6 +34,7 @@ from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
+from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.progress import Progress
 
@@ -263,10 +264,10 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     cpu_s: dict[int, float] = {}
 
     class Watched(Recorder):
-        """Notes the CPU time of the process at each recorded step."""
+        """Notes the CPU time of the process after each training step."""
 
-        def _record(self, state: Any, line: Any) -> None:
-            super()._record(state, line)
+        def training_step(self, state: RunState, *args: Any, **kwargs: Any) -> None:
+            super().training_step(state, *args, **kwargs)
             cpu_s[state.step] = time.process_time()
 
     with TemporaryDirectory(prefix="tempflow-simulate-") as folder, Timer() as timer:
