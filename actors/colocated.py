@@ -13,7 +13,7 @@ from services.base.logs import LogFile
 
 
 class ColocatedWorker(RolloutWorker, LearnerWorker):
-    """Both roles on one device (`SharedGenerator`). An actor does one thing at a time, so the roles never meet."""
+    """Both roles on one device (`SharedGenerator`). An actor answers one call at a time, so the roles take turns."""
 
     parts = "all"
 

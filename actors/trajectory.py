@@ -1,6 +1,6 @@
-"""What moves between the roles: decisions, and the leaves that score them. NumPy only, no Torch, no Ray.
+"""The data that moves between the roles: tasks, decisions and leaves. NumPy only, no Torch, no Ray.
 
-Shape legend: N trained decisions of a task, K actions a decision, L leaves an action owns, M leaves (images) of the
+Shape legend: N trained decisions of a task, K actions of a decision, L leaves of an action, M leaves (images) of the
 task, Z latent dimensions.
 """
 
@@ -12,45 +12,45 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt and the noises to generate it from; equal tasks give equal bytes."""
+    """One prompt and the address of its noise. Equal tasks give equal bytes."""
 
     index: int
-    """Place in the step's order; everything is reduced in this order."""
+    """The task's place in its training step. Results are reduced in this order."""
     prompt: str
     address: tuple[int, int, int]
-    """(run seed, step, prompt row), the root of the addresses of all noise."""
+    """(run seed, training step, prompt row), with which the addresses of all its noise begin."""
     version: int
     """The policy version that must generate it."""
 
     @property
-    def step(self) -> int:
-        """The training step, from 0."""
+    def training_step(self) -> int:
+        """The training step, counted from 0."""
         return self.address[1]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Who owns what in one task: small, read by the driver."""
+    """Which leaves each action of a task owns. It is small, and the driver reads it."""
 
     step_N: np.ndarray
-    """Branch step of each decision."""
+    """The sampling step of each decision."""
     seed_N: np.ndarray
     """Index of the initial noise (trunk) of each decision."""
     leaf_NKL: np.ndarray
-    """Leaves that each action owns: those below it, after its baseline where the fork has one; −1 where an action owns
-    fewer than L."""
+    """The leaves that each action owns: its baseline if the fork has one, then those below it. If an action owns fewer
+    than L, −1 fills the rest."""
     num_leaves: int
 
     @classmethod
     def of_leaves(cls, count: int, num_steps: int) -> "Tree":
-        """Every image a decision of its own, with one action that is the image."""
+        """A tree in which every image is a decision of its own with one action."""
         every_M = np.arange(count)
         return cls(np.full(count, num_steps - 1), every_M, every_M.reshape(-1, 1, 1), count)
 
     def reduce(self, reward_M: np.ndarray, leaf: int | None = None) -> np.ndarray:
-        """Reward of each action, (N, K): the mean of its leaves', or that of its leaf number `leaf`.
+        """The reward of each action, (N, K): the mean reward of its leaves, or the reward of its leaf number `leaf`.
 
-        NaN where a leaf is a hole, or missing.
+        NaN if a leaf is a hole or is missing.
         """
         if leaf is not None:
             leaf_NK = self.leaf_NKL[..., leaf]
@@ -62,24 +62,24 @@ class Tree:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the learner trains on: stays in the object store between worker and learner."""
+    """The decisions of a task, which the learner trains on. They go to it through the object store, past the driver."""
 
     step_N: np.ndarray
     state_NZ: np.ndarray
-    """x_i as the model saw it, fp32."""
+    """x_i exactly as the model saw it, fp32."""
     action_NKZ: np.ndarray
     """x_{i+1} of each action, fp32."""
     log_prob_NK: np.ndarray
-    """Under the policy that sampled: a monitor of drift, not the old log-prob of the ratio."""
+    """log p under the policy that sampled. It serves to measure drift and is not the old log p of the ratio."""
     weight_N: np.ndarray
-    """1 / (marginal probability that the plan has the decision's step): how often each counts in the loss."""
+    """1 / (marginal probability that the plan has the decision's step): its weight in the loss."""
     conditioning: dict[str, np.ndarray] = field(default_factory=dict)
     """Text embeddings of the one prompt, each (1, …), in the compute dtype as `actors.policy.arrays` keeps it."""
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """What objectives on finished images train on, in place of decisions."""
+    """The finished images of a task, on which some objectives train instead of on decisions."""
 
     address: tuple[int, int, int]
     """The task's address, from which the learner draws its own noise."""
@@ -91,12 +91,12 @@ class Leaves:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work cost."""
+    """The cost of a piece of work."""
 
     nfe: int = 0
     """Transformer forwards of one latent; guidance counts 2."""
     padding: int = 0
-    """Further forwards spent on rows that fill a micro-batch."""
+    """Further forwards, of rows that only fill a micro-batch."""
     decodes: int = 0
     seconds: float = 0.0
 
@@ -110,9 +110,9 @@ class Cost:
 
 
 class Outcome(NamedTuple):
-    """What the driver reads of a generated task; experience and images stay in the object store."""
+    """The part of a generated task that the driver reads. Experience and images stay in the object store."""
 
     tree: Tree
     finite_M: np.ndarray
-    """Whether latent and pixels of each image are finite. Others would be black and get a score."""
+    """Whether latent and pixels of each image are finite. If not, the image is black and must not get a score."""
     cost: Cost

@@ -8,7 +8,7 @@ from torch import Tensor
 from actors.learner.weight_sets import WeightSet
 
 COUNT = "steps"
-"""The name of the number of updates beside the tensors of an average's state."""
+"""The key of the number of updates in an average's state, beside its tensors."""
 
 
 class Average:
@@ -21,24 +21,24 @@ class Average:
     def __init__(self, weight_set: WeightSet, parameters: Mapping[str, Tensor]) -> None:
         self.weight_set, self.parameters = weight_set, parameters
         self.shadow = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        self.steps = 0
+        self.updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
-        self.steps += 1
-        if self.steps % self.weight_set.every:
+        self.updates += 1
+        if self.updates % self.weight_set.every:
             return
-        rate = 1 - self.weight_set.decay(self.steps)
+        rate = 1 - self.weight_set.decay(self.updates)
         for name, shadow in self.shadow.items():
             shadow.lerp_(self.parameters[name], rate)
 
     def state(self) -> dict[str, Tensor]:
         return {
             **{name: shadow.contiguous() for name, shadow in self.shadow.items()},
-            COUNT: torch.tensor(self.steps),
+            COUNT: torch.tensor(self.updates),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.steps = int(state[COUNT])
+        self.updates = int(state[COUNT])
         for name, shadow in self.shadow.items():
             shadow.copy_(state[name])

@@ -20,7 +20,7 @@ from actors.learner.parts import packed, unpacked
 from actors.learner.ranks import ALONE, Ranks
 from actors.learner.settings import LearnerSettings, ObjectiveSettings
 from actors.learner.stats import UpdateStats
-from actors.learner.weight_sets import Step, Use, used_for
+from actors.learner.weight_sets import StepKind, Use, used_for
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
@@ -136,7 +136,7 @@ class Learner:
             if m == 0:
                 first = monitor.shared(self.ranks)
                 first.check_drift(self.settings.max_drift)
-            norms.append(self._step())
+            norms.append(self.optimizer_step())
         self._follow("training_step")
         self.version += 1
         norm, seconds = float(np.mean(norms)), time.perf_counter() - started
@@ -209,9 +209,12 @@ class Learner:
         if loss.drift:
             monitor.add_drift(*loss.drift)
 
-    def _step(self) -> float:
-        """One optimizer step on the clipped sum of all ranks' gradients. Returns the norm of the gradient before
-        clipping."""
+    def optimizer_step(self) -> float:
+        """One optimizer step on the clipped sum of all ranks' gradients. Returns the norm before clipping.
+
+        Raises:
+            UserError: a gradient is not finite.
+        """
         masters = list(self.masters.tensors.values())
         self.ranks.sum_gradients([master for master in masters if not is_sharded(master)])
         norm = float(full(torch.nn.utils.clip_grad_norm_(masters, self.settings.max_grad_norm)))
@@ -223,10 +226,10 @@ class Learner:
         self._follow("optimizer_step")
         return norm
 
-    def _follow(self, step: Step) -> None:
+    def _follow(self, kind: StepKind) -> None:
         """Update the weight sets that follow this kind of step."""
         for average in self.averages.values():
-            if average.weight_set.follows == step:
+            if average.weight_set.follows == kind:
                 average.update()
 
     def export(self, version: int | None = None) -> Weights:

@@ -30,7 +30,7 @@ class Masters:
 
     @property
     def count(self) -> int:
-        """The number of trained parameters' elements, those of all shards."""
+        """The number of elements of all trained parameters, those of other shards included."""
         return sum(master.numel() for master in self.tensors.values())
 
     @torch.no_grad()

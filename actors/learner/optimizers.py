@@ -11,7 +11,7 @@ from actors.learner.settings import LearnerSettings
 from actors.policy.sharding import local
 
 STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
-"""Names in the state of a parameter: its number of steps, always on the CPU, and tensors of its shape."""
+"""Names in the state of a parameter: its number of optimizer steps, always on the CPU, and tensors of its shape."""
 
 
 def make_optimizer(settings: LearnerSettings, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
@@ -23,8 +23,8 @@ def make_optimizer(settings: LearnerSettings, parameters: Iterable[Tensor]) -> t
 class OffloadedAdamW(torch.optim.AdamW):
     """AdamW whose moments lie on the CPU, in pinned memory where the parameters are on a GPU.
 
-    Parameters take their steps one after another. The moments of that one visit its device, where AdamW computes with
-    them as ever: the bits are the same.
+    Parameters are updated one after another. For the update, the moments of a parameter are copied to its device, where
+    AdamW computes as usual. So the bits are the same.
     """
 
     @torch.no_grad()

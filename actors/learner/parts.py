@@ -28,24 +28,31 @@ def whole(name: str, folder: Folder) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: there is no file of this name.
     """
-    parts = [load(folder.read(file)) for file in _files(name, folder)]
+    parts = _read(name, folder)
     if not parts:
         raise FileNotFoundError(f"no {name}.safetensors in {folder}")
-    return {
-        key: torch.cat([part[key] for part in parts]) if len(parts) > 1 and tensor.dim() else tensor
-        for key, tensor in parts[0].items()
-    }
-
-
-def _files(name: str, folder: Folder) -> list[str]:
-    """The files of a name, in the order of the ranks."""
-    return [file for file in folder.names() if file.startswith(f"{name}.") and file.endswith(".safetensors")]
+    return {key: _joined(key, parts) for key in parts[0]}
 
 
 def unpacked(name: str, like: Mapping[str, Tensor], folder: Folder) -> Iterator[tuple[str, Tensor]]:
-    """What any number of ranks packed, those of `like` that were, each placed as in `like` when it is asked for."""
-    parts = [load(folder.read(file)) for file in _files(name, folder)]
+    """The tensors that any number of ranks packed under a name, one at a time.
+
+    Each is placed on the device of its namesake in `like` and sharded in the same way. A name in `like` that was not
+    packed is left out.
+    """
+    parts = _read(name, folder)
     for key, target in like.items():
         if key in parts[0]:
-            whole = torch.cat([part[key] for part in parts]) if len(parts) > 1 and target.dim() else parts[0][key]
-            yield key, placed(whole, target)
+            yield key, placed(_joined(key, parts), target)
+
+
+def _read(name: str, folder: Folder) -> list[dict[str, Tensor]]:
+    """The files of a name, in the order of the ranks."""
+    files = [file for file in folder.names() if file.startswith(f"{name}.") and file.endswith(".safetensors")]
+    return [load(folder.read(file)) for file in files]
+
+
+def _joined(key: str, parts: list[dict[str, Tensor]]) -> Tensor:
+    """One tensor from the rows that each rank packed. A tensor without dimensions is the same on every rank."""
+    first = parts[0][key]
+    return torch.cat([part[key] for part in parts]) if len(parts) > 1 and first.dim() else first

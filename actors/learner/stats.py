@@ -1,11 +1,11 @@
-"""What one update did, as the driver sees it: no Torch."""
+"""The statistics of one update, as the driver gets them. Without Torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What one update did. Lists are by sampling step (T), NaN where a step had no decision."""
+    """The statistics of one update. Lists are by sampling step (T), with NaN for steps without decisions."""
 
     loss: float
     kl: float
@@ -15,9 +15,9 @@ class UpdateStats:
     """Root mean square of the gradient's elements after clipping, as Adam gets it; mean over the optimizer steps."""
     ratio_mean: float
     ratio_max_deviation: float
-    """max |ρ − 1| over the update; exactly 0 where the update is one optimizer step."""
+    """max |ρ − 1| over the update; exactly 0 if the update is one optimizer step."""
     first_ratio_deviation: float
-    """max |ρ − 1| before the first optimizer step: 0, or the learner is wrong."""
+    """max |ρ − 1| before the first optimizer step. If it is not 0, the learner is wrong."""
     clip_fraction: float
     drift_mean: list[float]
     """Mean |log p(rollout) − log p(learner)| before the update."""

@@ -10,7 +10,7 @@ from typing import Literal
 Use = Literal["sampling", "evaluation", "loss"]
 """`sampling`: rollout workers generate from it. `evaluation`: held-out images and the saved model come from it. `loss`:
 the objective compares the trained weights with it."""
-Step = Literal["optimizer_step", "training_step"]
+StepKind = Literal["optimizer_step", "training_step"]
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,15 @@ class WeightSet:
 
     name: str
     """The name of its file in a checkpoint."""
-    follows: Step
+    follows: StepKind
     """The kind of step after which it is updated."""
     decay: Callable[[int], float]
     """d of update n, counted from 1."""
     uses: frozenset[Use]
     every: int = 1
-    """Only every so many updates change it."""
+    """The set changes at one of this many updates."""
 
 
 def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:
-    """The set with this use; None where the trained weights themselves have it."""
+    """The set with this use; None if the trained weights themselves have it."""
     return next((weight_set for weight_set in weight_sets if use in weight_set.uses), None)

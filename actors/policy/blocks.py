@@ -1,4 +1,4 @@
-"""The repeated blocks of a transformer: what is compiled one by one, and gathered one by one where it is sharded."""
+"""The repeated blocks of a transformer. Each is compiled alone and, if the transformer is sharded, gathered alone."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 MOST_GRAPHS = 64
-"""Graphs that PyTorch keeps of one block's code: kinds of block × shapes × with or without a gradient. It would keep 8,
-and run what comes after eagerly, which gives other bits.
+"""The most graphs that PyTorch may keep for one block's code. Each combination of a kind of block, a shape, and with or
+without gradients needs one. By default PyTorch keeps 8 and runs further ones eagerly, which gives other bits.
 """
 
 

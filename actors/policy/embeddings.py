@@ -1,4 +1,4 @@
-"""Text embeddings, computed once a distinct prompt and kept, so that the text encoders need not stay on the GPU."""
+"""Text embeddings, computed once for each distinct prompt, so that the text encoders need not stay on the GPU."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ class Embeddings:
 
     Args:
         family: loaded with parts="all".
-        memory_bytes: what is kept in this process, on the CPU; the prompts used longest ago go first.
-        folder: an Arrow file a prompt, shared by workers and runs; None keeps nothing on disk.
+        memory_bytes: the most bytes kept in this process, on the CPU. The least recently used prompts go first.
+        folder: has one Arrow file for each prompt, shared by workers and runs; None keeps nothing on disk.
         offload: keep the text encoders on the CPU, and on the family's device only while they work.
     """
 
@@ -48,7 +48,7 @@ class Embeddings:
         """Embeddings of P prompts by name, each (P, …), on the family's device.
 
         Args:
-            family: the family as it samples these prompts (`Family.sampled_as`); without it, the one of training.
+            family: the family as it samples these prompts (`Family.sampled_as`). If not given, as in training.
         """
         family = family or self.family
         key_of = {prompt: (family.guided, family.negative_prompt, prompt) for prompt in prompts}
@@ -81,12 +81,12 @@ class Embeddings:
 
     @cached_property
     def _model(self) -> list[str | None]:
-        """The model by name and content: another one may take its place under the same path."""
+        """The model's name and a fingerprint of its files, because a path may hold another model later."""
         name = self.family.settings.model
         return [name, fingerprint_of(name)]
 
     def _path(self, key: Key) -> Path:
-        """Named after all that the embeddings depend on."""
+        """The file of a prompt. Its name is a digest of everything that the embeddings depend on."""
         assert self.folder is not None
         settings = self.family.settings
         whole = json.dumps([self._model, settings.dtype, settings.max_sequence_length, *key])
@@ -108,7 +108,7 @@ class Embeddings:
         }
 
     def _write(self, key: Key, rows: Conditioning) -> None:
-        """Aside and renamed, so that a worker never reads half a file."""
+        """Write another file and rename it, so that no worker reads half a file."""
         if self.folder is None:
             return
         arrays = to_arrays(rows)

@@ -47,19 +47,19 @@ def pipeline_name(model: str) -> str:
     return name
 
 
-def part_class(model: str, part: str) -> tuple[str, str]:
-    """The library and class of a part of a pipeline, from model_index.json.
+def transformer_class(model: str) -> str:
+    """The name of the transformer's class in diffusers, from model_index.json.
 
     Raises:
-        UserError: it has no such part.
+        UserError: it names none.
     """
-    entry = _config(model, "model_index.json").get(part)
+    entry = _config(model, "model_index.json").get("transformer")
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
         raise UserError(
-            f"policy.model: model_index.json of `{model}` names no {part} of diffusers; "
+            f"policy.model: model_index.json of `{model}` names no transformer of diffusers; "
             "give a model in diffusers' layout"
         )
-    return entry[0], str(entry[1])
+    return str(entry[1])
 
 
 def vae_scale(vae: Mapping[str, Any]) -> int:
@@ -73,10 +73,10 @@ def check_size(settings: PolicySettings, section: str = "policy") -> None:
     """Refuse image sizes that are not a whole number of tokens, or that are larger than the model has positions for.
 
     Args:
-        section: of the recipe that the sizes are from, for the message.
+        section: the section of the recipe that has the sizes, for the message.
 
     Raises:
-        UserError: names the nearest sizes; or the model is missing, or of a family that is not known.
+        UserError: a size does not fit (it names the nearest ones), the model is missing, or its family is unknown.
     """
     entry = _entry(settings.model)
     vae, transformer = (_config(settings.model, f"{part}/config.json") for part in ("vae", "transformer"))
@@ -109,7 +109,7 @@ def family_path(settings: PolicySettings) -> str:
     """The class that drives `settings.model`, as `module:Class`.
 
     Raises:
-        UserError: the model is missing, or of a family that is not known.
+        UserError: the model is missing, or its family is unknown.
     """
     return _entry(settings.model).driver
 

@@ -15,7 +15,7 @@ from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
 
 Conditioning = dict[str, Tensor]
-"""Text embeddings by name, each (P, …), in the compute dtype; "negative_x" stands beside "x" where guidance is on."""
+"""Text embeddings by name, each (P, …), in the compute dtype; with guidance, each "x" has a "negative_x"."""
 
 Parts = Literal["transformer", "all"]
 
@@ -33,9 +33,9 @@ class Family(ABC):
 
     pipeline_class: ClassVar[Any]
     classifier_free: ClassVar[bool] = True
-    """Whether guidance above 1 runs the model on a negative prompt too; where not, guidance is an input or nothing."""
+    """Whether guidance above 1 also runs the model on a negative prompt. If not, guidance is an input or unused."""
     default_negative_prompt: ClassVar[str] = ""
-    """The negative prompt of the pipeline where none is given."""
+    """The pipeline's negative prompt if none is given."""
     latent_shape: tuple[int, ...]
 
     def __init__(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Family(ABC):
         """The same model for images of another size or guidance. It shares the weights and their device.
 
         Args:
-            negative_prompt: of classifier-free guidance; None for the family's default.
+            negative_prompt: the one of classifier-free guidance; None for the family's default.
         """
         other = type(self).__new__(type(self))
         other._drive(settings, self.pipe, self.vae_config, negative_prompt)
@@ -69,10 +69,10 @@ class Family(ABC):
     def load(
         cls, settings: PolicySettings, folder: Path | str, device: torch.device, parts: Parts, ranks: int = 1
     ) -> Self:
-        """From a folder or hub id: the VAE in its own dtype, all else in the compute dtype.
+        """Load a folder or hub id: the VAE in its own dtype, everything else in the compute dtype.
 
-        Leaves out what the folder does not have, and with parts="transformer" all but transformer and scheduler. With
-        several ranks, the transformer is sharded over them (`load_rows`).
+        Parts that the folder does not have are left out. With parts="transformer", only transformer and scheduler are
+        loaded. With several ranks, the transformer is sharded over them (`load_rows`).
         """
         wanted = {"transformer", "scheduler"}
         absent = {
@@ -99,15 +99,26 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditioning:
-        """Text embeddings of P prompts, with those of the negative prompt where guidance is on."""
+        """Text embeddings of P prompts, with those of the negative prompt if guidance is on."""
 
     @abstractmethod
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        """The transformer's velocity ε − x₀ at (x, σ) without classifier-free guidance: (N, Z) fp32."""
+
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         """The guided velocity ε − x₀ at (x, σ): (N, Z) fp32. `conditioning` has N rows."""
+        if not self.guided:
+            return self.forward(x_NZ, sigma_N, conditioning)
+        without_NZ, with_NZ = self.forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
+        return self.combined(without_NZ, with_NZ)
+
+    def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
+        """The guided velocity from those for the negative prompt and for the prompt, (N, Z) each."""
+        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
 
     @abstractmethod
     def decode(self, latent_NZ: Tensor) -> Tensor:
-        """Latents to pixels: (N, 3, H, W) fp32, [-1, 1] but for what the VAE overshoots, on the device."""
+        """Latents to pixels: (N, 3, H, W) fp32 on the device, in [-1, 1], which a VAE may exceed slightly."""
 
     def pixels(self, latent: Tensor) -> Tensor:
         """The VAE's output in fp32, whatever dtype the VAE computes in."""

@@ -11,7 +11,7 @@ from actors.policy.packed import PackedFamily
 
 
 class Flux(PackedFamily):
-    """Drives a `FluxPipeline`; guidance is an input of the distilled model (dev), and unused where it has none."""
+    """Drives a `FluxPipeline`. Guidance is an input of the distilled model (dev); without this input, it is unused."""
 
     pipeline_class = FluxPipeline
     classifier_free = False
@@ -25,10 +25,10 @@ class Flux(PackedFamily):
 
     @cached_property
     def image_ids(self) -> Tensor:
-        """The position of each latent token, (L, 3). The pipeline makes it on the CPU, and a copy waits for the GPU."""
+        """The position of each latent token, (L, 3). It is kept, since each copy from the CPU waits for the GPU."""
         return self.pipe._prepare_latent_image_ids(1, *self.token_grid, self.device, self.dtype)
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         prompt_NLD = conditioning["prompt"]
         embedded = self.transformer.config.guidance_embeds
         return self.transformer(

@@ -8,7 +8,7 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
-from actors.policy.family import Conditioning, both_halves
+from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
 from services.base.errors import UserError
 
@@ -38,7 +38,7 @@ class Flux2Klein(PackedFamily):
 
     @cached_property
     def image_ids(self) -> Tensor:
-        """The position of each latent token, (1, L, 4). The pipeline makes it on the CPU; a copy waits for the GPU."""
+        """The position of each latent token, (1, L, 4). It is kept, since each copy from the CPU waits for the GPU."""
         return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self.token_grid)).to(self.device)
 
     def text_ids(self, length: int) -> Tensor:
@@ -47,13 +47,7 @@ class Flux2Klein(PackedFamily):
             self._text_ids[length] = self.pipe._prepare_text_ids(torch.empty(1, length, 1)).to(self.device)
         return self._text_ids[length]
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        if not self.guided:
-            return self._forward(x_NZ, sigma_N, conditioning)
-        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
-        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
-
-    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         prompt_NLD = conditioning["prompt"]
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
@@ -66,7 +60,7 @@ class Flux2Klein(PackedFamily):
         )[0].float()
 
     def unpack(self, latent_NLD: Tensor) -> Tensor:
-        """Tokens (N, L, 4C) to latent pixels (N, C, h, w), the VAE's batch normalisation undone."""
+        """Tokens (N, L, 4C) to latent pixels (N, C, h, w), with the VAE's batch normalisation undone."""
         norm = self.pipe.vae.bn
         std_D = (norm.running_var + self.pipe.vae.config.batch_norm_eps).sqrt()
         tokens_NLD = latent_NLD * std_D + norm.running_mean

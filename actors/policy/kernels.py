@@ -14,12 +14,12 @@ from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings, 
 
 
 def per_row(values_N: Tensor, like_NZ: Tensor) -> Tensor:
-    """(N,) to (N, 1, …, 1), so that a value a row broadcasts over the latent dimensions."""
+    """(N,) to (N, 1, …, 1), so that one value for each row broadcasts over the latent dimensions."""
     return values_N.view(-1, *[1] * (like_NZ.dim() - 1))
 
 
 def mean_square(difference_NZ: Tensor) -> Tensor:
-    """Over the latent dimensions, (N,)."""
+    """The mean square over the latent dimensions, (N,)."""
     return difference_NZ.square().flatten(1).mean(1)
 
 
@@ -32,8 +32,8 @@ class Kernel(ABC):
     """action = μ + s·ε with μ = x·a_i + v·b_i.
 
     Attributes:
-        std_T: s_i, the standard deviation of the injected noise a step.
-        dt_T: σ_{i+1} − σ_i a step.
+        std_T: s_i, the standard deviation of the noise that step i injects.
+        dt_T: σ_{i+1} − σ_i of step i.
     """
 
     def __init__(self, sigmas: Tensor, std_T: Tensor, x_T: Tensor, v_T: Tensor) -> None:
@@ -101,7 +101,7 @@ class FlowSDE(_Normal):
 class Dance(_Normal):
     """The SDE of DanceGRPO (arXiv 2505.07818): constant g_i = η, so no singularity at σ = 1.
 
-    Written there as μ = x + v·dt − ½η²·score·dt with score = −(x − (1−σ)x̂₀)/σ² and x̂₀ = x − σv.
+    The paper writes it as μ = x + v·dt − ½η²·score·dt with score = −(x − (1−σ)x̂₀)/σ² and x̂₀ = x − σv.
     """
 
     def __init__(self, settings: DanceSettings, sigmas: Tensor) -> None:
@@ -113,8 +113,8 @@ class CPS(Kernel):
 
     s = σ_{i+1}·sin(aπ/2); μ = (1 − σ_{i+1})·x̂₀ + σ_{i+1}·cos(aπ/2)·x̂₁ with x̂₀ = x − σv and x̂₁ = x + (1 − σ)v.
 
-    Its published log p is a surrogate, −mean (action − μ)²: no density, no variance. Its gradient scales with s
-    already, so noise weights on top make no sense.
+    Its published log p is a surrogate, −mean (action − μ)². It is not a density and has no variance. Its gradient
+    already scales with s, so noise weights would apply s twice.
     """
 
     def __init__(self, settings: CPSSettings, sigmas: Tensor) -> None:
@@ -133,7 +133,7 @@ class CPS(Kernel):
         return -squared_distance(action_NKZ, mean_NZ)
 
     def divergence(self, mean_NZ: Tensor, other_NZ: Tensor, step_N: Tensor, with_dt: bool = True) -> Tensor:
-        """mean (μ − μ')², whatever `with_dt`: what the surrogate of an action at one mean loses at the other."""
+        """mean (μ − μ')², whatever `with_dt` is: so much lower is the surrogate of an action at μ under the mean μ'."""
         return mean_square(mean_NZ - other_NZ)
 
 

@@ -1,18 +1,18 @@
 """Builds a transformer without its weights, compares its files with it, and reads one rank's rows of them."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from actors.policy.families import part_class, pipeline_file
+from actors.policy.families import pipeline_file, transformer_class
 from actors.policy.settings import PolicySettings
 from actors.policy.sharding import local, rows_here, shard
 from actors.policy.trained import WEIGHTS_FILE
@@ -22,7 +22,7 @@ from services.base.headers import is_whole, opened, shapes_below
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors that are made here have this dtype where nothing else is asked for."""
+    """Within this context, new tensors have this dtype unless another is asked for."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -47,8 +47,8 @@ def check_loads(settings: PolicySettings) -> None:
 def load_rows(settings: PolicySettings, folder: Path, compute: torch.dtype, device: torch.device, ranks: int) -> Any:
     """The transformer in a folder, sharded over `ranks` processes, of which each reads only the rows that it holds.
 
-    Weights that are all trained are fp32, so that they are their own master copies, with values that `compute` has. The
-    model is built without weights and sharded before any is read: besides the result, one tensor is in memory at most.
+    If every weight is trained, the weights are fp32, so that they are their own masters, and rounded to `compute`.
+    The model is built without weights and sharded before any is read, so at most one more tensor is in memory.
 
     Raises:
         UserError: as `read_rows`, or the config is of no model of diffusers.
@@ -98,8 +98,8 @@ def _without_weights(model: str, folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         UserError: diffusers' class cannot be built from its config.json.
     """
-    library, name = part_class(model, "transformer")
-    kind = getattr(importlib.import_module(library), name)
+    name = transformer_class(model)
+    kind = getattr(diffusers, name)
     try:
         with default_dtype(dtype), init_empty_weights():
             return kind.from_config(kind.load_config(folder))
@@ -123,7 +123,7 @@ def _compare(tensors: Mapping[str, Tensor], folder: Path, what: str) -> None:
 
 
 def file_of_each(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor of a model of diffusers, by the tensor's name: its one file, or its index says.
+    """The file that holds each tensor of a model of diffusers, by the tensor's name.
 
     Raises:
         UserError: the file is torn.

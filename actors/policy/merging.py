@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class MergingAdapter:
-    """The layers of a transformer that have an adapter, and what they need to be merged and to be as before.
+    """Merges the adapter of a transformer into its layers, and restores them.
 
     A merged layer computes (W + s·B·A)·x in one matrix product, where W·x + s·B·(A·x) takes three and two additions.
     The sum is made in fp32 and rounded once to the compute dtype.
 
     W is kept on the CPU, in pinned memory where the model is on a GPU: subtracting s·B·A would not give it back, since
-    the sum was rounded. Merging costs a copy of these weights from the CPU for each time that the adapter is taken out.
+    the sum was rounded. Each time that the adapter is taken out, these weights are copied from the CPU.
 
     Args:
         transformer: a diffusers model with PEFT's adapter `default`.
@@ -27,7 +27,7 @@ class MergingAdapter:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """The base's weights hold their sum with the adapter's; without gradient."""
+        """Within this context, the adapter is added into the base's weights. They have no gradient."""
         try:
             self._merge()
             yield

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Address = tuple[int, ...]
-"""(run seed, step, prompt, seed index), then (branch step, exploration) for each action on the way."""
+"""(run seed, training step, prompt, seed index), then (branch step, exploration) for each action on the way."""
 
 
 def noise(addresses: Sequence[Address], shape: tuple[int, ...]) -> Tensor:

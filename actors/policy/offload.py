@@ -1,4 +1,4 @@
-"""Models that lie on the CPU and visit the GPU while they work."""
+"""Models that are kept on the CPU and copied to the GPU while they work."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class Offloaded:
-    """Models without a gradient, on the CPU: in pinned memory where the device is a GPU, which is faster to copy from.
+    """Models without a gradient, kept on the CPU. If the device is a GPU, they are in pinned memory for faster copies.
 
     Args:
         models: their parameters and buffers are on the CPU from now on.
-        device: where they work.
+        device: the device on which they work.
     """
 
     def __init__(self, models: Iterable[nn.Module], device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Offloaded:
 
     @contextmanager
     def visiting(self) -> Iterator[None]:
-        """The models are on the device. They are not copied back, since nothing has changed them."""
+        """Within this context, the models are on the device. They are not copied back, as nothing has changed."""
         try:
             for tensor, kept in zip(self._tensors, self._on_cpu, strict=True):
                 tensor.data = kept.to(self.device, non_blocking=True, copy=True)

@@ -1,4 +1,4 @@
-"""What FLUX and Qwen-Image share: latents packed 2×2 into tokens, and a shift that follows their number."""
+"""The common part of FLUX and Qwen-Image: latents are packed 2×2 into tokens, whose number shifts the schedule."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class PackedFamily(Family):
         return (self.token_grid[0] * self.token_grid[1], self.transformer.config.in_channels)
 
     def mu(self, num_steps: int) -> float:
-        """The shift of the schedule, by the number of tokens."""
+        """The shift of the schedule, which depends on the number of tokens."""
         config = self.pipe.scheduler.config
         return calculate_shift(
             self.latent_shape[0],

@@ -1,4 +1,4 @@
-"""A model family with its trained weights: what the rollout worker samples from and the learner trains."""
+"""The model that the rollout worker samples from and the learner trains: a family and its trained weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -31,17 +31,17 @@ from services.base.paths import resolve_model
 from services.base.storage import replacing, write_atomically
 
 SAME = "weights of the same model and policy.lora"
-"""What fits a policy, for messages."""
+"""The weights that fit a policy, in words for messages."""
 
 
 class Policy:
-    """A base model and what is trained of it, a LoRA adapter or every weight, all in the compute dtype.
+    """A base model and its trained weights, which are a LoRA adapter or all weights. All are in the compute dtype.
 
     Attributes:
         family: text encoding, velocity and decoding of the model.
         sigmas: (T+1,) fp32 on the policy's device, the schedule of training.
         parameters: the trained parameters by name.
-        sharded: whether the transformer lies in parts on several processes.
+        sharded: whether the transformer is sharded over several processes.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Policy:
         keeps_base: bool = True,
         ranks: int = 1,
     ) -> None:
-        """Load `settings.model`, or take a family that is made already.
+        """Load `settings.model`, or take a family that is already made.
 
         Args:
-            ranks: processes that the transformer is sharded over; those of a process group that this one is in. An
-                adapter stays whole on each. Weights that are all trained are fp32 then, and compute in the configured
-                dtype.
-            keeps_base: whether `reference` will be asked for. Where every weight is trained, it needs a copy of them.
+            ranks: the number of processes over which the transformer is sharded, which form a process group. An
+                adapter stays whole on each. If every weight is trained, sharded weights are fp32 and are cast to the
+                compute dtype in a forward.
+            keeps_base: whether `reference` will be used. If every weight is trained, it needs a copy of the base.
         """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
@@ -117,7 +117,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The base as it was before any training, for the KL term and for evaluation of the base.
+        """Within this context, the policy is the base before any training: for the KL term and to evaluate the base.
 
         Raises:
             RuntimeError: every weight is trained and no copy of the base is kept.
@@ -136,7 +136,7 @@ class Policy:
 
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
-        """The adapter's part of each weight is multiplied by `scale`."""
+        """Within this context, the adapter's part of each weight is multiplied by `scale`."""
         layers = [] if scale == 1 else [m for m in self.transformer.modules() if isinstance(m, LoraLayer)]
         before = [layer.scaling["default"] for layer in layers]
         try:
@@ -152,14 +152,14 @@ class Policy:
         return MergingAdapter(self.transformer)
 
     def merged(self) -> AbstractContextManager[None]:
-        """The adapter is part of the base's weights, which makes sampling faster and rounds otherwise."""
+        """A context in which the adapter is added into the base's weights. Sampling is faster, rounding differs."""
         return self._merging.merged()
 
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """The trained parameters hold `values`, tensors on the policy's device, and change them where they change.
+        """Within this context, the trained parameters are `values`, tensors on the policy's device.
 
-        Values of sharded parameters are sharded alike.
+        A change of the parameters changes `values`. Values of sharded parameters must be sharded in the same way.
         """
         self._swap(values)
         try:
@@ -226,7 +226,7 @@ class Policy:
         Args:
             folder: made if it does not exist.
             arrays: other values for the parameters (an EMA), by name.
-            about: what the file's header says of the weights (`saved_from`).
+            about: entries of the file's header that describe the weights (`saved_from`).
 
         Raises:
             OSError: the storage failed.
@@ -266,7 +266,7 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts, ranks:
 
 
 def _choose_attention(transformer: nn.Module, name: str) -> None:
-    """Let each attention layer use the back end of this name.
+    """Make each attention layer use the back end of this name.
 
     Raises:
         UserError: the model has no choice, or the back end is not installed.

@@ -5,19 +5,19 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
-from actors.policy.family import Conditioning, both_halves
+from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
 
 
 class QwenImage(PackedFamily):
-    """Drives a `QwenImagePipeline`; the guided velocity keeps the length that the conditional one has a token.
+    """Drives a `QwenImagePipeline`. The guided velocity is rescaled to the norm of the conditional one, token by token.
 
     Text is padded to `max_sequence_length` and masked, so that every forward has one shape.
     """
 
     pipeline_class = QwenImagePipeline
     default_negative_prompt = " "
-    """The pipeline's own advice for guidance without a negative prompt."""
+    """The pipeline recommends this for guidance without a negative prompt."""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
@@ -35,14 +35,11 @@ class QwenImage(PackedFamily):
         missing = length - prompt_PLD.shape[1]
         return {"prompt": pad(prompt_PLD, (0, 0, 0, missing)), "mask": pad(mask_PL.to(self.dtype), (0, missing))}
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        if not self.guided:
-            return self._forward(x_NZ, sigma_N, conditioning)
-        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
-        guided_NZ = without_NZ + self.settings.guidance * (with_NZ - without_NZ)
+    def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
+        guided_NZ = super().combined(without_NZ, with_NZ)
         return guided_NZ * (with_NZ.norm(dim=-1, keepdim=True) / guided_NZ.norm(dim=-1, keepdim=True))
 
-    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
             timestep=sigma_N,

@@ -7,7 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from actors.policy.families import vae_scale
-from actors.policy.family import Conditioning, Family, both_halves
+from actors.policy.family import Conditioning, Family
 from services.base.errors import UserError
 
 
@@ -48,13 +48,7 @@ class SD3(Family):
             rows |= {"negative_prompt": negative_PLD, "negative_pooled": negative_pooled_PD}
         return rows
 
-    def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        if not self.guided:
-            return self._forward(x_NZ, sigma_N, conditioning)
-        without_NZ, with_NZ = self._forward(*both_halves(x_NZ, sigma_N, conditioning)).chunk(2)
-        return without_NZ + self.settings.guidance * (with_NZ - without_NZ)
-
-    def _forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
             timestep=sigma_N * self.pipe.scheduler.config.num_train_timesteps,

@@ -22,9 +22,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 STEP_KEY, SET_KEY = "tempflow_step", "tempflow_weights"
-"""Of the metadata in a saved file's header: the training steps that made the weights, and the weight set they are."""
+"""Keys in a saved file's header: the number of training steps that made the weights, and the name of the weight set."""
 TRAINED_SET = "trained"
-"""The name of the trained weights themselves, as opposed to an average. A checkpoint's file has it, too."""
+"""The name of the trained weights themselves, as opposed to an average, and of their file in a checkpoint."""
 LORA_KEY = re.compile(r"(?:transformer\.|base_model\.model\.)?(.+\.lora_[AB])(?:\.default)?\.weight")
 
 
@@ -45,17 +45,17 @@ def saved_from(step: int, weight_set: str) -> dict[str, str]:
     """The entries in the header of a saved file that describe its weights.
 
     Args:
-        step: training steps that made them.
+        step: the number of training steps that made them.
         weight_set: the name of the weight set, such as `ema` or `trained`.
     """
     return {STEP_KEY: str(step), SET_KEY: weight_set}
 
 
 def find_trained(folder: Path, lora: LoraSettings | None, what: str) -> TrainedFile:
-    """The trained weights in a folder.
+    """Find the trained weights in a folder.
 
     Args:
-        lora: the recipe's adapter; None where whole transformers are trained.
+        lora: the recipe's adapter; None if whole transformers are trained.
         what: the setting or option that names the folder; an error begins with it.
 
     Raises:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 BUCKET_BYTES = 2**30
-"""Most of one object in the store; an array that is larger has one to itself."""
+"""The most bytes of one object in the store. A larger array is an object of its own."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What weights are, without the arrays."""
+    """The description of a policy version's weights, without the arrays."""
 
     version: int
     checksum: str
@@ -29,7 +29,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Exported:
-    """Weights of one policy version that workers can load, and what they are."""
+    """Weights of one policy version, in a form that workers can load, and their label."""
 
     buckets: tuple[ObjectRef | Arrays, ...]
     """A few arrays each: references to them in the object store, or the arrays themselves within one process."""
@@ -41,7 +41,7 @@ class Weights:
     """The trained parameters of one policy version, on the CPU."""
 
     version: int
-    """Optimizer updates (training steps) that made them; 0 is the initial adapter."""
+    """The number of training steps that made them; 0 for the initial weights."""
     checksum: str
     arrays: Arrays
 
@@ -51,7 +51,7 @@ class Weights:
 
 
 def bucketed(num_bytes: Mapping[str, int], most: int = BUCKET_BYTES) -> list[list[str]]:
-    """The names of arrays of these sizes, in buckets that are filled in turn; one at least."""
+    """The names of arrays of these sizes, in buckets that are filled one after another. There is at least one."""
     buckets: list[list[str]] = [[]]
     filled = 0
     for name, size in num_bytes.items():

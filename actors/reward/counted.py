@@ -18,7 +18,7 @@ from services.scoring.settings import GateSettings, ScorerSettings
 
 @dataclass(frozen=True)
 class Counted:
-    """The scores of the M leaves of a task, as they count."""
+    """The scores of the M leaves of a task, as they count in the reward."""
 
     scores: dict[str, np.ndarray]
     """The clipped, gated and scaled scores of each scorer that has a weight for the task's prompt, (M,)."""

@@ -62,7 +62,7 @@ class RolloutWorker:
         Returns:
             The training data for the learner, the images for the reward pool, and the outcome for the driver.
         """
-        with at(step=task.step, task=task.index):
+        with at(step=task.training_step, task=task.index):
             return self.generator.generate(task, plan)
 
     @ending_with_its_gpu()

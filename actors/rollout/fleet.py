@@ -22,7 +22,7 @@ from actors.rollout.images import ByteBudget, Images
 from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
-from actors.rollout.sampling import Sampling
+from actors.rollout.sampling import Sampling, image_bytes
 from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
@@ -122,9 +122,9 @@ class Fleet:
                 "see their logs (logs/rollout-*.log), and raise ray.start_timeout_s if the model takes longer to load"
             ) from late
 
-    def adopt(self, workers: Mapping[int, ActorHandle], timeout_s: float = SMALL_RESULT_TIMEOUT_S) -> None:
+    def adopt(self, workers: Mapping[int, ActorHandle]) -> None:
         """Put running workers into their slots. Jobs that are submitted later can use them."""
-        nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=timeout_s)
+        nodes = ray.get([worker.ready.remote() for worker in workers.values()], timeout=SMALL_RESULT_TIMEOUT_S)
         for (number, worker), node in zip(workers.items(), nodes, strict=True):
             self._inbox.put(partial(self._adopt, number, worker, node))
 
@@ -149,7 +149,7 @@ class Fleet:
         Args:
             weights: the weights to sample from; None for the model's original weights.
         """
-        num_bytes = len(prompts) * sampling.image_bytes
+        num_bytes = len(prompts) * image_bytes(sampling)
 
         def start(worker: ActorHandle) -> list[ObjectRef]:
             return worker.sample.remote(prompts, addresses, sampling)

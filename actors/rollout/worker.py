@@ -41,7 +41,7 @@ class Generator:
         self.policy = policy
         self.settings = settings
         self.kernel = kernel
-        self.sampler = self._sampler(policy.family)
+        self.sampler = self.sampler_of(policy.family)
         self.version: int | None = None
         folder = Path(settings.embedding_folder) if settings.embedding_folder else None
         self.embed = Embeddings(policy.family, settings.embedding_bytes, folder, settings.offload_text_encoders)
@@ -70,7 +70,7 @@ class Generator:
         roots = [(*task.address, b) for b in range(plan.seeds)]
         with self._policy():
             front = self.sampler(plan, roots, [0] * plan.seeds, conditioning)
-        images_MHWC, finite_M = self._decode(front.leaf_MZ, self.policy.family)
+        images_MHWC, finite_M = self.decode(front.leaf_MZ, self.policy.family)
         arrays = to_arrays(conditioning)
         trained: Decisions | Leaves = replace(front.decisions, conditioning=arrays)
         tree = front.tree
@@ -97,7 +97,7 @@ class Generator:
         family = self.policy.family.sampled_as(sampling.of(self.policy.settings), sampling.negative_prompt)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         conditioning = self.embed(list(row_of), family)
-        sampler, rows = self._sampler(family), [row_of[prompt] for prompt in prompts]
+        sampler, rows = self.sampler_of(family), [row_of[prompt] for prompt in prompts]
         x_NZ, cost = sampler.noise(addresses), Cost()
         switch = sampling.policy_steps
         for steps, model in (
@@ -108,7 +108,7 @@ class Generator:
                 with model():
                     x_NZ, spent = sampler.flow(x_NZ, addresses, rows, conditioning, steps)
                 cost += spent
-        images_NHWC, finite_N = self._decode(x_NZ, family)
+        images_NHWC, finite_N = self.decode(x_NZ, family)
         cost += Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
         return images_NHWC, (finite_N, cost)
 
@@ -118,11 +118,12 @@ class Generator:
         with self.policy.scaled(adapter_scale), self.policy.merged() if self.settings.merge_adapter else nullcontext():
             yield
 
-    def _sampler(self, family: Family) -> Sampler:
+    def sampler_of(self, family: Family) -> Sampler:
+        """The wavefront sampler of a family, which may have a size, guidance and number of steps of its own."""
         sigmas = family.sigmas(family.settings.num_steps).to(self.policy.device)
         return Sampler(family, sigmas, make_kernel(self.kernel, sigmas), self.settings.micro_batch)
 
-    def _decode(self, latent_MZ: torch.Tensor, family: Family) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, latent_MZ: torch.Tensor, family: Family) -> tuple[np.ndarray, np.ndarray]:
         """Decode latents. Returns images (M, H, W, 3) uint8, and whether each latent and its pixels are finite, (M,).
 
         Batches are padded to one size, so that an image's bits do not depend on other images.

@@ -55,9 +55,9 @@ def so_far(tags: str, name: str) -> str:
     return f"sum by ({tags}) ({series(name)}) or on (run) 0 * {last('run', 'policy_version')}"
 
 
-def pool(how: str, name: str) -> str:
+def pool(name: str) -> str:
     """A metric of Ray Serve, for each deployment."""
-    return f'{how} by (application, deployment) (ray_serve_{name}{{deployment=~"scorer-.*"}})'
+    return f'sum by (application, deployment) (ray_serve_{name}{{deployment=~"scorer-.*"}})'
 
 
 POOL = "application, scorer"
@@ -128,13 +128,13 @@ DASHBOARDS = {
         Panel(
             "Replicas",
             {
-                "{{application}} {{deployment}} healthy": pool("sum", "deployment_replica_healthy"),
+                "{{application}} {{deployment}} healthy": pool("deployment_replica_healthy"),
                 "{{application}} {{scorer}} minimum": of_pool("max", "replicas_min"),
             },
         ),
         Panel(
             "Requests that wait for a replica",
-            {"{{application}} {{deployment}}": pool("sum", "deployment_queued_queries")},
+            {"{{application}} {{deployment}}": pool("deployment_queued_queries")},
         ),
         Panel("Requests in replicas", {"{{application}} {{scorer}}": of_pool("sum", "requests")}),
         Panel(

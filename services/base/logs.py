@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from services.base.errors import cause_of, first_line
+from services.base.plain import printable_lines
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,20 @@ class _FileHandler(logging.FileHandler):
             super().close()
         except OSError as error:
             print(f"{self.baseFilename}: {error}", file=sys.stderr)
+
+
+class ScreenHandler(logging.Handler):
+    """Prints warnings and errors to the `sys.stderr` of that moment, so that a live table of Rich stays below them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(printable_lines(self.format(record)), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def log_to(file: LogFile) -> logging.Handler:

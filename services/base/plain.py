@@ -8,6 +8,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def printable_lines(text: object) -> str:
+    """The printable text, with its line breaks kept."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def plain(text: object) -> Text:
     """The printable text for Rich, which reads no markup and no numbers in it."""
     return Text(printable(text))

@@ -96,7 +96,7 @@ class GenEval2:
 
     def _chance(self, seen: Mapping[str, torch.Tensor], question: str, answer: str) -> float:
         torch, pad = self.torch, self.tokenizer.pad_token_id
-        tokens = self._tokens(question, int(seen["image_grid_thw"].prod()))
+        tokens = self.tokens(question, int(seen["image_grid_thw"].prod()))
         length = -(-len(tokens) // LENGTH_STEP) * LENGTH_STEP
         ids_1L = torch.tensor([tokens + [pad] * (length - len(tokens))], device=self.device)
         logits_1LV = self.model(
@@ -111,7 +111,8 @@ class GenEval2:
         first = [self.tokenizer.encode(text, add_special_tokens=False)[0] for text in spellings(question, answer)]
         return float(chance_V[first].sum())
 
-    def _tokens(self, question: str, patches: int) -> list[int]:
+    def tokens(self, question: str, patches: int) -> list[int]:
+        """The token ids of a chat in which the user shows an image of so many patches and asks a question."""
         content = [{"type": "image"}, {"type": "text", "text": f"{question} Answer in one word."}]
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False

@@ -15,11 +15,11 @@ FULL_SIZES = {model.rpartition("/")[2].lower(): model for model in known_models(
 """The known models by the last part of their ids, and two by shorter names."""
 
 
-def bench_policy(settings: PolicySettings, full_size: str | None, with_vae: bool) -> tuple[Policy, Conditioning]:
-    """The policy and the embeddings of one prompt."""
+def bench_policy(settings: PolicySettings, full_size: str | None) -> tuple[Policy, Conditioning]:
+    """The policy and the embeddings of one prompt. A model of full size has no VAE and no text encoders."""
     if full_size is None:
         policy = Policy(settings, seed=0)
         return policy, policy.family.encode(["a benchmark"])
     settings = settings.model_copy(update={"model": FULL_SIZES[full_size]})
-    family = build_family(settings, device_of(settings.device), ("vae",) if with_vae else ())
+    family = build_family(settings, device_of(settings.device))
     return Policy(family.settings, seed=0, family=family), random_conditioning(family)

@@ -63,7 +63,7 @@ def run_bench(
 
             return bench_pipeline(config, rounds + 1, console)
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
-    policy, conditioning = bench_policy(config.policy, full_size, with_vae=False)
+    policy, conditioning = bench_policy(config.policy, full_size)
     return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)
 
 

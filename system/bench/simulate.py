@@ -25,14 +25,16 @@ from actors.reward.scores import Scores
 from actors.rollout.fleet import Fleet
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.plan import Plan
+from actors.rollout.sampling import image_bytes
 from actors.trajectory import Cost, Outcome, Task, Tree
 from services.base.storage import Folder
 from services.scoring.row import Row
-from system.capacity.in_flight import image_bytes, task_image_bytes
+from system.capacity.in_flight import task_image_bytes
 from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
+from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.progress import Progress
 
@@ -224,7 +226,7 @@ class SimulatedRoles:
             start,
             scenario.workers,
             config.rollout.task_timeout_s,
-            image_bytes=image_bytes(config),
+            image_bytes=image_bytes(config.policy),
             bytes_in_flight=2 * scenario.workers * task_bytes,
             end_worker=lambda worker: None,
         )
@@ -262,10 +264,10 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
     cpu_s: dict[int, float] = {}
 
     class Watched(Recorder):
-        """Notes the CPU time of the process at each recorded step."""
+        """Notes the CPU time of the process after each training step."""
 
-        def _record(self, state: Any, line: Any) -> None:
-            super()._record(state, line)
+        def training_step(self, state: RunState, *args: Any, **kwargs: Any) -> None:
+            super().training_step(state, *args, **kwargs)
             cpu_s[state.step] = time.process_time()
 
     with TemporaryDirectory(prefix="tempflow-simulate-") as folder, Timer() as timer:

@@ -110,23 +110,14 @@ def build_part(
     return made
 
 
-def build_family(settings: PolicySettings, device: torch.device, extra: tuple[str, ...] = ()) -> Family:
-    """The family that drives `settings.model`, with random weights: the transformer in the compute dtype and no more.
-
-    Args:
-        extra: further parts: `vae` (fp32), and text encoders (compute dtype).
+def build_family(settings: PolicySettings, device: torch.device) -> Family:
+    """The family that drives `settings.model`, with a transformer of random weights in the compute dtype and no VAE.
 
     Raises:
-        UserError: the model is not known, or lacks a part.
+        UserError: the model is not known.
     """
-    folder, dtype = architecture(settings.model), DTYPES[settings.dtype]
-    return assemble(
-        settings,
-        {
-            part: build_part(folder, part, device, DTYPES[settings.vae_dtype] if part == "vae" else dtype)
-            for part in ("transformer", *extra)
-        },
-    )
+    transformer = build_part(architecture(settings.model), "transformer", device, DTYPES[settings.dtype])
+    return assemble(settings, {"transformer": transformer})
 
 
 def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:

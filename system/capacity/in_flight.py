@@ -1,17 +1,13 @@
 """Bytes of images on their way from generation to scoring."""
 
 from actors.rollout.plans import Plan, make_plan
+from actors.rollout.sampling import image_bytes
 from system.recipe.model import RunConfig
-
-
-def image_bytes(config: RunConfig) -> int:
-    """Bytes of one image of training as it is scored: uint8 RGB."""
-    return config.policy.height * config.policy.width * 3
 
 
 def task_image_bytes(config: RunConfig, plan: Plan) -> int:
     """Bytes of the images of one task."""
-    return plan.leaves * image_bytes(config)
+    return plan.leaves * image_bytes(config.policy)
 
 
 def bytes_in_flight(config: RunConfig) -> int:

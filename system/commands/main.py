@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from services.base.errors import refusal
+from services.base.logs import ScreenHandler
 from services.base.openmp import share_cores
-from services.base.plain import printable
+from services.base.plain import printable_lines
 from system import __version__
 from system.launch.environment import listen_on_loopback
 from system.loop.stop import STOPPED_EXIT_CODE, Stopped
@@ -79,10 +80,7 @@ def main() -> None:
     """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
     share_cores()
     _quiet_libraries()
-    on_screen = logging.StreamHandler()
-    on_screen.setLevel(logging.WARNING)
-    on_screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(on_screen)
+    logging.getLogger().addHandler(ScreenHandler())
     try:
         app()
     except Stopped as stopped:
@@ -92,7 +90,7 @@ def main() -> None:
         said = refusal(error)
         if said is None:
             raise
-        print("tempflow:", "\n".join(map(printable, str(said).split("\n"))), file=sys.stderr)
+        print("tempflow:", printable_lines(said), file=sys.stderr)
         sys.exit(2)
 
 

@@ -65,31 +65,39 @@ def _adapter(config: RunConfig, text: str) -> tuple[str, Callable[[], Arrays]]:
     def read() -> Arrays:
         return read_trained(folder, lora, "--adapter")
 
-    if lora:  # a whole transformer is too large to be read twice
-        read()
-    return name or "/".join(folder.resolve().parts[-2:]), read
+    return name or "/".join(folder.resolve().parts[-2:]), _reading_once(read, config)
 
 
 def _checkpoint(config: RunConfig, text: str) -> tuple[str, Callable[[], Arrays]]:
     from actors.policy.arrays import to_arrays
-    from system.export.weights import read_weights
+    from system.export.weights import find_weights
 
     name, rest = _named(text)
     path, at, step = rest.rpartition("@")
     run, chosen = (Path(path), chosen_step(step, "--checkpoint")) if at else (Path(rest), Chosen.LAST)
-    found = read_weights(run, chosen, average=True)
+    found = find_weights(run, chosen, average=True)
     theirs, ours = found.config.policy, config.policy
     if (theirs.model, theirs.lora) != (ours.model, ours.lora):
         raise UserError(
             f"--checkpoint: `{run}` trained another model, or an adapter of another kind (policy.lora); evaluate it "
             f"with its own recipe: tempflow eval {run}"
         )
-    label, at_step = name or f"{run.resolve().name}@{found.step}", found.step
 
     def read() -> Arrays:
-        return to_arrays(dict(read_weights(run, at_step, average=True).tensors))
+        return to_arrays(found.read())
 
-    return label, read
+    return name or f"{run.resolve().name}@{found.step}", _reading_once(read, config)
+
+
+def _reading_once(read: Callable[[], Arrays], config: RunConfig) -> Callable[[], Arrays]:
+    """Read an adapter now, so that a damaged one is refused before anything is evaluated, and keep it.
+
+    A whole transformer is read when its turn comes: several of them may not fit into memory.
+    """
+    if config.policy.lora is None:
+        return read
+    arrays = read()
+    return lambda: arrays
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from system.export.card import Card, write_card
 from system.export.choices import Chosen, Layout
 from system.export.license import hub_id, license_of
 from system.export.merge import write_merged
-from system.export.weights import Trained, read_weights
+from system.export.weights import Trained, find_weights
 from system.report.data import read_run
 
 
@@ -62,7 +62,7 @@ def export(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to: `{to}` exists and is not an empty folder; give another one, or remove it")
-    trained, recorded = read_weights(run, step, average), read_run(run)
+    trained, recorded = find_weights(run, step, average), read_run(run)
     model = trained.config.policy.model
     base = base or hub_id(model)
     fields: dict[str, Any] = {"license": license} if license else license_of(model)
@@ -95,7 +95,7 @@ def _write_weights(folder: Path, trained: Trained, layout: Layout, base: str | N
             raise UserError(f"--layout {layout}: this run trains every weight, so it has no adapter; use diffusers")
         _write_transformer(folder / "transformer", trained, run, about)
         return "transformer"
-    adapter = unit_scale(trained.tensors, policy.lora)
+    adapter = unit_scale(trained.read(), policy.lora)
     if layout is Layout.MERGED:
         write_merged(policy.model, adapter, folder / "transformer")
         return "transformer"
@@ -130,5 +130,5 @@ def _write_transformer(folder: Path, trained: Trained, run: Path, about: dict[st
         config = pipeline_file(trained.config.policy.model).parent / "transformer" / "config.json"
     shutil.copyfile(config, folder / "config.json")
     dtype = DTYPES[trained.config.policy.dtype]
-    tensors = {name: tensor.to(dtype) for name, tensor in trained.tensors.items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in trained.read().items()}
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt", **about})

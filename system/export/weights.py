@@ -1,6 +1,5 @@
 """The trained weights in a checkpoint, read without their base model and without a learner."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from actors.learner.parts import whole
 from actors.learner.weight_sets import used_for
 from actors.policy.trained import TRAINED_SET
 from services.base.errors import UserError
+from services.base.storage import Folder
 from system.export.choices import Chosen
 from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoint, Checkpoints
@@ -30,18 +30,29 @@ class Trained:
     """`trained`, or the name of a moving average."""
     evaluated: bool
     """Whether this weight set is the one that evaluations use."""
-    tensors: Mapping[str, Tensor]
-    """By the policy's names, in fp32."""
+    checkpoint: Folder
+
+    def read(self) -> dict[str, Tensor]:
+        """Read the weights, by the policy's names, in fp32.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        tensors = {key: tensor for key, tensor in whole(self.weight_set, self.checkpoint).items() if key != COUNT}
+        if broken := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+            said = f"the weights of step {self.step} hold NaN or infinity in {broken[0]}"
+            raise UserError(f"{said}; give another --step")
+        return tensors
 
 
-def read_weights(run: Path, step: int | Chosen, average: bool) -> Trained:
-    """Read the trained weights of a kept checkpoint.
+def find_weights(run: Path, step: int | Chosen, average: bool) -> Trained:
+    """Find the trained weights of a kept checkpoint. They are read by `Trained.read`.
 
     Args:
         average: whether to take the moving average that evaluations use, if there is one.
 
     Raises:
-        UserError: `run` is no run, has no such checkpoint, or its weights are not finite.
+        UserError: `run` is no run, or has no such checkpoint.
     """
     if not run.is_dir():
         raise UserError(f"there is no folder `{run}`; give the folder of a run, such as runs/NAME")
@@ -52,12 +63,8 @@ def read_weights(run: Path, step: int | Chosen, average: bool) -> Trained:
     config = read_recorded(found.recipe, f"the checkpoint `{found.folder}`").config
     evaluated = used_for("evaluation", config.objective.weight_sets(config.learner.ema))
     name = evaluated.name if evaluated and average else TRAINED_SET
-    tensors = {key: tensor for key, tensor in whole(name, found.folder).items() if key != COUNT}
-    if broken := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
-        said = f"the weights of step {found.state.step} hold NaN or infinity in {broken[0]}"
-        raise UserError(f"{said}; give another --step")
     is_evaluated = name == (evaluated.name if evaluated else TRAINED_SET)
-    return Trained(config, found.state.step, found.state.heldout, name, is_evaluated, tensors)
+    return Trained(config, found.state.step, found.state.heldout, name, is_evaluated, found.folder)
 
 
 def _find(checkpoints: Checkpoints, step: int | Chosen) -> Checkpoint:

@@ -16,9 +16,10 @@ from actors.lost import LearnerLate, LearnerLost
 from actors.reward.pool import RewardPool
 from actors.rollout.actor import RolloutWorker
 from actors.rollout.fleet import Fleet
+from actors.rollout.sampling import image_bytes
 from services.base.errors import UserError
 from services.base.logs import LogFile
-from system.capacity.in_flight import bytes_in_flight, image_bytes
+from system.capacity.in_flight import bytes_in_flight
 from system.launch.cluster import warn_of_idle_gpus
 from system.launch.placement import Placement
 from system.launch.pool import ServedPool
@@ -90,7 +91,7 @@ class RayRoles:
             self._start_worker,
             rollout.workers,
             rollout.task_timeout_s,
-            image_bytes=image_bytes(self.config),
+            image_bytes=image_bytes(self.config.policy),
             bytes_in_flight=bytes_in_flight(self.config),
             alive=dict(enumerate(self.learners.workers)) if self.placement.colocated else None,
             more=rollout.most_workers - rollout.workers,

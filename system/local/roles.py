@@ -94,7 +94,7 @@ class LocalRollouts:
     def generate(self, task: Task, plan: Plan, weights: Exported) -> Future[Generated]:
         def run() -> Generated:
             self._load(weights)
-            with at(step=task.step, task=task.index):
+            with at(step=task.training_step, task=task.index):
                 experience, images_MHWC, outcome = self.generator.generate(task, plan)
             images = self._images(images_MHWC)
             return Generated(task, experience, outcome.tree, images, outcome.finite_M, outcome.cost)

@@ -1,6 +1,7 @@
-"""Advantage rules: from the rewards of a step's actions to one advantage an action. NumPy, float64.
+"""Advantage rules: turn the rewards of a training step's actions into one advantage for each. NumPy, float64.
 
-Shape legend: A all actions of a training step, task after task in index order.
+Shape legend: A all actions of a training step, task after task in index order; G groups; N decisions of a task; K
+actions of a decision; M leaves of a task.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from actors.trajectory import Tree
 
 @dataclass(frozen=True)
 class Advantages:
-    """Advantages by task, and how the groups fared."""
+    """The advantages of a training step, and how many holes and flat groups there are."""
 
     by_task: list[np.ndarray]
     """(N, K) for each task; 0 for holes, for groups with no spread and for groups of one."""
@@ -31,9 +32,9 @@ class Advantages:
 
 
 def group_keys(rule: AdvantageSettings, trees: Sequence[Tree]) -> np.ndarray:
-    """The group of each action, (A,): integers, equal where two actions are compared.
+    """The group of each action, (A,). Actions with the same integer are compared with one another.
 
-    A task holds one prompt, so the task's index stands for it.
+    A task has one prompt, so the task's index identifies the prompt.
     """
     keys = []
     for task, tree in enumerate(trees):
@@ -56,8 +57,8 @@ def normalise(
     Args:
         reward_A: NaN marks a hole.
         group_A: integers from 0.
-        part_A: one of the summands of the reward. If it is given, its part of the advantages is returned: it is centred
-            itself, and divided by the reward's std. The parts of all summands add up to the advantages.
+        part_A: one of the summands of the reward. If it is given, its part of the advantages is returned: the summand
+            minus its own group mean, divided by the reward's std. The parts of all summands add up to the advantages.
 
     Returns:
         advantages (A,), 0 for holes and for groups with no spread; std of each group, NaN where it has no reward.
@@ -86,14 +87,17 @@ def normalise(
 
 
 def _centred(reward_A: np.ndarray, known_A: np.ndarray, group_A: np.ndarray, count_G: np.ndarray) -> np.ndarray:
-    """The rewards without the mean of their group's known ones, (A,)."""
+    """The rewards minus the mean of the known rewards of their group, (A,)."""
     with np.errstate(invalid="ignore"):
         mean_G = np.bincount(group_A[known_A], reward_A[known_A], len(count_G)) / count_G
     return reward_A - mean_G[group_A]
 
 
 def extremes(advantage_A: np.ndarray, group_A: np.ndarray, keep: int) -> np.ndarray:
-    """Whether an action is among the `keep` best or the `keep` worst of its group, (A,); ties go by index."""
+    """Whether an action is among the `keep` best or the `keep` worst of its group, (A,).
+
+    Of equal advantages, the one with the higher index counts as the better one.
+    """
     order_A = np.lexsort((advantage_A, group_A))
     size_G = np.bincount(group_A)
     first_G = np.cumsum(size_G) - size_G
@@ -103,10 +107,10 @@ def extremes(advantage_A: np.ndarray, group_A: np.ndarray, keep: int) -> np.ndar
 
 
 def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Sequence[np.ndarray]) -> Advantages:
-    """Advantages of a training step.
+    """The advantages of a training step.
 
     Args:
-        trees: one a task, in index order.
+        trees: one for each task, in index order.
         reward_by_task: (M,) combined reward of each leaf, NaN for holes.
     """
     group_A = group_keys(rule, trees)
@@ -136,7 +140,7 @@ def parts(
 
 
 def _rewards(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The reward of each action, (A,), for each of the comparisons whose advantages are added."""
+    """The reward of each action, (A,), for each comparison. The advantages of all comparisons are added."""
     return [
         np.concatenate([reward_of(tree, reward).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
         for reward_of in _reward_functions(rule, trees)
@@ -144,7 +148,10 @@ def _rewards(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Seq
 
 
 def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:
-    """What gives the rewards that are compared with each other; more than one where leaves are compared apart."""
+    """For each comparison, the function that gives the rewards of a task's actions.
+
+    There are several comparisons if first leaves are compared with first leaves, second ones with second ones, etc.
+    """
     if rule.leaves == "each":
         leaves = range(max(tree.leaf_NKL.shape[2] for tree in trees))
         return [partial(Tree.reduce, leaf=leaf) for leaf in leaves]
@@ -152,14 +159,14 @@ def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[Re
 
 
 def bounded(advantage_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings) -> np.ndarray:
-    """Pruned and clipped as the rule says."""
+    """The advantages after pruning (`keep`) and clipping (`clip`)."""
     if rule.keep:
         advantage_A = np.where(extremes(advantage_A, group_A, rule.keep), advantage_A, 0.0)
     return advantage_A.clip(-rule.clip, rule.clip)
 
 
 def by_task(values_A: np.ndarray, trees: Sequence[Tree]) -> list[np.ndarray]:
-    """(N, K) of each task."""
+    """Split the values of all actions into an array (N, K) for each task."""
     shapes = [tree.leaf_NKL.shape[:2] for tree in trees]
     ends = np.cumsum([n * k for n, k in shapes])[:-1]
     return [part.reshape(shape) for part, shape in zip(np.split(values_A, ends), shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""The rules of `reward.combine`: from the scores of a step, as they count, to one advantage an action.
+"""The rules of `reward.combine`: turn the scores of a training step into one advantage for each action.
 
 The order of operations: each score is clipped, gated and scaled (`actors.reward.counted`); then
 
@@ -10,7 +10,7 @@ The order of operations: each score is clipped, gated and scaled (`actors.reward
 
 Every rule prunes and clips (`advantage.keep`, `advantage.clip`) at the end; the last two clip each scorer's own
 advantages before they are added, too. A hole of any scorer with a weight is a hole of the action: its advantage is 0,
-and no rule counts it. A scorer's own scores are normalised over all that it gave, where another has a hole or not.
+and no rule counts it. A scorer's scores are normalised over all that it gave, also where another scorer has a hole.
 
 Deviations from GDPO: the std over the step is that around 0, of the actions that have a reward. Their mean is 0 where
 no score is missing, since it is 0 in each group; where some are, subtracting the mean would give groups without spread
@@ -32,14 +32,14 @@ from system.loop.advantage import Advantages, advantages, bounded, by_task, grou
 
 @dataclass(frozen=True)
 class Combined:
-    """The advantages of a step, and what each scorer has to do with them."""
+    """The advantages of a step, and how much each scorer contributes to them."""
 
     advantages: Advantages
     flat_groups: dict[str, float]
-    """The share of groups in which a scorer gives all the same score, by scorer with a weight."""
+    """For each scorer with a weight, the share of groups in which it gives all actions the same score."""
     shares: dict[str, float]
-    """Each scorer's share of the advantages: mean |its summand| over the sum of these of all scorers. NaN where no
-    advantage differs from 0."""
+    """Each scorer's share of the advantages: mean |its summand|, divided by the sum of this over all scorers. NaN if
+    all advantages are 0."""
 
 
 def combine(
@@ -48,7 +48,7 @@ def combine(
     """The advantages of a training step.
 
     Args:
-        trees: one a task, in index order.
+        trees: one for each task, in index order.
         tasks: the scores of each task. Tasks may have different scorers.
     """
     names = list(dict.fromkeys(name for task in tasks for name in task.weights))
@@ -73,7 +73,7 @@ class _Alone:
     """One scorer by itself."""
 
     weighted_A: np.ndarray
-    """Its weighted advantages, nothing pruned; 0 in tasks where it has no weight."""
+    """Its weighted advantages before pruning, (A,); 0 in tasks in which it has no weight."""
     flat_groups: float
 
 

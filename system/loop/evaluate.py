@@ -1,4 +1,4 @@
-"""Evaluates a policy on held-out prompts: the same prompts and noise each time, so that states can be paired."""
+"""Evaluates a policy on held-out prompts, with the same noise each time, so that policies are compared in pairs."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -13,7 +13,6 @@ from actors.policy.weights import Exported
 from actors.reward.scores import Scores, gathered, why_holes
 from actors.rollout.results import Sampled
 from actors.rollout.sampling import Sampling
-from actors.trajectory import Cost
 from services.base.errors import UserError
 from system.loop.evaluation import Evaluation
 from system.loop.heldout import HeldOut
@@ -29,13 +28,13 @@ EVAL_STREAM = -1
 """Takes the place of the training step in the noise's address."""
 
 Watcher = Callable[[HeldOut, int, np.ndarray], None]
-"""Is given images of a set: the number of the first one in the set, and pixels (N, H, W, 3) uint8. It may be called in
-another thread."""
+"""Called with a set, the number of the first of some images in the set, and their pixels (N, H, W, 3) uint8. It may be
+called from another thread."""
 
 
 @dataclass
 class _Pending:
-    """The jobs of one set that are on their way."""
+    """The jobs of one set that are running."""
 
     of: HeldOut
     outcomes: list[Future[tuple[Sampled, Scores]]] = field(default_factory=list)
@@ -58,10 +57,10 @@ def evaluate(
 
     Args:
         check_stop: called while waiting; raises to end the wait.
-        weights: the weights to sample from; None for those that the model came with.
-        sampling: how images are sampled; without it, as the recipe says.
-        progress: told (batches scored, batches).
-        watch: gets all images.
+        weights: the weights to sample from; None for the model's original weights.
+        sampling: how images are sampled. If not given, as the recipe says.
+        progress: called with the number of scored batches and of all batches.
+        watch: called with all images.
 
     Returns:
         The evaluation of each set by name.
@@ -88,7 +87,7 @@ def _begin(
     sampling: Sampling,
     watch: Watcher | None,
 ) -> _Pending:
-    """Start the jobs of a set. A job has all images of its prompts."""
+    """Start the jobs of a set. All images of a prompt are in one job."""
     each, names, pending = of.images_per_prompt, [scorer.name for scorer in of.scorers], _Pending(of)
     size = max(1, config.eval.batch // each)
     for start in range(0, of.count, size):
@@ -113,7 +112,7 @@ def _look(pending: _Pending, first: int, shown: bool, watch: Watcher | None, sam
 
 def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
     of, each = pending.of, pending.of.images_per_prompt
-    jobs, scores = zip(*(outcome.result() for outcome in pending.outcomes), strict=True)
+    scores = [outcome.result()[1] for outcome in pending.outcomes]
     columns = gathered(scores)
     _look_at_holes(columns, scores, [scorer.name for scorer in config.reward_scorers])
     rows = [row for row in range(of.count) for _ in range(each)]
@@ -128,8 +127,7 @@ def _evaluation(config: RunConfig, pending: _Pending) -> Evaluation:
     )
     pictures = [pending.grid[first] for first in sorted(pending.grid)]
     grid_NHWC = np.concatenate(pictures)[: config.eval.grid] if pictures else np.zeros((0, 1, 1, 3))
-    cost = sum((job.cost for job in jobs), Cost())
-    return Evaluation(of, table, grid_NHWC, cost, len(rows) * len(of.scorers))
+    return Evaluation(of, table, grid_NHWC)
 
 
 def _look_at_holes(columns: dict[str, np.ndarray], scores: Sequence[Scores], needed: Collection[str]) -> None:

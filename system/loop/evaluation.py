@@ -1,4 +1,4 @@
-"""What an evaluation found: the scores of held-out images, and their means."""
+"""The result of an evaluation: the scores of held-out images, and their means."""
 
 import math
 from collections.abc import Mapping
@@ -8,18 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from actors.reward.counted import as_counted
-from actors.trajectory import Cost
 from system.loop.heldout import HeldOut
 from system.recipe.evaluation import DEFAULT_SET
 from system.recipe.model import RunConfig
 
 NOT_SCORES = ("row", "image", "prompt", "category")
-"""The columns of an evaluation's table that are no scores."""
+"""The columns of an evaluation's table that are not scores."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each held-out image of one set, in the order of the file."""
+    """The scores of each held-out image of one set, in the order of the prompt file."""
 
     of: HeldOut
     table: pa.Table
@@ -27,8 +26,6 @@ class Evaluation:
     sub-score (NaN is a hole)."""
     grid_NHWC: np.ndarray
     """The first images, uint8."""
-    cost: Cost
-    scored: int
 
     @property
     def scores(self) -> list[str]:
@@ -54,11 +51,11 @@ class Evaluation:
         return summary
 
     def reward(self, config: RunConfig) -> float | None:
-        """What is trained for, on held-out prompts: the sum of the scorers' weighted mean scores, clipped, gated and
+        """The training reward on held-out prompts: the sum of the scorers' weighted mean scores, clipped, gated and
         scaled as in training.
 
         Returns:
-            None where a mean is not known (`mean_of`).
+            None if the mean of a scorer is not known (`mean_of`).
         """
         if not {scorer.name for scorer in config.training_scorers} <= set(self.scores):
             return None
@@ -76,7 +73,7 @@ class Evaluation:
         """The mean of a score.
 
         Returns:
-            None if it was not scored here or has too many holes: the images that have a score may be the easy ones.
+            None if the score is not in the table, or has too many holes: the images with a score may be the easy ones.
         """
         if name not in self.scores:
             return None
@@ -86,7 +83,7 @@ class Evaluation:
 
 
 def best_by(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> float | None:
-    """The score that chooses the best checkpoint (`eval.best`); None where it is not known."""
+    """The score that chooses the best checkpoint (`eval.best`); None if it is not known."""
     chosen = config.eval.chosen_by()
     if chosen is None:
         return evaluations[DEFAULT_SET].reward(config) if DEFAULT_SET in evaluations else None
@@ -99,7 +96,7 @@ def mean_by_prompt(row_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
 
     Args:
         row_N: the row of each image's prompt.
-        score_N: none of them a hole.
+        score_N: the score of each image, without holes.
     """
     _, prompt_N = np.unique(row_N, return_inverse=True)
     return np.bincount(prompt_N, score_N) / np.bincount(prompt_N)
@@ -111,7 +108,7 @@ def _mean(scores: np.ndarray) -> float:
 
 
 def _standard_error(scores: np.ndarray, rows: np.ndarray) -> float:
-    """The standard error of the mean score of the prompts; NaN for fewer than two that have one."""
+    """The standard error of the mean score of the prompts; NaN if fewer than two prompts have a score."""
     known = ~np.isnan(scores)
     means = mean_by_prompt(rows[known], scores[known])
     return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")

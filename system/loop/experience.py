@@ -30,7 +30,7 @@ class Experience:
     peak_bytes: int
     """The most bytes of images in flight at once since the step before."""
     pictures: pa.Table | None = None
-    """The images that the run keeps (pictures.py); None if it keeps none of this step."""
+    """The images of this step that the run keeps (pictures.py); None if it keeps none."""
 
     @property
     def advantages(self) -> Advantages:
@@ -46,7 +46,7 @@ class Experience:
 
     @property
     def scoring_s(self) -> float:
-        """Seconds of work of the reward models."""
+        """Seconds for which the reward models worked."""
         return sum(seconds for score in self.scores for seconds in score.busy_s.values())
 
 

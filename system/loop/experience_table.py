@@ -19,7 +19,7 @@ def experience_table(experience: Experience) -> pa.Table:
     ends = np.cumsum([task.tree.num_leaves for task in experience.generated])[:-1]
     split = {name: np.split(values, ends) for name, values in every_leaf.items()}
     parts = [
-        _task_columns(done.task, done.tree, {name: parts[i] for name, parts in split.items()}, reward_M, advantage_NK)
+        task_columns(done.task, done.tree, {name: parts[i] for name, parts in split.items()}, reward_M, advantage_NK)
         for i, (done, reward_M, advantage_NK) in enumerate(
             zip(experience.generated, experience.rewards, experience.advantages.by_task, strict=True)
         )
@@ -27,14 +27,15 @@ def experience_table(experience: Experience) -> pa.Table:
     return pa.table({name: pa.concat_arrays([pa.array(part[name]) for part in parts]) for name in parts[0]})
 
 
-def _task_columns(
+def task_columns(
     task: Task, tree: Tree, scores: dict[str, np.ndarray], reward_M: np.ndarray, advantage_NK: np.ndarray
 ) -> dict[str, np.ndarray | pa.Array]:
+    """The columns of one task. Its scores (by scorer) and rewards have one number for each of its M leaves."""
     n, k, place = np.nonzero(tree.leaf_NKL >= 0)
     leaf = tree.leaf_NKL[n, k, place]
     rows = len(leaf)
     return {
-        "step": np.full(rows, task.step),
+        "step": np.full(rows, task.training_step),
         "policy_version": np.full(rows, task.version),
         "prompt_row": np.full(rows, task.address[2]),
         "prompt": pa.array([task.prompt] * rows, pa.string()),

@@ -23,7 +23,7 @@ class HeldOut:
 
     @property
     def prefix(self) -> str:
-        """What the keys of the set's metrics have behind `eval` and `eval_holes`."""
+        """The part of the set's metric keys that follows `eval` or `eval_holes`."""
         return "" if self.name == DEFAULT_SET else f".{self.name}"
 
 

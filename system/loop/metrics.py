@@ -11,7 +11,7 @@ from system.recipe.model import RunConfig
 
 
 def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any]:
-    """What the pool said, and what it can teach. Sub-scores are named SCORER.SUB."""
+    """The metrics of scores, rewards and generation. Sub-scores are named SCORER.SUB."""
     line: dict[str, Any] = {"reward/mean": float(np.nanmean(np.concatenate(experience.rewards)))}
     for name, values in gathered(experience.scores).items():
         asked = sum(score.images for score in experience.scores if name.partition(".")[0] in score.by_scorer)
@@ -41,7 +41,7 @@ def describe_rewards(config: RunConfig, experience: Experience) -> dict[str, Any
 
 
 def describe_update(stats: UpdateStats) -> dict[str, Any]:
-    """What the learner did."""
+    """The metrics of the update."""
     return {
         "loss": stats.loss,
         "kl": stats.kl,
@@ -59,7 +59,7 @@ def describe_update(stats: UpdateStats) -> dict[str, Any]:
 
 
 def _worst(by_step: list[float]) -> float:
-    """NaN where no step was compared."""
+    """The largest value; NaN if all are NaN."""
     known = [value for value in by_step if not np.isnan(value)]
     return max(known, default=float("nan"))
 
@@ -67,7 +67,9 @@ def _worst(by_step: list[float]) -> float:
 def describe_time(
     config: RunConfig, experience: Experience, stats: UpdateStats, seconds: dict[str, float], workers: int
 ) -> dict[str, float]:
-    """Seconds by stage, and the share of the step, evaluation left out, that each role's processes waited.
+    """Seconds by stage, and the share of the step for which each role's processes waited.
+
+    The time of evaluation does not count as part of the step.
 
     Args:
         workers: rollout workers at the end of the step.
@@ -85,7 +87,11 @@ def describe_time(
 
 
 def branch_std(num_steps: int, experience: Experience) -> list[float]:
-    """The std of the rewards of siblings (of a task's seeds where K = 1), averaged over decisions, by sampling step."""
+    """The std of the rewards of siblings, averaged over the decisions of each sampling step, T numbers.
+
+    Where K = 1, a decision has no siblings, and the seeds of a task are compared instead. A step without
+    rewards has NaN.
+    """
     stds, steps = [np.zeros(0)], [np.zeros(0, np.int64)]
     for task, reward_M in zip(experience.generated, experience.rewards, strict=True):
         reward_NK, step_N = task.tree.reduce(reward_M), task.tree.step_N
@@ -102,7 +108,7 @@ def branch_std(num_steps: int, experience: Experience) -> list[float]:
 
 
 def _side_by_side(groups: list[np.ndarray]) -> np.ndarray:
-    """Groups of rewards as the rows of one array; NaN where a group has fewer than another."""
+    """Groups of rewards as the rows of one array. Shorter groups are filled with NaN."""
     rows = np.full((len(groups), max(map(len, groups), default=0)), np.nan)
     for row, group in zip(rows, groups, strict=True):
         row[: len(group)] = group

@@ -26,7 +26,7 @@ class Prompts:
     categories: Sequence[str | None] | None
     rows: Rows
     column: str
-    """Where the prompts are in the rows."""
+    """The name of the column with the prompts."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,7 +55,7 @@ def read_prompts(
     """Read a file of prompts, of any kind that `read_rows` reads.
 
     Args:
-        section: of the recipe that names the column, for the message.
+        section: the section of the recipe that names the column, for the message.
 
     Raises:
         UserError: it is missing, unreadable, empty, without the column, or has a row without a prompt.

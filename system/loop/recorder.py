@@ -29,7 +29,7 @@ class Exporter(Protocol):
     """Gives the metrics of a run to a monitoring system."""
 
     def restored(self, totals: Mapping[str, float]) -> None:
-        """Count on from these values of keys that are totals."""
+        """Continue counting from these totals, by key."""
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Take a line of metrics."""
@@ -39,13 +39,13 @@ class Recorder:
     """The run folder, the screen and the monitoring system of a run.
 
     Args:
-        exporter: None where nothing monitors the run.
+        exporter: None if nothing monitors the run.
     """
 
     def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, exporter: Exporter | None = None) -> None:
         self.config, self.run, self.progress, self.exporter = config, run, progress, exporter
         self.constants: dict[str, list[float]] = {}
-        """What each line of a training step says of the recipe."""
+        """Metrics that are the same at every training step."""
         self.warnings = Warnings(config)
 
     def describe(self, schedule: Mapping[str, list[float]]) -> None:
@@ -99,7 +99,7 @@ class Recorder:
         Args:
             state: the state after the step.
             seconds: by stage.
-            weights: those that the step made.
+            weights: the label of the weights that the step made.
         """
         table = experience_table(experience)
         self.run.write_experience(state.step, table)
@@ -132,7 +132,6 @@ class Recorder:
         said = self.warnings.after(line)
         for sentence in said:
             log.warning("%s", sentence)
-            self.progress.warn(sentence)
         return said
 
 
@@ -142,7 +141,7 @@ def after_step(
     """The state of a run after a training step.
 
     Args:
-        heldout: the score that chooses the best checkpoint, of the new policy; None where it was not evaluated.
+        heldout: the new policy's score that chooses the best checkpoint; None if it was not evaluated.
     """
     cost = experience.cost + Cost(nfe=stats.nfe)
     return replace(
@@ -157,5 +156,5 @@ def after_step(
 
 
 def _totals(state: RunState) -> dict[str, int]:
-    """What a checkpoint carries on."""
+    """The totals that a checkpoint stores, so that a resumed run continues them."""
     return {"step": state.step, "nfe": state.nfe, "decodes": state.decodes, "scores": state.scores}

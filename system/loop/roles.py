@@ -17,10 +17,10 @@ A run without staleness, checkpoints and evaluation is this loop (version n is t
 
 1. A job names its weights. A worker loads them before the job if it does not hold them, and the job counts only once
    the worker has confirmed their version and checksum. Nobody has to wait for a broadcast to finish.
-2. A task is scored as soon as it is generated, while others are still generated. Its images hold their bytes of the
-   budget from the start of the job; whoever gets the images releases them: `scoring.py`, once they are scored or can
-   no longer be. Experience is not in the budget. It is dropped after the update of its step.
-3. The results are taken in task order, whatever the order of arrival: everything is reduced in this order.
+2. A task is scored as soon as it is generated, while others are still generated. Its images count against the budget
+   of bytes from the start of the job until they are released. Whoever gets the images releases them: `scoring.py`, once
+   they are scored or scoring has failed. Experience is not in the budget. It is dropped after the update of its step.
+3. Results are taken and reduced in task order, whatever order they arrive in.
 4. Every rank applies the update or none does. A request to the learner is never sent twice.
 5. A version can be exported from the update that made it until `max_staleness` further updates. Exported weights
    outlive the learner's processes.
@@ -29,7 +29,7 @@ What is lost with a process or a node:
 - a rollout worker: its job runs again on another worker, and gives the same bytes. The loop does not see it;
 - a scorer's replica: the request is sent again; a request that fails every attempt leaves holes (NaN);
 - a rank of the learner, or experience, images or weights that lay on a lost node: the role raises `Lost`. The trainer
-  restarts the learner from the latest checkpoint and makes the steps since again.
+  restarts the learner from the latest checkpoint and repeats the steps since then.
 """
 
 from collections.abc import Sequence
@@ -68,8 +68,8 @@ class Rollouts(Protocol):
         """Generate deterministic images, one for each prompt, from the noise at the addresses.
 
         Args:
-            sampling: says how, and whether the base model takes some or all of the steps.
-            weights: the policy's weights; None for those that the model came with.
+            sampling: how the images are sampled, and which of the steps the base model takes.
+            weights: the policy's weights; None for the model's original weights.
         """
 
     def cancel(self) -> None:
@@ -100,8 +100,8 @@ class Rewards(Protocol):
             prompts: one for each image.
             finite_M: whether each image is finite; the others become holes.
             rows: one for each prompt, or none if no scorer reads them.
-            group: images of a group, which are next to each other; without it, all images are one group. A groupwise
-                scorer gets one group in a request.
+            group: the number of images in a group; images of a group are next to each other. If not given, all images
+                are one group. A groupwise scorer gets one group in a request.
         """
 
 
@@ -109,7 +109,7 @@ class Learners(Protocol):
     """The trained weights, their optimizer and the policy version. Its methods raise `Lost` as said above."""
 
     restarts: int
-    """How often the learner was started again."""
+    """How many times the learner was restarted."""
 
     def describe(self) -> dict[str, list[float]]:
         """The noise level (s_i) of each sampling step, and its loss weight (w_i) where the objective has one."""
@@ -118,7 +118,7 @@ class Learners(Protocol):
         """One training step: version n to n + 1.
 
         Args:
-            experience: of all tasks, in task order.
+            experience: that of each task, in task order.
             advantages: (N, K) for each task.
             behaviour: the policy version that generated the experience.
         """
@@ -149,7 +149,7 @@ class Learners(Protocol):
         """Write the evaluated weights in diffusers' layout."""
 
     def restart(self) -> None:
-        """Start the learner again, with the initial weights."""
+        """Restart the learner with the initial weights."""
 
 
 class Roles(Protocol):

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Begins and seals checkpoints. One that cannot be written leaves the one before it, and the log says so."""
+    """Begins and seals checkpoints. If one cannot be written, the log says so and the one before it stays."""
 
     def __init__(self, config: RunConfig, run: RunFolder, learners: Learners) -> None:
         self.config, self.run, self.learners = config, run, learners
@@ -28,7 +28,7 @@ class Saver:
         """The best held-out reward of a checkpoint so far; None if there is none."""
 
     def claim(self) -> None:
-        """Be the one driver that writes checkpoints.
+        """Make this driver the only one that writes checkpoints of the run.
 
         Raises:
             UserError: they cannot be written.
@@ -70,7 +70,7 @@ class Saver:
         self.sealed_step = state.step
 
     def begin(self, state: RunState) -> None:
-        """Begin to write the state of the last whole step, unless it is written or is being written."""
+        """Begin to write the state of the last whole step, unless it is already written or being written."""
         if state.step in (self.sealed_step, self._writing.step if self._writing else None):
             return
         self.seal(wait=True)
@@ -85,7 +85,13 @@ class Saver:
             self._save_model(self.run.best)
 
     def seal(self, wait: bool = False) -> None:
-        """Make the checkpoint that is being written count, once its files are written."""
+        """Seal the checkpoint that is being written, if all its files are written.
+
+        A run can continue from a sealed checkpoint only.
+
+        Args:
+            wait: wait for the files.
+        """
         if self._writing is None:
             return
         try:
@@ -99,7 +105,7 @@ class Saver:
         self._writing = None
 
     def last(self, state: RunState) -> None:
-        """Write and seal the checkpoint of the end.
+        """Write and seal the last checkpoint of a run.
 
         Raises:
             UserError: it cannot be written.
@@ -115,8 +121,9 @@ class Saver:
             self._save_model(self.run.trained)
 
     def stopped(self, state: RunState) -> None:
-        """Write the checkpoint of a stopped run. If the learner is lost as well, the one before it stays. A run that
-        has recorded nothing has nothing to keep.
+        """Write the checkpoint of a stopped run, unless it has recorded nothing yet.
+
+        If the learner is lost as well, the checkpoint before stays the last one.
         """
         if not self.run.begun:
             return

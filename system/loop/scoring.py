@@ -1,4 +1,4 @@
-"""Scoring what is generated as soon as it is generated: the path of an image in training and in evaluation."""
+"""Scores images as soon as they are generated, in training and in evaluation."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,18 +25,19 @@ def scored(
     group: int | None = None,
     **place: int,
 ) -> Future[tuple[Job, Scores]]:
-    """Score a job's images once they exist, and release them once they are scored or can no longer be.
+    """Score a job's images once they exist. Release them once they are scored or scoring has failed.
 
     Args:
         prompts: one for each image.
         names: the scorers.
         before_release: called with the scored job while its images still exist.
         rows: one for each prompt, or none if no scorer reads them.
-        group: images of a group, which are next to each other; without it, all images are one group.
+        group: the number of images in a group; images of a group are next to each other. If not given, all images are
+            one group.
         place: says in the log where the job belongs, such as step and task.
 
     Returns:
-        The job and its scores. The future has the error of whatever failed first, and is cancelled if either part is.
+        The job and its scores. The future has the error of generating or scoring, and is cancelled if one of them is.
     """
     outcome: Future[tuple[Job, Scores]] = Future()
     generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, rows, group, place))
@@ -85,7 +86,7 @@ def _finish(
 
 
 def _failed(part: Future[Any], outcome: Future[Any]) -> bool:
-    """Whether a part was cancelled or raised; the outcome then has the same end."""
+    """Whether a part was cancelled or raised. If so, the outcome is cancelled or raises the same error."""
     if part.cancelled():
         cancel(outcome)
         return True

@@ -51,7 +51,7 @@ class StopFlag:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """While roles start there is nothing to finish: the first signal interrupts.
+        """Within this context, the first signal interrupts: while roles start, there is no work to finish.
 
         Raises:
             Stopped: by the signal.
@@ -74,10 +74,12 @@ class StopFlag:
 
 
 def as_done(jobs: Collection[Future[T]], check_stop: Callable[[], None]) -> Iterator[list[Future[T]]]:
-    """The jobs that are resolved, each once: a list at least every POLL_S, which may be empty, until all are.
+    """Yield the resolved jobs, each job once, until all are resolved.
+
+    A list of jobs, which may be empty, comes at least every POLL_S seconds.
 
     Args:
-        check_stop: raises when the wait is to end.
+        check_stop: raises to end the wait.
     """
     resolved: SimpleQueue[Future[T]] = SimpleQueue()
     for job in jobs:

@@ -27,7 +27,7 @@ from system.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 MAX_LOSSES = 3
-"""The run ends when something is lost so often without a new checkpoint between."""
+"""The run ends when something is lost this many times without a new checkpoint in between."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Trainer:
     """Runs the steps of a recipe on live roles.
 
     Args:
-        check_stop: raises Stopped when the run is to end.
+        check_stop: raises Stopped when the run must end.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Trainer:
         self.saver = Saver(config, run, roles.learners)
         self.state = RunState()
         self.losses: Counter[int | None] = Counter()
-        """How often something was lost, by the step of the newest checkpoint then."""
+        """How many times something was lost, by the step of the newest checkpoint at that time."""
 
     def fit(self) -> None:
-        """Run all steps, from the latest checkpoint; a stop leaves a checkpoint of the last whole step.
+        """Run all steps after the latest checkpoint. A stop leaves a checkpoint of the last whole step.
 
-        When the learner, or what a step needs, is lost, the learner starts again from the latest checkpoint and the
-        steps since are made again: their tasks give the same bytes, so each optimizer step counts once.
+        If the learner or the data of a step is lost, the learner restarts from the latest checkpoint and the steps
+        since then are repeated. Their tasks give the same bytes again, so each optimizer step counts once.
 
         Raises:
             Stopped: the run was stopped.
@@ -124,8 +124,10 @@ class Trainer:
         self.recorder.restored(self.state)
 
     def _begin(self, collector: Collector) -> None:
-        """Start the steps that the versions up to this one generate, and evaluate this one where that is not recorded:
-        at the beginning of a run, in a new folder, or if the evaluation was cut off.
+        """Start the steps that the policy versions up to the current one generate.
+
+        The current version is evaluated if no evaluation of it is recorded: at the beginning of a run, in a new folder,
+        or if the evaluation was interrupted.
         """
         learners, step = self.roles.learners, self.state.step
         for version in range(max(0, step - self.config.learner.max_staleness), step):
@@ -142,7 +144,7 @@ class Trainer:
         collector.publish(weights)
 
     def _step(self, collector: Collector) -> None:
-        """One training step. Until the update nothing has changed, so a stop loses only this step's images."""
+        """One training step. A stop before the update loses only this step's images."""
         learners, step = self.roles.learners, self.state.step + 1
         started, clock = time.perf_counter(), Clock()
         evaluations: dict[str, Evaluation] = {}
@@ -174,8 +176,8 @@ class Trainer:
         return step % self.config.eval.every == 0 or step == self.config.steps
 
     def _evaluate(self, step: int, weights: Exported) -> dict[str, Evaluation]:
-        """Held-out scores of the weights that are saved, by set: those that are sampled from, or their moving average
-        if there is one.
+        """The held-out scores, by set, of the weights that a run saves: the moving average if there is one, or else the
+        weights that are sampled from.
         """
         if not self.heldout:
             return {}

@@ -1,4 +1,4 @@
-"""Warnings while training: what the metrics of finished steps say that a person should know.
+"""Warnings while training: problems that the metrics of finished steps show.
 
 They are a pure function of the recipe and of the lines of metrics.jsonl so far, so a resumed run warns as the whole run
 would. Four things are looked at:
@@ -20,14 +20,14 @@ from system.recipe.model import RunConfig
 WINDOW = 5
 """Training steps whose mean is looked at."""
 PAUSE = 25
-"""Training steps until the same warning about the same scorer may come again."""
+"""Training steps before the same warning about the same scorer may be repeated."""
 FLAT_SHARE = 0.5
 """The share of a scorer's groups without spread that is too much."""
 LATENCY_SHARE = 0.5
 """The share of a step without its evaluation that a request may take, its time in queues included."""
 STANDARD_ERRORS = 3.0
-"""A held-out mean has fallen or risen if it changed by more than this many standard errors of the change. The two means
-are taken for independent. They are of the same prompts and noise, which makes the bound a cautious one."""
+"""A held-out mean has fallen or risen if it changed by more than this many standard errors of the change. These are
+computed as for independent means. The means are of the same prompts and noise, so the bound is cautious."""
 
 Finding = tuple[str, str, str]
 """The kind of a warning, what it is about, and its sentence."""

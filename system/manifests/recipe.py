@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from actors.rollout.sampling import image_bytes
 from services.base.errors import UserError
 from services.base.paths import PACKAGE_PREFIX
 from services.base.storage import is_local
@@ -138,8 +139,7 @@ def _caller(scorer: ScorerSettings, config: RunConfig, infra: Infra) -> ScorerSe
         UserError: `serve.max_bytes` is less than one image.
     """
     callers = ceil(scorer.replicas.max * scorer.replicas.target)
-    raw_bytes = config.policy.height * config.policy.width * 3
-    fits = int(config.serve.max_bytes / (PNG_OVERHEAD * raw_bytes))
+    fits = int(config.serve.max_bytes / (PNG_OVERHEAD * image_bytes(config.policy)))
     if not fits:
         raise UserError(f"serve.max_bytes: {config.serve.max_bytes} is less than one image; raise it")
     return ScorerSettings(

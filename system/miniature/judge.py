@@ -19,7 +19,6 @@ from system.miniature.world import (
     SHAPES,
     SIZE_LIMIT_PX,
     Scene,
-    Thing,
     cover,
     parse,
 )
@@ -64,8 +63,8 @@ class Judge:
             scene = parse(prompt)
         except ValueError:
             return None
-        areas = self._areas(image_HWC)
-        found = [_measure(areas[thing.colour], thing) for thing in scene.things]
+        areas = self.areas(image_HWC)
+        found = [measure_object(areas[thing.colour]) for thing in scene.things]
         sizes = ["small" if radius_px < SIZE_LIMIT_PX else "large" for _, radius_px, _, _ in found]
         asked = {scene.background, *(thing.colour for thing in scene.things)}
         stray_px = IMAGE_PX**2 - sum(int(areas[colour].sum()) for colour in asked)
@@ -83,7 +82,7 @@ class Judge:
             "clean": stray_px <= self.max_stray_px,
         }
 
-    def _areas(self, image_HWC: np.ndarray) -> dict[str, np.ndarray]:
+    def areas(self, image_HWC: np.ndarray) -> dict[str, np.ndarray]:
         """The mask, bool (64, 64), of each palette colour. A pixel belongs to at most one mask."""
         palette_K3 = np.array(list(PALETTE.values()), np.float32)
         difference_KHWC = image_HWC.astype(np.float32) - palette_K3[:, None, None, :]
@@ -111,7 +110,7 @@ def _grow(mask_KHW: np.ndarray) -> np.ndarray:
     return np.logical_or.reduce(_shift(mask_KHW, False))
 
 
-def _measure(mask_HW: np.ndarray, thing: Thing) -> tuple[str, float, float, tuple[float, float]]:
+def measure_object(mask_HW: np.ndarray) -> tuple[str, float, float, tuple[float, float]]:
     """The best shape, its radius in px, its overlap with the mask, and the centre (x, y) in px."""
     area = float(mask_HW.sum())
     if area == 0:

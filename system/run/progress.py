@@ -66,10 +66,6 @@ class Progress:
         else:
             self.console.print(plain(describe(line, self.steps, self.time_left_s())), soft_wrap=True)
 
-    def warn(self, sentence: str) -> None:
-        """Show a warning; on a terminal, above the table."""
-        self.console.print(plain(f"warning: {sentence}"), soft_wrap=True, style="yellow")
-
     def time_left_s(self) -> float | None:
         """The remaining time, estimated from the steps that this process has done; None before the first."""
         return (self.steps - self.at) * self.done_s / self.done if self.done else None

@@ -136,12 +136,6 @@ EXPORTS = [
 ]
 """All metrics. If several keys match, the first one is used."""
 
-UNEXPORTED = {
-    *("nfe", "elapsed_s", "branch/noise_level", "branch/weight"),
-    *("warnings", "grad_rms", "eval_error/SCORER", "eval_error.SET/SCORER"),
-}
-"""Keys that are not exported: sums of other keys, constants of the recipe, and warnings and what they alone need."""
-
 Tags = tuple[tuple[str, str], ...]
 Tagged = tuple[Export, Tags]
 

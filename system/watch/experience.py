@@ -40,7 +40,7 @@ class Decision:
     index: int
     """The decision's place in its task."""
     seed: int
-    step: int
+    branch_step: int
     actions: dict[int, Action] = field(default_factory=dict)
 
 
@@ -67,13 +67,13 @@ def numbers(table: pa.Table, name: str) -> list[float]:
 
 
 def decisions(table: pa.Table) -> list[Decision]:
-    """The decisions of a step. Without the column `decision`, a state is known by its trunk and its step."""
+    """The decisions of a training step. Without the column `decision`, trunk and branch step name a state."""
     names = ["prompt_row", "decision" if "decision" in table.column_names else "branch_step"]
     columns = [table[name].to_pylist() for name in (*names, "seed", "branch_step", "exploration", "leaf")]
     found: dict[tuple[int, int, int], Decision] = {}
     rows = zip(*columns, numbers(table, "reward"), numbers(table, "advantage"), strict=True)
-    for row, index, seed, step, k, leaf, reward, advantage in rows:
-        decision = found.setdefault((row, index, seed), Decision(row, index, seed, step))
+    for row, index, seed, branch_step, k, leaf, reward, advantage in rows:
+        decision = found.setdefault((row, index, seed), Decision(row, index, seed, branch_step))
         action = decision.actions.setdefault(k, Action(advantage))
         action.leaves.append(leaf)
         action.rewards.append(reward)
@@ -81,7 +81,7 @@ def decisions(table: pa.Table) -> list[Decision]:
 
 
 def groups(table: pa.Table, rule: str) -> list[Group]:
-    """The groups of a step, the widest spread first.
+    """The groups of a training step, the widest spread first.
 
     Args:
         rule: who is compared with whom, as `advantage.group` names it.
@@ -90,7 +90,9 @@ def groups(table: pa.Table, rule: str) -> list[Group]:
     members: dict[tuple[int, ...], list[float]] = {}
     first: dict[tuple[int, ...], Decision] = {}
     for decision in decisions(table):
-        key = {"prompt": (), "prompt_step": (decision.step,)}.get(rule, (decision.step, decision.seed, decision.index))
+        key = {"prompt": (), "prompt_step": (decision.branch_step,)}.get(
+            rule, (decision.branch_step, decision.seed, decision.index)
+        )
         first.setdefault((decision.row, *key), decision)
         members.setdefault((decision.row, *key), []).extend(action.reward for action in decision.actions.values())
     found = []
@@ -159,7 +161,7 @@ def tree(table: pa.Table, row: int) -> dict[str, Any]:
             {"advantage": number(action.advantage), "leaves": action.leaves, "reward": number(action.reward)}
             for _, action in sorted(decision.actions.items())
         ]
-        trunks.setdefault(decision.seed, []).append({"step": decision.step, "actions": actions})
+        trunks.setdefault(decision.seed, []).append({"step": decision.branch_step, "actions": actions})
     return {
         "row": row,
         "prompt": next(iter(task["prompt"].to_pylist()), ""),

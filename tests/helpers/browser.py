@@ -1,6 +1,5 @@
 """A real browser without a screen, driven over its debugging pipe: no driver, no port, no package."""
 
-import base64
 import json
 import os
 import shutil
@@ -76,11 +75,6 @@ class Page:
             f"if (value) done(value); else if (Date.now() - began > {WAIT_MS}) failed({json.dumps(condition)});"
             "else setTimeout(look, 50); })(); })"
         )
-
-    def screenshot(self, path: Path) -> None:
-        """Save the whole page as PNG."""
-        shot = self._call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

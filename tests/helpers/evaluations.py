@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.trajectory import Cost
 from system.loop.evaluation import Evaluation
 from system.loop.heldout import HeldOut
 from system.loop.prompts import Prompts
@@ -15,4 +14,4 @@ def evaluation_of(**columns: list[Any]) -> Evaluation:
     """An evaluation of the default set, one image for each prompt, with these columns and no pictures."""
     table = pa.table({**columns, "row": range(len(next(iter(columns.values()))))})
     of = HeldOut("heldout", Prompts([""] * len(table), None, [], "prompt"), len(table), 1, ())
-    return Evaluation(of, table, np.zeros((0, 1, 1, 3)), Cost(), len(table))
+    return Evaluation(of, table, np.zeros((0, 1, 1, 3)))

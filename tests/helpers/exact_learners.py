@@ -79,6 +79,6 @@ def gradient(learner, batch):
             parameter.grad = None
         return 0.0
 
-    learner._step = capture
+    learner.optimizer_step = capture
     learner.update(batch)
     return found

@@ -64,7 +64,7 @@ def test_an_image_whose_pixels_or_latent_are_not_finite_is_known_and_its_neighbo
     latent_MZ = torch.zeros(2, *generator.policy.family.latent_shape)
     latent_MZ[1, 0, 0, 0] = torch.inf
     generator.policy.family.decode = lambda latent_NZ: torch.zeros(len(latent_NZ), 3, 16, 16)
-    assert generator._decode(latent_MZ, generator.policy.family)[1].tolist() == [True, False]
+    assert generator.decode(latent_MZ, generator.policy.family)[1].tolist() == [True, False]
 
 
 def test_a_model_of_nan_makes_no_finite_image(generator):

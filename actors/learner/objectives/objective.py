@@ -1,4 +1,4 @@
-"""What an objective is: how tasks become micro-batches, and the loss of one.
+"""The interface of objectives: how tasks become micro-batches, and the loss of a micro-batch.
 
 Shape legend: N rows of a micro-batch, K actions of a row, Z latent dimensions.
 """

@@ -26,23 +26,24 @@ PLANS_STREAM = 11
 
 
 def make_plan(settings: PlanSettings, num_steps: int, address: tuple[int, int, int] = (0, 0, 0)) -> Plan:
-    """The plan of one task: a pure function of the recipe and of the task's address (run seed, step, prompt row).
+    """The plan of one task: a pure function of the recipe and of the task's address (run seed, training
+    step, prompt row).
 
     Only the trunk plan draws for each task. The other plans are the same for all tasks of a training step.
 
     Raises:
         UserError: the plan does not fit this number of steps.
     """
-    seed, step, _ = address
+    seed, training_step, _ = address
     match settings:
         case TrunkSettings():
             return trunk_plan(settings, num_steps, _generator(*address))
         case ChainSettings():
-            return chain_plan(settings, num_steps, _generator(seed, step))
+            return chain_plan(settings, num_steps, _generator(seed, training_step))
         case WindowSettings():
-            return window_plan(settings, num_steps, step, _generator(seed, step))
+            return window_plan(settings, num_steps, training_step, _generator(seed, training_step))
         case TreeSettings():
-            return tree_plan(settings, num_steps, step)
+            return tree_plan(settings, num_steps, training_step)
         case SamplesSettings():
             return ode_plan(num_steps, settings.seeds)
 
@@ -52,7 +53,7 @@ def _generator(*address: int) -> np.random.Generator:
 
 
 def trainable_steps(settings: PlanSettings, num_steps: int) -> list[int]:
-    """The steps that can be trained in any draw of the plan. The noise weights have mean 1 over them."""
+    """The sampling steps that can be trained in any draw of the plan. The noise weights have mean 1 over them."""
     match settings:
         case TrunkSettings():
             return trunk_steps(settings, num_steps)

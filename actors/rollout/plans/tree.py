@@ -5,7 +5,7 @@ from actors.rollout.plans.settings import TreeSettings
 from services.base.errors import UserError
 
 
-def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
+def tree_plan(settings: TreeSettings, num_steps: int, training_step: int) -> Plan:
     """A tree that grows from one noise. All edges are stochastic, and trajectories split at a few steps.
 
     A node's reward is the mean of its leaves' rewards. It is compared with the nodes of the same depth
@@ -27,7 +27,7 @@ def tree_plan(settings: TreeSettings, num_steps: int, step: int) -> Plan:
     pruned: set[int] = set()
     if settings.pruned_depths:
         positions = trained - settings.pruned_depths + 1
-        first = positions - 1 - step % positions
+        first = positions - 1 - training_step % positions
         pruned = set(range(first, first + settings.pruned_depths))
     return Plan(
         1,

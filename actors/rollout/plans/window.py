@@ -10,7 +10,7 @@ from actors.rollout.plans.settings import WindowSettings
 from services.base.errors import UserError
 
 
-def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> Plan:
+def window_plan(settings: WindowSettings, num_steps: int, training_step: int, rng: np.random.Generator) -> Plan:
     """ODE steps, then a window of SDE steps that are trained, then ODE steps to the end.
 
     At the window's last step the trunk ends, and the action becomes a branch that is completed with `stride` and
@@ -21,7 +21,7 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
     """
     if settings.size > (limit := window_limit(settings, num_steps)):
         raise UserError(f"plan.size: a window of {settings.size} steps does not fit into {limit}; lower it")
-    first = window_start(settings, num_steps, step, rng)
+    first = window_start(settings, num_steps, training_step, rng)
     last = first + settings.size - 1
     forks = [Fork() for _ in range(num_steps)]
     for i in range(first, last + 1):
@@ -33,19 +33,19 @@ def window_plan(settings: WindowSettings, num_steps: int, step: int, rng: np.ran
     return Plan(seeds, tuple(forks), settings.solver)
 
 
-def window_start(settings: WindowSettings, num_steps: int, step: int, rng: np.random.Generator) -> int:
-    """The first sampling step of the window in training step `step`."""
+def window_start(settings: WindowSettings, num_steps: int, training_step: int, rng: np.random.Generator) -> int:
+    """The first sampling step of the window in a training step, counted from 0."""
     latest = window_limit(settings, num_steps) - settings.size
     if settings.strategy == "random":
         return int(rng.integers(latest + 1))
     starts = list(range(0, latest + 1, settings.shift))
     stays = [_stay(settings, start) for start in starts]
-    step %= sum(stays)
+    left = training_step % sum(stays)
     for start, stay in zip(starts, stays, strict=True):
-        if step < stay:
+        if left < stay:
             return start
-        step -= stay
-    raise AssertionError("unreachable: step is below the sum of stays")
+        left -= stay
+    raise AssertionError("unreachable: what is left is below the sum of stays")
 
 
 def _stay(settings: WindowSettings, start: int) -> int:

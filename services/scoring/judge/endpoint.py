@@ -126,7 +126,7 @@ class Endpoint:
             timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
             default_headers={"Accept-Encoding": "identity", **foreign},
             http_client=openai.DefaultHttpxClient(
-                transport=_bounded_transport(timeout_s), trust_env=False, follow_redirects=False
+                transport=bounded_transport(timeout_s), trust_env=False, follow_redirects=False
             ),
         )
 
@@ -195,7 +195,7 @@ class Endpoint:
         )
 
 
-def _bounded_transport(timeout_s: float) -> "httpx2.BaseTransport":
+def bounded_transport(timeout_s: float) -> "httpx2.BaseTransport":
     """A transport whose answers end after `MAX_ANSWER_BYTES` and after `timeout_s`, and are never compressed.
 
     The client's own timeout is for each read, so an endpoint that sends a byte now and then would never end.

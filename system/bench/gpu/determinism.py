@@ -130,7 +130,7 @@ def timed_policy(device: str) -> tuple[str, Policy, Conditioning]:
         settings, full_size, name = load_config("shapes").policy, None, f"the {MINIATURE}"
     else:
         settings, full_size, name = load_config(TIMED_RECIPE).policy, TIMED_MODEL, f"{TIMED_MODEL} with random weights"
-    policy, conditioning = bench_policy(settings.model_copy(update={"device": device, **TIMED}), full_size, False)
+    policy, conditioning = bench_policy(settings.model_copy(update={"device": device, **TIMED}), full_size)
     stir(policy, scale=0.01)
     return name, policy, conditioning
 

@@ -39,7 +39,7 @@ MOST_OF_MEMORY = 0.95
 
 
 def measure(record: Record) -> None:
-    """A row for each model, dtype, number of latents and kind of work."""
+    """Record the speed of each model by dtype, number of latents and kind of work."""
     device = device_of(record.device)
     peaks = {dtype: product_rate(device, DTYPES[dtype]) for dtype in LATENTS}
     models: list[tuple[str | None, str]] = [(None, "shapes")] if record.small else [*RECIPES.items()]
@@ -49,7 +49,7 @@ def measure(record: Record) -> None:
             if why := too_large(model, settings):
                 record.note(f"{model} in {dtype} was left out: {why}.")
             elif record.has_time(f"{model or recipe} in {dtype}"):
-                _measure_model(record, model, settings, peaks[dtype])
+                measure_model(record, model, settings, peaks[dtype])
                 free()
 
 
@@ -69,13 +69,19 @@ def weight_bytes(model: str, settings: PolicySettings) -> int:
     return sum(p.numel() for p in transformer.parameters()) * DTYPES[settings.dtype].itemsize
 
 
-def _measure_model(record: Record, model: str | None, settings: PolicySettings, peak: float) -> None:
-    policy, conditioning = bench_policy(settings, model, with_vae=False)
+def measure_model(record: Record, model: str | None, settings: PolicySettings, peak: float) -> None:
+    """Record one model's speed by number of latents and kind of work, and its memory against the estimate.
+
+    Args:
+        model: one of `RECIPES`; None for the miniature.
+        peak: the device's FLOP/s in matrix products of the settings' dtype.
+    """
+    policy, conditioning = bench_policy(settings, model)
     latents = (SMALL_LATENTS if record.small else LATENTS)[settings.dtype]
     largest: dict[str, tuple[int, int]] = {}
     for work, passes in PASSES.items():
         try:
-            flops = flops_of(step(policy, conditioning, 1, work))
+            flops = flops_of(one_pass(policy, conditioning, 1, work))
         except torch.OutOfMemoryError:
             record.row(THROUGHPUT, model=model or "miniature", dtype=settings.dtype, work=work, note="out of memory")
             continue
@@ -86,7 +92,7 @@ def _measure_model(record: Record, model: str | None, settings: PolicySettings, 
             cells: dict[str, Cell] = {"model": model or "miniature", "dtype": settings.dtype, "work": work}
             cells["latents"] = count
             try:
-                taken = timed(step(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
+                taken = timed(one_pass(policy, conditioning, count, work), ROUNDS[settings.dtype], policy.device)
             except torch.OutOfMemoryError:
                 record.row(THROUGHPUT, **cells, note="out of memory")
                 free()
@@ -119,7 +125,7 @@ def estimated_bytes(settings: PolicySettings, count: int, work: str) -> float:
     return traced.peak_bytes
 
 
-def step(policy: Policy, conditioning: Conditioning, count: int, work: str) -> Callable[[], None]:
+def one_pass(policy: Policy, conditioning: Conditioning, count: int, work: str) -> Callable[[], None]:
     """One forward of so many latents; for `learning`, with its backward to the trained parameters."""
     family = policy.family
     generator = torch.Generator(policy.device).manual_seed(0)

@@ -89,6 +89,6 @@ def export(device: str, whole: bool) -> tuple[int, float]:
     """Bytes that the learner exports for the workers, and the best seconds of copying and checksumming them."""
     recipe, model = ("shapes", None) if device == "cpu" else EXPORTED
     settings = load_config(recipe).policy.model_copy(update={"device": device} | ({"lora": None} if whole else {}))
-    policy, _ = bench_policy(settings, model, with_vae=False)
+    policy, _ = bench_policy(settings, model)
     num_bytes = policy.export(0).label.num_bytes
     return num_bytes, alternate({"export": lambda: policy.export(0)}, ROUNDS[device], policy.device)["export"]

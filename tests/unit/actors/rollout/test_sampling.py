@@ -1,5 +1,7 @@
 """Deterministic images: of another size and guidance, of part of an adapter, and with the base for the last steps."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -32,10 +34,10 @@ def images(generator: Generator, sampling: Sampling) -> np.ndarray:
 def test_plain_sampling_gives_the_bits_of_a_plan_without_forks(sd3_folder):
     generator = generator_of(sd3_folder)
     conditioning = generator.embed(PROMPTS)
-    front = generator._sampler(generator.policy.family.sampled_as(PLAIN.of(generator.policy.settings), None))(
+    front = generator.sampler_of(generator.policy.family.sampled_as(PLAIN.of(generator.policy.settings), None))(
         ode_plan(4), ADDRESSES, [0, 1, 2], conditioning
     )
-    expected, _ = generator._decode(front.leaf_MZ, generator.policy.family)
+    expected, _ = generator.decode(front.leaf_MZ, generator.policy.family)
     found, (finite_N, cost) = generator.sample(PROMPTS, ADDRESSES, PLAIN)
     np.testing.assert_array_equal(found, expected)
     assert finite_N.all()
@@ -48,16 +50,16 @@ def test_the_base_takes_over_after_its_share_of_the_steps(sd3_folder, merge):
     generator = generator_of(sd3_folder, merge)
     policy, family = generator.policy, generator.policy.family
     sampler, conditioning = (
-        generator._sampler(family.sampled_as(PLAIN.of(policy.settings), None)),
+        generator.sampler_of(family.sampled_as(PLAIN.of(policy.settings), None)),
         generator.embed(PROMPTS),
     )
     x_NZ, sigmas = sampler.noise(ADDRESSES), family.sigmas(4)
     with torch.no_grad():
         for i in range(4):
-            with generator._policy() if i < 2 else policy.reference():
+            with contextlib.nullcontext() if i < 2 else policy.reference():
                 v_NZ = family.velocity(x_NZ, sigmas[i].expand(3), conditioning)
             x_NZ = x_NZ + (sigmas[i + 1] - sigmas[i]) * v_NZ
-    expected, _ = generator._decode(x_NZ, family)
+    expected, _ = generator.decode(x_NZ, family)
     hybrid = images(generator, Sampling(16, 16, 4, 1.0, base_after=0.5))
     assert np.abs(hybrid.astype(int) - expected).max() <= 1
     base, whole = (images(generator, Sampling(16, 16, 4, 1.0, base_after=share)) for share in (0.0, 1.0))

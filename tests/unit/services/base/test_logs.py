@@ -1,13 +1,16 @@
 """Log files: a JSON object a line, that says when, who and where."""
 
+import io
 import json
 import logging
 import threading
 from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
-from services.base.logs import LogFile, at, log_to, logging_to
+from services.base.logs import LogFile, ScreenHandler, at, log_to, logging_to
 
 log = logging.getLogger("tests.logs")
 
@@ -91,3 +94,23 @@ def test_a_line_that_cannot_be_written_is_said_on_the_screen(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "No space left on device; not logged: mind the gap" in said
     assert "Traceback" not in said
+
+
+def test_the_screen_shows_warnings_without_escapes(capsys):
+    handler = ScreenHandler()
+    logging.getLogger().addHandler(handler)
+    log.info("nothing new")
+    log.warning("lost \x1b[31m%d\nof 3", 2)
+    logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr() == ("", "WARNING tests.logs: lost \\x1b[31m2\nof 3\n")
+
+
+def test_a_live_table_stays_below_the_warnings(capsys):
+    """Rich erases what is written to the terminal behind its back, so it has to print the warning itself."""
+    handler, terminal = ScreenHandler(), Console(file=io.StringIO(), force_terminal=True, color_system=None)
+    logging.getLogger().addHandler(handler)
+    with Live("the table", console=terminal, auto_refresh=False):
+        log.warning("a worker was lost")
+    logging.getLogger().removeHandler(handler)
+    assert "WARNING tests.logs: a worker was lost\nthe table" in terminal.file.getvalue()
+    assert capsys.readouterr() == ("", "")

@@ -66,7 +66,7 @@ def images(count):
 def generated(scorer, image, question, answer):
     """The probabilities of the first generated token, without padding."""
     seen = scorer.image_processor([Image.fromarray(image)], return_tensors="pt")
-    ids = torch.tensor([scorer._tokens(question, int(seen["image_grid_thw"].prod()))])
+    ids = torch.tensor([scorer.tokens(question, int(seen["image_grid_thw"].prod()))])
     said = scorer.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == scorer.image_id).int(), **seen,
         max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True,

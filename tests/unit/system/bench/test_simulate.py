@@ -55,9 +55,9 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
     prompts = prompts_of(config.data, config.data.train)
     seen, blocks = [], []
 
-    class Watching(Trainer):
-        def _step(self, collector) -> None:
-            super()._step(collector)
+    class Watching(Recorder):
+        def training_step(self, *of_step) -> None:
+            super().training_step(*of_step)
             seen.append(psutil.Process().memory_info().rss)
             if len(seen) in (300, 1500):
                 gc.collect()
@@ -70,7 +70,7 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
     ):
         roles = SimulatedRoles(config, SMALL, timer)
         roles.rollouts.wait_ready(60)
-        Watching(config, run, roles, prompts, None, Recorder(config, run, progress), lambda: None).fit()
+        Trainer(config, run, roles, prompts, None, Watching(config, run, progress), lambda: None).fit()
         roles.rollouts.close()
     print(f"resident each 50 steps: {[size // 10**6 for size in seen[49::50]]} MB; blocks: {blocks}")
     assert len(seen) == 1500

@@ -12,6 +12,7 @@ from services.base.errors import UserError
 from services.base.paths import resolve_model
 from system.capacity.architecture import (
     architecture,
+    assemble,
     build_family,
     build_part,
     conditioning_shapes,
@@ -60,7 +61,9 @@ def test_a_local_model_is_built_by_its_shapes(case, tmp_path):
     folder = case.build(tmp_path / "model")
     settings = tiny_settings(folder, guidance=case.guidances[1], **case.settings)
     policy = Policy(settings, seed=0)
-    made = build_family(settings, torch.device("cpu"), ("vae",))
+    assert build_family(settings, torch.device("cpu")).pipe.vae is None
+    folder = architecture(settings.model)
+    made = assemble(settings, {part: build_part(folder, part, torch.device("cpu")) for part in ("transformer", "vae")})
     assert type(made) is family_class(settings)
     assert made.latent_shape == policy.family.latent_shape
     assert torch.equal(made.sigmas(4), policy.family.sigmas(4))

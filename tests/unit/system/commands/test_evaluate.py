@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from actors.learner.parts import whole
 from system.commands.evaluate import comparisons
+from system.export import weights
 from tests.helpers.evaluations import evaluation_of
 from tests.helpers.learners import random_adapter
 
@@ -101,10 +103,11 @@ def test_the_page_has_every_image_and_what_the_filters_read(recipe, adapter, in_
     assert [scores["mine"]["size"] for scores in found] == [row["size"] for row in table if row["model"] == "mine"]
 
 
-def test_a_checkpoint_gives_what_its_saved_adapter_gives(recipe, in_process, tmp_path):
+def test_a_checkpoint_gives_what_its_saved_adapter_gives_and_is_read_once(recipe, in_process, tmp_path, monkeypatch):
     trained = in_process("train", recipe, "--local", "name=run")
     assert trained.returncode == 0, trained.stderr
-    run = tmp_path / "runs" / "run"
+    run, read = tmp_path / "runs" / "run", []
+    monkeypatch.setattr(weights, "whole", lambda name, folder: read.append(folder.path[-11:]) or whole(name, folder))
     done = in_process(
         *("eval", run, "--local", "--adapter", run / "lora", "--checkpoint", f"last={run}", "--checkpoint"),
         *(f"{run}@2", "--output", "a.parquet"),
@@ -112,6 +115,7 @@ def test_a_checkpoint_gives_what_its_saved_adapter_gives(recipe, in_process, tmp
     assert done.returncode == 0, done.stderr
     sizes = sizes_in(tmp_path / "a.parquet")
     assert list(sizes) == ["base", "run/lora", "last", "run@2"]
+    assert read == ["step_000004", "step_000002"]
     _, lora, last, earlier = sizes.values()
     np.testing.assert_array_equal(lora, last)
     np.testing.assert_array_equal(last, pq.read_table(run / "eval" / "step_000004.parquet")["size"])

@@ -46,7 +46,6 @@ def test_each_prompt_has_its_own_noise_and_one_row_in_the_order_of_the_file(conf
     assert {sampling for _, _, sampling, *_ in asked} == {config.eval_sampling}
     assert progress[-1] == (3, 3)
     assert result.grid_NHWC.shape == (4, 4, 4, 3)
-    assert (result.cost.decodes, result.scored) == (7, 7 * 2)
     assert roles.rollouts.budget.reserved == 0
 
 
@@ -140,7 +139,6 @@ def test_sub_scores_have_columns_and_means_of_their_own(config):
     np.testing.assert_array_equal(result.table["judge.hue"], [np.nan, np.nan, np.nan, 0, 1, 2, 0])
     assert result.summary()["eval/judge.hue"] == pytest.approx(3 / 4)
     assert result.summary()["eval_holes/judge.hue"] == 3
-    assert result.scored == 7 * 2, "the cost counts scorers"
 
 
 def test_a_prompt_with_several_images_is_a_group_of_one_job(config):

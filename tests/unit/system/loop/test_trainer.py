@@ -1,7 +1,6 @@
 """The training loop on roles that compute nothing: each event at each place of a run."""
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from actors.lost import Lost
 from services.base.errors import UserError
+from services.base.logs import ScreenHandler
 from system.loop.heldout import read_sets
 from system.loop.prompts import read_prompts
 from system.loop.recorder import Recorder
@@ -326,9 +326,12 @@ def test_named_sets_are_recorded_beside_the_default_one_and_forgotten_with_their
     assert run.has_eval(2, ["heldout", "more"])
 
 
-def test_warnings_are_in_the_log_the_metrics_and_on_the_screen_and_a_resumed_run_goes_on_with_them(tmp_path, caplog):
+def test_warnings_are_once_in_the_log_the_metrics_and_on_the_screen_and_a_resumed_run_goes_on_with_them(
+    tmp_path, caplog, capsys
+):
     """All scores are equal: a warning at the end of the first window, and none until the pause is over."""
-    config, screen = recipe(tmp_path, f"steps={WINDOW + 2}"), Console(record=True, width=400, file=io.StringIO())
+    config, screen = recipe(tmp_path, f"steps={WINDOW + 2}"), Console()
+    logging.getLogger().addHandler(ScreenHandler())
 
     def part(resume: bool, stop_at: int) -> RunFolder:
         roles = FakeRoles(Script())
@@ -357,4 +360,5 @@ def test_warnings_are_in_the_log_the_metrics_and_on_the_screen_and_a_resumed_run
     (said,) = {line["step"]: line["warnings"] for line in run.read_metrics() if "warnings" in line}.items()
     assert said[0] == WINDOW
     assert [record.getMessage() for record in caplog.records if "teach nothing" in record.getMessage()] == said[1]
-    assert f"warning: {said[1][0]}" in screen.export_text()
+    shown = "".join(capsys.readouterr())
+    assert shown.count(said[1][0]) == shown.count("teach nothing") == 1

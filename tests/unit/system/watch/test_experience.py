@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from actors.trajectory import Task, Tree
+from system.loop.experience_table import task_columns
 from system.watch.experience import decisions, describe_groups, groups, prompt_means, tree
 from tests.helpers.watched_runs import experience
 
@@ -77,10 +78,8 @@ def test_nodes_of_one_step_stay_apart():
 
 
 def test_the_table_that_a_run_writes_is_read():
-    from system.loop.experience_table import _task_columns
-
     leaf_NKL = np.arange(6).reshape(3, 2, 1)
-    parts = _task_columns(
+    parts = task_columns(
         Task(0, "a cat", (0, 4, 17), 4),
         Tree(np.array([0, 1, 0]), np.array([0, 0, 1]), leaf_NKL, 6),
         {"size": np.arange(6.0)},

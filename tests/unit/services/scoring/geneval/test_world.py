@@ -5,7 +5,7 @@ import pytest
 
 from services.scoring.geneval.mask2former import box_of
 from services.scoring.geneval.rule import COLOURS, confident, official_verdict, partial_credit, relations
-from system.miniature.judge import Judge, _measure
+from system.miniature.judge import Judge, measure_object
 from system.miniature.world import (
     BACKGROUNDS,
     IMAGE_PX,
@@ -24,12 +24,12 @@ LEAST_PX = 40
 
 def detections(image_HWC):
     """Each patch of one colour is an object, whose class is the shape that the judge measures."""
-    areas = Judge()._areas(image_HWC)
+    areas = Judge().areas(image_HWC)
     ground = max(areas, key=lambda colour: areas[colour].sum())
     found = []
     for colour, area_HW in areas.items():
         for mask_HW in patches(area_HW) if colour != ground else []:
-            shape, _, overlap, _ = _measure(mask_HW, Thing("small", colour, "ring"))
+            shape, _, overlap, _ = measure_object(mask_HW)
             found.append({"class": shape, "score": min(overlap + 0.2, 1.0), "box": box_of(mask_HW), "color": colour})
     return found
 

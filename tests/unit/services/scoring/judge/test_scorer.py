@@ -202,7 +202,7 @@ def test_the_key_is_that_of_the_named_variable_and_nothing_else_of_the_environme
         requests.append(request)
         return httpx2.Response(200, content=FIVE[2], headers=FIVE[1])
 
-    monkeypatch.setattr(endpoint, "_bounded_transport", lambda timeout_s: httpx2.MockTransport(answer))
+    monkeypatch.setattr(endpoint, "bounded_transport", lambda timeout_s: httpx2.MockTransport(answer))
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", "of-another-service")
     monkeypatch.setenv("MY_KEY", KEY)

@@ -14,7 +14,7 @@ from actors.policy.families import FAMILIES
 from services.scoring.hpsv3 import LENGTH_STEP
 from system.bench.gpu import card, forward, training
 from system.bench.gpu.determinism import differing
-from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, step, too_large, weight_bytes
+from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, one_pass, too_large, weight_bytes
 from system.bench.gpu.models import MINIATURE, TINY, settings_of
 from system.bench.gpu.neighbours import NEIGHBOURS
 from system.bench.gpu.parity import BOUNDS, beyond, differences
@@ -153,7 +153,7 @@ def test_the_card_is_recorded_as_the_estimate_reads_it(tmp_path):
 @pytest.fixture(scope="module")
 def miniature():
     torch.set_num_threads(1)
-    return bench_policy(load_config("shapes").policy, None, with_vae=False)
+    return bench_policy(load_config("shapes").policy, None)
 
 
 def test_a_step_is_one_forward_and_learning_reaches_the_adapter(miniature, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_step_is_one_forward_and_learning_reaches_the_adapter(miniature, monke
     for work, learns in (("sampling", False), ("learning", True)):
         gradients = []
         hooks = [p.register_hook(gradients.append) for p in policy.parameters.values()]
-        step(policy, conditioning, 3, work)()
+        one_pass(policy, conditioning, 3, work)()
         assert bool(gradients) == learns
         assert all(p.grad is None for p in policy.parameters.values())
         for hook in hooks:
@@ -194,8 +194,8 @@ def test_running_out_of_memory_is_a_row_that_says_so_and_the_next_row_follows(re
 def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeypatch):
     """On a model of full size without weights: nothing of it runs."""
     measured = {("sampling", 1): 10, ("sampling", 2): 20, ("learning", 1): 30}
-    monkeypatch.setattr(forward, "bench_policy", lambda settings, model, with_vae: (FakePolicy(settings), {}))
-    monkeypatch.setattr(forward, "step", lambda policy, conditioning, count, work: (work, count))
+    monkeypatch.setattr(forward, "bench_policy", lambda settings, model: (FakePolicy(settings), {}))
+    monkeypatch.setattr(forward, "one_pass", lambda policy, conditioning, count, work: (work, count))
     monkeypatch.setattr(forward, "flops_of", lambda call: 1)
 
     def timed(call, rounds, device):
@@ -206,7 +206,7 @@ def test_memory_is_compared_with_the_estimate_of_the_largest_row(record, monkeyp
     monkeypatch.setattr(forward, "timed", timed)
     monkeypatch.setattr(forward, "estimated_bytes", lambda settings, count, work: 5 * count)
     settings = load_config("sd35_pickscore").policy
-    forward._measure_model(record, "sd35-medium", settings, 1.0)
+    forward.measure_model(record, "sd35-medium", settings, 1.0)
     (table,) = [table for table in record.findings.tables if table.title == MEMORY]
     assert [(row["work"], row["latents"], row["ratio"]) for row in table.rows] == [
         ("sampling", 2, 2.0),
