@@ -8,7 +8,7 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 A thread that waits for the others of its process spins 300,000 times by default before it sleeps. That is right for a
 process that has the cores for itself. Where two processes with two threads each share two cores, a waiting thread keeps
 the one that it waits for off its core: a forward pass of the miniature takes 3.5 s where it takes 0.1 s with a thousand
-spins. Alone on the cores it takes the same time with either (docs/results/performance.md).
+spins. Alone on the cores a thousand are no slower (docs/results/performance.md).
 """
 
 
