@@ -164,7 +164,21 @@ def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 
 def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    """Allowed changes of one setting that need less memory, those that cost least first, as `key=value`."""
+    return ((text, other) for text, other in _changes(config) if _is_allowed(other))
+
+
+def _is_allowed(config: RunConfig) -> bool:
+    """Whether the learner's settings fit the others; a copy with other values has not been checked."""
+    colocated = config.placement == "colocated"
+    try:
+        config.learner.check(config.data.prompts_per_step, config.policy, colocated, config.rollout.workers)
+    except ValueError:
+        return False
+    return True
+
+
+def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if config.policy.lora is None and config.learner.optimizer == "adamw":
         yield "learner.optimizer=adamw_offload", changed(config, learner={"optimizer": "adamw_offload"})
     if not config.policy.gradient_checkpointing:
@@ -177,10 +191,9 @@ def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             if value > 1:
                 value //= 2
                 yield f"{section}.{key}={value}", changed(config, **{section: {key: value}})
-    if config.placement == "split" and config.learner.ranks > 1 and not config.learner.shard:
+    if not config.learner.shard:
         yield "learner.shard=true", changed(config, learner={"shard": True})
-    learner = config.learner
-    if config.placement == "split" and learner.ranks <= config.rollout.workers and not learner.max_staleness:
+    if config.placement == "split":
         yield "placement=colocated", config.model_copy(update={"placement": "colocated"})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from actors.policy.family import DTYPES
 from actors.policy.settings import PolicySettings
 from services.base.paths import resolve_model
 from services.scoring.aesthetic import CLIP as CLIP_L
@@ -48,7 +49,6 @@ LEAST_PIXELS, MOST_PIXELS = 2**16, 2**24
 """The bounds of an image's pixels for Qwen3-VL, by its preprocessor_config.json."""
 QUESTION_TOKENS = 32
 """Tokens of a question with the words of the chat's template."""
-FP32_BYTES = 4
 PREPROCESSING_S = {"hpsv3": 0.03}
 """Seconds on the CPU for an image, one after another; measured on a CPU for HPSv3, not known for others."""
 
@@ -111,10 +111,8 @@ def _dual_encoder(folder: str, batch: int) -> Reward:
     """
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-    settings, kinds = (
-        read_config(Path(folder)),
-        {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)},
-    )
+    settings = read_config(Path(folder))
+    kinds = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}
     if settings["model_type"] not in kinds:
         return Reward()
     config_class, model_class = kinds[settings["model_type"]]
@@ -185,7 +183,7 @@ def _geneval2(folder: str, dtype: str, size_HW: tuple[int, int]) -> Reward:
 
     config = Qwen3VLConfig.from_dict(read_config(Path(folder)))
     with META:
-        model = Qwen3VLForConditionalGeneration(config).to({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+        model = Qwen3VLForConditionalGeneration(config).to(DTYPES[dtype])
     vision, text = config.vision_config, config.text_config
     seen_HW = smart_resize(*size_HW, vision.patch_size * vision.spatial_merge_size, LEAST_PIXELS, MOST_PIXELS)
     patches = prod(side // vision.patch_size for side in seen_HW)
@@ -193,11 +191,11 @@ def _geneval2(folder: str, dtype: str, size_HW: tuple[int, int]) -> Reward:
     embedding, head = (sizes(part)[0] for part in (model.get_input_embeddings(), model.lm_head))
     language = sizes(model.model.language_model)[0] - embedding + head
     flops = 2 * (length * language + patches * sizes(model.model.visual)[0])
-    num_bytes, item = sizes(model)[1], 2 if dtype == "bf16" else 4
+    num_bytes, item = sizes(model)[1], DTYPES[dtype].itemsize
     kind: Kind = "matmul_bf16" if dtype == "bf16" else "matmul_fp32"
     work = Operator(kind, int(QUESTIONS * flops), int(QUESTIONS * num_bytes))
     widest = item * length * (2 * text.intermediate_size + 4 * text.hidden_size)
-    logits = (item + FP32_BYTES) * length * text.vocab_size
+    logits = (item + torch.float32.itemsize) * length * text.vocab_size
     return Reward(num_bytes, max(2 * widest, logits), Trace(Counter({work: 1})), known=True)
 
 

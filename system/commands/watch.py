@@ -32,4 +32,4 @@ def watch(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say_next(f"the page is closed, and the run goes on; tempflow watch {folder} opens the page again")
+            say_next(f"the page is closed; tempflow watch {folder} opens the page again")

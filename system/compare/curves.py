@@ -57,7 +57,7 @@ class Curve:
     y_SP: np.ndarray
     """One line for each seed S. Values may be NaN."""
     note: str = ""
-    """Text beside the name, such as the last value."""
+    """A text that follows the name, such as the last value."""
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ class Reached:
     nfe: str
     """NFE, with the number of seeds that reached the target if not all did; a dash if none did."""
     images: str = ""
-    """Decodes and scores."""
+    """The numbers of decodes and of scores, as `A / B`; empty if no seed reached the target."""
 
 
 @dataclass(frozen=True)

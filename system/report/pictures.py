@@ -59,7 +59,7 @@ def before_after(run: Run, name: str = DEFAULT_SET) -> tuple[list[BeforeAfter], 
     """The kept pictures of the first and the last evaluation, in the order of the file, without selection.
 
     Args:
-        name: of the held-out set.
+        name: the name of the held-out set.
 
     Returns:
         the pictures of each prompt, and a sentence for each prompt with a picture that cannot be read.

@@ -45,7 +45,7 @@ class StepImages:
 
     step: int
     shots: dict[str, list[Shot]]
-    """By their title: a held-out set, or training."""
+    """The images of each held-out set and of training, by the title under which they are shown."""
 
 
 def shown_steps(run: Run) -> list[int]:

@@ -132,6 +132,15 @@ def test_roles_that_take_turns_can_share_the_base():
         assert not any("placement" in text for text, _ in single_changes(load_config("shapes", impossible.split())))
 
 
+def test_a_change_that_a_recipe_refuses_is_not_proposed():
+    def texts(*overrides: str) -> list[str]:
+        return [text for text, _ in single_changes(load_config("shapes", ["learner.ranks=2", *overrides]))]
+
+    assert {"learner.shard=true", "placement=colocated"} <= set(texts())
+    assert "placement=colocated" not in texts("learner.shard=true")
+    assert "learner.shard=true" not in texts("policy.compile=true")
+
+
 def test_a_change_is_of_one_setting():
     config = load_config("shapes", ["rollout.micro_batch=4"])
     texts = [text for text, _ in single_changes(config)]
