@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from services.base.allocator import keep_freed_memory
 from services.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
 
     All GPUs are hidden from a role that asks for none. Ray (2.60) would leave them visible, and `device: auto` would
     then use the first one, which belongs to another role. A role that asks for a fraction of a GPU gets this share of
-    its memory, because PyTorch would otherwise keep memory that another role needs.
+    its memory, because PyTorch would otherwise keep memory that another role needs. Freed CPU memory stays with the
+    process.
 
     Args:
         threads: CPU threads of one operation. Another number changes the last bits of results.
@@ -33,6 +35,7 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
     Raises:
         UserError: the role asks for GPUs, but PyTorch finds none.
     """
+    keep_freed_memory()
     if not num_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if deterministic:

@@ -15,6 +15,9 @@ from services.serving.deployment import ScorerDeployment
 from services.serving.gateway import GatewayDeployment, deployment_name
 from services.serving.settings import GatewaySettings, PoolSettings
 
+SHUTDOWN_LOOK_S = 0.2
+"""Seconds between looks for unanswered requests, when a replica is to end; the first look is after one such pause.
+Serve's default is 2 s."""
 HEALTH_CHECK_S = 1.0
 """Seconds between health checks. Serve replaces a dead replica when a check fails; its default is every 10 s."""
 
@@ -49,6 +52,7 @@ def build_app(
             max_ongoing_requests=scorer.max_ongoing,
             max_queued_requests=scorer.max_queued,
             health_check_period_s=HEALTH_CHECK_S,
+            graceful_shutdown_wait_loop_s=SHUTDOWN_LOOK_S,
             **_replicas(scorer.replicas),
         )
         log_file = _log_file(log_folder, run, scorer.name) if log_folder else None

@@ -19,6 +19,7 @@ import torch
 from ray import serve
 
 from actors.reward.pool import RewardPool
+from services.base.allocator import keep_freed_memory
 from services.http.client import PoolError, ScoreClient
 from services.scoring.loaded import LoadedScorer
 from services.scoring.row import Row
@@ -65,6 +66,7 @@ class Answered:
 
 def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     """Figures by scorer, each on one replica; latency under a held load; what a killed replica costs."""
+    keep_freed_memory()  # for the plain loop; replicas do it themselves
     one = tuple(scorer.model_copy(update={"replicas": Replicas(), "num_cpus": 0.1}) for scorer in config.scorers)
     gateway = config.serve.model_copy(update={"host": LOOPBACK, "port": _free_port()})
     pool = PoolSettings(name=APP, scorers=one, serve=gateway)
