@@ -24,6 +24,7 @@ from services.scoring.geneval2 import MODEL as GENEVAL2
 from services.scoring.hpsv2 import BASE
 from services.scoring.hpsv3 import INSTRUCTION, LENGTH_STEP, PIXELS
 from services.scoring.imagereward import MAX_TOKENS
+from services.scoring.pixels import THREADS
 from services.scoring.settings import ScorerSettings
 from system.capacity.architecture import KNOWN, read_config
 from system.capacity.passes import sizes
@@ -49,8 +50,9 @@ LEAST_PIXELS, MOST_PIXELS = 2**16, 2**24
 """The bounds of an image's pixels for Qwen3-VL, by its preprocessor_config.json."""
 QUESTION_TOKENS = 32
 """Tokens of a question with the words of the chat's template."""
-PREPROCESSING_S = {"hpsv3": 0.03}
-"""Seconds on the CPU for an image, one after another; measured on a CPU for HPSv3, not known for others."""
+RESIZING_S = {"hpsv3": (0.0035, 0.0131), **dict.fromkeys([*CLIP_OF, "imagereward"], (0.0019, 0.0169))}
+"""CPU seconds to resize an image for a model: of each image, and of each of its megapixels. Measured at 512 and 1024
+pixels (docs/results/performance.md); not known for other scorers."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,6 @@ class Reward:
     """Weights."""
     activation_bytes: float = 0
     per_image: Trace = field(default_factory=Trace)
-    cpu_s: float = 0
-    """Seconds on the CPU for an image, before the GPU begins."""
     known: bool = False
 
 
@@ -87,6 +87,13 @@ def reward_of(scorer: ScorerSettings, policy: PolicySettings) -> Reward:
             folder = _folder(str(options.get("model", GENEVAL2)))
             return _geneval2(str(folder), str(options.get("dtype", "bf16")), size_HW) if folder else Reward()
     return Reward()
+
+
+def resizing_seconds(scorer: ScorerSettings, policy: PolicySettings) -> float:
+    """Seconds of resizing one image of a policy, in the threads of a replica. Images are resized while the model works
+    on others."""
+    each_s, megapixel_s = RESIZING_S.get(scorer.scorer, (0.0, 0.0))
+    return (each_s + megapixel_s * policy.height * policy.width / 1e6) / THREADS
 
 
 def hpsv3_tokens() -> tuple[int, int]:
@@ -212,4 +219,4 @@ def _hpsv3(folder: str, batch: int) -> Reward:
     num_bytes = sizes(model)[1]
     work = Operator("matmul_bf16", flops, num_bytes // batch)
     widest = 2 * batch * length * (2 * config.text_config.intermediate_size + 4 * config.text_config.hidden_size)
-    return Reward(num_bytes, 2 * widest, Trace(Counter({work: 1})), PREPROCESSING_S["hpsv3"], known=True)
+    return Reward(num_bytes, 2 * widest, Trace(Counter({work: 1})), known=True)

@@ -18,7 +18,7 @@ from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
 from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
-from system.capacity.scorers import reward_of
+from system.capacity.scorers import resizing_seconds, reward_of
 from system.loop.heldout import scorers_of
 from system.recipe.evaluation import EvalSet
 from system.recipe.model import RunConfig
@@ -131,9 +131,10 @@ def _last_scores(config: RunConfig, card: Card, names: Iterable[str], jobs: int,
 
 
 def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
-    """Seconds of one image on one replica of a scorer."""
-    found = reward_of(_scorer(config, name), config.policy)
-    return found.per_image.seconds(card) + found.cpu_s
+    """Seconds of one image on one replica of a scorer: of its model or of its CPU threads, whichever takes longer."""
+    scorer = _scorer(config, name)
+    on_card = reward_of(scorer, config.policy).per_image.seconds(card)
+    return max(on_card, resizing_seconds(scorer, config.policy))
 
 
 def _scorer(config: RunConfig, name: str) -> ScorerSettings:

@@ -14,7 +14,7 @@ from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.counts import checkpoint_bytes, store_bytes
 from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, single_changes
-from system.capacity.memory import local_process, processes
+from system.capacity.memory import first_plan, local_process, processes
 from system.capacity.optimizer import step_bytes_moved
 from system.capacity.passes import decode_pass, learner_pass, rollout_pass, trained_parameters
 from system.capacity.scorers import reward_of
@@ -22,6 +22,16 @@ from system.capacity.timing import step_seconds, task_seconds
 from system.recipe.load import load_config
 
 H100 = CARDS["H100"]
+
+
+def times(speed: float) -> Card:
+    """An H100 with other rates."""
+    rates = [name for name in Card.__annotations__ if name.endswith("_tflops") or name == "memory_tb_per_s"]
+    return replace(H100, **{name: speed * getattr(H100, name) for name in rates})
+
+
+SLOW = times(0.001)
+"""On this card the miniature's models take longer than the CPU's part of scoring."""
 
 
 def by_role(*overrides: str, recipe: str = "shapes"):
@@ -65,6 +75,16 @@ def test_too_few_gpus_are_no_fit_and_cost_what_the_recipe_asks_for():
     few, enough = (estimate_of(load_config("sd35_pickscore"), gpus, H100) for gpus in (1, 8))
     assert (few.fits, enough.fits) == (False, True)
     assert few.gpu_hours == enough.gpu_hours
+
+
+@pytest.mark.parametrize(("size", "resizing_ms"), [(512, 6.9), (1024, 17.2)])
+def test_images_are_scored_as_fast_as_four_threads_resize_them_or_as_the_card_computes(size, resizing_ms):
+    config = load_config("flux_hpsv3", [f"policy.height={size}", f"policy.width={size}", "scorers.hpsv3.replicas=2"])
+    one = reward_of(config.scorers[0], config.policy).per_image
+    fast, slow = times(1000), times(0.1)
+    images = first_plan(config).leaves
+    assert task_seconds(config, fast).scoring == pytest.approx(images * resizing_ms / 1000 / 4 / 2, rel=0.01)
+    assert task_seconds(config, slow).scoring == pytest.approx(images * one.seconds(slow) / 2)
 
 
 def test_a_scorer_needs_room_in_its_fraction():
@@ -153,16 +173,16 @@ def test_a_change_is_of_one_setting():
 
 def test_seconds_are_passes_times_their_roofline():
     config = load_config("shapes", ["objective.optimizer_steps=2"])
-    task = task_seconds(config, H100)
+    task = task_seconds(config, SLOW)
     rounds = sum(ceil(rows / 24) for rows in (4, 28, 52, 76, 96, 96))
-    assert task.sampling == pytest.approx(rounds * rollout_pass(config.policy, 24).seconds(H100))
+    assert task.sampling == pytest.approx(rounds * rollout_pass(config.policy, 24).seconds(SLOW))
     forward, update = (
-        p.seconds(H100) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
+        p.seconds(SLOW) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
     )
     assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
     assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
     assert task.learning_padding == 0
-    step = step_seconds(config, H100, task)
+    step = step_seconds(config, SLOW, task)
     assert step.rollout == pytest.approx(2 * task.rollout)  # 4 prompts, 2 workers
     assert step.learning == pytest.approx(4 * task.learning + step.optimizer)
     assert step.total == pytest.approx(step.rollout + step.last_scores + step.learning)
@@ -171,7 +191,7 @@ def test_seconds_are_passes_times_their_roofline():
 
 def test_a_stale_learner_works_beside_the_rollout():
     config = load_config("shapes", ["learner.max_staleness=1"])
-    step = step_seconds(config, H100, task_seconds(config, H100))
+    step = step_seconds(config, SLOW, task_seconds(config, SLOW))
     assert step.total == pytest.approx(max(step.rollout + step.last_scores, step.learning))
 
 
@@ -187,9 +207,9 @@ def test_the_images_of_the_last_round_are_scored_in_waves():
     """
     names = ["scorers.pickscore.request_images=40", "scorers.pickscore.replicas=2", "rollout.workers=4"]
     config = load_config("shapes", [*names, "data.prompts_per_step=11"])
-    each = reward_of(config.scorers[0], config.policy).per_image.seconds(H100)
-    task = task_seconds(config, H100)
-    step = step_seconds(config, H100, task)
+    each = reward_of(config.scorers[0], config.policy).per_image.seconds(SLOW)
+    task = task_seconds(config, SLOW)
+    step = step_seconds(config, SLOW, task)
     assert step.last_scores == pytest.approx(5 * 40 * each)
     assert step.scoring == pytest.approx(11 * 96 * each / 2)
     assert step.total == pytest.approx(3 * task.rollout + 5 * 40 * each + step.learning)
@@ -206,14 +226,14 @@ def test_an_evaluation_waits_for_the_scores_of_its_last_batches():
     """512 prompts in batches of 60 on 2 workers: 9 batches in 5 rounds, the last of which has one."""
     config = load_config("shapes")
     each, sampling, decoding = (
-        reward_of(config.scorers[0], config.policy).per_image.seconds(H100),
-        rollout_pass(config.policy, 24).seconds(H100),
-        decode_pass(config.policy, 24).seconds(H100),
+        reward_of(config.scorers[0], config.policy).per_image.seconds(SLOW),
+        rollout_pass(config.policy, 24).seconds(SLOW),
+        decode_pass(config.policy, 24).seconds(SLOW),
     )
-    task = task_seconds(config, H100)
+    task = task_seconds(config, SLOW)
     batch = 3 * 10 * sampling + 3 * decoding + 60 * task.encoding  # 60 rows in micro-batches of 24, 10 steps
     expected = (5 * batch + 60 * each) / 25
-    assert step_seconds(config, H100, task).evaluation == pytest.approx(expected)
+    assert step_seconds(config, SLOW, task).evaluation == pytest.approx(expected)
 
 
 def test_an_optimizer_step_moves_the_bytes_that_adamw_moves():
