@@ -155,7 +155,7 @@ class Fleet:
             return worker.sample.remote(prompts, addresses, sampling)
 
         def answer(refs: list[ObjectRef], read: Any) -> Sampled:
-            return Sampled(self._images(refs[0], num_bytes), *read)
+            return Sampled(self._images(refs[0], num_bytes), read)
 
         return self._submit(Job(start, answer, weights, num_bytes, False))
 

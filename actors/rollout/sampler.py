@@ -148,7 +148,7 @@ class Sampler:
         prompts: Sequence[int],
         conditioning: Conditioning,
         steps: range,
-    ) -> tuple[Tensor, Cost]:
+    ) -> Tensor:
         """Take deterministic steps.
 
         Args:
@@ -156,15 +156,13 @@ class Sampler:
             steps: which of the T steps are taken.
 
         Returns:
-            The states after the steps (B, Z), and the cost.
+            The states after the steps, (B, Z).
         """
-        rows, padding = self._trunks(x_BZ, roots, prompts), 0
+        rows = self._trunks(x_BZ, roots, prompts)
         for i in steps:
-            (v_BZ,), padded = self._velocity([rows], i, conditioning)
+            (v_BZ,), _ = self._velocity([rows], i, conditioning)
             rows = self._continued(rows, v_BZ, i)
-            padding += padded
-        each = self.family.forwards_per_row
-        return rows.x_RZ, Cost(len(steps) * len(roots) * each, padding * each)
+        return rows.x_RZ
 
     def _trunks(self, x_BZ: Tensor, roots: Sequence[Address], prompts: Sequence[int]) -> Rows:
         return Rows(x_BZ, list(roots), list(range(len(roots))), list(prompts), [()] * len(roots))

@@ -111,8 +111,8 @@ class LocalRollouts:
         def run() -> Sampled:
             if weights is not None:
                 self._load(weights)
-            images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, sampling)
-            return Sampled(self._images(images_NHWC), finite_N, cost)
+            images_NHWC, finite_N = self.generator.sample(prompts, addresses, sampling)
+            return Sampled(self._images(images_NHWC), finite_N)
 
         return self._done(run)
 

@@ -8,7 +8,6 @@ import pytest
 from actors.reward.scores import Scores
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.results import Sampled
-from actors.trajectory import Cost
 from system.loop.scoring import scored
 
 SCORES = Scores({"a": np.ones(1)})
@@ -34,7 +33,7 @@ def budget():
 
 
 def job(budget: ByteBudget) -> Sampled:
-    return Sampled(Images(np.zeros((1, 2, 2, 3)), 10, budget, np.copy), np.ones(1, bool), Cost())
+    return Sampled(Images(np.zeros((1, 2, 2, 3)), 10, budget, np.copy), np.ones(1, bool))
 
 
 def test_images_are_scored_once_they_exist_and_released_once_they_are_scored(budget):
