@@ -18,12 +18,12 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.lost import Lost
 from actors.policy.weights import Exported
+from actors.rollout.assigner import Assigner, SlotState
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.sampling import Sampling, image_bytes
-from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
 from services.base.futures import cancel
@@ -43,7 +43,7 @@ MAX_DEATHS_AT_START = 3
 class Fleet:
     """Rollouts on Ray: slots for workers, and a thread that gives waiting jobs to free workers.
 
-    Jobs are given out in order, as `Schedule` decides. If a worker does not have the weights of a job, they are sent
+    Jobs are given out in order, as `Assigner` decides. If a worker does not have the weights of a job, they are sent
     with the job. If a worker dies or hangs, its job runs again on another worker, and its slot gets a new worker, which
     takes jobs once it has loaded its model. A worker on a node that is being drained (`ray drain-node`, a spot node)
     finishes its job, gets no other job, and ends.
@@ -87,7 +87,7 @@ class Fleet:
         self._door = threading.Lock()
         """The lock for adding a job to the inbox and for closing, so that no job is left in a closed fleet's inbox."""
         self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
-        self._schedule = Schedule(slots + more)
+        self._assigner = Assigner(slots + more)
         self._waiting: deque[Job] = deque()
         self._running: dict[Attempt, None] = {}
         """The jobs on workers, in the order of their start."""
@@ -190,7 +190,7 @@ class Fleet:
             self._end_worker(slot.worker)
 
     def _joined(self) -> list[Slot]:
-        return [slot for slot in self._slots if self._schedule.state_S[slot.number] != SlotState.STARTING]
+        return [slot for slot in self._slots if self._assigner.state_S[slot.number] != SlotState.STARTING]
 
     def _submit(self, job: Job) -> Future[Any]:
         with self._door:
@@ -242,7 +242,7 @@ class Fleet:
         self._waiting.append(job)
 
     def _give_out(self, now: float) -> None:
-        takers = self._schedule.takers(len(self._waiting), now)
+        takers = self._assigner.takers(len(self._waiting), now)
         jobs = [self._waiting[index] for index in takers.values()]
         for number, job in zip(takers, jobs, strict=True):
             if job.state is JobState.WAITING:
@@ -260,7 +260,7 @@ class Fleet:
         attempt = Attempt(job, slot, refs, confirmation, now)
         self._running[attempt] = None
         job.state = JobState.RUNNING
-        self._schedule.begins(slot.number, now)
+        self._assigner.begins(slot.number, now)
         refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, attempt, read)))
 
     def _answered(self, attempt: Attempt, read: Future[Any]) -> None:
@@ -302,7 +302,7 @@ class Fleet:
     def _free(self, attempt: Attempt, typical: bool) -> None:
         """Mark the worker of an attempt as free, unless its slot has another worker by now."""
         if self._slots[attempt.slot.number] is attempt.slot:
-            self._schedule.ends(attempt.slot.number, time.monotonic(), typical)
+            self._assigner.ends(attempt.slot.number, time.monotonic(), typical)
             if attempt.slot.node in self._leaving:
                 self._leave(attempt.slot)
 
@@ -350,7 +350,7 @@ class Fleet:
         """Make a slot, with a worker that begins to load its model."""
         given = self._given.pop(number, None)
         slot = Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
-        self._schedule.starts(number)
+        self._assigner.starts(number)
         ready = slot.worker.ready.remote().future()
         ready.add_done_callback(lambda node: self._inbox.put(partial(self._welcome, slot, node)))
         return slot
@@ -380,7 +380,7 @@ class Fleet:
             self._slots[slot.number] = self._new_slot(slot.number, slot.starts + 1)
 
     def _join(self, slot: Slot) -> None:
-        self._schedule.joins(slot.number)
+        self._assigner.joins(slot.number)
         self._needed.discard(slot.number)
         if not self._needed and not self._ready.done():
             self._ready.set_result(None)
@@ -416,8 +416,8 @@ class Fleet:
         self._next_look = now + LOOK_S
         self._leaving = self._look()
         for slot in [slot for slot in self._joined() if slot.node in self._leaving] if self._leaving else ():
-            busy = self._schedule.state_S[slot.number] != SlotState.FREE
-            self._schedule.leaves(slot.number)
+            busy = self._assigner.state_S[slot.number] != SlotState.FREE
+            self._assigner.leaves(slot.number)
             if not busy:
                 self._leave(slot)
 

@@ -1,4 +1,7 @@
-"""Decides which workers take the next jobs if some workers are slower. It uses no Ray, no threads and no clock."""
+"""Assigns waiting jobs to workers of different speeds. It uses no Ray, no threads and no clock.
+
+Shape legend: S slots.
+"""
 
 import math
 from bisect import bisect
@@ -24,7 +27,7 @@ class SlotState(IntEnum):
     """The worker gets no further job."""
 
 
-class Schedule:
+class Assigner:
     """List scheduling by the earliest answer.
 
     Waiting jobs are assumed to take equally long. Each in turn is planned for the worker that would answer it first,
@@ -109,9 +112,8 @@ class Schedule:
         if answered_before(order[-1]) >= waiting:
             order = order[: bisect(order, waiting - 0.5, key=answered_before)]
         if not order or first_S[order[-1]] == 0 or answered_before(order[-1]) == len(order) - 1:
-            return {
-                slot: index for index, slot in enumerate(order)
-            }  # No other worker would take one of these jobs first.
+            # No other worker would take one of these jobs first.
+            return {slot: index for index, slot in enumerate(order)}
         takers: dict[int, int] = {}
         index = -1
         for slot in order:
