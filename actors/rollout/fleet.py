@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -94,7 +95,6 @@ class Fleet:
         self._needed = set(range(slots))
         """The slots that the run needs to begin and whose workers have not loaded their model yet."""
         self._ready: Future[None] = Future()
-        self._leaving: Collection[str] = ()
         self._next_look = 0.0
         self._last_seen = time.monotonic()
         """The last time at which there was a worker or no job was waiting."""
@@ -177,11 +177,6 @@ class Fleet:
         """The workers that have loaded their model, by their slot."""
         return {slot.number: slot.worker for slot in self._joined()}
 
-    @property
-    def starting(self) -> int:
-        """The number of slots whose worker has not loaded its model yet."""
-        return len(self._slots) - len(self._joined())
-
     def close(self) -> None:
         """Cancel all unfinished jobs, and end the workers."""
         self._inbox.put(self._close)
@@ -202,7 +197,7 @@ class Fleet:
         return job.future
 
     def _images(self, ref: ObjectRef, num_bytes: int) -> Images:
-        return Images(ref, num_bytes, self.budget, partial(ray.get, timeout=IMAGES_TIMEOUT_S))
+        return Images(ref, num_bytes, self.budget, _fetched)
 
     # What only the fleet's thread calls.
 
@@ -300,11 +295,13 @@ class Fleet:
         attempt.slot.held = label
 
     def _free(self, attempt: Attempt, typical: bool) -> None:
-        """Mark the worker of an attempt as free, unless its slot has another worker by now."""
-        if self._slots[attempt.slot.number] is attempt.slot:
-            self._assigner.ends(attempt.slot.number, time.monotonic(), typical)
-            if attempt.slot.node in self._leaving:
-                self._leave(attempt.slot)
+        """Mark the worker of an attempt as free, or end it if it leaves; neither if its slot has another one by now."""
+        slot = attempt.slot
+        if self._slots[slot.number] is not slot:
+            return
+        self._assigner.ends(slot.number, time.monotonic(), typical)
+        if self._assigner.state_S[slot.number] == SlotState.LEAVING:
+            self._leave(slot)
 
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Resolve a job's future. Its bytes are released, unless its images own them."""
@@ -414,11 +411,13 @@ class Fleet:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        self._leaving = self._look()
-        for slot in [slot for slot in self._joined() if slot.node in self._leaving] if self._leaving else ():
-            busy = self._assigner.state_S[slot.number] != SlotState.FREE
+        draining = self._look()
+        for slot in self._joined():
+            if slot.node not in draining:
+                continue
+            is_free = self._assigner.state_S[slot.number] == SlotState.FREE
             self._assigner.leaves(slot.number)
-            if not busy:
+            if is_free:
                 self._leave(slot)
 
     def _cancel(self) -> None:
@@ -447,6 +446,18 @@ class Fleet:
         for attempt in self._running:
             self._finish_cancelled(attempt.job)
         self._running.clear()
+
+
+def _fetched(ref: ObjectRef) -> np.ndarray:
+    """The images behind a reference.
+
+    Raises:
+        Lost: they are lost with their node.
+    """
+    try:
+        return ray.get(ref, timeout=IMAGES_TIMEOUT_S)
+    except ObjectLostError as error:
+        raise Lost(first_line(error)) from error
 
 
 def _nothing() -> None:

@@ -142,3 +142,40 @@ def test_every_job_is_cancelled_when_the_fleet_closes(fleet, workers):
         with pytest.raises(CancelledError):
             job.result(WAIT_S)
     assert fleet.budget.reserved == 0
+
+
+def test_a_worker_that_leaves_is_replaced_after_its_job_even_if_its_node_is_gone_by_then(monkeypatch):
+    """Ray no longer lists a node as draining once it is dead, which may be before the last answer is read."""
+    monkeypatch.setattr("actors.rollout.fleet.LOOK_S", 0.0)
+    monkeypatch.setattr("actors.rollout.fleet.POLL_S", 0.01)
+    draining, looks, workers = [], SimpleQueue(), []
+
+    def start(slot: int) -> Worker:
+        workers.append(Worker())
+        workers[-1].node.promise.set_result(f"node {len(workers)}")
+        return workers[-1]
+
+    def look() -> list[str]:
+        looks.put(None)
+        return list(draining)
+
+    def wait_for_looks() -> None:
+        for _ in range(looks.qsize() + 2):  # One may have begun before; what the second found is handled by the third.
+            looks.get(timeout=WAIT_S)
+
+    fleet = Fleet(start, 1, 60, image_bytes=1, bytes_in_flight=100, look=look, end_worker=lambda worker: None)
+    first, second = submit(fleet, 2)
+    (answer,) = promises(workers)
+    draining.append("node 1")
+    wait_for_looks()
+    draining.clear()
+    wait_for_looks()
+    answer.set_result(OUTCOME)
+    first.result(WAIT_S).images.release()
+    deadline = time.monotonic() + WAIT_S
+    while len(workers) == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(workers) == 2
+    workers[1].asked.get(timeout=WAIT_S).set_result(OUTCOME)
+    second.result(WAIT_S).images.release()
+    fleet.close()
