@@ -245,7 +245,7 @@ class Learner:
         """Update the weight sets that follow this kind of step."""
         for average in self.averages.values():
             if average.weight_set.follows == kind:
-                average.update()
+                average.follow()
 
     def export(self, version: int | None = None) -> Weights:
         """The weights to sample from: the current ones, or those of an earlier version that is kept."""
