@@ -147,8 +147,9 @@ class Fleet:
         """Generate deterministic images, one for each prompt.
 
         Args:
-            weights: the weights to sample from; None for the model's original weights.
+            weights: the weights to sample from; None if the base model takes all steps, so that any weights will do.
         """
+        assert weights is not None or not sampling.policy_steps, "the policy has no weights for its steps"
         num_bytes = len(prompts) * image_bytes(sampling)
 
         def start(worker: ActorHandle) -> list[ObjectRef]:

@@ -108,6 +108,8 @@ class LocalRollouts:
         sampling: Sampling,
         weights: Exported | None = None,
     ) -> Future[Sampled]:
+        assert weights is not None or not sampling.policy_steps, "the policy has no weights for its steps"
+
         def run() -> Sampled:
             if weights is not None:
                 self._load(weights)

@@ -65,7 +65,7 @@ def _finish(
     try:
         if before_release is not None and not scoring.cancelled() and scoring.exception() is None:
             before_release(job)
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:  # Ray raises SystemExit when the driver's node is lost.
         error = raised
     finally:
         job.images.release()
