@@ -264,22 +264,23 @@ class Fleet:
             self._free(attempt, typical=False)
             return
         del self._running[attempt]
+        result: Any = None
+        error: BaseException | None = None
         try:
             if attempt.confirmation is not None:
                 self._confirm(attempt)
             result = attempt.job.answer(attempt.refs, read.result())
-        except RayActorError as error:
-            self._lost(attempt, error)
+        except RayActorError as dead:
+            self._lost(attempt, dead)
             return
-        except (Exception, SystemExit) as error:
-            self._free(attempt, typical=False)
-            lost = isinstance(error, ObjectLostError)
-            self._finish(attempt.job, error=Lost(first_line(error)) if lost else error)
-            if isinstance(error, SystemExit):
-                raise
-            return
-        self._free(attempt, attempt.job.typical)
-        self._finish(attempt.job, result)
+        except (Exception, SystemExit) as raised:
+            error = Lost(first_line(raised)) if isinstance(raised, ObjectLostError) else raised
+        try:
+            self._free(attempt, attempt.job.typical and error is None)
+        finally:  # Also if no worker can be started in the place of one that leaves.
+            self._finish(attempt.job, result, error)
+        if isinstance(error, SystemExit):
+            raise error
 
     def _confirm(self, attempt: Attempt) -> None:
         """Check that the worker has loaded the weights that it was sent, and record it.
