@@ -35,6 +35,8 @@ from services.base.storage import Folder
 
 Scored = tuple[Decisions | Leaves, np.ndarray]
 """The experience of a task, and the advantages (N, K) of its actions."""
+Batch = Sequence[tuple[Decisions | Leaves | None, np.ndarray]]
+"""The same for all tasks of a training step. The experience is None if another rank has the task."""
 Old = list[Tensor | None]
 """The values of the old policy on each micro-batch of a minibatch, in order."""
 
@@ -88,14 +90,11 @@ class Learner:
     @naming_full_memory(
         "lower learner.micro_batch or set policy.gradient_checkpointing=true, and continue with --resume"
     )
-    def update(
-        self, batch: Sequence[tuple[Decisions | Leaves | None, np.ndarray]], behaviour: int | None = None
-    ) -> UpdateStats:
+    def update(self, batch: Batch, behaviour: int | None = None) -> UpdateStats:
         """One training step: policy version n to n + 1.
 
         Args:
-            batch: (experience, advantage_NK) of each task, in the order of their index. The experience is None if
-                another rank has the task.
+            batch: in the order of the tasks' index.
             behaviour: the version that generated the experience. If not given, it is the current one.
 
         Raises:
@@ -105,33 +104,16 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.version)
         monitor = Monitor(len(self.kernel.std_T), self.policy.device)
-        parts = [part for part in np.array_split(np.arange(len(batch)), self.optimizer_steps) if len(part)]
-        minibatches = [
-            [(item, advantage_NK) for item, advantage_NK in (batch[i] for i in part) if item is not None]
-            for part in parts
-        ]
-        planned_M = torch.tensor(
-            [sum(self.objective.planned(item) for item, _ in minibatch) for minibatch in minibatches],
-            dtype=torch.float64,
-            device=self.policy.device,
-        )
-        self.ranks.sum(planned_M)
-        spare = (
-            next(self.objective.idle(item) for item, _ in batch if item is not None) if self.policy.sharded else None
-        )
+        minibatches, spare = self._minibatches(batch), self._spare(batch)
+        planned_M = self._planned(minibatches)
         with self._as_of(self.version if behaviour is None else behaviour) as stale:
-            old = [
+            old_M = [
                 self._old(minibatch, spare, monitor) if m or stale else None for m, minibatch in enumerate(minibatches)
             ]
-        if self.settings.max_staleness:
-            live = self.policy.parameters
-            self.past[self.version] = {
-                name: value.detach().to(live[name].dtype, copy=True) for name, value in self._sampled().items()
-            }
-            self.past.pop(self.version - self.settings.max_staleness, None)
+        self._keep_version()
         norms = []
-        for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M.tolist(), strict=True)):
-            for micro, old_values in self._with_old(minibatch, spare, old[m]):
+        for m, (minibatch, old, planned) in enumerate(zip(minibatches, old_M, planned_M, strict=True)):
+            for micro, old_values in self._with_old(minibatch, spare, old):
                 self._accumulate(micro, old_values, planned, monitor)
             if m == 0:
                 first = monitor.shared(self.ranks)
@@ -142,6 +124,39 @@ class Learner:
         norm, seconds = float(np.mean(norms)), time.perf_counter() - started
         rms = float(np.mean(np.minimum(norms, self.settings.max_grad_norm))) / self.masters.count**0.5
         return monitor.shared(self.ranks).stats(len(minibatches), float(first.maxima.deviation), norm, rms, seconds)
+
+    def _minibatches(self, batch: Batch) -> list[list[Scored]]:
+        """This rank's tasks of each optimizer step. The tasks of all ranks are split evenly."""
+        parts = [part for part in np.array_split(np.arange(len(batch)), self.optimizer_steps) if len(part)]
+        return [
+            [(item, advantage_NK) for item, advantage_NK in (batch[i] for i in part) if item is not None]
+            for part in parts
+        ]
+
+    def _planned(self, minibatches: list[list[Scored]]) -> list[float]:
+        """The number of planned actions of each minibatch, of all ranks together: the denominators of the loss."""
+        planned_M = torch.tensor(
+            [sum(self.objective.planned(item) for item, _ in minibatch) for minibatch in minibatches],
+            dtype=torch.float64,
+            device=self.policy.device,
+        )
+        self.ranks.sum(planned_M)
+        return planned_M.tolist()
+
+    def _spare(self, batch: Batch) -> Any:
+        """A micro-batch of padding for `_micro_batches`; None if the base is not sharded."""
+        if not self.policy.sharded:
+            return None
+        return next(self.objective.idle(item) for item, _ in batch if item is not None)
+
+    def _keep_version(self) -> None:
+        """Keep the weights that are sampled from for the last `max_staleness` versions, and drop those before."""
+        if self.settings.max_staleness:
+            live = self.policy.parameters
+            self.past[self.version] = {
+                name: value.detach().to(live[name].dtype, copy=True) for name, value in self._sampled().items()
+            }
+            self.past.pop(self.version - self.settings.max_staleness, None)
 
     def _micro_batches(self, minibatch: list[Scored], spare: Any) -> Iterator[Any]:
         """The micro-batches of this rank. If the base is sharded, every rank must take part in every forward and
@@ -230,7 +245,7 @@ class Learner:
         """Update the weight sets that follow this kind of step."""
         for average in self.averages.values():
             if average.weight_set.follows == kind:
-                average.update()
+                average.follow()
 
     def export(self, version: int | None = None) -> Weights:
         """The weights to sample from: the current ones, or those of an earlier version that is kept."""

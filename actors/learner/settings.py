@@ -204,13 +204,12 @@ class EmaSettings(Settings):
     """An exponential moving average of the trained weights, which is used for evaluation, `lora/` and `best/`."""
 
     decay: float = Field(0.9, gt=0, lt=1)
-    """The upper bound of the decay. At update n the decay is min((1 + n) / (10 + n), decay)."""
+    """The upper bound of the decay. After optimizer step n the decay is min((1 + n) / (10 + n), decay)."""
     every: int = Field(8, ge=1)
-    """Optimizer steps between two updates of the average."""
+    """Number of optimizer steps after which the average changes."""
 
     def weight_set(self, *more_uses: Use) -> WeightSet:
-        """The weight set of this average, with the warm-up of Flow-GRPO: decay min((1 + n) / (10 + n), decay) at update
-        n."""
+        """The weight set of this average, with the warm-up of Flow-GRPO."""
         uses: frozenset[Use] = frozenset(("evaluation", *more_uses))
         return WeightSet("ema", "optimizer_step", lambda n: min((1 + n) / (10 + n), self.decay), uses, self.every)
 

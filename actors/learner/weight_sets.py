@@ -20,12 +20,12 @@ class WeightSet:
     name: str
     """The name of its file in a checkpoint."""
     follows: StepKind
-    """The kind of step after which it is updated."""
+    """The kind of step that it follows."""
     decay: Callable[[int], float]
-    """d of update n, counted from 1."""
+    """d after step n of this kind, counted from 1."""
     uses: frozenset[Use]
     every: int = 1
-    """The set changes at one of this many updates."""
+    """The set changes after every so many of these steps."""
 
 
 def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-import os
+import uuid
 from collections import OrderedDict
 from contextlib import nullcontext
 from functools import cached_property
@@ -54,6 +54,8 @@ class Embeddings:
         key_of = {prompt: (family.guided, family.negative_prompt, prompt) for prompt in prompts}
         found = {prompt: self._kept.get(key) or self._read(key) for prompt, key in key_of.items()}
         rows = self._encode([prompt for prompt, row in found.items() if row is None], family)
+        for prompt, row in rows.items():
+            self._write(key_of[prompt], row)
         rows |= {prompt: row for prompt, row in found.items() if row is not None}
         for prompt, row in rows.items():
             self._keep(key_of[prompt], row)
@@ -63,13 +65,10 @@ class Embeddings:
     def _encode(self, prompts: list[str], family: Family) -> dict[str, Conditioning]:
         if not prompts:
             return {}
-        rows = {}
         with self._encoders.visiting() if self._encoders else nullcontext():
-            for prompt in prompts:
-                rows[prompt] = {name: tensor.cpu() for name, tensor in family.encode([prompt]).items()}
-        for prompt, row in rows.items():
-            self._write((family.guided, family.negative_prompt, prompt), row)
-        return rows
+            return {
+                prompt: {name: tensor.cpu() for name, tensor in family.encode([prompt]).items()} for prompt in prompts
+            }
 
     def _keep(self, key: Key, rows: Conditioning) -> None:
         if key not in self._kept:
@@ -108,7 +107,10 @@ class Embeddings:
         }
 
     def _write(self, key: Key, rows: Conditioning) -> None:
-        """Write another file and rename it, so that no worker reads half a file."""
+        """Write another file and rename it, so that no worker reads half a file.
+
+        The other file's name is random, because workers on several nodes may write the same prompt at once.
+        """
         if self.folder is None:
             return
         arrays = to_arrays(rows)
@@ -118,7 +120,7 @@ class Embeddings:
         )
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
+        aside = path.with_suffix(f".{uuid.uuid4().hex}")
         with pa.ipc.new_file(str(aside), table.schema) as sink:
             sink.write_table(table)
         aside.replace(path)

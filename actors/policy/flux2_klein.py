@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
+from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
 
@@ -18,11 +19,10 @@ class Flux2Klein(PackedFamily):
 
     pipeline_class = Flux2KleinPipeline
 
-    def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
-        self._text_ids: dict[int, Tensor] = {}
-        if self.pipe.config.is_distilled and self.guided:
+    def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
+        super()._drive(settings, pipe, vae, negative_prompt)
+        if pipe.config.is_distilled and self.guided:
             raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
-        return super().shape_of_latents(vae)
 
     def mu(self, num_steps: int) -> float:
         return compute_empirical_mu(self.latent_shape[0], num_steps)
@@ -41,20 +41,18 @@ class Flux2Klein(PackedFamily):
         """The position of each latent token, (1, L, 4). It is kept, since each copy from the CPU waits for the GPU."""
         return self.pipe._prepare_latent_ids(torch.empty(1, 1, *self.token_grid)).to(self.device)
 
-    def text_ids(self, length: int) -> Tensor:
-        """The position of each text token, (1, length, 4)."""
-        if length not in self._text_ids:
-            self._text_ids[length] = self.pipe._prepare_text_ids(torch.empty(1, length, 1)).to(self.device)
-        return self._text_ids[length]
+    @cached_property
+    def text_ids(self) -> Tensor:
+        """The position of each text token, (1, L, 4). It is kept, too. Prompts are padded to one length."""
+        return self.pipe._prepare_text_ids(torch.empty(1, self.settings.max_sequence_length, 1)).to(self.device)
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
-        prompt_NLD = conditioning["prompt"]
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
             timestep=sigma_N,
             guidance=None,
-            encoder_hidden_states=prompt_NLD,
-            txt_ids=self.text_ids(prompt_NLD.shape[1]).expand(len(x_NZ), -1, -1),
+            encoder_hidden_states=conditioning["prompt"],
+            txt_ids=self.text_ids.expand(len(x_NZ), -1, -1),
             img_ids=self.image_ids.expand(len(x_NZ), -1, -1),
             return_dict=False,
         )[0].float()

@@ -13,7 +13,7 @@ from actors.policy.weights import Arrays, Label, Weights
 from actors.rollout.plans import Plan
 from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
-from actors.trajectory import Cost, Decisions, Leaves, Outcome, Task
+from actors.trajectory import Decisions, Leaves, Outcome, Task
 from services.base.devices import ending_with_its_gpu, prepare_torch
 from services.base.gauges import LastingGauges, gpu_memory
 from services.base.logs import LogFile, at, log_to
@@ -69,5 +69,6 @@ class RolloutWorker:
     @ray.method(num_returns=2)
     def sample(
         self, prompts: list[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
-    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Generate deterministic images: the images for the reward pool, and for the driver whether each is finite."""
         return self.generator.sample(prompts, addresses, sampling)

@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -18,12 +19,12 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.lost import Lost
 from actors.policy.weights import Exported
+from actors.rollout.assigner import Assigner, SlotState
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.jobs import Attempt, Job, JobState, Slot
 from actors.rollout.plans.plan import Plan
 from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.sampling import Sampling, image_bytes
-from actors.rollout.schedule import Schedule, SlotState
 from actors.trajectory import Task
 from services.base.errors import UserError, death, first_line, refusal
 from services.base.futures import cancel
@@ -43,7 +44,7 @@ MAX_DEATHS_AT_START = 3
 class Fleet:
     """Rollouts on Ray: slots for workers, and a thread that gives waiting jobs to free workers.
 
-    Jobs are given out in order, as `Schedule` decides. If a worker does not have the weights of a job, they are sent
+    Jobs are given out in order, as `Assigner` decides. If a worker does not have the weights of a job, they are sent
     with the job. If a worker dies or hangs, its job runs again on another worker, and its slot gets a new worker, which
     takes jobs once it has loaded its model. A worker on a node that is being drained (`ray drain-node`, a spot node)
     finishes its job, gets no other job, and ends.
@@ -87,14 +88,13 @@ class Fleet:
         self._door = threading.Lock()
         """The lock for adding a job to the inbox and for closing, so that no job is left in a closed fleet's inbox."""
         self.budget = ByteBudget(bytes_in_flight, partial(self._inbox.put, _nothing))
-        self._schedule = Schedule(slots + more)
+        self._assigner = Assigner(slots + more)
         self._waiting: deque[Job] = deque()
         self._running: dict[Attempt, None] = {}
         """The jobs on workers, in the order of their start."""
         self._needed = set(range(slots))
         """The slots that the run needs to begin and whose workers have not loaded their model yet."""
         self._ready: Future[None] = Future()
-        self._leaving: Collection[str] = ()
         self._next_look = 0.0
         self._last_seen = time.monotonic()
         """The last time at which there was a worker or no job was waiting."""
@@ -147,15 +147,16 @@ class Fleet:
         """Generate deterministic images, one for each prompt.
 
         Args:
-            weights: the weights to sample from; None for the model's original weights.
+            weights: the weights to sample from; None if the base model takes all steps, so that any weights will do.
         """
+        assert weights is not None or not sampling.policy_steps, "the policy has no weights for its steps"
         num_bytes = len(prompts) * image_bytes(sampling)
 
         def start(worker: ActorHandle) -> list[ObjectRef]:
             return worker.sample.remote(prompts, addresses, sampling)
 
         def answer(refs: list[ObjectRef], read: Any) -> Sampled:
-            return Sampled(self._images(refs[0], num_bytes), *read)
+            return Sampled(self._images(refs[0], num_bytes), read)
 
         return self._submit(Job(start, answer, weights, num_bytes, False))
 
@@ -177,11 +178,6 @@ class Fleet:
         """The workers that have loaded their model, by their slot."""
         return {slot.number: slot.worker for slot in self._joined()}
 
-    @property
-    def starting(self) -> int:
-        """The number of slots whose worker has not loaded its model yet."""
-        return len(self._slots) - len(self._joined())
-
     def close(self) -> None:
         """Cancel all unfinished jobs, and end the workers."""
         self._inbox.put(self._close)
@@ -190,7 +186,7 @@ class Fleet:
             self._end_worker(slot.worker)
 
     def _joined(self) -> list[Slot]:
-        return [slot for slot in self._slots if self._schedule.state_S[slot.number] != SlotState.STARTING]
+        return [slot for slot in self._slots if self._assigner.state_S[slot.number] != SlotState.STARTING]
 
     def _submit(self, job: Job) -> Future[Any]:
         with self._door:
@@ -202,7 +198,7 @@ class Fleet:
         return job.future
 
     def _images(self, ref: ObjectRef, num_bytes: int) -> Images:
-        return Images(ref, num_bytes, self.budget, partial(ray.get, timeout=IMAGES_TIMEOUT_S))
+        return Images(ref, num_bytes, self.budget, _fetched)
 
     # What only the fleet's thread calls.
 
@@ -242,7 +238,7 @@ class Fleet:
         self._waiting.append(job)
 
     def _give_out(self, now: float) -> None:
-        takers = self._schedule.takers(len(self._waiting), now)
+        takers = self._assigner.takers(len(self._waiting), now)
         jobs = [self._waiting[index] for index in takers.values()]
         for number, job in zip(takers, jobs, strict=True):
             if job.state is JobState.WAITING:
@@ -260,7 +256,7 @@ class Fleet:
         attempt = Attempt(job, slot, refs, confirmation, now)
         self._running[attempt] = None
         job.state = JobState.RUNNING
-        self._schedule.begins(slot.number, now)
+        self._assigner.begins(slot.number, now)
         refs[-1].future().add_done_callback(lambda read: self._inbox.put(partial(self._answered, attempt, read)))
 
     def _answered(self, attempt: Attempt, read: Future[Any]) -> None:
@@ -268,22 +264,23 @@ class Fleet:
             self._free(attempt, typical=False)
             return
         del self._running[attempt]
+        result: Any = None
+        error: BaseException | None = None
         try:
             if attempt.confirmation is not None:
                 self._confirm(attempt)
             result = attempt.job.answer(attempt.refs, read.result())
-        except RayActorError as error:
-            self._lost(attempt, error)
+        except RayActorError as dead:
+            self._lost(attempt, dead)
             return
-        except (Exception, SystemExit) as error:
-            self._free(attempt, typical=False)
-            lost = isinstance(error, ObjectLostError)
-            self._finish(attempt.job, error=Lost(first_line(error)) if lost else error)
-            if isinstance(error, SystemExit):
-                raise
-            return
-        self._free(attempt, attempt.job.typical)
-        self._finish(attempt.job, result)
+        except (Exception, SystemExit) as raised:
+            error = Lost(first_line(raised)) if isinstance(raised, ObjectLostError) else raised
+        try:
+            self._free(attempt, attempt.job.typical and error is None)
+        finally:  # Also if no worker can be started in the place of one that leaves.
+            self._finish(attempt.job, result, error)
+        if isinstance(error, SystemExit):
+            raise error
 
     def _confirm(self, attempt: Attempt) -> None:
         """Check that the worker has loaded the weights that it was sent, and record it.
@@ -300,11 +297,13 @@ class Fleet:
         attempt.slot.held = label
 
     def _free(self, attempt: Attempt, typical: bool) -> None:
-        """Mark the worker of an attempt as free, unless its slot has another worker by now."""
-        if self._slots[attempt.slot.number] is attempt.slot:
-            self._schedule.ends(attempt.slot.number, time.monotonic(), typical)
-            if attempt.slot.node in self._leaving:
-                self._leave(attempt.slot)
+        """Mark the worker of an attempt as free, or end it if it leaves; neither if its slot has another one by now."""
+        slot = attempt.slot
+        if self._slots[slot.number] is not slot:
+            return
+        self._assigner.ends(slot.number, time.monotonic(), typical)
+        if self._assigner.state_S[slot.number] == SlotState.LEAVING:
+            self._leave(slot)
 
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Resolve a job's future. Its bytes are released, unless its images own them."""
@@ -350,7 +349,7 @@ class Fleet:
         """Make a slot, with a worker that begins to load its model."""
         given = self._given.pop(number, None)
         slot = Slot(number, given or self._start_worker(number), starts, adopted=given is not None)
-        self._schedule.starts(number)
+        self._assigner.starts(number)
         ready = slot.worker.ready.remote().future()
         ready.add_done_callback(lambda node: self._inbox.put(partial(self._welcome, slot, node)))
         return slot
@@ -380,7 +379,7 @@ class Fleet:
             self._slots[slot.number] = self._new_slot(slot.number, slot.starts + 1)
 
     def _join(self, slot: Slot) -> None:
-        self._schedule.joins(slot.number)
+        self._assigner.joins(slot.number)
         self._needed.discard(slot.number)
         if not self._needed and not self._ready.done():
             self._ready.set_result(None)
@@ -414,11 +413,13 @@ class Fleet:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        self._leaving = self._look()
-        for slot in [slot for slot in self._joined() if slot.node in self._leaving] if self._leaving else ():
-            busy = self._schedule.state_S[slot.number] != SlotState.FREE
-            self._schedule.leaves(slot.number)
-            if not busy:
+        draining = self._look()
+        for slot in self._joined():
+            if slot.node not in draining:
+                continue
+            is_free = self._assigner.state_S[slot.number] == SlotState.FREE
+            self._assigner.leaves(slot.number)
+            if is_free:
                 self._leave(slot)
 
     def _cancel(self) -> None:
@@ -447,6 +448,18 @@ class Fleet:
         for attempt in self._running:
             self._finish_cancelled(attempt.job)
         self._running.clear()
+
+
+def _fetched(ref: ObjectRef) -> np.ndarray:
+    """The images behind a reference.
+
+    Raises:
+        Lost: they are lost with their node.
+    """
+    try:
+        return ray.get(ref, timeout=IMAGES_TIMEOUT_S)
+    except ObjectLostError as error:
+        raise Lost(first_line(error)) from error
 
 
 def _nothing() -> None:

@@ -31,7 +31,6 @@ class Sampled:
     images: Images
     finite_M: np.ndarray
     """Whether each image is finite; an image that is not is a hole."""
-    cost: Cost
 
 
 @dataclass(frozen=True)

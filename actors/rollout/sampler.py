@@ -70,6 +70,19 @@ class _Record:
         )
         return Decisions(step_N, state_NZ, action_NKZ, log_prob_NK, weight_N)
 
+    def tree(self, owners: Sequence[Owners]) -> Tree:
+        """The leaves of each action, from the actions that own each leaf."""
+        step_N, seed_N = np.array(self.step_N, np.int64), np.array(self.seed_N, np.int64)
+        owned: dict[tuple[int, int], list[int]] = {}
+        for leaf, above in enumerate(owners):
+            for pair in above:
+                owned.setdefault(pair, []).append(leaf)
+        most = max((len(leaves) for leaves in owned.values()), default=1)
+        leaf_NKL = np.full((len(step_N), self.siblings, most), -1, np.int64)
+        for (n, k), leaves in owned.items():
+            leaf_NKL[n, k, : len(leaves)] = leaves
+        return Tree(step_N, seed_N, leaf_NKL, len(owners))
+
 
 class Sampler:
     """Runs a plan on a policy family.
@@ -125,19 +138,12 @@ class Sampler:
                 case Fate.SPLITS:
                     trunks = actions
         leaves = [trunks, *(branch.rows for branch in branches)]
-        owners = [above for rows in leaves for above in rows.owners]
-        decisions = record.decisions(self.family.latent_shape)
-        tree = Tree(
-            decisions.step_N,
-            np.array(record.seed_N, np.int64),
-            _ownership(owners, len(decisions.step_N), plan.siblings),
-            len(owners),
-        )
+        each = self.family.forwards_per_row
         return Wavefront(
             torch.cat([rows.x_RZ for rows in leaves]),
-            tree,
-            decisions,
-            Cost(nfe * self.family.forwards_per_row, padding * self.family.forwards_per_row),
+            record.tree([above for rows in leaves for above in rows.owners]),
+            record.decisions(self.family.latent_shape),
+            Cost(nfe * each, padding * each),
         )
 
     @torch.no_grad()
@@ -148,7 +154,7 @@ class Sampler:
         prompts: Sequence[int],
         conditioning: Conditioning,
         steps: range,
-    ) -> tuple[Tensor, Cost]:
+    ) -> Tensor:
         """Take deterministic steps.
 
         Args:
@@ -156,15 +162,13 @@ class Sampler:
             steps: which of the T steps are taken.
 
         Returns:
-            The states after the steps (B, Z), and the cost.
+            The states after the steps, (B, Z).
         """
-        rows, padding = self._trunks(x_BZ, roots, prompts), 0
+        rows = self._trunks(x_BZ, roots, prompts)
         for i in steps:
-            (v_BZ,), padded = self._velocity([rows], i, conditioning)
+            (v_BZ,), _ = self._velocity([rows], i, conditioning)
             rows = self._continued(rows, v_BZ, i)
-            padding += padded
-        each = self.family.forwards_per_row
-        return rows.x_RZ, Cost(len(steps) * len(roots) * each, padding * each)
+        return rows.x_RZ
 
     def _trunks(self, x_BZ: Tensor, roots: Sequence[Address], prompts: Sequence[int]) -> Rows:
         return Rows(x_BZ, list(roots), list(range(len(roots))), list(prompts), [()] * len(roots))
@@ -226,16 +230,3 @@ class Sampler:
             Branches(actions, visits(i + 1, len(plan.forks), stride), SOLVERS[plan.solver](self.sigmas))
             for stride in plan.forks[i].strides
         ]
-
-
-def _ownership(owners: list[Owners], decisions: int, siblings: int) -> np.ndarray:
-    """Make leaf_NKL from the owners of each leaf."""
-    owned: dict[tuple[int, int], list[int]] = {}
-    for leaf, above in enumerate(owners):
-        for pair in above:
-            owned.setdefault(pair, []).append(leaf)
-    most = max((len(leaves) for leaves in owned.values()), default=1)
-    leaf_NKL = np.full((decisions, siblings, most), -1, np.int64)
-    for (n, k), leaves in owned.items():
-        leaf_NKL[n, k, : len(leaves)] = leaves
-    return leaf_NKL

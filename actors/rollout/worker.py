@@ -84,21 +84,20 @@ class Generator:
     @naming_full_memory(FULL_MEMORY)
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
-    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Generate one deterministic image per prompt.
 
         Returns:
-            Images (N, H, W, 3) uint8, whether each is finite (N,), and the cost.
+            Images (N, H, W, 3) uint8, and whether each is finite (N,).
 
         Raises:
             RuntimeError: the base is asked for, and this policy keeps no copy of it.
         """
-        started = time.perf_counter()
         family = self.policy.family.sampled_as(sampling.of(self.policy.settings), sampling.negative_prompt)
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         conditioning = self.embed(list(row_of), family)
         sampler, rows = self.sampler_of(family), [row_of[prompt] for prompt in prompts]
-        x_NZ, cost = sampler.noise(addresses), Cost()
+        x_NZ = sampler.noise(addresses)
         switch = sampling.policy_steps
         for steps, model in (
             (range(switch), partial(self._policy, sampling.adapter_scale)),
@@ -106,11 +105,8 @@ class Generator:
         ):
             if steps:
                 with model():
-                    x_NZ, spent = sampler.flow(x_NZ, addresses, rows, conditioning, steps)
-                cost += spent
-        images_NHWC, finite_N = self.decode(x_NZ, family)
-        cost += Cost(decodes=len(images_NHWC), seconds=time.perf_counter() - started)
-        return images_NHWC, (finite_N, cost)
+                    x_NZ = sampler.flow(x_NZ, addresses, rows, conditioning, steps)
+        return self.decode(x_NZ, family)
 
     @contextmanager
     def _policy(self, adapter_scale: float = 1.0) -> Iterator[None]:
@@ -162,7 +158,7 @@ class SharedGenerator(Generator):
 
     def sample(
         self, prompts: Sequence[str], addresses: Sequence[tuple[int, ...]], sampling: Sampling
-    ) -> tuple[np.ndarray, tuple[np.ndarray, Cost]]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         torch.set_num_threads(self.settings.threads)
         with self.policy.holding(self.sampled):
             return super().sample(prompts, addresses, sampling)

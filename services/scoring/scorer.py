@@ -53,6 +53,9 @@ BUILT_IN = {
     "diversity": "services.scoring.diversity:Diversity",
     "jpeg_size": "services.scoring.jpeg_size:JpegSize",
 }
+"""The scorers of this package, by the name that a recipe gives."""
+OUR_FOLDER = Path(__file__).resolve().parents[2]
+"""The folder that contains our packages."""
 
 
 class Scorer(Protocol):
@@ -110,10 +113,6 @@ def scorer_class(settings: ScorerSettings) -> type:
             "correct the scorer's options"
         ) from error
     return found
-
-
-OUR_FOLDER = Path(__file__).resolve().parents[2]
-"""The folder that contains our packages."""
 
 
 def needs_of(settings: ScorerSettings) -> Needs:

@@ -79,7 +79,7 @@ def run_sample(
         generator.load(Weights(0, checksum(arrays), arrays))
     repeated = [prompt for prompt in prompts for _ in range(count)]
     addresses = [(config.seed, EVAL_STREAM, i, k) for i in range(len(prompts)) for k in range(count)]
-    images_NHWC, (finite_N, _) = generator.sample(repeated, addresses, sampling)
+    images_NHWC, finite_N = generator.sample(repeated, addresses, sampling)
     if not finite_N.all():
         raise UserError(
             f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "

@@ -108,11 +108,13 @@ class LocalRollouts:
         sampling: Sampling,
         weights: Exported | None = None,
     ) -> Future[Sampled]:
+        assert weights is not None or not sampling.policy_steps, "the policy has no weights for its steps"
+
         def run() -> Sampled:
             if weights is not None:
                 self._load(weights)
-            images_NHWC, (finite_N, cost) = self.generator.sample(prompts, addresses, sampling)
-            return Sampled(self._images(images_NHWC), finite_N, cost)
+            images_NHWC, finite_N = self.generator.sample(prompts, addresses, sampling)
+            return Sampled(self._images(images_NHWC), finite_N)
 
         return self._done(run)
 

@@ -52,7 +52,7 @@ def group_keys(rule: AdvantageSettings, trees: Sequence[Tree]) -> np.ndarray:
 def normalise(
     reward_A: np.ndarray, group_A: np.ndarray, rule: AdvantageSettings, part_A: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A = (r − mean of the group) / (std + ε), and each group's population std.
+    """A = (r − mean of the group) / (std + ε), with the population std.
 
     Args:
         reward_A: NaN marks a hole.
@@ -61,7 +61,8 @@ def normalise(
             minus its own group mean, divided by the reward's std. The parts of all summands add up to the advantages.
 
     Returns:
-        advantages (A,), 0 for holes and for groups with no spread; std of each group, NaN where it has no reward.
+        advantages (A,), 0 for holes and for groups with no spread; whether a group has no spread, (G,). The std does
+        not tell: it may be above 0 for equal rewards, because their mean is rounded.
     """
     known_A = ~np.isnan(reward_A)
     groups = int(group_A.max(initial=-1)) + 1
@@ -73,7 +74,8 @@ def normalise(
     high_G = np.full(groups, -np.inf)
     np.minimum.at(low_G, group_A[known_A], reward_A[known_A])
     np.maximum.at(high_G, group_A[known_A], reward_A[known_A])
-    spread_A = known_A & (high_G > low_G)[group_A]
+    flat_G = high_G <= low_G
+    spread_A = known_A & ~flat_G[group_A]
     scale_A = (
         std_G[group_A]
         if rule.std == "group"
@@ -83,7 +85,7 @@ def normalise(
         centred_A = _centred(part_A, known_A, group_A, count_G)
     advantage_A = np.zeros_like(reward_A)
     advantage_A[spread_A] = centred_A[spread_A] / (scale_A[spread_A] + rule.epsilon)
-    return advantage_A, std_G
+    return advantage_A, flat_G
 
 
 def _centred(reward_A: np.ndarray, known_A: np.ndarray, group_A: np.ndarray, count_G: np.ndarray) -> np.ndarray:
@@ -118,7 +120,7 @@ def advantages(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: S
     normalised = [normalise(reward_A, group_A, rule) for reward_A in rewards]
     hole_A: np.ndarray = np.isnan(np.stack(rewards)).any(axis=0)
     advantage_A = np.where(hole_A, 0.0, np.sum([advantage_A for advantage_A, _ in normalised], axis=0))
-    flat = [float(np.mean(~(std_G > 0))) for _, std_G in normalised]
+    flat = [float(np.mean(flat_G)) for _, flat_G in normalised]
     return Advantages(by_task(bounded(advantage_A, group_A, rule), trees), by_task(hole_A, trees), float(np.mean(flat)))
 
 

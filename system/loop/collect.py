@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 
 import pyarrow as pa
 
@@ -102,11 +101,11 @@ class Collector:
         for task in tasks_of_step(self.train, config.data.prompts_per_step, step, config.seed, work.version):
             plan = make_plan(config.plan, config.policy.num_steps, task.address)
             generated = self.roles.rollouts.generate(task, plan, weights)
+            generated.add_done_callback(work.count)
             prompts, row = [task.prompt] * plan.leaves, task.address[2]
             scorers = config.scorers_in(self.train.category(row))
-            rows = rows_for(scorers, self.train, [row]) * plan.leaves
-            generated.add_done_callback(work.count)
+            names, rows = [scorer.name for scorer in scorers], rows_for(scorers, self.train, [row]) * plan.leaves
             keep = work.keep if task.index == 0 and config.log.keeps_images(step + 1) else None
-            scoring = partial(scored, before_release=keep, rows=rows, step=task.training_step, task=task.index)
-            work.scored.append(scoring(generated, self.roles.rewards, prompts, [s.name for s in scorers]))
+            outcome = scored(generated, self.roles.rewards, prompts, names, keep, rows, step=step, task=task.index)
+            work.scored.append(outcome)
         return work

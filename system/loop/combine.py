@@ -56,8 +56,7 @@ def combine(
     together = advantages(rule, trees, rewards)
     alone = {name: _alone(rule, trees, tasks, name) for name in names}
     if combine_rule == "raw":
-        whole = rule.model_copy(update={"keep": None, "clip": math.inf})
-        summands = {name: parts(whole, trees, rewards, _weighted(tasks, name)) for name in names}
+        summands = {name: parts(rule, trees, rewards, _weighted(tasks, name)) for name in names}
     else:
         known_A = ~np.concatenate([hole_NK.ravel() for hole_NK in together.hole_by_task])
         summands = {name: np.where(known_A, alone[name].weighted_A, 0.0) for name in names}

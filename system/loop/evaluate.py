@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         check_stop: called while waiting; raises to end the wait.
-        weights: the weights to sample from; None for the model's original weights.
+        weights: the weights to sample from; None if the base model takes all steps of `sampling`.
         sampling: how images are sampled. If not given, as the recipe says.
         progress: called with the number of scored batches and of all batches.
         watch: called with all images.

@@ -79,9 +79,11 @@ def _refuse_holes(config: RunConfig, rewards: Sequence[np.ndarray], scores: Sequ
         return
     returned = {name for score in scores for name in (*score.by_scorer, *score.sub_scores)}
     gates = [(scorer.name, scorer.gate.score) for scorer in config.reward_scorers if scorer.gate is not None]
-    missing = [f"the gate of `{name}` needs `{gate}`, which no scorer returned" for name, gate in gates
-               if gate not in returned]  # fmt: skip
+    reasons = [
+        f"the gate of `{name}` needs `{gate}`, which no scorer returned" for name, gate in gates if gate not in returned
+    ]
+    reasons.append(why_holes(scores))
     raise UserError(
-        f"{holes.sum()} of {len(holes)} images have no reward ({'; '.join([*missing, why_holes(scores)])}); fix the "
-        "cause, or raise reward.max_hole_share"
+        f"{holes.sum()} of {len(holes)} images have no reward ({'; '.join(reasons)}); fix the cause, or raise "
+        "reward.max_hole_share"
     )

@@ -43,10 +43,8 @@ def read_set(config: RunConfig, name: str, one: EvalSet) -> HeldOut:
         UserError: the file cannot be read, or a scorer cannot use its rows.
     """
     section = "data" if name == DEFAULT_SET else f"eval.sets.{name}"
-    prompts, scorers = (
-        read_prompts(one.prompts, one.prompt_column, one.category_column, section),
-        scorers_of(config, one),
-    )
+    prompts = read_prompts(one.prompts, one.prompt_column, one.category_column, section)
+    scorers = scorers_of(config, one)
     check_rows(one.prompts, prompts, scorers)
     return HeldOut(name, prompts, min(config.eval.prompts, len(prompts)), one.images_per_prompt, scorers)
 

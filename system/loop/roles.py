@@ -69,7 +69,7 @@ class Rollouts(Protocol):
 
         Args:
             sampling: how the images are sampled, and which of the steps the base model takes.
-            weights: the policy's weights; None for the model's original weights.
+            weights: the policy's weights; None if the base model takes all steps, so that any weights will do.
         """
 
     def cancel(self) -> None:

@@ -40,32 +40,22 @@ def scored(
         The job and its scores. The future has the error of generating or scoring, and is cancelled if one of them is.
     """
     outcome: Future[tuple[Job, Scores]] = Future()
-    generated.add_done_callback(partial(_score, outcome, rewards, prompts, names, before_release, rows, group, place))
+
+    def score(generated: Future[Job]) -> None:
+        if _failed(generated, outcome):
+            return
+        job = generated.result()
+        try:
+            with at(**place):
+                scoring = rewards.score(job.images.reference, prompts, names, job.finite_M, rows, group)
+        except Exception as error:
+            job.images.release()
+            outcome.set_exception(error)
+        else:
+            scoring.add_done_callback(partial(_finish, outcome, job, before_release))
+
+    generated.add_done_callback(score)
     return outcome
-
-
-def _score(
-    outcome: Future[tuple[Job, Scores]],
-    rewards: Rewards,
-    prompts: Sequence[str],
-    names: Sequence[str],
-    before_release: Callable[[Job], None] | None,
-    rows: Sequence[Row],
-    group: int | None,
-    place: dict[str, int],
-    generated: Future[Job],
-) -> None:
-    if _failed(generated, outcome):
-        return
-    job = generated.result()
-    try:
-        with at(**place):
-            scoring = rewards.score(job.images.reference, prompts, names, job.finite_M, rows, group)
-    except Exception as error:
-        job.images.release()
-        outcome.set_exception(error)
-    else:
-        scoring.add_done_callback(partial(_finish, outcome, job, before_release))
 
 
 def _finish(
@@ -75,7 +65,7 @@ def _finish(
     try:
         if before_release is not None and not scoring.cancelled() and scoring.exception() is None:
             before_release(job)
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:  # Ray raises SystemExit when the driver's node is lost.
         error = raised
     finally:
         job.images.release()

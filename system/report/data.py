@@ -150,6 +150,12 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def change_of(scores: Sequence[float | None]) -> float:
+    """The last score minus the first; NaN if one is a hole (None or NaN) or there is one score only."""
+    first, last = scores[0], scores[-1]
+    return math.nan if len(scores) < 2 or first is None or last is None else last - first
+
+
 def read_run(path: Path) -> Run:
     """Read a run folder.
 

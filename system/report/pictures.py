@@ -1,6 +1,5 @@
 """Images of the same prompts and noise before and after training, encoded for the page."""
 
-import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from PIL import Image
 from services.base.errors import first_line
 from services.http.images import data_url, encode_shrunk, kind_of
 from system.recipe.evaluation import DEFAULT_SET
-from system.report.data import Run, number
+from system.report.data import Run, change_of, number
 from system.run.folder import samples_folder
 
 MAX_SIDE_PX = 512
@@ -50,9 +49,8 @@ class BeforeAfter:
     pictures: list[Picture]
 
     def change(self, scorer: str) -> float:
-        """The last score minus the first; NaN if one is a hole or there is one picture only."""
-        first, last = (picture.scores[scorer] for picture in (self.pictures[0], self.pictures[-1]))
-        return math.nan if len(self.pictures) < 2 or first is None or last is None else last - first
+        """The change from the first picture to the last."""
+        return change_of([picture.scores[scorer] for picture in self.pictures])
 
 
 def before_after(run: Run, name: str = DEFAULT_SET) -> tuple[list[BeforeAfter], list[str]]:

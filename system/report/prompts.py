@@ -9,7 +9,7 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from system.loop.evaluation import mean_by_prompt
-from system.report.data import scores
+from system.report.data import change_of, scores
 
 LINE_WIDTH, LINE_HEIGHT = 64, 16
 """Pixels of the line that shows a prompt's scores."""
@@ -23,9 +23,8 @@ class PromptScores:
     scores: dict[str, list[float]]
 
     def change(self, scorer: str) -> float:
-        """The last score minus the first; NaN if one is a hole or there is one evaluation only."""
-        values = self.scores[scorer]
-        return values[-1] - values[0] if len(values) > 1 else math.nan
+        """The change from the first evaluation to the last."""
+        return change_of(self.scores[scorer])
 
 
 def by_gain(evals: Mapping[int, pa.Table], scorers: Sequence[str], sorted_by: str) -> list[PromptScores]:

@@ -32,7 +32,6 @@ ROUNDING = (
 """Further settings that a resumed run may change. They can change how results are rounded, so the weights may no longer
 be the same bit for bit as without the change."""
 
-
 MAX_CHARS = 80
 """Longer values are cut to this length in messages."""
 
@@ -51,9 +50,14 @@ class Recorded:
 
     def text(self) -> str:
         """The record as YAML. The key `tempflow` comes last, so that a file without it is known to be torn."""
-        made_by = {"version": __version__, "commit": git_commit(), "folders": self.folders}
-        by = {**made_by, "inputs": self.inputs, "run": self.run}
-        return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: by})
+        of_run = {
+            "version": __version__,
+            "commit": git_commit(),
+            "folders": self.folders,
+            "inputs": self.inputs,
+            "run": self.run,
+        }
+        return dump_yaml(self.config.model_dump(mode="json") | {OF_RUN: of_run})
 
 
 def read_recorded(text: str, source: str) -> Recorded:
@@ -63,13 +67,14 @@ def read_recorded(text: str, source: str) -> Recorded:
         UserError: the text is torn, or is not such a record. The message names the source.
     """
     raw = load_yaml(text, source)
-    by = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
-    if not isinstance(by, dict) or not isinstance(by.get("run"), str) or not isinstance(by.get("inputs"), dict):
+    found = raw.pop(OF_RUN, None) if isinstance(raw, dict) else None
+    of_run = found if isinstance(found, dict) else {}
+    if not isinstance(of_run.get("run"), str) or not isinstance(of_run.get("inputs"), dict):
         raise UserError(
             f"{source} is not the complete recipe of a run, because its end with the run's identity is missing; "
             "restore it"
         )
-    return Recorded(parse_config(RunConfig, raw, source), by["run"], by["inputs"])
+    return Recorded(parse_config(RunConfig, raw, source), of_run["run"], of_run["inputs"])
 
 
 def check_same(before: RunConfig, now: RunConfig, what: str) -> None:

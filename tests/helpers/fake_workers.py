@@ -16,6 +16,7 @@ from actors.rollout.plans import Plan, ode_plan
 from actors.trajectory import Cost, Outcome, Task
 
 PLAN = ode_plan(1)
+LARGE_BYTES = 10**7
 
 
 @ray.remote(num_cpus=0)
@@ -62,6 +63,21 @@ class PacedWorker:
     def generate(self, task: Task, plan: Plan):
         time.sleep(self.seconds)
         return self.seconds, None, Outcome(os.getpid(), None, Cost())
+
+
+@ray.remote(num_cpus=0)
+class LargeWorker:
+    """Its tasks leave 2 × LARGE_BYTES in the object store of its node."""
+
+    def ready(self):
+        return ray.get_runtime_context().get_node_id()
+
+    def load(self, label: Label, *buckets: Arrays):
+        return label.version, label.checksum
+
+    @ray.method(num_returns=3)
+    def generate(self, task: Task, plan: Plan):
+        return bytes(LARGE_BYTES), bytes(LARGE_BYTES), Outcome(None, None, Cost())
 
 
 def exported(version: int = 3) -> Exported:

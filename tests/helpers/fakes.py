@@ -109,9 +109,7 @@ class FakeRollouts:
             self.script("sample")
             count = len(prompts)
             pixels = np.full((count, *IMAGE), int(digest(weights and weights.label), 16) % 256, np.uint8)
-            return Sampled(
-                self._images(pixels), np.ones(count, bool), Cost(nfe=count * sampling.num_steps, decodes=count)
-            )
+            return Sampled(self._images(pixels), np.ones(count, bool))
 
         return resolved(run)
 

@@ -8,31 +8,10 @@ from concurrent.futures import CancelledError, Future
 import pytest
 import ray
 
-from actors.policy.weights import Arrays, Label
 from actors.rollout.fleet import Fleet
-from actors.rollout.plans import Plan
 from actors.rollout.results import Generated
-from actors.trajectory import Cost, Outcome, Task
-from tests.helpers.fake_workers import PLAN, FakeWorker, PacedWorker, exported, fleet_of
-
-
-class Large:
-    """A rollout worker whose tasks leave 2 × 10 MB in the object store."""
-
-    NUM_BYTES = 10**7
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
-
-    @ray.method(num_returns=3)
-    def generate(self, task: Task, plan: Plan):
-        return bytes(self.NUM_BYTES), bytes(self.NUM_BYTES), Outcome(None, None, Cost())
-
-
-LargeWorker = ray.remote(num_cpus=0)(Large)
+from actors.trajectory import Task
+from tests.helpers.fake_workers import LARGE_BYTES, PLAN, FakeWorker, LargeWorker, PacedWorker, exported, fleet_of
 
 
 def object_store_bytes() -> float:
@@ -198,7 +177,7 @@ def test_nothing_stays_in_the_object_store_of_tasks_that_are_released_and_droppe
         future.result(60).images.release()
     del future
     deadline = time.monotonic() + 30
-    while (used := object_store_bytes()) > Large.NUM_BYTES and time.monotonic() < deadline:
+    while (used := object_store_bytes()) > LARGE_BYTES and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert used <= Large.NUM_BYTES
+    assert used <= LARGE_BYTES
     fleet.close()

@@ -22,7 +22,7 @@ from actors.rollout.results import Sampled
 from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from actors.rollout.worker import Generator
-from actors.trajectory import Cost, Task
+from actors.trajectory import Task
 from services.base.errors import UserError
 from system.loop.evaluate import evaluate
 from system.loop.heldout import read_sets
@@ -73,7 +73,7 @@ def test_a_model_of_nan_makes_no_finite_image(generator):
     _, images, (_, finite_M, _) = generator.generate(Task(0, "a cat", (0, 0, 0), 0), PLAN)
     assert not images.any()
     assert not finite_M.any()
-    _, (finite_N, _) = generator.sample(["a cat"], [(0, 0, 0, 0)], Sampling(16, 16, 5, 1.0))
+    _, finite_N = generator.sample(["a cat"], [(0, 0, 0, 0)], Sampling(16, 16, 5, 1.0))
     assert not finite_N.any()
 
 
@@ -98,7 +98,7 @@ class Rollouts:
         budget = ByteBudget(1)
         budget.reserve(1)
         finite_M = np.array([row < self.finite for _, _, row, _ in addresses])
-        return resolved(Sampled(Images(None, 1, budget, np.copy), finite_M, Cost()))
+        return resolved(Sampled(Images(None, 1, budget, np.copy), finite_M))
 
 
 class Rewards:

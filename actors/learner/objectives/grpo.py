@@ -1,15 +1,13 @@
 """The clipped GRPO objective. Shape legend: N decisions, K actions, Z latent dimensions, T steps."""
 
-from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from actors.learner.averages import Average
 from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Terms
 from actors.learner.settings import GrpoSettings
-from actors.policy.kernels import Kernel, noise_weights
-from actors.policy.policy import Policy
+from actors.policy.kernels import noise_weights
 
 
 class Grpo(DecisionObjective):
@@ -19,20 +17,13 @@ class Grpo(DecisionObjective):
     (arXiv 2508.04324). The log-probs are means over latent dimensions, so ρ is a trust-region heuristic.
     """
 
-    weight_T: Tensor
+    settings: GrpoSettings
 
-    def __init__(
-        self,
-        settings: GrpoSettings,
-        policy: Policy,
-        averages: Sequence[Average],
-        kernel: Kernel,
-        micro_batch: int,
-        trainable: list[int],
-    ) -> None:
-        super().__init__(settings, policy, averages, kernel, micro_batch, trainable)
-        std_T = kernel.std_T if settings.noise_weights else torch.ones_like(kernel.std_T)
-        self.weight_T = noise_weights(std_T, trainable)
+    @cached_property
+    def weight_T(self) -> Tensor:
+        """w_i of each sampling step; 0 for a step that is never trained."""
+        std_T = self.kernel.std_T if self.settings.noise_weights else torch.ones_like(self.kernel.std_T)
+        return noise_weights(std_T, self.trainable)
 
     def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
         ratio_NK = (self.log_prob(micro, mean_NZ) - old).exp()

@@ -3,19 +3,18 @@
 Shape legend: M images, J noise levels for each image, N rows, Z latent dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
-from actors.learner.averages import Average
 from actors.learner.objectives.objective import Objective, padded_rows
 from actors.learner.settings import LeafObjectiveSettings
-from actors.policy.kernels import Kernel, mean_square, per_row
+from actors.policy.kernels import mean_square, per_row
 from actors.policy.noise import noise
-from actors.policy.policy import Policy
 from actors.trajectory import Leaves
 
 LEARNER_STREAM = 12
@@ -48,17 +47,12 @@ class LeafObjective(Objective[Leaves, LeafRows]):
     in the denominator.
     """
 
-    def __init__(
-        self,
-        settings: LeafObjectiveSettings,
-        policy: Policy,
-        averages: Sequence[Average],
-        kernel: Kernel,
-        micro_batch: int,
-        trainable: list[int],
-    ) -> None:
-        super().__init__(settings, policy, averages, kernel, micro_batch, trainable)
-        self.levels = settings.levels(len(policy.sigmas) - 1)
+    settings: LeafObjectiveSettings
+
+    @cached_property
+    def levels(self) -> list[list[int]]:
+        """The runs of neighbouring sampling steps. One noise level is drawn from each."""
+        return self.settings.levels(len(self.policy.sigmas) - 1)
 
     def planned(self, item: Leaves) -> float:
         return float(len(item.latent_MZ) * len(self.levels))

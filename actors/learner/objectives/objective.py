@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -52,9 +53,6 @@ class Objective(ABC, Generic[Item, Micro]):
         trainable: the sampling steps that the plan may train.
     """
 
-    weight_T: Tensor | None = None
-    """The weight w_i of each sampling step; None if the objective has no such weights."""
-
     def __init__(
         self,
         settings: ObjectiveSettings,
@@ -66,6 +64,11 @@ class Objective(ABC, Generic[Item, Micro]):
     ) -> None:
         self.settings, self.policy, self.averages = settings, policy, averages
         self.kernel, self.micro_batch, self.trainable = kernel, micro_batch, trainable
+
+    @cached_property
+    def weight_T(self) -> Tensor | None:
+        """The weight w_i of each sampling step; None if the objective has no such weights."""
+        return None
 
     @abstractmethod
     def planned(self, item: Item) -> float:

@@ -213,8 +213,8 @@ def test_weight_sets_are_kept_as_the_objective_declares_them(sd3_folder, tmp_pat
         np.testing.assert_allclose(sampled[name], 0.5 * start[name] + 0.5 * first[name], atol=1e-7)
         again = 0.5 * sampled[name] + 0.5 * second[name]
         np.testing.assert_allclose(learner.export().arrays[name], again, atol=1e-7)
-    assert learner.averages["sampled_one"].updates == 2, "once for each training step"
-    assert learner.averages["evaluated_one"].updates == 6, "once for each optimizer step"
+    assert learner.averages["sampled_one"].steps == 2, "once for each training step"
+    assert learner.averages["evaluated_one"].steps == 6, "once for each optimizer step"
     assert any((evaluated[name] != start[name]).any() for name in start), "the second optimizer step moved it"
     assert {"sampled_one.safetensors", "evaluated_one.safetensors"} <= set(learner.files())
     keep(learner, tmp_path)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -80,6 +81,26 @@ def test_a_torn_file_is_written_again(family, tmp_path, torn):
     assert same(Embeddings(counting, 0, tmp_path)(["a cat"]), whole)
     assert len(counting.encoded) == 2
     assert file.read_bytes() == content
+
+
+def test_two_workers_may_write_the_same_prompt_at_once(family, tmp_path, monkeypatch):
+    """Workers on different nodes share the folder, and their processes may have the same number."""
+    new_file, opened = pa.ipc.new_file, []
+
+    def while_another_writes(*arguments):
+        opened.append(arguments)
+        file = new_file(*arguments)
+        if len(opened) == 1:
+            Embeddings(family, 0, tmp_path)(["a cat"])
+        return file
+
+    monkeypatch.setattr(pa.ipc, "new_file", while_another_writes)
+    fresh = Embeddings(family, 0, tmp_path)(["a cat"])
+    assert len(opened) == 2
+    counting = Counting(family)
+    assert same(Embeddings(counting, 0, tmp_path)(["a cat"]), fresh)
+    assert not counting.encoded
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_memory_is_bounded_and_the_oldest_prompt_goes_first(family):

@@ -142,3 +142,72 @@ def test_every_job_is_cancelled_when_the_fleet_closes(fleet, workers):
         with pytest.raises(CancelledError):
             job.result(WAIT_S)
     assert fleet.budget.reserved == 0
+
+
+class Draining:
+    """The nodes that are being drained, as a fleet asks for them all the time."""
+
+    def __init__(self, monkeypatch) -> None:
+        monkeypatch.setattr("actors.rollout.fleet.LOOK_S", 0.0)
+        monkeypatch.setattr("actors.rollout.fleet.POLL_S", 0.01)
+        self.nodes: list[str] = []
+        self.looks: SimpleQueue[None] = SimpleQueue()
+
+    def look(self) -> list[str]:
+        self.looks.put(None)
+        return self.nodes
+
+    def become(self, *nodes: str) -> None:
+        """Wait until the fleet has seen it."""
+        self.nodes = list(nodes)
+        for _ in range(self.looks.qsize() + 2):  # A look is handled when the next one begins.
+            self.looks.get(timeout=WAIT_S)
+
+
+def fleet_of_one(start, draining: Draining) -> Fleet:
+    return Fleet(start, 1, 60, image_bytes=1, bytes_in_flight=100, look=draining.look, end_worker=lambda worker: None)
+
+
+def test_a_worker_that_leaves_is_replaced_after_its_job_even_if_its_node_is_gone_by_then(monkeypatch, workers):
+    """Ray no longer lists a node as draining once it is dead, which may be before the last answer is read."""
+
+    def start(slot: int) -> Worker:
+        workers.append(Worker())
+        workers[-1].node.promise.set_result(f"node {len(workers)}")
+        return workers[-1]
+
+    draining = Draining(monkeypatch)
+    fleet = fleet_of_one(start, draining)
+    first, second = submit(fleet, 2)
+    (answer,) = promises(workers)
+    draining.become("node 1")
+    draining.become()
+    answer.set_result(OUTCOME)
+    first.result(WAIT_S).images.release()
+    deadline = time.monotonic() + WAIT_S
+    while len(workers) == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(workers) == 2
+    workers[1].asked.get(timeout=WAIT_S).set_result(OUTCOME)
+    second.result(WAIT_S).images.release()
+    fleet.close()
+
+
+def test_the_last_answer_of_a_worker_that_leaves_counts_even_if_no_other_can_be_started(monkeypatch, workers):
+    def start(slot: int) -> Worker:
+        if workers:
+            raise RuntimeError("no more workers")
+        workers.append(Worker())
+        workers[-1].node.promise.set_result("node")
+        return workers[-1]
+
+    draining = Draining(monkeypatch)
+    fleet = fleet_of_one(start, draining)
+    first, second = submit(fleet, 2)
+    (answer,) = promises(workers)
+    draining.become("node")
+    answer.set_result(OUTCOME)
+    first.result(WAIT_S).images.release()
+    with pytest.raises(RuntimeError, match="no more workers"):
+        second.result(WAIT_S)
+    fleet.close()

@@ -38,10 +38,9 @@ def test_plain_sampling_gives_the_bits_of_a_plan_without_forks(sd3_folder):
         ode_plan(4), ADDRESSES, [0, 1, 2], conditioning
     )
     expected, _ = generator.decode(front.leaf_MZ, generator.policy.family)
-    found, (finite_N, cost) = generator.sample(PROMPTS, ADDRESSES, PLAIN)
+    found, finite_N = generator.sample(PROMPTS, ADDRESSES, PLAIN)
     np.testing.assert_array_equal(found, expected)
     assert finite_N.all()
-    assert (cost.nfe, cost.padding, cost.decodes) == (front.cost.nfe, front.cost.padding, 3)
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])

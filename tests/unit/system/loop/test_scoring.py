@@ -1,5 +1,6 @@
 """Scoring what is generated: each end of either part is the end of both, and images are always released."""
 
+import contextlib
 from concurrent.futures import CancelledError, Future
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 from actors.reward.scores import Scores
 from actors.rollout.images import ByteBudget, Images
 from actors.rollout.results import Sampled
-from actors.trajectory import Cost
 from system.loop.scoring import scored
 
 SCORES = Scores({"a": np.ones(1)})
@@ -34,7 +34,7 @@ def budget():
 
 
 def job(budget: ByteBudget) -> Sampled:
-    return Sampled(Images(np.zeros((1, 2, 2, 3)), 10, budget, np.copy), np.ones(1, bool), Cost())
+    return Sampled(Images(np.zeros((1, 2, 2, 3)), 10, budget, np.copy), np.ones(1, bool))
 
 
 def test_images_are_scored_once_they_exist_and_released_once_they_are_scored(budget):
@@ -74,6 +74,23 @@ def test_an_error_or_a_cancelled_score_releases_the_images_and_ends_the_job(budg
             outcome.result(0)
         assert budget.reserved == 0
         budget.reserve(10)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_an_error_before_the_release_releases_the_images_and_ends_the_job(budget, error):
+    """Also the error that Ray raises when the driver's node is lost: nobody may wait for the job for ever."""
+
+    def look(done: Sampled) -> None:
+        raise error("no")
+
+    generated, rewards = Future(), Rewards()
+    outcome = scored(generated, rewards, ["x"], ["a"], before_release=look)
+    generated.set_result(job(budget))
+    with contextlib.suppress(SystemExit):  # It ends the thread that resolves the scores, if it is not caught.
+        rewards.scoring.set_result(SCORES)
+    with pytest.raises(error):
+        outcome.result(0)
+    assert budget.reserved == 0
 
 
 def test_rewards_that_take_no_job_release_its_images(budget):

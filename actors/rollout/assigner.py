@@ -1,4 +1,7 @@
-"""Decides which workers take the next jobs if some workers are slower. It uses no Ray, no threads and no clock."""
+"""Assigns waiting jobs to workers of different speeds. It uses no Ray, no threads and no clock.
+
+Shape legend: S slots.
+"""
 
 import math
 from bisect import bisect
@@ -24,7 +27,7 @@ class SlotState(IntEnum):
     """The worker gets no further job."""
 
 
-class Schedule:
+class Assigner:
     """List scheduling by the earliest answer.
 
     Waiting jobs are assumed to take equally long. Each in turn is planned for the worker that would answer it first,
@@ -86,17 +89,8 @@ class Schedule:
         if not waiting or not self._free:
             return {}
         free = np.fromiter(self._free, np.int64, len(self._free))
-        known_S = ~np.isnan(self._seconds_S)
-        first_S, then_S = np.zeros(len(known_S)), np.full(len(known_S), math.inf)
-        """The seconds until each worker would answer its next job, and the seconds between its further answers."""
-        idle = free[known_S[free]]
-        seconds = self._seconds_S[idle]
-        first_S[idle] = np.where(now - self._ended_S[idle] > TRY_AGAIN_AFTER * seconds, 0, seconds)
-        then_S[idle] = seconds
-        busy = np.flatnonzero((self.state_S == SlotState.BUSY) & known_S)
-        elapsed = now - self._began_S[busy]
-        then_S[busy] = np.maximum(self._seconds_S[busy], elapsed)
-        first_S[busy] = 2 * then_S[busy] - elapsed
+        busy = np.flatnonzero((self.state_S == SlotState.BUSY) & ~np.isnan(self._seconds_S))
+        first_S, then_S = self._estimates(free, busy, now)
         counted = np.concatenate([free, busy])
         first, then = first_S[counted], np.maximum(then_S[counted], MIN_S)
 
@@ -109,9 +103,8 @@ class Schedule:
         if answered_before(order[-1]) >= waiting:
             order = order[: bisect(order, waiting - 0.5, key=answered_before)]
         if not order or first_S[order[-1]] == 0 or answered_before(order[-1]) == len(order) - 1:
-            return {
-                slot: index for index, slot in enumerate(order)
-            }  # No other worker would take one of these jobs first.
+            # No other worker would take one of these jobs first.
+            return {slot: index for index, slot in enumerate(order)}
         takers: dict[int, int] = {}
         index = -1
         for slot in order:
@@ -120,6 +113,25 @@ class Schedule:
                 break
             takers[slot] = index
         return takers
+
+    def _estimates(self, free: np.ndarray, busy: np.ndarray, now: float) -> tuple[np.ndarray, np.ndarray]:
+        """The seconds until each worker would answer its next job, (S,), and those between its further answers, (S,).
+
+        A free worker of unknown speed counts as one that answers at once, and then nothing more.
+
+        Args:
+            free: the slots of free workers.
+            busy: the slots of busy workers of known speed.
+        """
+        first_S, then_S = np.zeros_like(self._seconds_S), np.full_like(self._seconds_S, math.inf)
+        known = free[~np.isnan(self._seconds_S[free])]
+        seconds = self._seconds_S[known]
+        first_S[known] = np.where(now - self._ended_S[known] > TRY_AGAIN_AFTER * seconds, 0, seconds)
+        then_S[known] = seconds
+        elapsed = now - self._began_S[busy]
+        then_S[busy] = np.maximum(self._seconds_S[busy], elapsed)
+        first_S[busy] = 2 * then_S[busy] - elapsed
+        return first_S, then_S
 
     def _set(self, slot: int, state: SlotState) -> None:
         self.state_S[slot] = state

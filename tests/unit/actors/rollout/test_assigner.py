@@ -6,30 +6,30 @@ import math
 import numpy as np
 import pytest
 
-from actors.rollout.schedule import TRY_AGAIN_AFTER, Schedule, SlotState
+from actors.rollout.assigner import TRY_AGAIN_AFTER, Assigner, SlotState
 
 
-def measured(seconds: list[float]) -> Schedule:
+def measured(seconds: list[float]) -> Assigner:
     """Free workers whose last job, which ended at time 0, took so long."""
-    schedule = Schedule(len(seconds))
+    assigner = Assigner(len(seconds))
     for slot, took in enumerate(seconds):
-        schedule.joins(slot)
+        assigner.joins(slot)
         if not math.isnan(took):
-            schedule.begins(slot, -took)
-            schedule.ends(slot, 0, typical=True)
-    return schedule
+            assigner.begins(slot, -took)
+            assigner.ends(slot, 0, typical=True)
+    return assigner
 
 
 def last_answer(jobs: int, seconds: list[float]) -> float:
     """When the last of the jobs is answered, if the free workers are asked again whenever one is done."""
-    schedule, now, running = measured(seconds), 0.0, []
+    assigner, now, running = measured(seconds), 0.0, []
     while jobs or running:
-        for slot in schedule.takers(jobs, now):
-            schedule.begins(slot, now)
+        for slot in assigner.takers(jobs, now):
+            assigner.begins(slot, now)
             heapq.heappush(running, (now + seconds[slot], slot))
             jobs -= 1
         now, slot = heapq.heappop(running)
-        schedule.ends(slot, now, typical=True)
+        assigner.ends(slot, now, typical=True)
     return now
 
 
@@ -60,36 +60,36 @@ def test_a_worker_of_unknown_pace_takes_the_next_job_and_no_other():
 
 def test_a_slow_worker_takes_the_job_that_the_others_come_to_last_or_none():
     """The busy worker answers after 5, 9, 13, 17 and 21 seconds, the free one after 20."""
-    schedule = measured([20, 4])
-    schedule.begins(1, 0)
-    assert schedule.takers(4, 3.0) == {}
-    assert schedule.takers(5, 3.0) == {0: 4}
+    assigner = measured([20, 4])
+    assigner.begins(1, 0)
+    assert assigner.takers(4, 3.0) == {}
+    assert assigner.takers(5, 3.0) == {0: 4}
 
 
 def test_a_worker_that_takes_longer_than_before_is_believed_to_be_slow():
-    schedule = measured([4, 1])
-    schedule.begins(1, 0)
-    assert schedule.takers(3, 0.5) == {}  # the busy one would answer after 1.5, 2.5 and 3.5 seconds
-    assert schedule.takers(3, 3.0) == {0: 1}  # it hangs: it would answer after 3, 6 and 9 seconds
+    assigner = measured([4, 1])
+    assigner.begins(1, 0)
+    assert assigner.takers(3, 0.5) == {}  # the busy one would answer after 1.5, 2.5 and 3.5 seconds
+    assert assigner.takers(3, 3.0) == {0: 1}  # it hangs: it would answer after 3, 6 and 9 seconds
 
 
 def test_a_slow_worker_is_measured_again_after_a_long_time_without_work():
-    schedule = measured([4, 1])
-    schedule.begins(1, TRY_AGAIN_AFTER * 4)
-    assert schedule.takers(1, TRY_AGAIN_AFTER * 4) == {}
-    assert schedule.takers(1, TRY_AGAIN_AFTER * 4 + 0.1) == {0: 0}
+    assigner = measured([4, 1])
+    assigner.begins(1, TRY_AGAIN_AFTER * 4)
+    assert assigner.takers(1, TRY_AGAIN_AFTER * 4) == {}
+    assert assigner.takers(1, TRY_AGAIN_AFTER * 4 + 0.1) == {0: 0}
 
 
 def test_a_worker_that_leaves_takes_no_job_and_counts_for_nothing():
-    schedule = measured([4, 1, 1])
-    schedule.leaves(1)
-    schedule.begins(2, 0)
-    schedule.leaves(2)
-    schedule.ends(2, 1, typical=True)
-    assert schedule.state_S.tolist() == [SlotState.FREE, SlotState.LEAVING, SlotState.LEAVING]
-    assert schedule.takers(1, 1) == {0: 0}
-    schedule.joins(1)
-    assert schedule.takers(1, 1) == {1: 0}
+    assigner = measured([4, 1, 1])
+    assigner.leaves(1)
+    assigner.begins(2, 0)
+    assigner.leaves(2)
+    assigner.ends(2, 1, typical=True)
+    assert assigner.state_S.tolist() == [SlotState.FREE, SlotState.LEAVING, SlotState.LEAVING]
+    assert assigner.takers(1, 1) == {0: 0}
+    assigner.joins(1)
+    assert assigner.takers(1, 1) == {1: 0}
 
 
 def test_the_takers_are_those_of_list_scheduling():
@@ -98,17 +98,17 @@ def test_the_takers_are_those_of_list_scheduling():
     for _ in range(400):
         count, now = int(rng.integers(1, 12)), 100.0
         seconds = rng.uniform(1, 20, count).tolist()
-        schedule, first, then = measured(seconds), {}, {}
+        assigner, first, then = measured(seconds), {}, {}
         for slot, took in enumerate(seconds):
             if rng.random() < 0.5:
                 elapsed = float(rng.uniform(0, 1.5 * took))
-                schedule.begins(slot, now - elapsed)
+                assigner.begins(slot, now - elapsed)
                 then[slot] = max(took, elapsed)
                 first[slot] = 2 * then[slot] - elapsed
             else:
                 first[slot], then[slot] = (0.0 if now > TRY_AGAIN_AFTER * took else took), took
-        waiting, free = int(rng.integers(0, 20)), set(np.flatnonzero(schedule.state_S == SlotState.FREE).tolist())
-        takers = schedule.takers(waiting, now)
+        waiting, free = int(rng.integers(0, 20)), set(np.flatnonzero(assigner.state_S == SlotState.FREE).tolist())
+        takers = assigner.takers(waiting, now)
         assert takers == list_scheduling(waiting, first, then, free)
         fewer += len(takers) < min(waiting, len(free))
     assert fewer > 50  # many of the cases leave a slow worker without a job
