@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from system.loop.roles import Roles
     from system.recipe.model import RunConfig
     from system.run.folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 def train_run(
@@ -59,9 +56,6 @@ def train_run(
     ):
         try:
             (train_locally if local else _train_on_ray)(config, run, console, stop)
-        except UserError as error:
-            log.error("%s", error)
-            raise
         except Stopped as stopped:
             _report(run, console)
             console.print(f"stopped by {stopped}; continue with --resume", highlight=False)

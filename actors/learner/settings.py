@@ -1,6 +1,5 @@
 """The settings of learning: advantage rule, objective, optimizer and ranks."""
 
-import importlib
 import re
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
@@ -12,6 +11,7 @@ from actors.learner.weight_sets import Use, WeightSet
 from actors.policy.settings import CPSSettings, KernelSettings, PolicySettings
 from actors.trajectory import Tree
 from services.base.errors import UserError
+from services.base.importing import imported
 from services.base.settings import Gpus, Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -59,7 +59,7 @@ class AdvantageSettings(Settings):
         if not attribute:
             return None
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return getattr(imported(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"advantage.leaves: {self.leaves}: {error}; check the import path") from error
 

@@ -20,7 +20,6 @@ A class may ask for more:
 - A static method `check(**options)` raises UserError if the options are wrong.
 """
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ import numpy as np
 
 from services.base.devices import DEVICE
 from services.base.errors import UserError
+from services.base.importing import imported
 from services.base.text import is_unicode
 from services.scoring.row import Row
 from services.scoring.settings import ScorerSettings
@@ -102,9 +102,14 @@ def scorer_class(settings: ScorerSettings) -> type:
             "these, or the import path of your class"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(imported(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"scorer `{settings.scorer}`: {error}; check the import path") from error
+    if not isinstance(found, type) or not any("__call__" in vars(base) for base in found.__mro__):
+        raise UserError(
+            f"scorer `{settings.scorer}` is not a class with a method `__call__(self, images_NHWC, prompts)`; "
+            "make it one"
+        )
     try:
         inspect.signature(found).bind(**settings.options)
     except TypeError as error:

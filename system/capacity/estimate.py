@@ -199,7 +199,7 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) -> str:
     if asked > have:
-        return "choose another `hardware`, or lower rollout.workers and learner.ranks"
+        return "choose another `hardware`, or lower rollout.workers, learner.ranks and the replicas of the scorers"
     for text, other in single_changes(config):
         if fits_card(of(other), card):
             return f"set {text}"

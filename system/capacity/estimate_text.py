@@ -23,7 +23,7 @@ def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
     title = f"{config.name} on {f'{estimate.gpus} x ' if estimate.gpus else ''}{card.name}, rates {card.source}"
     table = Table(title=title)
     for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "held", "phase", "s a step", "waits"):
-        table.add_column(column, justify="left" if column in ("role", "held", "phase") else "right")
+        table.add_column(column, justify="left" if column in ("role", "held", "phase") else "right", overflow="fold")
     for one in estimate.processes:
         table.add_row(
             one.role,

@@ -3,6 +3,7 @@
 A command is a file beside this one, named in COMMANDS. It imports what it needs when it runs, so that help is quick.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from services.base.errors import refusal
+from services.base.errors import cause_of, refusal
 from services.base.logs import ScreenHandler
 from services.base.openmp import share_cores
 from services.base.plain import printable_lines
@@ -76,6 +77,24 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+STORAGE_FIXES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EROFS: "write to another place",
+    errno.EACCES: "change its permissions, or use another place",
+}
+"""What mends storage that refuses, by the number of the error."""
+
+
+def _storage_fault(error: Exception) -> str | None:
+    """What is said about a disk that is full, read-only or closed to this user; None for any other error."""
+    cause = cause_of(error)
+    if not isinstance(cause, OSError) or cause.errno not in STORAGE_FIXES:
+        return None
+    place = f"`{cause.filename}`" if cause.filename else "a file cannot be written"
+    return f"{place}: {cause.strerror}; {STORAGE_FIXES[cause.errno]}"
+
+
 def main() -> None:
     """Run the command line: exit code 2 and one sentence for the user's mistakes, a traceback for ours."""
     share_cores()
@@ -87,7 +106,7 @@ def main() -> None:
         print(f"tempflow: stopped by {stopped}", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
     except Exception as error:
-        said = refusal(error)
+        said = refusal(error) or _storage_fault(error)
         if said is None:
             raise
         print("tempflow:", printable_lines(said), file=sys.stderr)

@@ -43,4 +43,5 @@ def plan(
         console.print(estimate_table(config, found))
         for sentence in estimate_sentences(config, found, price):
             console.print(plain(sentence), soft_wrap=True)
-    say_next(f"on the machine itself: tempflow doctor {recipe}, then tempflow train {recipe}")
+    if found.fits:
+        say_next(f"on the machine itself: tempflow doctor {recipe}, then tempflow train {recipe}")

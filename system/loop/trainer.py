@@ -32,9 +32,10 @@ MAX_LOSSES = 3
 
 @dataclass
 class Clock:
-    """Seconds of one step, by stage."""
+    """Seconds of one step, by stage. It starts when it is made."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -43,6 +44,10 @@ class Clock:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def stop(self) -> dict[str, float]:
+        """The seconds of each stage, and of the whole step as `step`."""
+        return self.seconds | {"step": time.perf_counter() - self.started}
 
 
 class Trainer:
@@ -67,6 +72,8 @@ class Trainer:
         self.recorder, self.check_stop = recorder, check_stop
         self.saver = Saver(config, run, roles.learners)
         self.state = RunState()
+        self.clock = Clock()
+        """The clock of the current step. It starts when the step before is recorded, so no time is left out."""
         self.losses: Counter[int | None] = Counter()
         """How many times something was lost, by the step of the newest checkpoint at that time."""
 
@@ -141,12 +148,21 @@ class Trainer:
             self.recorder.beginning(self.state, evaluations, clock.seconds["eval"])
         elif self._eval_due(step) and not self.run.has_eval(step, [one.name for one in self.heldout]):
             self.recorder.amend(self._evaluate(step, weights))
-        collector.publish(weights)
+        self.clock = Clock()
+        self._publish(collector, weights)
+
+    def _publish(self, collector: Collector, weights: Exported) -> None:
+        """Start the steps that the weights generate. With roles in this process, this generates them."""
+        with self.clock("generate"):
+            collector.publish(weights)
 
     def _step(self, collector: Collector) -> None:
-        """One training step. A stop before the update loses only this step's images."""
-        learners, step = self.roles.learners, self.state.step + 1
-        started, clock = time.perf_counter(), Clock()
+        """One training step. A stop before the update loses only this step's images.
+
+        The checkpoint begins before the next step's tasks start. Otherwise a process that has both roles would answer
+        only between two tasks, which may take longer than the learner may take to answer.
+        """
+        learners, step, clock = self.roles.learners, self.state.step + 1, self.clock
         evaluations: dict[str, Evaluation] = {}
         with clock("generate"):
             experience = collector.take(step - 1, lambda done, of: self.recorder.stage(step, "generate", done, of))
@@ -160,17 +176,16 @@ class Trainer:
             if self._eval_due(step):
                 with clock("eval"):
                     evaluations = self._evaluate(step, weights)
-            collector.publish(weights)
         finally:  # The update counts, even if the evaluation fails or is stopped.
-            clock.seconds["step"] = time.perf_counter() - started
+            seconds, self.clock = clock.stop(), Clock()
             heldout = best_by(self.config, evaluations)
-            self.state = after_step(self.state, experience, stats, heldout, clock.seconds["step"])
-            self.recorder.training_step(
-                self.state, experience, stats, evaluations, clock.seconds, weights.label, self.roles
-            )
-        self.saver.seal()
-        if step % self.config.checkpoint.every == 0 or heldout is not None:
-            self.saver.begin(self.state)
+            self.state = after_step(self.state, experience, stats, heldout, seconds["step"])
+            self.recorder.training_step(self.state, experience, stats, evaluations, seconds, weights.label, self.roles)
+        with self.clock("checkpoint"):
+            self.saver.seal()
+            if step % self.config.checkpoint.every == 0 or heldout is not None:
+                self.saver.begin(self.state)
+        self._publish(collector, weights)
 
     def _eval_due(self, step: int) -> bool:
         return step % self.config.eval.every == 0 or step == self.config.steps

@@ -1,11 +1,10 @@
 """Finds recipes and layers: files, run folders, and the ones that come with tempflow."""
 
 import difflib
-from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from actors.methods import method_file, method_names
+from actors.methods import method_file
 from services.base.errors import UserError
 
 RUN_RECIPE = "config.yaml"
@@ -42,17 +41,22 @@ def find_layer(kind: str, name: str, beside: Path = Path()) -> Path:
     if kind in FOLDERS:
         return _find(name, beside, f"{kind} layer", SHIPPED / FOLDERS[kind])
     if _is_file_name(name):
-        return _find_file(name, beside, "method layer", method_names())
+        return _find_file(name, beside, "method layer")
     return method_file(name)
 
 
 def _find(name: str, beside: Path, what: str, shipped: Path) -> Path:
     if _is_file_name(name):
-        return _find_file(name, beside, what, _names(shipped))
+        return _find_file(name, beside, what)
     if (path := shipped / f"{name}.yaml").is_file():
         return path
     near = difflib.get_close_matches(name, _names(shipped), 1)
-    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(_names(shipped))}"
+    if near:
+        hint = f"did you mean `{near[0]}`?"
+    elif shipped == SHIPPED:
+        hint = "give a YAML file, the folder of a run, or a name that `tempflow recipes` lists"
+    else:
+        hint = f"there are {', '.join(_names(shipped))}"
     raise UserError(f"no {what} `{name}`; {hint}")
 
 
@@ -60,12 +64,11 @@ def _is_file_name(name: str) -> bool:
     return Path(name).suffix in {".yaml", ".yml"}
 
 
-def _find_file(name: str, beside: Path, what: str, names: Sequence[str]) -> Path:
+def _find_file(name: str, beside: Path, what: str) -> Path:
     for path in (beside / name, Path(name)):
         if path.is_file():
             return path
-    known = ", ".join(names)
-    raise UserError(f"no {what} at `{name}`; give a file that exists, or one that comes with tempflow: {known}")
+    raise UserError(f"no {what} at `{name}`; correct the path")
 
 
 def recipe_names() -> list[str]:

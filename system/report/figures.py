@@ -305,7 +305,7 @@ def time_use(run: Run) -> list[Panel]:
 def _stages(run: Run) -> Panel:
     seconds = {stage: dict(zip(*run.series(f"seconds/{stage}"), strict=True)) for stage in (*STAGES, "score", "step")}
     for step, whole in seconds["step"].items():
-        rest = whole - sum(seconds[stage].get(step, 0.0) for stage in STAGES if stage not in {"other", "checkpoint"})
+        rest = whole - sum(seconds[stage].get(step, 0.0) for stage in STAGES if stage != "other")
         seconds["other"][step] = max(0.0, rest)
     recorded = sorted({step for stage in STAGES for step in seconds[stage] if step > 0})
     if not recorded:

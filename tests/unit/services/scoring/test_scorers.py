@@ -162,6 +162,8 @@ def test_a_users_scorer_by_import_path():
         ("no.such.module:Scorer", {}, "check the import path"),
         (f"{__name__}:Nothing", {}, "check the import path"),
         (f"{__name__}:Brightness", {"speed": 1}, "speed"),
+        ("json:dumps", {}, "is not a class with a method `__call__"),
+        ("pathlib:Path", {}, "is not a class with a method `__call__"),
         ("pickscore", {"model": "./nowhere/at/all"}, "there is no folder"),
         ("pickscore", {"model": "package:nowhere/x"}, "no package"),
         ("clipscore", {"model": "/nowhere"}, "scorer clipscore: there is no folder"),
@@ -170,6 +172,23 @@ def test_a_users_scorer_by_import_path():
 def test_mistakes_are_named_before_anything_is_built(scorer, options, message):
     with pytest.raises(UserError, match=message):
         check_scorer(ScorerSettings(name="x", scorer=scorer, options=options))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("class X(:", r"cannot be imported: SyntaxError: invalid syntax \(broken.py, line 1\); correct it"),
+        ("import os\nos.environ['NO_SUCH_KEY']", r"cannot be imported: KeyError: .*NO_SUCH_KEY"),
+        ("{}['a']", r"cannot be imported: KeyError: 'a' \(.*broken.py, line 1\); correct it"),
+        ("import no_such_module", "No module named 'no_such_module'; check the import path"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_the_line(content, message, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(UserError, match=message):
+        check_scorer(ScorerSettings(name="x", scorer="broken:X"))
 
 
 def test_a_folder_whose_name_is_no_unicode_is_not_recorded(tmp_path, monkeypatch):

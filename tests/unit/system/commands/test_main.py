@@ -1,5 +1,6 @@
 """The command line: which commands it has, what help costs, and what it says about a mistake."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -52,6 +53,25 @@ def test_a_mistake_is_one_sentence_without_escapes_and_exit_code_2(monkeypatch, 
     assert said in error
     assert error.count("\n") == 1
     assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "said"),
+    [
+        (errno.ENOSPC, None, "tempflow: a file cannot be written: No space left on device; make room there\n"),
+        (errno.EROFS, "/ro/x", "tempflow: `/ro/x`: Read-only file system; write to another place\n"),
+        (errno.EACCES, "/x", "tempflow: `/x`: Permission denied; change its permissions, or use another place\n"),
+    ],
+)
+def test_storage_that_refuses_is_one_sentence(number, file, said, monkeypatch, capsys):
+    def refuse():
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr(main, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == said
 
 
 def test_an_error_of_ours_has_a_traceback(monkeypatch):

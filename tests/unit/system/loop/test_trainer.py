@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -251,6 +252,39 @@ def test_an_evaluation_that_was_cut_off_is_made_on_resume(tmp_path, whole):
     (run.path / "eval" / "step_000004.parquet").unlink()
     fit(config, FakeRoles(), resume=True)
     assert recorded(config) == left
+
+
+def test_the_seconds_of_the_steps_leave_nothing_out(tmp_path):
+    """Each task takes 0.1 s as soon as it is given out, and each checkpoint 0.2 s: the first begins after step 2."""
+    config, roles = recipe(tmp_path), FakeRoles()
+    generate, save = roles.rollouts.generate, roles.learners.save
+
+    def slowly(seconds, call):
+        def run(*arguments):
+            time.sleep(seconds)
+            return call(*arguments)
+
+        return run
+
+    roles.rollouts.generate, roles.learners.save = slowly(0.1, generate), slowly(0.2, save)
+    lines = fit(config, roles).read_metrics()[1:]
+    assert all(line["seconds/generate"] >= 0.2 for line in lines)
+    assert [line["seconds/checkpoint"] >= 0.2 for line in lines if "seconds/checkpoint" in line] == [False, True, True]
+    stages = ("generate", "update", "export", "eval", "checkpoint")
+    for line in lines:
+        assert sum(line.get(f"seconds/{stage}", 0.0) for stage in stages) <= line["seconds/step"]
+    whole_s = sum(line["seconds/step"] for line in lines)
+    assert whole_s == pytest.approx(lines[-1]["elapsed_s"])
+    assert whole_s >= lines[-1]["time"] - lines[0]["time"]
+
+
+def test_a_checkpoint_begins_before_the_next_tasks_are_given_out(tmp_path):
+    """A process with both roles would answer between two tasks only."""
+    script = Script()
+    fit(recipe(tmp_path), FakeRoles(script))
+    begun = script.calls.index("save")
+    assert script.calls[:begun].count("generate") == 2 * 2
+    assert "generate" in script.calls[begun:]
 
 
 def test_checkpoints_that_cannot_be_written_leave_the_one_before_and_the_end_says_so(tmp_path, monkeypatch, caplog):

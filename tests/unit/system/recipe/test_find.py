@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
 def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="no recipe `shape`; did you mean `shapes`"):
         find_recipe("shape")
-    with pytest.raises(UserError, match=r"no recipe `zzz`; there are flux_branchgrpo, .*shapes_tp_grpo$"):
+    with pytest.raises(UserError, match=r"no recipe `zzz`; give a YAML file, .* or a name that `tempflow recipes`"):
         find_recipe("zzz")
     with pytest.raises(UserError, match="no recipe at"):
         find_recipe(str(tmp_path / "missing.yaml"))
@@ -27,7 +27,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path):
         ("method", "mixgrp", "no method `mixgrp`; did you mean `mixgrpo`?"),
         ("rewards", "hps", "no rewards layer `hps`; did you mean `hpsv3`?"),
         ("hardware", "dgx", "no hardware layer `dgx`; there are 16gpu, 1gpu, 2cpu, 8gpu, 8gpu_split"),
-        ("hardware", "mine.yaml", "no hardware layer at `mine.yaml`; give a file that exists, or one that comes with"),
+        ("hardware", "mine.yaml", "no hardware layer at `mine.yaml`; correct the path"),
     ],
 )
 def test_an_unknown_layer_is_named_with_the_nearest(kind, name, says):
