@@ -26,11 +26,11 @@ quickstart: $(VENV)/installed ## Install into .venv and train the embedded minia
 
 # Tests that start no Ray run in two processes. The others start processes of their own and use both cores already.
 test: $(VENV)/installed-dev lint promtool ## Lint, types and the test suite
-	$(BIN)/pytest -n 2 --durations=20 tests/unit tests/parity
+	$(BIN)/pytest -n 2 --durations=20 tests/unit tests/parity tests/gpu
 	$(BIN)/pytest --durations=20 tests/integration tests/chaos
 
 test-all: $(VENV)/installed-dev lint promtool ## Also the slow and the chaos tests
-	$(BIN)/pytest -n 2 --durations=20 -m "not gpu" tests/unit tests/parity
+	$(BIN)/pytest -n 2 --durations=20 -m "not gpu" tests/unit tests/parity tests/gpu
 	$(BIN)/pytest --durations=20 -m "not gpu" tests/integration tests/chaos
 
 promtool:

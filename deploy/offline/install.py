@@ -66,7 +66,10 @@ def main() -> None:
             tar.extractall(wheels, filter="data")
         (wheels / "wheels.tar").unlink()
         if not [*wheels.glob("torch-*.whl")] and find_spec("torch") is None:
-            raise refuse("the bundle was made without PyTorch, and this Python has none; install PyTorch first")
+            raise refuse(
+                "the bundle was made without PyTorch, and this Python has none; run this with a Python that has it, or "
+                "install PyTorch first"
+            )
         requirement = (HERE / "REQUIREMENT").read_text().strip()
         command = ["-m", "pip", "install", "--no-index", "--find-links", folder, *sys.argv[1:], requirement]
         if subprocess.run([sys.executable, *command]).returncode:

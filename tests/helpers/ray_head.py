@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
 from system.launch.environment import LOOPBACK
 from tests.helpers.command_line import environment
@@ -58,6 +57,8 @@ def ray_head() -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray that this process drives, without a dashboard."""
+    import ray  # the tests of a GPU run where it is not installed
+
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
     yield

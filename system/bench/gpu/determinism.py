@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from actors.policy.settings import PolicySettings
 from actors.rollout.sampler import Sampler
 from actors.trajectory import Decisions
 from services.base.devices import prepare_torch
+from services.base.errors import first_line
 from system.bench.gpu.models import MINIATURE, TINY, settings_of
 from system.bench.gpu.record import Record
 from system.bench.gpu.work import (
@@ -52,7 +54,8 @@ TIMED = {"num_steps": 5}
 TIMED_LATENTS, TIMED_DECISIONS, ROUNDS = 8, 2, 3
 
 Made = dict[str, dict[str, list[str]]]
-"""The digests of two rollouts and two updates, and of the weights before, by model."""
+"""The digests of two rollouts and two updates, and of the weights before, by model; or its `error`, such as that of an
+operation without a deterministic algorithm."""
 
 
 def measure(record: Record) -> None:
@@ -62,23 +65,27 @@ def measure(record: Record) -> None:
         for mode in ("deterministic", "usual", "deterministic")
     )
     for model, wrong in differing(one["made"], two["made"]).items():
-        repeats = all(len(set(usual["made"][model][what])) == 1 for what in ("rollouts", "updates"))
+        repeats = all(len(set(usual["made"][model].get(what, ()))) <= 1 for what in ("rollouts", "updates"))
         record.check(
             model,
             not wrong,
             (wrong or "rollouts and weights are equal, within a process and between two")
             + ("" if repeats else "; with the usual algorithms they differ"),
         )
-    for what, seconds in one["seconds"].items():
-        record.row(
-            f"What it costs, measured on {one['timed']}",
-            **{"work": what, "usual, s": usual["seconds"][what], "deterministic, s": seconds},
-            ratio=seconds / usual["seconds"][what],
-        )
+    with record.attempt("what it costs"):
+        for said in (one, usual):
+            if "error" in said:
+                raise RuntimeError(said["error"])
+        for what, seconds in one["seconds"].items():
+            record.row(
+                f"What it costs, measured on {one['timed']}",
+                **{"work": what, "usual, s": usual["seconds"][what], "deterministic, s": seconds},
+                ratio=seconds / usual["seconds"][what],
+            )
 
 
 def run_process(device: str, mode: str, timeout_s: float = PROCESS_TIMEOUT_S) -> dict[str, Any]:
-    """What one process made: `made`, and the `seconds` of its timed work on the model `timed`.
+    """What one process made: `made`, and the `seconds` of its timed work on the model `timed`, or the work's `error`.
 
     Raises:
         RuntimeError: it failed; holds the end of what it said.
@@ -86,15 +93,19 @@ def run_process(device: str, mode: str, timeout_s: float = PROCESS_TIMEOUT_S) ->
     """
     command = [sys.executable, "-m", "system.bench.gpu.determinism", device, mode]
     run = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    sys.stderr.write(run.stderr)
     if run.returncode:
         raise RuntimeError(f"the process with {mode} algorithms failed:\n{run.stderr[-4000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def differing(one: Made, two: Made) -> dict[str, str]:
-    """What differs within one process or between both, in words, by model; empty where nothing does."""
+    """What failed, or differs within one process or between both, in words, by model; empty where all is well."""
     found = {}
     for model, digests in one.items():
+        if failed := [*digests.get("error", ()), *two[model].get("error", ())]:
+            found[model] = failed[0]
+            continue
         wrong = [what for what in ("rollouts", "updates") if len({*digests[what], *two[model][what]}) > 1]
         if digests["updates"][0] == digests["before"][0]:
             wrong.append("nothing was learned, so the weights")
@@ -102,12 +113,24 @@ def differing(one: Made, two: Made) -> dict[str, str]:
     return found
 
 
-def made(device: str, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def made(device: str, folder: Path) -> Made:
     """Digests of every family's tiny model and the miniature, in the dtypes of a run."""
-    yield f"{MINIATURE}, fp32", digests(settings_of(MINIATURE, folder, device=device))
+    found: Made = {}
+    for name, settings in _compared(device, folder):
+        try:
+            found[name] = digests(settings)
+        except RuntimeError as error:
+            traceback.print_exc()
+            found[name] = {"error": [first_line(error)]}
+    return found
+
+
+def _compared(device: str, folder: Path) -> Iterator[tuple[str, PolicySettings]]:
+    """Names and settings of the models."""
+    yield f"{MINIATURE}, fp32", settings_of(MINIATURE, folder, device=device)
     for model, tiny in TINY.items():
         size = LONG if device == "cuda" and not tiny.fixed_size else {}
-        yield f"{model}, bf16", digests(settings_of(model, folder, device=device, dtype="bf16", **size))
+        yield f"{model}, bf16", settings_of(model, folder, device=device, dtype="bf16", **size)
 
 
 def digests(settings: PolicySettings) -> dict[str, list[str]]:
@@ -153,9 +176,14 @@ def main(device: str, mode: str) -> None:
     threads = torch.get_num_threads() if device == "cuda" else 1
     prepare_torch(threads, num_gpus=int(device == "cuda"), deterministic=mode == "deterministic")
     with TemporaryDirectory() as folder:
-        found = dict(made(device, Path(folder)))
-    name, policy, conditioning = timed_policy(device)
-    print(json.dumps({"made": found, "timed": name, "seconds": seconds(policy, conditioning)}))
+        found: dict[str, Any] = {"made": made(device, Path(folder))}
+    try:
+        found["timed"], policy, conditioning = timed_policy(device)
+        found["seconds"] = seconds(policy, conditioning)
+    except RuntimeError as error:
+        traceback.print_exc()
+        found["error"] = first_line(error)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

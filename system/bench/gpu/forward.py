@@ -43,13 +43,15 @@ def measure(record: Record) -> None:
     device = device_of(record.device)
     peaks = {dtype: product_rate(device, DTYPES[dtype]) for dtype in LATENTS}
     models: list[tuple[str | None, str]] = [(None, "shapes")] if record.small else [*RECIPES.items()]
-    for model, recipe in models:
-        for dtype in LATENTS:
+    for dtype in LATENTS:  # every model in bf16 first, which runs use
+        for model, recipe in models:
+            what = f"{model or recipe} in {dtype}"
             settings = load_config(recipe).policy.model_copy(update={"device": record.device, "dtype": dtype})
             if why := too_large(model, settings):
-                record.note(f"{model} in {dtype} was left out: {why}.")
-            elif record.has_time(f"{model or recipe} in {dtype}"):
-                measure_model(record, model, settings, peaks[dtype])
+                record.note(f"{what} was left out: {why}.")
+            elif record.has_time(what):
+                with record.attempt(what):
+                    measure_model(record, model, settings, peaks[dtype])
                 free()
 
 

@@ -38,11 +38,12 @@ def measure(record: Record) -> None:
         for model in MODELS:
             if not record.has_time(f"the comparison of {model}"):
                 continue
-            here, there = (settings_of(model, Path(folder), dtype="fp32", device=d) for d in ("cpu", record.device))
-            found = differences(here, there)
-            record.row("Relative differences from the CPU", model=model, **found)
-            wrong = beyond(found)
-            record.check(model, not wrong, "; ".join(wrong) or "every difference is within its bound")
+            with record.attempt(model):
+                here, there = (settings_of(model, Path(folder), dtype="fp32", device=d) for d in ("cpu", record.device))
+                found = differences(here, there)
+                record.row("Relative differences from the CPU", model=model, **found)
+                wrong = beyond(found)
+                record.check(model, not wrong, "; ".join(wrong) or "every difference is within its bound")
             free()
 
 

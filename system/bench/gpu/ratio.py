@@ -6,7 +6,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from actors.policy.settings import PolicySettings
-from services.base.errors import first_line
 from system.bench.gpu.models import MINIATURE, MODELS, settings_of
 from system.bench.gpu.record import Record
 from system.bench.gpu.work import free, still_update, task_of, update_of
@@ -17,28 +16,32 @@ ROLLOUT_ROWS, LEARNER_ROWS = 24, 5
 
 
 def measure(record: Record) -> None:
-    """Check every model, eager and compiled; then measure drift on the miniature."""
+    """Check every model eagerly and measure drift; then check every model compiled, which takes longest."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        for compiled in (False, True):
-            if compiled and record.small:
-                record.note("Compiled models were left out: there is no GPU, and compiling for a CPU takes minutes.")
-                continue
-            for model in MODELS:
-                how = f"{model}, {'compiled' if compiled else 'eager'}"
-                if record.has_time(f"the first ratio of {how}"):
-                    settings = settings_of(model, folder, dtype="bf16", device=record.device, compile=compiled)
-                    try:
-                        deviation, grad_norm = still_ratio(settings)
-                    except Exception as error:  # Without a C compiler, for one, no model is compiled.
-                        record.check(how, False, f"{type(error).__name__}: {first_line(error)}")
-                        continue
-                    said = f"|ρ − 1| ≤ {deviation:g}, gradient norm {grad_norm:.3g}"
-                    record.check(how, deviation == 0 and grad_norm > 0, said)
+        _check_ratios(record, folder, compiled=False)
         for dtype in ("fp32", "bf16"):
-            if record.has_time(f"the drift in {dtype}"):
-                settings = settings_of(MINIATURE, folder, dtype=dtype, device=record.device, guidance=GUIDANCE)
-                _drift(record, settings)
+            what = f"the drift in {dtype}"
+            if record.has_time(what):
+                with record.attempt(what):
+                    settings = settings_of(MINIATURE, folder, dtype=dtype, device=record.device, guidance=GUIDANCE)
+                    _drift(record, settings)
+        if record.small:
+            record.note("Compiled models were left out: there is no GPU, and compiling for a CPU takes minutes.")
+        else:
+            _check_ratios(record, folder, compiled=True)
+
+
+def _check_ratios(record: Record, folder: Path, compiled: bool) -> None:
+    """A check for each model. Without a C compiler, for one, no model is compiled."""
+    for model in MODELS:
+        how = f"{model}, {'compiled' if compiled else 'eager'}"
+        if record.has_time(f"the first ratio of {how}"):
+            with record.attempt(how):
+                settings = settings_of(model, folder, dtype="bf16", device=record.device, compile=compiled)
+                deviation, grad_norm = still_ratio(settings)
+                said = f"|ρ − 1| ≤ {deviation:g}, gradient norm {grad_norm:.3g}"
+                record.check(how, deviation == 0 and grad_norm > 0, said)
 
 
 def still_ratio(settings: PolicySettings) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from services.base.errors import UserError
+from services.base.errors import UserError, first_line
 from services.base.storage import write_atomically
 from system.bench.gpu.parts import GRACE_S
 
@@ -143,6 +143,18 @@ class Record:
             return True
         self.note(f"{what[:1].upper()}{what[1:]} was left out: the part had used its {self.bound_s:.0f} seconds.")
         return False
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """The work on one row: an error that it raises is a failed check, and the next row follows.
+
+        The traceback is in the output of the part's process.
+        """
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.check(what, False, f"{type(error).__name__}: {first_line(error)}")
 
     @contextmanager
     def ending(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from system.bench.gpu.parts import LONGEST_S, PARTS
 from system.bench.gpu.record import Findings, State
 from system.run.outputs import make_output_folder
 
+EXIT_TERMINATED = 128 + signal.SIGTERM
 SAID_CHARS = 4000
 """The end of what a part's process said, where it left no traceback."""
 
@@ -75,6 +76,7 @@ def part_file(folder: Path, name: str) -> Path:
 def run_process(name: str, path: Path, timeout_s: float = LONGEST_S) -> Findings:
     """Run a part in a process of its own, which is killed with all that it started after so many seconds."""
     path.unlink(missing_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # the part ends, too, as by Ctrl-C
     started, log = time.monotonic(), path.with_suffix(".log")
     environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
     with log.open("wb") as said:
@@ -83,7 +85,7 @@ def run_process(name: str, path: Path, timeout_s: float = LONGEST_S) -> Findings
             stdout=said,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,
+            process_group=0,  # of its own; but not a session, which would outlive a container's command
         )
         try:
             ended = f"the process of the part ended with code {process.wait(timeout_s)}"
@@ -93,6 +95,7 @@ def run_process(name: str, path: Path, timeout_s: float = LONGEST_S) -> Findings
             with suppress(ProcessLookupError):  # processes that it started may outlive it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            signal.signal(signal.SIGTERM, before)
     findings = Findings.load(path) if path.exists() else Findings("unknown", False, "")
     if findings.state is State.RUNNING:  # it could not say itself how it ended
         findings.state, findings.seconds = State.FAILED, round(time.monotonic() - started, 2)

@@ -37,15 +37,17 @@ def measure(record: Record) -> None:
         record.note("There is no GPU: the models have few layers, and all of them compute in fp32.")
     for name, neighbour in NEIGHBOURS.items():
         if record.has_time(name):
-            _measure_model(record, name, neighbour, device)
+            with record.attempt(name):
+                _measure_model(record, name, neighbour, device)
             free()
     for name, images_per_s in preprocessing(SIDE_PX[device.type]):
         record.row(PREPROCESSING, scorer=name, **{"images a second": images_per_s})
     for what in ("an adapter", "all weights"):
         if record.has_time(f"the export of {what}"):
-            num_bytes, best = export(record.device, whole=what == "all weights")
-            cells = {"MB": num_bytes / MB, "seconds": best, "MB/s": num_bytes / MB / best}
-            record.row(EXPORTS, weights=what, **cells)
+            with record.attempt(f"the export of {what}"):
+                num_bytes, best = export(record.device, whole=what == "all weights")
+                cells = {"MB": num_bytes / MB, "seconds": best, "MB/s": num_bytes / MB / best}
+                record.row(EXPORTS, weights=what, **cells)
             free()
 
 

@@ -12,10 +12,10 @@ import torch
 
 from actors.policy.families import FAMILIES
 from services.scoring.hpsv3 import LENGTH_STEP
-from system.bench.gpu import card, forward, training
+from system.bench.gpu import card, determinism, forward, parity, training
 from system.bench.gpu.determinism import differing
 from system.bench.gpu.forward import MEMORY, THROUGHPUT, Timed, one_pass, too_large, weight_bytes
-from system.bench.gpu.models import MINIATURE, TINY, settings_of
+from system.bench.gpu.models import MINIATURE, MODELS, TINY, settings_of
 from system.bench.gpu.neighbours import NEIGHBOURS
 from system.bench.gpu.parity import BOUNDS, beyond, differences
 from system.bench.gpu.process import run_part
@@ -94,8 +94,37 @@ def test_digests_that_differ_are_told_apart_and_so_is_an_update_that_changed_not
         (same | {"updates": ["x", "x"]}, "updates differ"),
     ):
         assert differing({"m": same}, {"m": other}) == {"m": said}
+    failed = {"error": ["no deterministic algorithm"]}
+    for one, two in ((same, failed), (failed, same)):
+        assert differing({"m": one}, {"m": two}) == {"m": "no deterministic algorithm"}
     still = same | {"before": ["b"]}
     assert "nothing was learned" in differing({"m": still}, {"m": still})["m"]
+
+
+def test_a_model_without_deterministic_algorithms_does_not_hide_the_others(tmp_path, monkeypatch):
+    def digests(settings):
+        if "Flux" in settings.model:
+            raise RuntimeError("no deterministic algorithm\nmore")
+        return {"updates": ["a"]}
+
+    monkeypatch.setattr(determinism, "digests", digests)
+    found = determinism.made("cpu", tmp_path)
+    wrong = {"FluxPipeline, bf16", "Flux2KleinPipeline, bf16"}
+    assert {model for model, made in found.items() if made == {"error": ["no deterministic algorithm"]}} == wrong
+    assert len(found) == len(TINY) + 1
+
+
+def test_an_error_of_one_model_is_recorded_and_the_others_are_measured(record, monkeypatch):
+    def differences(here, there):
+        if "Flux" in here.model:
+            raise RuntimeError("CUDA error: no kernel image is available")
+        return dict.fromkeys(BOUNDS, 0.0)
+
+    monkeypatch.setattr(parity, "differences", differences)
+    parity.measure(record)
+    assert [(check.name, check.passed) for check in record.findings.checks] == [
+        (model, "Flux" not in model) for model in MODELS
+    ]
 
 
 @pytest.fixture

@@ -43,6 +43,20 @@ def test_an_error_is_kept_with_its_traceback_and_what_was_found_before(record):
     assert found.traceback.endswith("RuntimeError: CUDA error: an illegal memory access\n")
 
 
+def test_a_row_that_fails_is_a_failed_check_and_the_next_row_follows(record, capsys):
+    with record.ending():
+        for model in ("one", "two"):
+            with record.attempt(model):
+                if model == "one":
+                    raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED\nmore")
+                record.row("Speed", model=model)
+    found = Findings.load(record.path)
+    assert found.state is State.FAILED
+    assert found.checks == [Check("one", False, "RuntimeError: CUBLAS_STATUS_ALLOC_FAILED")]
+    assert found.tables[0].rows == [{"model": "two"}]
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_nothing_begins_after_the_bound_and_the_findings_say_so(record, tmp_path):
     assert record.has_time("the first row")
     late = Record(tmp_path / "late.json", Findings("a card", False, "0.1"), "cpu", bound_s=0)

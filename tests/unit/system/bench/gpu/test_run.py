@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -110,6 +112,21 @@ def test_a_part_that_hangs_or_dies_without_a_word_has_failed(tmp_path):
     assert dies.state is State.FAILED
     assert "ended with code 1" in dies.traceback
     assert "KeyError: 'nowhere'" in dies.traceback
+
+
+def test_the_process_of_a_part_ends_with_a_command_that_is_terminated(tmp_path):
+    """Else it would use the card beside the next command."""
+    command = [sys.executable, "-m", "system", "bench", "gpu", "--part", "parity", "--output", str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    bench = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
+    path = tmp_path / "parts" / "parity.json"
+    while not path.exists():
+        assert bench.poll() is None
+        time.sleep(0.05)
+    (part,) = psutil.Process(bench.pid).children()
+    bench.terminate()
+    assert bench.wait(60) == run.EXIT_TERMINATED
+    assert not part.is_running()
 
 
 HANGS = """
