@@ -83,7 +83,7 @@ STORAGE_FIXES = {
     errno.EROFS: "write to another place",
     errno.EACCES: "change its permissions, or use another place",
 }
-"""What mends storage that refuses, by the number of the error."""
+"""What the user can do about an error of storage, by its number."""
 
 
 def _storage_fault(error: Exception) -> str | None:

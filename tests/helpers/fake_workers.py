@@ -19,15 +19,22 @@ PLAN = ode_plan(1)
 LARGE_BYTES = 10**7
 
 
+class Loads:
+    """What every fake worker does: it says on which node it is, and confirms the weights that it is sent."""
+
+    def ready(self):
+        return ray.get_runtime_context().get_node_id()
+
+    def load(self, label: Label, *buckets: Arrays):
+        return label.version, label.checksum
+
+
 @ray.remote(num_cpus=0)
-class FakeWorker:
+class FakeWorker(Loads):
     """Answers with its task; dies or hangs once on tasks that say so."""
 
     def __init__(self, notes: str, lies: bool = False) -> None:
         self.notes, self.lies = notes, lies
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
 
     def load(self, label: Label, *buckets: Arrays):
         self.version = label.version
@@ -47,17 +54,11 @@ class FakeWorker:
 
 
 @ray.remote(num_cpus=0)
-class PacedWorker:
+class PacedWorker(Loads):
     """Takes so many seconds for a task, and says how many and which process did it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):
@@ -66,14 +67,8 @@ class PacedWorker:
 
 
 @ray.remote(num_cpus=0)
-class LargeWorker:
+class LargeWorker(Loads):
     """Its tasks leave 2 × LARGE_BYTES in the object store of its node."""
-
-    def ready(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def load(self, label: Label, *buckets: Arrays):
-        return label.version, label.checksum
 
     @ray.method(num_returns=3)
     def generate(self, task: Task, plan: Plan):

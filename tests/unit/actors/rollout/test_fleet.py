@@ -51,6 +51,14 @@ class Worker:
         return [None, None, answer]
 
 
+def ready_worker(workers: list[Worker], node: str) -> Worker:
+    """Another worker, which has loaded its model on this node."""
+    worker = Worker()
+    worker.node.promise.set_result(node)
+    workers.append(worker)
+    return worker
+
+
 @pytest.fixture
 def workers():
     return []
@@ -63,9 +71,7 @@ def fleet(workers):
     def start(slot: int) -> Worker:
         if len(workers) == 2:
             raise LearnerLost("its process died")
-        workers.append(Worker())
-        workers[-1].node.promise.set_result("node")
-        return workers[-1]
+        return ready_worker(workers, "node")
 
     fleet = Fleet(start, 2, 60, image_bytes=1, bytes_in_flight=100, end_worker=lambda worker: None)
     fleet.wait_ready(WAIT_S)
@@ -172,9 +178,7 @@ def test_a_worker_that_leaves_is_replaced_after_its_job_even_if_its_node_is_gone
     """Ray no longer lists a node as draining once it is dead, which may be before the last answer is read."""
 
     def start(slot: int) -> Worker:
-        workers.append(Worker())
-        workers[-1].node.promise.set_result(f"node {len(workers)}")
-        return workers[-1]
+        return ready_worker(workers, f"node {len(workers) + 1}")
 
     draining = Draining(monkeypatch)
     fleet = fleet_of_one(start, draining)
@@ -197,9 +201,7 @@ def test_the_last_answer_of_a_worker_that_leaves_counts_even_if_no_other_can_be_
     def start(slot: int) -> Worker:
         if workers:
             raise RuntimeError("no more workers")
-        workers.append(Worker())
-        workers[-1].node.promise.set_result("node")
-        return workers[-1]
+        return ready_worker(workers, "node")
 
     draining = Draining(monkeypatch)
     fleet = fleet_of_one(start, draining)
