@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from ray import serve
 
 from actors.reward.pool import RewardPool
 from services.base.allocator import keep_freed_memory
+from services.base.ports import free_port
 from services.http.client import PoolError, ScoreClient
 from services.scoring.loaded import LoadedScorer
 from services.scoring.row import Row
@@ -68,7 +68,7 @@ def bench_pool(config: RunConfig, rounds: int) -> dict[str, Any]:
     """Figures by scorer, each on one replica; latency under a held load; what a killed replica costs."""
     keep_freed_memory()  # for the plain loop; replicas do it themselves
     one = tuple(scorer.model_copy(update={"replicas": Replicas(), "num_cpus": 0.1}) for scorer in config.scorers)
-    gateway = config.serve.model_copy(update={"host": LOOPBACK, "port": _free_port()})
+    gateway = config.serve.model_copy(update={"host": LOOPBACK, "port": free_port()})
     pool = PoolSettings(name=APP, scorers=one, serve=gateway)
     tasks = Tasks(config, one)
     plain = {scorer.name: LoadedScorer(scorer) for scorer in one}
@@ -256,9 +256,3 @@ def _busy_share(pool: RewardPool, name: str, images: ray.ObjectRef, work: Tasks)
     """Share of the wall time that the replica worked; the rest is what the pool costs."""
     started = time.perf_counter()
     return _through_the_pool(pool, name, images, work)() / (time.perf_counter() - started)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((LOOPBACK, 0))
-        return sock.getsockname()[1]

@@ -6,8 +6,9 @@ import sys
 import pytest
 import yaml
 
+from services.base.ports import free_port
 from tests.helpers.command_line import RUN_TIMEOUT_S, environment
-from tests.helpers.http_pool import free_port, serving, wait_until
+from tests.helpers.http_pool import serving, wait_until
 from tests.helpers.run_folders import adapter, wait_for_steps
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import requests
 import yaml
 
+from services.base.ports import free_port
 from tests.helpers.command_line import environment
 
 START_TIMEOUT_S = 120
@@ -49,12 +49,6 @@ class Slow:
 
 def grey(value: int, size: int = 8) -> np.ndarray:
     return np.full((size, size, 3), value, np.uint8)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from actors.reward.pool import RewardPool
+from services.base.ports import free_port
 from services.http.client import PoolError, ScoreClient
 from services.http.images import encode_image
 from services.http.wire import ARROW, read_answer, write_request
@@ -23,7 +24,7 @@ from services.scoring.settings import ScorerSettings
 from services.serving.app import build
 from services.serving.gateway import deployment_name
 from services.serving.settings import PoolSettings
-from tests.helpers.http_pool import free_port, grey, post
+from tests.helpers.http_pool import grey, post
 
 MOST = 6
 """The most images of a group."""

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import requests
 
+from services.base.ports import free_port
 from services.scoring.judge.scorer import VlmJudge
 from services.scoring.loaded import LoadedScorer
 from services.scoring.probe import probe
 from services.scoring.settings import ScorerSettings
-from tests.helpers.http_pool import free_port, wait_until
+from tests.helpers.http_pool import wait_until
 from tests.helpers.tiny_vlm import save_tiny_vlm
 
 START_TIMEOUT_S = 240

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import requests
 import yaml
 
+from services.base.ports import free_port
 from tests.helpers.command_line import environment
 from tests.helpers.monitoring import FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 
@@ -69,9 +69,7 @@ def prometheus(ray_head, tmp_path) -> Iterator[Prometheus]:
     settings["rule_files"] = [str(FOLDER / file) for file in settings["rule_files"]]
     config = tmp_path / "prometheus.yml"
     config.write_text(yaml.safe_dump(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={config}", f"--web.listen-address={address}"]
     command.append(f"--storage.tsdb.path={tmp_path / 'tsdb'}")
     with (tmp_path / "prometheus.log").open("w") as log:

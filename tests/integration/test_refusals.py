@@ -12,8 +12,8 @@ from actors.learner.remote import RemoteLearner
 from actors.learner.settings import LearnerSettings
 from actors.rollout.fleet import Fleet
 from services.base.errors import UserError, refusal
+from services.base.ports import free_port
 from tests.helpers.command_line import RUN_TIMEOUT_S, environment
-from tests.helpers.http_pool import free_port
 from tests.helpers.paths import ROOT
 from tests.helpers.recipes import ONE_PROCESS
 

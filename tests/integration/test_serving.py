@@ -15,11 +15,12 @@ import requests
 import yaml
 from PIL import Image
 
+from services.base.ports import free_port
 from services.http.client import PoolError, ScoreClient
 from services.http.image_structure import MAX_SCANS
 from services.http.images import encode_image
 from tests.helpers.command_line import environment
-from tests.helpers.http_pool import TOKEN, as_json, free_port, grey, post, serving, wait_until
+from tests.helpers.http_pool import TOKEN, as_json, grey, post, serving, wait_until
 from tests.helpers.processes import cpu_s, family
 
 
