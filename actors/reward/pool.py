@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -63,6 +63,8 @@ class RewardPool:
         self.scorers = {scorer.name: scorer for scorer in scorers}
         self.run = run
         self.closed = threading.Event()
+        self._answered = dict.fromkeys(self.scorers, 0.0)
+        """The time, by the monotonic clock, when each scorer last gave scores or raised an error."""
         self._door = threading.Lock()
         """The lock for submitting a job and for closing, so that no job is submitted to a closed pool."""
         self._threads = ThreadPoolExecutor(concurrency, "score")
@@ -78,8 +80,9 @@ class RewardPool:
     ) -> Future[Scores]:
         """Score the images of one job with the named scorers, in parallel.
 
-        A request that fails or takes too long is sent again, to a replica that Serve chooses. If every attempt fails,
-        its images are holes. If the pool's queues are full, the request waits for its turn for at most its timeout, and
+        A request that fails is sent again, to a replica that Serve chooses. If every attempt fails, its images are
+        holes. A request may wait as long as its scorer answers others: it fails if its scorer has answered nothing for
+        `timeout_s`. So all requests to a scorer that hangs fail at the same time. If the pool's queues are full, the request waits for its turn for at most its timeout, and
         this does not count as a failure. A failing scorer does not make the future fail. A groupwise scorer gets the
         images of a group in one request, also when it is sent again.
 
@@ -142,8 +145,9 @@ class RewardPool:
             Lost: the images are lost.
         """
         scorer = chunk.scorer
+        quiet_s = time.monotonic() - max(chunk.sent, self._answered[scorer.name])
         try:
-            scored, busy_s = response.result(timeout_s=scorer.timeout_s)
+            scored, busy_s = response.result(timeout_s=max(0.0, scorer.timeout_s - quiet_s))
         except BackPressureError as error:
             if time.monotonic() > chunk.deadline:
                 chunk.failures = scorer.attempts
@@ -153,7 +157,10 @@ class RewardPool:
             reason = cause_of(error)
             if isinstance(reason, ObjectLostError):
                 raise Lost(first_line(reason)) from error
+            if isinstance(error, RayTaskError):
+                self._answered[scorer.name] = time.monotonic()
         else:
+            self._answered[scorer.name] = time.monotonic()
             scores.add(scorer.name, chunk.start, scored, busy_s, time.monotonic() - chunk.sent)
             return True
         said = str(reason).strip().splitlines()

@@ -108,7 +108,7 @@ class ScorerSettings(Settings):
     threads: int = Field(1, ge=1)
     """CPU threads of one replica. Another number changes the last bits of the scores."""
     timeout_s: float = Field(600, gt=0)
-    """Seconds that a request may take before it counts as failed."""
+    """Seconds without any answer of the scorer, after which all requests that wait for it count as failed."""
     attempts: int = Field(3, ge=1)
     """How often a request is tried before its images become holes."""
     request_images: int = Field(64, ge=1)

@@ -137,8 +137,16 @@ class ScorerDeployment:
             self.holes.inc(holes, tags)
         return scored, seconds
 
-    @serve.batch(batch_wait_timeout_s=0.002, batch_size_fn=lambda requests: sum(len(r) for r in requests))
+    @serve.batch(
+        batch_wait_timeout_s=0.002,
+        batch_size_fn=lambda requests: sum(len(r) for r in requests),
+        max_concurrent_batches=2,
+    )
     async def _batched(self, requests: list[ScoreRequest]) -> list[tuple[Scored, float] | Exception]:
+        """Score requests that came at the same time. One batch is scored; the next one waits in the scoring thread.
+
+        Otherwise the thread would be idle between two batches, until Serve's event loop has its turn.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, self._score_together, requests)
 

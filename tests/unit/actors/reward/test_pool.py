@@ -1,5 +1,6 @@
 """The reward pool against handles that fail in every way."""
 
+import math
 import threading
 from concurrent.futures import CancelledError
 
@@ -128,6 +129,69 @@ def test_but_not_for_longer_than_its_timeout():
     scores = RewardPool({"a": Handle(full)}, settings, 4).score(None, ["x"], ["a"], np.ones(1, bool)).result(10)
     assert np.isnan(scores.by_scorer["a"]).all()
     assert "BackPressureError" in scores.errors["a"]
+
+
+class Clock:
+    """A time that passes only while somebody waits for an answer."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(pool_module.time, "monotonic", lambda: self.now)
+
+    def hangs(self) -> Response:
+        """A response that never comes."""
+        return self._response(TimeoutError("hung"), math.inf)
+
+    def answers(self, answer, after_s: float) -> Response:
+        """A response that comes `after_s` seconds from now, when all requests are sent at once."""
+        return self._response(answer, self.now + after_s)
+
+    def _response(self, answer, comes: float) -> Response:
+        response = Response(answer)
+
+        def result(timeout_s):
+            assert timeout_s >= 0
+            ends = self.now + timeout_s
+            self.now = max(self.now, min(ends, comes))
+            if comes > ends:
+                raise TimeoutError("hung")
+            return Response.result(response, timeout_s)
+
+        response.result = result
+        return response
+
+
+def _asked(clock: Clock, responses: list[Response], attempts: int = 1) -> tuple[list[float], float]:
+    """The scores of one image a request with a timeout of 60 s, and the seconds until they were known."""
+    handle = Handle()
+    handle.remote = lambda *_: responses.pop(0)
+    settings = [ScorerSettings(name="a", scorer="jpeg_size", request_images=1, attempts=attempts, timeout_s=60)]
+    started, images = clock.now, len(responses) // attempts
+    scores = RewardPool({"a": handle}, settings, 1).score(None, ["x"] * images, ["a"], np.ones(images, bool)).result(10)
+    return scores.by_scorer["a"].tolist(), clock.now - started
+
+
+def test_requests_to_a_scorer_that_hangs_fail_at_the_same_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    scores, seconds = _asked(clock, [clock.hangs() for _ in range(10)], attempts=2)
+    assert np.isnan(scores).all()
+    assert seconds == 120
+
+
+def test_a_request_waits_its_turn_as_long_as_others_are_answered(monkeypatch):
+    clock = Clock(monkeypatch)
+    why = RayTaskError("score", "traceback", OSError("the service is away"))
+    slow = [clock.answers(good(1.0), 50), clock.answers(why, 100), clock.answers(good(3.0), 150), clock.hangs()]
+    scores, seconds = _asked(clock, slow)
+    np.testing.assert_array_equal(scores, [1, np.nan, 3, np.nan])
+    assert seconds == 150 + 60
+
+
+def test_answers_that_wait_behind_a_hung_request_are_read(monkeypatch):
+    clock = Clock(monkeypatch)
+    scores, seconds = _asked(clock, [clock.hangs(), clock.answers(good(2.0), 30)])
+    np.testing.assert_array_equal(scores, [np.nan, 2])
+    assert seconds == 60
 
 
 class Rank:
