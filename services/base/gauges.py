@@ -1,6 +1,7 @@
 """Gauges that last. Ray drops a gauge that was not set for two report intervals, even if its process is alive."""
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterable
 
@@ -49,17 +50,19 @@ class LastingGauges:
 
 
 def gpu_memory(role: str, run: str = "") -> Callable[[], list[Reading]]:
-    """Return a function that reads the GPU memory reserved by PyTorch in this process. Without CUDA it reads nothing.
+    """Return a function that reads the GPU memory reserved by PyTorch in this process.
+
+    It reads nothing if there is no CUDA, or if the process has not imported PyTorch.
 
     Args:
         run: the run that the process belongs to; empty for a reward replica, which serves several runs.
     """
-    import torch
-
-    there = torch.cuda.is_available()
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return list
     gauge = Gauge("tempflow_gpu_memory_bytes", "GPU memory that PyTorch has reserved.", ("role", "run"))
 
     def read() -> list[Reading]:
-        return [(gauge, torch.cuda.memory_reserved(), {"role": role, "run": run})] if there else []
+        return [(gauge, torch.cuda.memory_reserved(), {"role": role, "run": run})]
 
     return read
