@@ -37,7 +37,7 @@ promtool:
 	@command -v promtool > /dev/null || echo "promtool is missing, so a test is skipped; apt install prometheus brings it"
 
 test-gpu: $(VENV)/installed-dev ## Tests that need a CUDA device
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/pytest -m gpu tests/gpu tests/unit
 
 lint: $(VENV)/installed-dev ## Style, format and types, without changing anything
 	$(BIN)/ruff check .

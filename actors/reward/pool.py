@@ -82,9 +82,10 @@ class RewardPool:
 
         A request that fails is sent again, to a replica that Serve chooses. If every attempt fails, its images are
         holes. A request may wait as long as its scorer answers others: it fails if its scorer has answered nothing for
-        `timeout_s`. So all requests to a scorer that hangs fail at the same time. If the pool's queues are full, the request waits for its turn for at most its timeout, and
-        this does not count as a failure. A failing scorer does not make the future fail. A groupwise scorer gets the
-        images of a group in one request, also when it is sent again.
+        `timeout_s`. So all requests to a scorer that hangs fail at the same time. If the pool's queues are full, the
+        request waits for its turn for at most its timeout, and this does not count as a failure. A failing scorer does
+        not make the future fail. A groupwise scorer gets the images of a group in one request, also when it is sent
+        again.
 
         Args:
             images: a reference to (M, H, W, 3) uint8.

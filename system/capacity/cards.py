@@ -109,6 +109,9 @@ CARDS = {
         _like_h100("H200", 150.1, 989, 67, 494.5, 4.8, "9.0"),
         _like_h100("A100-40", 42.3, 312, 19.5, 156, 1.555, "8.0"),
         _like_h100("A100-80", 84.9, 312, 19.5, 156, 2.039, "8.0"),
+        _like_h100("A40", 47.8, 149.7, 37.4, 74.8, 0.696, "8.6"),
+        _like_h100("RTX-A6000", 51.0, 154.8, 38.7, 77.4, 0.768, "8.6"),
+        _like_h100("RTX-6000-Ada", 51.0, 364.2, 91.1, 182.1, 0.96, "8.9"),
         _like_h100("L40S", 47.7, 362, 91.6, 183, 0.864, "8.9"),
         _like_h100("RTX-4090", 25.4, 165.2, 82.6, 82.6, 1.008, "8.9"),
         _like_h100("B200", 191.5, 2250, 75, 1125, 8.0, "10.0"),
@@ -120,8 +123,9 @@ CARDS = {
 def is_called(full_name: str, name: str) -> bool:
     """Whether PyTorch's full name of a card (`NVIDIA A100-SXM4-80GB`) is that of a card called `name` (`A100-80`).
 
-    Each part of `name` must begin a word of the full name: an H100 is no GH100, and an A100 of 40 GB none of 80.
+    Each part of `name` must begin a word of the full name, and no digit may follow: an H100 is no GH100, an A100 of
+    40 GB none of 80, and an A40 no A4000.
     """
     words = re.findall(r"\w+", full_name.lower())
     parts = re.findall(r"\w+", name.lower())
-    return bool(parts) and all(any(word.startswith(part) for word in words) for part in parts)
+    return bool(parts) and all(any(re.match(rf"{part}(?!\d)", word) for word in words) for part in parts)

@@ -53,9 +53,10 @@ TIMED_RECIPE, TIMED_MODEL = "sd35_pickscore", "sd35-medium"
 TIMED = {"num_steps": 5}
 TIMED_LATENTS, TIMED_DECISIONS, ROUNDS = 8, 2, 3
 
-Made = dict[str, dict[str, list[str]]]
-"""The digests of two rollouts and two updates, and of the weights before, by model; or its `error`, such as that of an
-operation without a deterministic algorithm."""
+Failed = str
+"""Why a model has no digests, such as an operation without a deterministic algorithm."""
+Made = dict[str, dict[str, list[str]] | Failed]
+"""By model: the digests of two `rollouts`, two `updates`, and of the weights `before`; or why there are none."""
 
 
 def measure(record: Record) -> None:
@@ -65,7 +66,10 @@ def measure(record: Record) -> None:
         for mode in ("deterministic", "usual", "deterministic")
     )
     for model, wrong in differing(one["made"], two["made"]).items():
-        repeats = all(len(set(usual["made"][model].get(what, ()))) <= 1 for what in ("rollouts", "updates"))
+        with_usual = usual["made"][model]
+        repeats = isinstance(with_usual, Failed) or all(
+            len(set(with_usual[what])) == 1 for what in ("rollouts", "updates")
+        )
         record.check(
             model,
             not wrong,
@@ -102,14 +106,17 @@ def run_process(device: str, mode: str, timeout_s: float = PROCESS_TIMEOUT_S) ->
 def differing(one: Made, two: Made) -> dict[str, str]:
     """What failed, or differs within one process or between both, in words, by model; empty where all is well."""
     found = {}
-    for model, digests in one.items():
-        if failed := [*digests.get("error", ()), *two[model].get("error", ())]:
-            found[model] = failed[0]
-            continue
-        wrong = [what for what in ("rollouts", "updates") if len({*digests[what], *two[model][what]}) > 1]
-        if digests["updates"][0] == digests["before"][0]:
-            wrong.append("nothing was learned, so the weights")
-        found[model] = f"{' and '.join(wrong)} differ" if wrong else ""
+    for model, here in one.items():
+        there = two[model]
+        if isinstance(here, Failed):
+            found[model] = here
+        elif isinstance(there, Failed):
+            found[model] = there
+        else:
+            wrong = [what for what in ("rollouts", "updates") if len({*here[what], *there[what]}) > 1]
+            differ = [f"{' and '.join(wrong)} differ"] if wrong else []
+            unlearned = ["nothing was learned"] if here["updates"][0] == here["before"][0] else []
+            found[model] = "; ".join([*differ, *unlearned])
     return found
 
 
@@ -121,7 +128,7 @@ def made(device: str, folder: Path) -> Made:
             found[name] = digests(settings)
         except RuntimeError as error:
             traceback.print_exc()
-            found[name] = {"error": [first_line(error)]}
+            found[name] = first_line(error)
     return found
 
 

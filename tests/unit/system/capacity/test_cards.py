@@ -13,7 +13,7 @@ def test_cards_on_paper_reach_one_share_of_their_peaks():
     assert CARDS["H100"] == Card("H100", 84.9, 650, 48, 250, 450, 2.7, "9.0")
     assert CARDS["A100-80"].matmul_bf16_tflops == pytest.approx(650 * 312 / 989, abs=0.5)
     assert CARDS["H200"].memory_tb_per_s == pytest.approx(2.7 * 4.8 / 3.35, abs=0.01)
-    assert set(CARDS) == {"H100", "H200", "A100-40", "A100-80", "L40S", "RTX-4090", "B200"}
+    assert {"H100", "H200", "A100-40", "A100-80", "A40", "RTX-A6000", "L40S", "RTX-4090", "B200"} <= set(CARDS)
     assert {card.source for card in CARDS.values()} == {"on paper"}
 
 
@@ -68,6 +68,11 @@ def test_other_files_are_refused(tmp_path, text):
         ("NVIDIA GeForce RTX 4090", "RTX-4090", True),
         ("NVIDIA L40S", "l40s", True),
         ("NVIDIA L40", "L40S", False),
+        ("NVIDIA A40", "A40", True),
+        ("NVIDIA RTX A4000", "A40", False),
+        ("NVIDIA RTX A6000", "RTX-A6000", True),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada", True),
+        ("NVIDIA RTX A6000", "RTX-6000-Ada", False),
         ("NVIDIA L40S", "-", False),
     ],
 )
