@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics
 
-from services.base.devices import prepare_scorer
+from services.base.devices import preparing_scorer
 from services.base.gauges import LastingGauges, Reading, gpu_memory
 from services.base.logs import LogFile, log_to
 from services.scoring.loaded import LoadedScorer, Scored
@@ -64,12 +64,12 @@ class ScorerDeployment:
         """
         if log_file:
             log_to(log_file)
-        prepare_scorer(settings.threads, settings.num_gpus, deterministic)
         started = time.perf_counter()
         self.name = settings.name
         self.tags = {"application": serve.get_replica_context().app_name, "scorer": settings.name}
         make_importable(*folders)
-        self.scorer = LoadedScorer(settings)
+        with preparing_scorer(settings.threads, settings.num_gpus, deterministic):
+            self.scorer = LoadedScorer(settings)
         self.thread = ThreadPoolExecutor(1, "score")
         self._batched.set_max_batch_size(settings.request_images)
         self._measure(settings, time.perf_counter() - started)

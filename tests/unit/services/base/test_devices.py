@@ -41,20 +41,30 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):
 
 SCORER = """
 import os, sys
-from services.base.devices import prepare_scorer
-prepare_scorer(1, 0, sys.argv[1] == "yes")
+from services.base.devices import preparing_scorer
+deterministic, when = sys.argv[1:]
+with preparing_scorer(3 if when == "as it loads" else 1, 0, deterministic == "yes"):
+    if when == "as it loads":
+        import torch
 print("torch" in sys.modules)
 import torch
 print(torch.get_num_threads(), os.environ["CUDA_VISIBLE_DEVICES"] == "", torch.are_deterministic_algorithms_enabled())
 """
 
 
-@pytest.mark.parametrize(("deterministic", "imported"), [("no", False), ("yes", True)])
-def test_pytorch_is_imported_for_a_scorer_only_if_it_must_be_set_up(deterministic, imported):
-    command = [sys.executable, "-c", SCORER, deterministic]
+@pytest.mark.parametrize(
+    ("deterministic", "when", "expected"),
+    [
+        ("no", "when it is called", ["False", "1", "True", "False"]),
+        ("no", "as it loads", ["True", "3", "True", "False"]),
+        ("yes", "when it is called", ["True", "1", "True", "True"]),
+    ],
+)
+def test_pytorch_is_imported_for_a_scorer_only_if_it_must_be_set_up(deterministic, when, expected):
+    command = [sys.executable, "-c", SCORER, deterministic, when]
     env = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "3", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == [str(imported), "1", "True", str(imported)]
+    assert done.stdout.split() == expected
 
 
 PREPARED = """
