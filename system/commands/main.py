@@ -17,7 +17,7 @@ from services.base.logs import ScreenHandler
 from services.base.openmp import share_cores
 from services.base.plain import printable_lines
 from system import __version__
-from system.launch.environment import listen_on_loopback
+from system.launch.environment import listen_on_loopback, wait_for_busy_replicas
 from system.loop.stop import STOPPED_EXIT_CODE, Stopped
 
 COMMANDS = (
@@ -65,6 +65,7 @@ def _root(
     ] = False,
 ) -> None:
     listen_on_loopback()
+    wait_for_busy_replicas()
 
 
 def _quiet_libraries() -> None:

@@ -200,3 +200,12 @@ def listen_on_loopback() -> None:
     address = running_ray()
     if address is None or address.rpartition(":")[0] in {LOOPBACK, "localhost"}:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def wait_for_busy_replicas() -> None:
+    """Give a replica a second to say how many requests it has. Call this before Serve is imported.
+
+    By default Serve asks another time, with a warning, after 0.1 s. A replica whose scorer holds Python's lock answers
+    later than that.
+    """
+    os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")

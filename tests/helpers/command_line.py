@@ -17,6 +17,14 @@ from system.commands.main import main
 from tests.helpers.paths import ROOT
 
 RUN_TIMEOUT_S = 600
+SET_FOR_GOOD = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Variables that `main` sets for good."""
 
 
 def environment(address: str | None = None) -> dict[str, str]:
@@ -66,9 +74,8 @@ def in_process(tmp_path) -> Cli:
                 patch.setenv(key, value)
             if address is None:
                 patch.delenv("RAY_ADDRESS", raising=False)
-            for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-                patch.setenv(name, "0" if name.startswith("RAY") else "error")  # `main` sets it for good
-            patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            for name, value in SET_FOR_GOOD.items():
+                patch.setenv(name, value)
             patch.setattr(sys, "argv", command)
             patch.setattr(sys, "path", list(sys.path))
             patch.chdir(tmp_path)
