@@ -93,6 +93,10 @@ class StopFlag:
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
             yield
+        except Exception as error:
+            if self.signal is None:
+                raise
+            raise Stopped(self.signal) from error  # whoever asked for the stop need not know what failed meanwhile
         finally:
             signal.set_wakeup_fd(previous)
             self._deferred = False

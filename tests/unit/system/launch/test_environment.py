@@ -228,6 +228,19 @@ def test_ray_is_not_started_after_a_signal():
             stop.deferred("Ray").__enter__()
 
 
+def test_a_ray_that_fails_to_start_after_a_signal_is_a_stop_and_no_error():
+    def start(stop: StopFlag, *signals: int) -> None:
+        with stop.deferred("Ray"):
+            for number in signals:
+                signal.raise_signal(number)
+            raise RuntimeError("the node timed out during startup")
+
+    with StopFlag() as stop, pytest.raises(RuntimeError, match="timed out"):
+        start(stop)
+    with StopFlag() as stop, pytest.raises(Stopped, match="SIGINT"):
+        start(stop, signal.SIGINT)
+
+
 def test_nohup_still_ignores_a_terminal_that_is_closed():
     with driver("run", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.send_signal(signal.SIGHUP)
