@@ -21,7 +21,7 @@ from services.base.yaml_text import dump_yaml
 from services.serving.app import PoolSettings, build
 from services.serving.settings import GatewaySettings
 from system.launch.environment import running_ray
-from system.launch.pool_start import PoolStart
+from system.launch.pool_start import PoolStart, delete_pool
 from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -149,6 +149,6 @@ def running_pool(pool: PoolSettings, stop: StopFlag | None = None) -> Iterator[t
                     check_alone(pool.serve)
             yield connection, time.perf_counter() - started
         finally:
-            serve.delete(pool.name)
+            delete_pool(pool.name)
     finally:
         ray.shutdown()
