@@ -129,7 +129,8 @@ def _train_on_ray(config: RunConfig, run: RunFolder, console: Console, stop: Sto
         with ExitStack() as stack:
             stack.callback(ray.shutdown)
             console.print("starting     Ray, or attaching to it", highlight=False)
-            connection = connect()  # not interrupted: half of a Ray ends with a crash
+            with stop.deferred("Ray"):  # half of a Ray ends with a crash
+                connection = connect()
             with stop.starting():
                 console.print(f"Ray          {'started' if connection.started_here else 'attached'}", highlight=False)
                 if connection.dashboard:

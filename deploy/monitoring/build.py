@@ -120,7 +120,7 @@ DASHBOARDS = {
         Panel("Images in flight, most in a step", {"{{run}}": last("run", "images_in_flight_peak_bytes")}, "bytes"),
         Panel(
             "GPU memory",
-            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role!="learner"')},
+            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role=~"rollout|colocated"')},
             "bytes",
         ),
     ],
@@ -194,7 +194,7 @@ DASHBOARDS = {
         Panel("Restarts so far", {"{{run}}": so_far("run", "learner_restarts_total")}),
         Panel(
             "GPU memory",
-            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role!="rollout"')},
+            {"{{run}} {{NodeAddress}}": last("run, NodeAddress", "gpu_memory_bytes", ',role=~"learner|colocated"')},
             "bytes",
         ),
     ],

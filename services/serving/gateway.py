@@ -401,7 +401,9 @@ class Gateway:
             status = await asyncio.wait_for(asked, STATUS_TIMEOUT_S)
         except (TimeoutError, RayError) as error:
             raise HTTPException(503, "Serve's controller does not answer; send the request again later") from error
-        deployments = status.applications[self.application].deployments
+        if (application := status.applications.get(self.application)) is None:  # Serve's controller is gone
+            raise HTTPException(503, "Serve does not know this pool at the moment; send the request again later")
+        deployments = application.deployments
         return Counter(
             {
                 name: deployments[deployment_name(name)].replica_states.get(ReplicaState.RUNNING, 0)

@@ -51,7 +51,7 @@ def run_pool(pool: PoolSettings, recipe: str) -> None:
     from system.launch.serving import running_pool
 
     check_pool(pool)
-    with StopFlag() as stop, running_pool(pool, stop.starting) as (connection, ready_s):
+    with StopFlag() as stop, running_pool(pool, stop) as (connection, ready_s):
         console.print(f"[bold]{pool.name}[/] ready in {ready_s:.1f} s at {pool.serve.url}/docs")
         if connection.dashboard:
             console.print(f"Ray dashboard at http://{connection.dashboard}{token_hint()}", highlight=False)

@@ -73,7 +73,8 @@ def _ray_roles(config: RunConfig, stop: StopFlag) -> Iterator[Started]:
 
     with TemporaryDirectory(prefix="tempflow-eval-") as logs, ExitStack() as stack:
         stack.callback(ray.shutdown)
-        connect()
+        with stop.deferred("Ray"):
+            connect()
         with stop.starting():
             roles = stack.enter_context(RayRoles(config, [], Path(logs), learns=False))
         yield roles, exported

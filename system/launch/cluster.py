@@ -1,8 +1,10 @@
 """Attaches to a Ray cluster, or starts one on this machine."""
 
 import logging
+import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -14,6 +16,32 @@ from system.launch.environment import LOOPBACK, check_start, make_token, running
 from system.loop.stop import Stopped
 
 log = logging.getLogger(__name__)
+
+
+_children_ignore_interrupts = False
+
+
+def _in_child() -> None:
+    if _children_ignore_interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+@contextmanager
+def children_that_ignore_interrupts() -> Iterator[None]:
+    """Make processes that start within this context ignore SIGINT, which Ctrl-C sends to every process of a terminal.
+
+    Ray (2.60) only blocks it in its processes, and Python's `multiprocessing` lets it through in some of them, which
+    then die. This takes effect in a process that is started with a `preexec_fn`, as Ray starts all of its own.
+    """
+    global _children_ignore_interrupts
+    _children_ignore_interrupts = True
+    try:
+        yield
+    finally:
+        _children_ignore_interrupts = False
 
 
 @dataclass(frozen=True)
@@ -28,7 +56,8 @@ def connect() -> Connection:
     """Attach to the Ray cluster that `running_ray` finds, or start one that listens on loopback only.
 
     The present handler of SIGTERM is kept: Ray replaces it with one that aborts the process. Ray's processes that start
-    here ignore SIGHUP, which a closed terminal sends to every process. They end when the driver stops.
+    here ignore SIGHUP and SIGINT, which a closed terminal and Ctrl-C send to every process. They end when the driver
+    stops.
 
     Raises:
         UserError: Ray cannot start here, or the named cluster does not answer.
@@ -40,7 +69,8 @@ def connect() -> Connection:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        return _connect()
+        with children_that_ignore_interrupts():
+            return _connect()
     except SystemExit as ended:
         raise Stopped("SIGTERM") from ended
     finally:

@@ -7,14 +7,12 @@ from pathlib import Path
 from ray import serve
 
 from actors.reward.pool import RewardPool
-from services.base.errors import UserError, first_line
+from services.base.errors import UserError
 from services.scoring.remote import wait_for_pool
 from services.serving.app import build_app
 from services.serving.gateway import deployment_name
-from system.launch.pool_start import PoolStart
+from system.launch.pool_start import PoolStart, delete_pool
 from system.recipe.model import RunConfig
-
-log = logging.getLogger(__name__)
 
 APP_FILE = "serve_app"
 """The file in the folder of logs that contains the name of the run's application."""
@@ -51,12 +49,8 @@ class ServedPool:
 
     def delete(self) -> None:
         """Delete the application, unless it is shared."""
-        if self.config.reward.app:
-            return
-        try:
-            serve.delete(self.app)
-        except TimeoutError as error:
-            log.warning("the reward pool %s has not ended yet: %s", self.app, first_line(error))
+        if not self.config.reward.app:
+            delete_pool(self.app)
 
     def _deploy(self) -> None:
         config = self.config
@@ -75,7 +69,7 @@ class ServedPool:
         file = self.logs / APP_FILE
         former = file.read_text() if file.exists() else None
         if former in serve.status().applications:
-            serve.delete(former)
+            delete_pool(former)
 
     def _check_shared(self) -> None:
         running = serve.status().applications.get(self.app)

@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatus
 
-from services.base.errors import UserError, quoted_refusal
+from services.base.errors import UserError, first_line, quoted_refusal
 from services.base.patience import patiently
 from services.scoring.settings import ScorerSettings
 from services.serving.app import why_not_started
@@ -93,6 +93,14 @@ class PoolStart:
             f"the reward pool has no room: {', '.join(asks)}, and {cpus:g} CPUs and {gpus:g} GPUs are free; lower "
             "num_cpus, num_gpus or replicas of the scorers, or num_cpus and num_gpus of rollout and learner"
         )
+
+
+def delete_pool(app: str) -> None:
+    """Delete the application of a pool. That its replicas end late is logged and not raised."""
+    try:
+        serve.delete(app)
+    except TimeoutError as error:
+        log.warning("the reward pool %s has not ended yet: %s", app, first_line(error))
 
 
 def in_one_line(message: str) -> str:

@@ -6,8 +6,8 @@ import errno
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,7 +21,8 @@ from services.base.yaml_text import dump_yaml
 from services.serving.app import PoolSettings, build
 from services.serving.settings import GatewaySettings
 from system.launch.environment import running_ray
-from system.launch.pool_start import PoolStart
+from system.launch.pool_start import PoolStart, delete_pool
+from system.loop.stop import StopFlag
 
 if TYPE_CHECKING:
     from system.launch.cluster import Connection
@@ -108,17 +109,16 @@ def check_alone(listen: GatewaySettings) -> None:
 
 
 @contextmanager
-def running_pool(
-    pool: PoolSettings, starting: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Iterator[tuple[Connection, float]]:
+def running_pool(pool: PoolSettings, stop: StopFlag | None = None) -> Iterator[tuple[Connection, float]]:
     """Run the pool with its HTTP service. Yields Ray's connection, and the seconds until the application was ready.
 
     At the end the application is deleted, and nothing else.
 
     Args:
-        starting: a context manager around the start, in which a signal may interrupt it.
+        stop: the flag of the command's signals. One that comes while the pool starts stops it.
 
     Raises:
+        Stopped: by a signal.
         UserError: the pool cannot listen at its address, or a scorer refuses to start.
         RuntimeError: a scorer cannot start.
     """
@@ -126,13 +126,15 @@ def running_pool(
 
     if running_ray() is None:
         check_free(pool.serve)
-    connection = connect()
+    stop = stop or StopFlag()
     try:
+        with stop.deferred("Ray"):
+            connection = connect()
         check_cluster(pool)
         warn_of_idle_gpus({}, pool.scorers)
         started = time.perf_counter()
         try:
-            with starting():
+            with stop.starting():
                 serve.start(http_options={"host": pool.serve.host, "port": pool.serve.port})
                 try:
                     target = serve.RunTarget(build(pool), name=pool.name, route_prefix="/")
@@ -147,6 +149,6 @@ def running_pool(
                     check_alone(pool.serve)
             yield connection, time.perf_counter() - started
         finally:
-            serve.delete(pool.name)
+            delete_pool(pool.name)
     finally:
         ray.shutdown()

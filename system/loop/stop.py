@@ -1,11 +1,13 @@
 """Stopping a run from outside: Ctrl-C, SIGTERM from a job's stop, or SIGHUP from a terminal that is closed."""
 
 import signal
+import socket
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
+from threading import Thread
 from types import FrameType
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._starting = False
+        self._deferred = False
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopFlag":
@@ -44,6 +47,8 @@ class StopFlag:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if self._deferred:  # `_tell` answers
+            return
         if self._starting:
             print(f"{self.signal}: stopping what has been started", file=sys.stderr)
             raise KeyboardInterrupt
@@ -66,6 +71,49 @@ class StopFlag:
             raise Stopped(self.signal) from None
         finally:
             self._starting = False
+
+    @contextmanager
+    def deferred(self, what: str) -> Iterator[None]:
+        """Within this context, the first signal interrupts nothing, and the stop comes when the context ends.
+
+        The signal is answered at once, even while the main thread is in a call that lets no handler run.
+
+        Args:
+            what: what starts within the context.
+
+        Raises:
+            Stopped: by a signal before the context or within it.
+        """
+        self.check()
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        teller = Thread(target=self._tell, args=[reader, what], name="signals", daemon=True)
+        teller.start()
+        self._deferred = True
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        except Exception as error:
+            if self.signal is None:
+                raise
+            raise Stopped(self.signal) from error  # whoever asked for the stop need not know what failed meanwhile
+        finally:
+            signal.set_wakeup_fd(previous)
+            self._deferred = False
+            writer.close()
+            teller.join()
+            reader.close()
+        self.check()
+
+    def _tell(self, reader: socket.socket, what: str) -> None:
+        """Answer the first of our signals. Python sends the number of each signal to the socket as it comes."""
+        told = False
+        while numbers := reader.recv(64):
+            if not told and (ours := [number for number in numbers if number in self._previous]):
+                name = signal.Signals(ours[0]).name
+                said = f"{what} is starting and cannot be interrupted; stopping as soon as it has started"
+                print(f"{name}: {said}", file=sys.stderr, flush=True)
+                told = True
 
     def check(self) -> None:
         """Raises Stopped once a signal has come."""

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -113,6 +115,37 @@ def test_a_stop_leaves_a_checkpoint_and_no_processes_and_the_resumed_run_has_the
     assert in_process("train", recipe, "--local", "name=stopped", steps, "--resume").returncode == 0
     assert in_process("train", recipe, "--local", "name=whole", steps).returncode == 0
     assert adapter(run, stopped_at + 2) == adapter(tmp_path / "runs" / "whole", stopped_at + 2)
+
+
+def test_ctrl_c_while_ray_starts_ends_the_run_with_a_sentence_and_leaves_no_processes(recipe, tmp_path):
+    """The dashboard and the agents would die of a SIGINT, and Ray's start would fail or wait for them."""
+    command = [sys.executable, "-m", "system", "train", str(recipe), *ONE_PROCESS]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any("dashboard.py" in command for command in commands_in(tmp_path)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "SIGINT: Ray is starting and cannot be interrupted" in output
+    assert "stopped by SIGINT; continue with --resume" in output
+    assert "Traceback" not in output
+    assert not commands_in(tmp_path)
+
+
+def commands_in(folder: Path) -> list[str]:
+    """The command lines of the processes that were started in a folder and still run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended
+            if process.cwd() == str(folder):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def test_a_ray_of_ours_listens_on_loopback_only(ray_head):

@@ -11,6 +11,9 @@ import yaml
 from deploy.monitoring.build import DASHBOARDS, built
 from tests.helpers.monitoring import DOCS, FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 
+ROLES = ("rollout", "learner", "colocated", "reward")
+"""The values of the tag `role` of ray_tempflow_gpu_memory_bytes."""
+
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 
 
@@ -64,6 +67,15 @@ def test_every_alert_has_an_entry_in_the_runbook_and_a_test():
     assert fires == set(entries)
     for rule in RULES:
         assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
+
+
+@pytest.mark.parametrize("role", ["rollout", "learner"])
+def test_gpu_memory_of_a_role_is_without_that_of_the_pool_whose_run_is_empty(role):
+    """With all runs chosen, Grafana asks for `run=~".*"`, which an empty label matches, too."""
+    (expression,) = (e for title, e in panels(".*").items() if title.startswith(f"{role} / GPU memory"))
+    matches = re.search(r'role(=~|!=)"([^"]+)"', expression)
+    shown = {one for one in ROLES if (matches[1] == "=~") == bool(re.fullmatch(matches[2], one))}
+    assert shown == {role, "colocated"}
 
 
 @promtool

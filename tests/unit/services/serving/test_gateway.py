@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ReplicaState, ServeStatus
 
 from services.http.images import encode_image
 from services.scoring.loaded import Scored
@@ -165,6 +165,17 @@ def test_a_controller_that_does_not_answer_is_not_an_error_of_ours(serving, monk
                 return [(await pool.client.get(path)).status_code for path in ("/readyz", "/v1/scorers")]
             finally:
                 done.set()
+
+    assert asyncio.run(ask()) == [503, 503]
+
+
+def test_a_controller_that_is_gone_is_not_an_error_of_ours(serving, monkeypatch):
+    """Serve's status is empty then."""
+    monkeypatch.setattr("services.serving.gateway.serve.status", ServeStatus)
+
+    async def ask() -> list[int]:
+        async with serving() as pool:
+            return [(await pool.client.get(path)).status_code for path in ("/readyz", "/v1/scorers")]
 
     assert asyncio.run(ask()) == [503, 503]
 

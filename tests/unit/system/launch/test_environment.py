@@ -9,13 +9,14 @@ import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 
 from services.base.errors import UserError
 from system.launch import environment as launch_env
 from system.launch.environment import check_start, make_token, running_ray
+from system.loop.stop import StopFlag, Stopped
 from system.run.outputs import check_output, make_output_folder
 from tests.helpers.grpc_like import grpc_server
 from tests.helpers.paths import ROOT
@@ -172,6 +173,18 @@ with StopFlag() as stop:
             with stop.starting():
                 print("ready", flush=True)
                 time.sleep(60)
+        if sys.argv[1] == "ray":
+            import ctypes, threading
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            def release():
+                sys.stdin.readline()
+                libc.pthread_mutex_unlock(mutex)
+            threading.Thread(target=release).start()
+            with stop.deferred("Ray"):
+                print("ready", flush=True)
+                libc.pthread_mutex_lock(mutex)  # no signal interrupts this
+                print("started", flush=True)
         print("ready", flush=True)
         for _ in range(600):
             time.sleep(0.1)
@@ -195,6 +208,39 @@ def test_each_signal_stops_a_driver_and_it_says_what_is_stopped(how, phase, says
     assert said.startswith(f"{how.name}: {says}")
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_is_answered_at_once_and_stops_the_driver_when_ray_has_started(how):
+    with driver("ray") as process:
+        unanswered = Timer(30, process.kill)
+        unanswered.start()
+        process.send_signal(how)
+        said = process.stderr.readline()
+        unanswered.cancel()
+        out, more = process.communicate("Ray is there\n", timeout=30)
+    assert said.startswith(f"{how.name}: Ray is starting and cannot be interrupted; stopping as soon as it has started")
+    assert (out, more) == (f"started\nstopped by {how.name}\n", "")
+
+
+def test_ray_is_not_started_after_a_signal():
+    with StopFlag() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped, match="SIGINT"):
+            stop.deferred("Ray").__enter__()
+
+
+def test_a_ray_that_fails_to_start_after_a_signal_is_a_stop_and_no_error():
+    def start(stop: StopFlag, *signals: int) -> None:
+        with stop.deferred("Ray"):
+            for number in signals:
+                signal.raise_signal(number)
+            raise RuntimeError("the node timed out during startup")
+
+    with StopFlag() as stop, pytest.raises(RuntimeError, match="timed out"):
+        start(stop)
+    with StopFlag() as stop, pytest.raises(Stopped, match="SIGINT"):
+        start(stop, signal.SIGINT)
+
+
 def test_nohup_still_ignores_a_terminal_that_is_closed():
     with driver("run", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.send_signal(signal.SIGHUP)
@@ -212,7 +258,8 @@ def _as_in_a_terminal() -> None:
 def driver(phase: str, before=_as_in_a_terminal) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, phase],
-        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": before},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        **{"cwd": ROOT, "text": True, "preexec_fn": before},
     )
     assert process.stdout.readline() == "ready\n"
     return process

@@ -10,6 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 from services.base.errors import UserError
 from services.serving.settings import GatewaySettings, PoolSettings
 from system.launch.serving import check_alone, check_cluster, check_free, running_pool, serve_config
+from system.loop.stop import Stopped
 from system.recipe.load import load_pool
 
 
@@ -94,3 +95,22 @@ def test_what_listens_on_a_cluster_must_be_what_the_pool_promises(
     there.http_config.host, there.http_config.port = pool.serve.host, pool.serve.port
     status.proxies, status.applications = {"node": "HEALTHY"}, {"another": None}
     check_cluster(pool)
+
+
+def test_a_pool_that_ends_late_does_not_hide_why_it_ends(pool, monkeypatch, caplog):
+    """Serve waits a minute for the replicas of an application that is deleted."""
+
+    def late(name: str) -> None:
+        raise TimeoutError(f"application {name} is not deleted")
+
+    monkeypatch.setattr("system.launch.serving.running_ray", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr("system.launch.cluster.connect", lambda: SimpleNamespace(started_here=False))
+    monkeypatch.setattr("system.launch.cluster.warn_of_idle_gpus", lambda asked, scorers: None)
+    monkeypatch.setattr("system.launch.serving.check_cluster", lambda pool: None)
+    monkeypatch.setattr("system.launch.serving.PoolStart.wait", lambda start, timeout_s: None)
+    for name in ("start", "run_many"):
+        monkeypatch.setattr(f"ray.serve.{name}", lambda *arguments, **options: None)
+    monkeypatch.setattr("ray.serve.delete", late)
+    with pytest.raises(Stopped, match="SIGINT"), running_pool(pool):
+        raise Stopped("SIGINT")
+    assert "has not ended yet" in caplog.text
