@@ -67,8 +67,7 @@ class ServedPool:
     def _delete_former(self) -> None:
         """Delete the pool of this run's previous driver, if that driver was killed before it could."""
         file = self.logs / APP_FILE
-        former = file.read_text() if file.exists() else None
-        if former in serve.status().applications:
+        if file.exists() and (former := file.read_text()) in serve.status().applications:
             delete_pool(former)
 
     def _check_shared(self) -> None:
