@@ -23,11 +23,17 @@ class Away(Exception):
     """Seconds to wait before the next request, as the service asks."""
 
 
-def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, longest_s: float = POLL_S) -> T:
+def patiently(
+    ask: Callable[[], T],
+    missing: type[Exception],
+    timeout_s: float,
+    longest_s: float = POLL_S,
+    level: int = logging.WARNING,
+) -> T:
     """Call `ask` until it no longer raises `missing`, or the time is up. Returns its result.
 
     Pauses double from `POLL_S` to `longest_s` and have jitter. A pause is never shorter than `Away.after_s`. The last
-    call is made when the time is up.
+    call is made when the time is up. A wait of more than `TELL_AFTER_S` is logged at `level`.
 
     Raises:
         missing: the last call still raised it.
@@ -42,13 +48,13 @@ def patiently(ask: Callable[[], T], missing: type[Exception], timeout_s: float, 
                 raise
             if not told and waited_s > TELL_AFTER_S:
                 how_long = "" if math.isinf(timeout_s) else f"up to {timeout_s:.0f} s "
-                log.warning("%s; waiting %sfor it", error, how_long)
+                log.log(level, "%s; waiting %sfor it", error, how_long)
                 told = True
             asked_s = error.after_s if isinstance(error, Away) else 0.0
             wait_s = max(pause_s * random.uniform(0.5, 1), asked_s)
         else:
             if told:
-                log.warning("the wait is over after %.0f s", time.monotonic() - began)
+                log.log(level, "the wait is over after %.0f s", time.monotonic() - began)
             return answer
         time.sleep(min(wait_s, timeout_s - waited_s))
         pause_s = min(2 * pause_s, longest_s)

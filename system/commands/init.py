@@ -1,5 +1,6 @@
 """`tempflow init`: a folder with a recipe, prompts and a reward to edit."""
 
+import os
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -26,12 +27,14 @@ def init(
     from system.loop.prompts import read_prompts
     from system.recipe.find import recipe_names
     from system.recipe.load import load_config
+    from system.run.outputs import make_output_folder
 
     if recipe not in recipe_names():
         raise UserError(f"--recipe: tempflow has no recipe `{recipe}`; `tempflow recipes` lists them")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"`{folder}` exists and is not an empty folder; name a new one")
-    (folder / "prompts").mkdir(parents=True)
+    make_output_folder(folder, "FOLDER")
+    (folder / "prompts").mkdir()
     for file in STARTER.iterdir():
         (folder / file.name).write_text(Template(file.read_text()).substitute(recipe=recipe))
     data = load_config("shapes").data

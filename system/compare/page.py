@@ -146,9 +146,11 @@ def _spread(by_contender: dict[str, list[Result]], output: Path) -> list[Panel]:
 
 
 def _targets(by_contender: dict[str, list[Result]], judge: str) -> list[float]:
-    """Evenly spaced scores between the mean start and the best mean end."""
+    """Evenly spaced scores between the mean start and the best mean end; none if no contender gained."""
     ends = {contender: _series(runs, judge, "nfe")[1].mean(0)[[0, -1]] for contender, runs in by_contender.items()}
     low, high = mean(end[0] for end in ends.values()), max(end[1] for end in ends.values())
+    if high <= low:
+        return []
     return [low + (high - low) * (k + 1) / (TARGETS + 1) for k in range(TARGETS)]
 
 

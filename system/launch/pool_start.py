@@ -20,6 +20,8 @@ LOOK_S = 2.0
 """The longest pause between two looks. Each takes the driver and Serve's controller some 0.2 s of CPU."""
 WAITS_FOR_A_PLACE = "to be scheduled"
 """Part of Serve's (2.60) message, after 30 s, about replicas that have no place or whose process starts slowly."""
+IS_SLOW = "have taken more than"
+"""Part of Serve's (2.60) messages, after 30 s, about replicas that have no place yet or still load their model."""
 
 
 class PoolNotReady(Exception):
@@ -32,16 +34,19 @@ class PoolStart:
     def __init__(self, app: str, scorers: Sequence[ScorerSettings]) -> None:
         self.app, self.scorers = app, scorers
         self.said_no_room = False
+        self.warned: set[str] = set()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until all scorers have started.
+
+        Loading models takes time, so the wait itself is no warning. A failed start, which Serve repeats, is one.
 
         Raises:
             UserError: a scorer refuses to start, has no room on a cluster that cannot grow, or is late.
             RuntimeError: a scorer cannot start, or somebody has deleted the application.
         """
         try:
-            patiently(self._look, PoolNotReady, timeout_s, LOOK_S)
+            patiently(self._look, PoolNotReady, timeout_s, LOOK_S, logging.INFO)
         except PoolNotReady as late:
             fix = "lower the scorers' num_cpus, num_gpus or replicas, use a larger cluster, or raise the timeout"
             raise UserError(f"{late} within ray.start_timeout_s; {fix}") from late
@@ -72,8 +77,16 @@ class PoolStart:
                 log.warning("%s; waiting for nodes", no_room)
                 self.said_no_room = True
             raise PoolNotReady(no_room)
+        self._warn_of_failures({name: in_one_line(of.message) for name, of in late.items()})
         said = "; ".join(f"{name}: {in_one_line(of.message) or of.status.value}" for name, of in late.items())
         raise PoolNotReady(f"the reward pool has not started ({said})")
+
+    def _warn_of_failures(self, messages: dict[str, str]) -> None:
+        """Log each failure that Serve reports of a deployment once."""
+        for name, message in messages.items():
+            if message and IS_SLOW not in message and message not in self.warned:
+                log.warning("%s has not started: %s", name, message)
+                self.warned.add(message)
 
     def _without_room(self, waiting: set[str]) -> str:
         """A sentence that names the waiting scorers that ask for more than is free, and the settings to lower.

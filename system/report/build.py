@@ -130,9 +130,13 @@ def shown_sets(run: Run) -> tuple[list[ShownSet], list[str]]:
 def summary(run: Run) -> str:
     """A one-line summary of the run, from its recipe."""
     policy, plan, kernel = run.section("policy"), run.section("plan"), run.section("kernel")
-    settings = [f"{plan[key]} {key}" for key in ("seeds", "explorations") if key in plan]
-    if "prompts_per_step" in run.section("data"):
-        settings.append(f"{run.section('data')['prompts_per_step']} prompts a step")
+    data = run.section("data")
+    counts = [(plan, "seeds", "seed"), (plan, "explorations", "exploration"), (data, "prompts_per_step", "prompt")]
+    settings = [
+        f"{section[key]} {noun}{'' if section[key] == 1 else 's'}" for section, key, noun in counts if key in section
+    ]
+    if "prompts_per_step" in data:
+        settings[-1] += " a step"
     if "num_steps" in policy:
         settings.append(f"{policy['num_steps']} sampling steps")
     if "noise_level" in kernel:

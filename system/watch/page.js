@@ -3,7 +3,6 @@
 import { brief, chart, comb, el, histogram, isComb, nested, spark, spread } from "./figures.js";
 
 const EVERY_MS = 2000;
-const SCORES = ["Training reward", "Held-out scores"], ROLES = ["Seconds of a step", "Idle shares"];
 const SMALL_PX = 128;
 const STATES = {
   waiting: "waiting for the first step", running: "running", finished: "finished",
@@ -102,14 +101,12 @@ function drawRun() {
       return el("li", {}, el("span", { class: "when" }, where), warned.message);
     }));
   }
-  const draw = (id, chosen) => {
+  for (const id of ["scores", "roles", "health"]) {
+    const chosen = panels.filter((panel) => panel.place === id);
     if (show(id, chosen.length > 0)) {
       $(id).querySelector(".panels").replaceChildren(...chosen.map((panel) => chart(panel, page.step, choose)));
     }
-  };
-  draw("scores", panels.filter((panel) => SCORES.includes(panel.title)));
-  draw("roles", panels.filter((panel) => ROLES.includes(panel.title)));
-  draw("health", panels.filter((panel) => ![...SCORES, ...ROLES].includes(panel.title)));
+  }
   const idle = Object.entries(roles).filter(([, share]) => share !== null);
   const bars = (title, rows, most, unit) => [el("h3", {}, title), el("div", { class: "bars" }, ...rows.flatMap(([name, value]) => [
     el("span", {}, name), el("meter", { min: 0, max: most, value, "aria-label": `${name} ${unit(value)}` }), el("b", {}, unit(value)),

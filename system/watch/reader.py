@@ -222,14 +222,18 @@ class Reader:
         return [key for key in keys if parts is None or key.count("/") == parts]
 
     def panels(self) -> list[dict[str, Any]]:
-        """The figures of curves. One without any value is left out."""
+        """The figures of curves. One without any value is left out.
+
+        Each score has its own figure, because one scale would make the curves of all but one of them flat. The `place`
+        of a figure is the section of the page that shows it: `scores`, `roles` or `health`.
+        """
         scorers = [key for key in self._keys("reward/", 2) if key.endswith("/mean")]
         heldout = {f"{key[5:]}{'' if key[5:].split('.')[0] in self.trained else ' (not trained on)'}": key
                    for key in self._keys("eval/", 1)}  # fmt: skip
         idle = {key.removeprefix("idle/"): key for key in sorted(self._keys("idle/"))}
-        wanted: list[tuple[str, str, dict[str, str]]] = [
-            ("Training reward", "mean of the step's images", {key.split("/")[1]: key for key in scorers}),
-            ("Held-out scores", "mean over held-out prompts", heldout),
+        scores = [("Training reward", "mean of the step's images", {key.split("/")[1]: key}) for key in scorers]
+        scores += [("Held-out score", "mean over held-out prompts", {label: key}) for label, key in heldout.items()]
+        health = [
             ("Flat groups", "share of groups without a spread of rewards", {"flat": "advantage/flat_groups"}),
             ("Holes", "actions without a reward", {"holes": "holes"}),
             ("Ratio", "largest |ρ − 1| of the update", {"max |ρ − 1|": "ratio/max_deviation"}),
@@ -237,16 +241,19 @@ class Reader:
             ("Gradient norm", "before clipping", {"gradient norm": "grad_norm"}),
             ("KL to the reference", "", {"KL": "kl"}),
             ("Drift", "|log p(rollout) − log p(learner)|", {"mean": "drift/mean", "max": "drift/max"}),
+        ]
+        roles = [
             ("Seconds of a step", "by stage; scoring overlaps with generation",
              {key: f"seconds/{key}" for key in ("step", "generate", "score", "update", "eval")}),
             ("Idle shares", "share of the step in which a role waited", idle),
         ]  # fmt: skip
         panels = []
-        for title, note, keys in wanted:
-            curves = {label: self.columns.curve(key) for label, key in keys.items()}
-            series = [{"label": label, **asdict(curve)} for label, curve in curves.items() if _tells(title, curve)]
-            if series:
-                panels.append({"title": title, "note": note, "series": series})
+        for place, wanted in (("scores", scores), ("health", health), ("roles", roles)):
+            for title, note, keys in wanted:
+                curves = {label: self.columns.curve(key) for label, key in keys.items()}
+                series = [{"label": label, **asdict(curve)} for label, curve in curves.items() if _tells(title, curve)]
+                if series:
+                    panels.append({"place": place, "title": title, "note": note, "series": series})
         return panels
 
     def sample_steps(self) -> list[int]:

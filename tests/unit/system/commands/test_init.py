@@ -40,3 +40,11 @@ def test_nothing_is_overwritten_and_mistakes_are_one_sentence(in_process, tmp_pa
     assert done.returncode == 2
     assert "tempflow has no recipe `shape`" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "a" * 300])
+def test_a_folder_that_cannot_be_made_is_one_sentence(in_process, place):
+    done = in_process("init", place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tempflow: FOLDER: the folder `{place}` cannot be made (")
+    assert done.stderr.endswith("); give another one\n")

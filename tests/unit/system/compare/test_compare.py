@@ -224,3 +224,9 @@ def test_one_run_alone_makes_a_page_with_the_targets_that_were_asked_for(tmp_pat
     assert "seed by seed" not in page
     assert '<th scope="col">0.550</th><th scope="col">0.900</th>' in page
     assert "<td>500<br><small>12 / 24</small></td><td>–</td>" in page
+
+
+def test_contenders_that_gained_nothing_have_no_targets(tmp_path):
+    runs = [result("a", 0, 0.5, 0.5), result("b", 0, 0.5, 0.4)]
+    page = write_page(runs, tmp_path, "two", "tempflow compare").read_text()
+    assert '<th scope="col">end</th></tr>' in page

@@ -58,7 +58,7 @@ def test_a_run_is_shown_whole(watching, tmp_path):
     }
     assert texts(page, "h1") == ["mine"]
     assert "steps2 of 3" in texts(page, "#facts div")
-    assert [title.split(" · ")[0] for title in texts(page, "#scores h3")] == ["Training reward", "Held-out scores"]
+    assert [title.split(" · ")[0] for title in texts(page, "#scores h3")] == ["Training reward", "Held-out score"]
     assert texts(page, "#step option") == ["1", "2"]
     # Prompt 7 has 12 leaves and pictures of 4. At step 2 the best of these is the third of the first fork.
     assert page.wait("[...document.querySelectorAll('.gallery img')].filter((i) => i.naturalWidth === 16).length === 4")

@@ -62,11 +62,13 @@ def test_a_slow_run_is_not_called_silent(tmp_path):
 def test_the_overview_has_the_curves_the_roles_and_the_steps(tmp_path):
     overview = read(write_run(tmp_path / "mine")).overview(now=1002.0)
     assert overview["recipe"]["rewards"] == ["size"]
-    panels = {panel["title"]: panel["series"] for panel in overview["panels"]}
-    assert panels["Training reward"] == [
-        {"label": "size", "steps": [1, 2], "values": [0.1, 0.2], "low": [], "high": []}
+    panels = {panel["series"][0]["label"]: panel for panel in overview["panels"]}
+    assert panels["size"]["series"] == [{"label": "size", "steps": [1, 2], "values": [0.1, 0.2], "low": [], "high": []}]
+    assert [(panel["place"], panel["title"]) for panel in overview["panels"] if panel["place"] == "scores"] == [
+        ("scores", "Training reward"),
+        ("scores", "Held-out score"),
     ]
-    assert [series["label"] for series in panels["Held-out scores"]] == ["judge (not trained on)"]
+    assert len(panels["judge (not trained on)"]["series"]) == 1
     assert overview["roles"] == {"learner": 0.25}
     assert overview["steps"] == {"experience": [1, 2], "pictures": [1, 2], "samples": [0]}
     json.dumps(overview, allow_nan=False)
@@ -181,3 +183,10 @@ def test_nothing_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "ray", "matplotlib", "diffusers"} & set(done.stdout.split())
+
+
+def test_scores_of_different_scales_have_figures_of_their_own(tmp_path):
+    run = write_run(tmp_path / "mine", 1)
+    write_line(run, line(2, **{"eval/judge": 0.5, "eval/size": 20.0}))
+    heldout = [panel["series"] for panel in read(run).panels() if panel["title"].startswith("Held-out")]
+    assert sorted([one["label"] for one in series] for series in heldout) == [["judge (not trained on)"], ["size"]]
