@@ -66,7 +66,7 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
 
 @contextmanager
 def preparing_scorer(threads: int, num_gpus: float, deterministic: bool) -> Iterator[None]:
-    """`prepare_torch` around the loading of a scorer, which may not use PyTorch: then PyTorch is not imported.
+    """Do what `prepare_torch` does, around the loading of a scorer. A scorer without PyTorch leaves it unimported.
 
     A scorer that asks a service or looks at pixels then starts 2 s earlier and with 200 MB less. If a scorer imports
     PyTorch only when it is called, PyTorch reads the number of threads from the environment.

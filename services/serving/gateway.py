@@ -401,7 +401,7 @@ class Gateway:
             status = await asyncio.wait_for(asked, STATUS_TIMEOUT_S)
         except (TimeoutError, RayError) as error:
             raise HTTPException(503, "Serve's controller does not answer; send the request again later") from error
-        if (application := status.applications.get(self.application)) is None:  # Serve's controller is gone
+        if (application := status.applications.get(self.application)) is None:  # Serve's controller has ended
             raise HTTPException(503, "Serve does not know this pool at the moment; send the request again later")
         deployments = application.deployments
         return Counter(
