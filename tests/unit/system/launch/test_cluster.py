@@ -1,4 +1,4 @@
-"""What the processes of a Ray that starts here inherit."""
+"""The processes of a Ray that starts here ignore Ctrl-C."""
 
 import signal
 import subprocess
