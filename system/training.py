@@ -41,14 +41,14 @@ def train_run(
     """
     from services.base.logs import LogFile, logging_to
     from system.checks.checks import By, refuse
-    from system.run.folder import RunFolder
     from system.run.loggers import open_loggers
+    from system.run.opening import open_run
 
     console.print(plain(f"checking     {config.name}: the recipe, its prompts, this machine"), soft_wrap=True)
     refuse(config, By.LOCAL if local else By.TRAIN)
     with (
         _naming_a_full_disk(config),
-        RunFolder.open(config, resume, accept_changes) as run,
+        open_run(config, resume, accept_changes) as run,
         logging_to(LogFile(run.logs / "driver.log", config.name, "driver")),
         _shown(run, console, page),
         open_loggers(config, run.path) as run.loggers,

@@ -35,7 +35,7 @@ from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.model import RunConfig
 from system.run.checkpoint import RunState
-from system.run.folder import RunFolder
+from system.run.opening import open_run
 from system.run.progress import Progress
 
 START_TIMEOUT_S = 60
@@ -272,7 +272,7 @@ def simulate(config: RunConfig, scenario: Scenario, steps: int, console: Console
 
     with TemporaryDirectory(prefix="tempflow-simulate-") as folder, Timer() as timer:
         config = simulated(config, scenario, filled + steps + ahead, folder)
-        with RunFolder.open(config, resume=False) as run, Progress(config.steps, console) as progress:
+        with open_run(config, resume=False) as run, Progress(config.steps, console) as progress:
             roles = SimulatedRoles(config, scenario, timer)
             try:
                 roles.rollouts.wait_ready(START_TIMEOUT_S)

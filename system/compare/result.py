@@ -15,7 +15,7 @@ from services.base.text import read_text
 from services.base.yaml_text import load_yaml
 from system.recipe.model import RunConfig
 from system.report.data import by_sampling_step
-from system.run.folder import RunFolder
+from system.run.files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def key_of(config: RunConfig) -> str:
 def condense(run: Path, contender: str, key: str) -> Result:
     """Extract the result from the folder of a finished run."""
     config = load_yaml(read_text(run / "config.yaml"), str(run / "config.yaml"))
-    lines = RunFolder(run).read_metrics()
+    lines = RunFiles(run).read_metrics()
     scorers = [scorer["name"] for scorer in config["scorers"]]
     seconds, points = 0.0, []
     for line in lines:

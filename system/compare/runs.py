@@ -17,7 +17,7 @@ from system.checks.checks import By, refuse
 from system.compare.result import Result, condense, key_of
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
-from system.run.folder import RunFolder
+from system.run.files import RunFiles
 from system.run.outputs import make_output_folder
 from system.training import train_run
 
@@ -156,7 +156,7 @@ def _check_own(config: RunConfig, output: Path) -> None:
     Raises:
         UserError: it has another recipe or budget.
     """
-    path, folder = output / f"{config.name}.json", RunFolder(Path(config.output) / config.name)
+    path, folder = output / f"{config.name}.json", RunFiles(Path(config.output) / config.name)
     found = path if path.exists() else folder.path
     if path.exists():
         key = Result.load(path).key

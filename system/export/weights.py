@@ -14,7 +14,7 @@ from services.base.storage import Folder
 from system.export.choices import Chosen
 from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoint, Checkpoints
-from system.run.folder import RunFolder
+from system.run.files import RunFiles
 from system.run.recorded import read_recorded
 
 
@@ -56,7 +56,7 @@ def find_weights(run: Path, step: int | Chosen, average: bool) -> Trained:
     """
     if not run.is_dir():
         raise UserError(f"there is no folder `{run}`; give the folder of a run, such as runs/NAME")
-    folder = RunFolder(run)
+    folder = RunFiles(run)
     found = _find(folder.checkpoints(folder.read_config().checkpoint), step)
     if found.state.step == 0:
         raise UserError(f"the checkpoint of step 0 in `{run}` has no weights: nothing is trained yet; train further")

@@ -7,9 +7,9 @@ from actors.lost import Lost
 from services.base.errors import UserError, first_line
 from services.base.storage import sync_files
 from system.loop.roles import Learners
-from system.recipe.model import RunConfig
 from system.run.checkpoint import Checkpoint, RunState
 from system.run.folder import RunFolder
+from system.run.opening import newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 class Saver:
     """Begins and seals checkpoints. If one cannot be written, the log says so and the one before it stays."""
 
-    def __init__(self, config: RunConfig, run: RunFolder, learners: Learners) -> None:
-        self.config, self.run, self.learners = config, run, learners
-        self.checkpoints = run.checkpoints(config.checkpoint)
+    def __init__(self, run: RunFolder, learners: Learners) -> None:
+        self.run, self.learners = run, learners
+        self.checkpoints = run.checkpoints(run.recorded.config.checkpoint)
         self.sealed_step: int | None = None
         """The step of the newest checkpoint; None if there is none yet."""
         self._writing: RunState | None = None
@@ -45,7 +45,7 @@ class Saver:
             UserError: it is missing or is another run's, or another driver has taken over.
         """
         self._writing = None
-        found = self.run.newest_checkpoint(self.checkpoints, self.config.steps)
+        found = newest_checkpoint(self.run, self.run.recorded, self.checkpoints)
         if found is not None:
             self.checkpoints.check_claim()
             self.sealed_step = found.state.step

@@ -70,7 +70,7 @@ class Trainer:
         self.config, self.run, self.roles = config, run, roles
         self.train, self.heldout = train, heldout
         self.recorder, self.check_stop = recorder, check_stop
-        self.saver = Saver(config, run, roles.learners)
+        self.saver = Saver(run, roles.learners)
         self.state = RunState()
         self.clock = Clock()
         """The clock of the current step. It starts when the step before is recorded, so no time is left out."""

@@ -15,7 +15,7 @@ from services.base.yaml_text import load_yaml
 from system.compare.student import half_interval
 from system.loop.evaluation import NOT_SCORES, mean_by_prompt
 from system.recipe.evaluation import DEFAULT_SET
-from system.run.folder import eval_folders, tables
+from system.run.files import eval_folders, tables
 from system.run.metrics_file import MetricsFile, missing_steps
 
 NEEDED = {"row", "prompt", "category"}

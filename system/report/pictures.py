@@ -10,7 +10,7 @@ from services.base.errors import first_line
 from services.http.images import data_url, encode_shrunk, kind_of
 from system.recipe.evaluation import DEFAULT_SET
 from system.report.data import Run, change_of, number
-from system.run.folder import samples_folder
+from system.run.files import samples_folder
 
 MAX_SIDE_PX = 512
 """Larger images are shrunk to this size and stored as JPEG, so that the page stays small."""

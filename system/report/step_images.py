@@ -17,7 +17,7 @@ from system.report.data import UNREADABLE as UNREADABLE_TABLES
 from system.report.data import Run
 from system.report.pictures import PIXELATED_SIDE_PX
 from system.report.pictures import UNREADABLE as UNREADABLE_PICTURES
-from system.run.folder import samples_folder
+from system.run.files import samples_folder
 
 MAX_STEPS = 10
 """The most steps with images, spread evenly over those that are kept, so that the page stays small."""

@@ -16,7 +16,7 @@ from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
 from system.loop.evaluation import NOT_SCORES
 from system.report.data import UNREADABLE, number, section_of, weights_of
-from system.run.folder import tables
+from system.run.files import tables
 from system.run.metrics_file import missing_steps, parsed
 from system.watch.columns import Columns, Curve
 from system.watch.experience import Group, describe_groups, groups, prompt_means, tree

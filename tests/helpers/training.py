@@ -7,7 +7,7 @@ from rich.console import Console
 
 from system.loop.stop import StopFlag
 from system.recipe.model import RunConfig
-from system.run.folder import RunFolder
+from system.run.opening import open_run
 from system.training import train_locally
 
 
@@ -18,7 +18,7 @@ def trained_locally(config: RunConfig, resume: bool = False) -> Path:
     """
     threads = torch.get_num_threads()
     try:
-        with RunFolder.open(config, resume) as run, StopFlag() as stop:
+        with open_run(config, resume) as run, StopFlag() as stop:
             train_locally(config, run, Console(quiet=True), stop)
     finally:
         torch.set_num_threads(threads)

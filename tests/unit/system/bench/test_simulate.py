@@ -13,7 +13,7 @@ from system.loop.prompts import prompts_of
 from system.loop.recorder import Recorder
 from system.loop.trainer import Trainer
 from system.recipe.load import load_config
-from system.run.folder import RunFolder
+from system.run.opening import open_run
 from system.run.progress import Progress
 
 SMALL = Scenario(workers=3, replicas=1, task_s=0.02, score_s=0.01, update_s=0.05, tasks=6)
@@ -64,7 +64,7 @@ def test_the_driver_keeps_nothing_of_a_step(tmp_path):
                 blocks.append(sys.getallocatedblocks())
 
     with (
-        RunFolder.open(config, resume=False) as run,
+        open_run(config, resume=False) as run,
         Progress(config.steps, Console(quiet=True)) as progress,
         Timer() as timer,
     ):

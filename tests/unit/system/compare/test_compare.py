@@ -12,7 +12,7 @@ from system.compare.page import crossing, write_page
 from system.compare.result import Point, Result, condense, key_of
 from system.compare.runs import Contender, parse_contenders, run_all
 from system.compare.student import half_interval
-from system.run.folder import RunFolder
+from system.run.opening import open_run
 
 
 def points(*scores, nfe=1000):
@@ -96,7 +96,7 @@ def test_a_result_of_another_budget_is_not_taken_for_this_one(tmp_path):
 
 def test_a_run_folder_of_another_budget_is_not_gone_on_with(tmp_path):
     contenders = parse_contenders(["shapes"])
-    with RunFolder.open(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False) as run:
+    with open_run(contenders[0].config(0, 80_000, 2, tmp_path / "runs"), resume=False) as run:
         run.append_metrics({"step": 0})
     with pytest.raises(UserError, match=r"runs/shapes-seed0 belongs to another recipe or budget"):
         run_all(contenders, [0], 8000, 2, tmp_path, Console())

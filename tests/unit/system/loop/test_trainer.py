@@ -23,7 +23,9 @@ from system.loop.trainer import MAX_LOSSES, Trainer
 from system.loop.warnings import WINDOW
 from system.recipe.load import load_config
 from system.recipe.model import RunConfig
+from system.run.files import RunFiles
 from system.run.folder import RunFolder
+from system.run.opening import open_run
 from system.run.progress import Progress
 from tests.helpers.fakes import FakeRoles, Script, lost
 
@@ -50,7 +52,7 @@ def quick():
     """A disk that is not waited for, and models whose files are not read: other tests prove what these do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr("system.run.folder.read_inputs", lambda config: {})
+        patch.setattr("system.run.opening.read_inputs", lambda config: {})
         yield
 
 
@@ -72,7 +74,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
     """Train to the end, or to what ends the run."""
     stops = stops or Stops()
     train = read_prompts(config.data.train)
-    with RunFolder.open(config, resume) as run, Progress(config.steps, Console(quiet=True)) as progress:
+    with open_run(config, resume) as run, Progress(config.steps, Console(quiet=True)) as progress:
         roles.learners.staleness = config.learner.max_staleness
         Trainer(config, run, roles, train, read_sets(config), Recorder(config, run, progress), stops.check).fit()
     return run
@@ -80,7 +82,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
 
 def recorded(config: RunConfig) -> dict:
     """What a run has left, but for times and for how often things were started again."""
-    run = RunFolder(Path(config.output) / config.name)
+    run = RunFiles(Path(config.output) / config.name)
     timed = ("time", "elapsed_s", "learner_restarts", "idle/", "seconds/", "bytes/images_peak")
     lines = [{k: repr(v) for k, v in line.items() if not k.startswith(timed)} for line in run.read_metrics()]
     tables = {
@@ -106,7 +108,7 @@ def whole(request, tmp_path_factory):
     return staleness, script.calls, roles.learners.versions[STEPS], recorded(config)
 
 
-def best_weights(run: RunFolder, config: RunConfig) -> str:
+def best_weights(run: RunFiles, config: RunConfig) -> str:
     """The weights in the checkpoint with the best held-out reward."""
     best = run.checkpoints(config.checkpoint).best()
     return json.loads(best.folder.read("weights"))[str(best.state.step)]
@@ -142,7 +144,7 @@ def test_what_is_lost_at_any_place_is_made_again_with_the_same_result(whole, tmp
         assert roles.learners.restarts == 1, calls[at]
         assert roles.learners.versions[STEPS] == weights, calls[at]
         assert recorded(config) == left, calls[at]
-        assert roles.learners.models["best"] == best_weights(RunFolder(folder / "runs" / "run"), config), calls[at]
+        assert roles.learners.models["best"] == best_weights(RunFiles(folder / "runs" / "run"), config), calls[at]
         assert roles.rollouts.budget.reserved == 0, calls[at]
 
 
@@ -158,7 +160,7 @@ def test_a_stop_at_any_place_leaves_a_run_that_resumes_with_the_same_result(whol
             run = fit(config, roles, stops)
         except Stopped:
             ended += 1
-            run = RunFolder(Path(config.output) / config.name)
+            run = RunFiles(Path(config.output) / config.name)
             if run.read_metrics():  # The checkpoint is that of the last recorded step.
                 last = run.read_metrics()[-1]["step"]
                 assert (run.path / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists(), calls[at]
@@ -314,7 +316,7 @@ def test_a_learner_that_is_lost_before_a_checkpoint_with_weights_begins_at_that_
 
 def test_a_learner_that_is_lost_with_all_checkpoints_ends_the_run_and_no_record_is_touched(tmp_path):
     config = recipe(tmp_path)
-    run = RunFolder(Path(config.output) / config.name)
+    run = RunFiles(Path(config.output) / config.name)
     kept = []
 
     class LosesTheCheckpointsToo(Script):
@@ -333,7 +335,7 @@ def test_a_learner_that_is_lost_with_all_checkpoints_ends_the_run_and_no_record_
 
 def test_a_driver_whose_run_another_one_has_taken_over_ends(tmp_path):
     config = recipe(tmp_path)
-    run = RunFolder(Path(config.output) / config.name)
+    run = RunFiles(Path(config.output) / config.name)
 
     class TakenOver(Script):
         def __call__(self, name: str) -> None:
@@ -383,7 +385,7 @@ def test_warnings_are_once_in_the_log_the_metrics_and_on_the_screen_and_a_resume
 
         roles.rewards.score = equal
         train = read_prompts(config.data.train)
-        with RunFolder.open(config, resume) as run, Progress(config.steps, screen) as progress:
+        with open_run(config, resume) as run, Progress(config.steps, screen) as progress:
             trainer = Trainer(config, run, roles, train, None, Recorder(config, run, progress), check_stop)
             with contextlib.suppress(Stopped):
                 trainer.fit()

@@ -1,77 +1,22 @@
-"""A run's folder: who may continue it, what is never lost or mixed up, and what a kill or a loss of power leaves."""
+"""What a run writes to its folder, in which order, and what a kill or a loss of power leaves."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from services.base import locks
-from services.base.errors import UserError
-from services.base.locks import InUse
-from system.recipe.load import load_config, parse_config
-from system.recipe.model import RunConfig
-from system.run.checkpoint import Checkpoints, RunState
-from system.run.folder import MAX_PICTURES, NEWEST_PICTURES, RunFolder, tables
-from system.run.recorded import check_same, differences, read_recorded
-from tests.helpers.recipes import MINIMAL
-
-
-def config(tmp_path, **more) -> RunConfig:
-    return parse_config(RunConfig, MINIMAL | {"name": "mine", "output": str(tmp_path)} | more, "test")
-
-
-def kept_in(folder: Path, **more) -> dict:
-    return {"checkpoint": {"folder": str(folder)}, **more}
-
-
-def seal(run: RunFolder, settings: RunConfig, *steps: int) -> None:
-    checkpoints = run.checkpoints(settings.checkpoint)
-    checkpoints.claim()
-    for step in steps:
-        folder = checkpoints.begin(step)
-        digests = {"weights": folder.write("weights", b"of %d" % step)} if step else {}
-        checkpoints.commit(RunState(step=step), digests, run.recipe)
-
-
-def begin(settings: RunConfig, recorded: int = 2, sealed: tuple[int, ...] = (0, 2)) -> RunFolder:
-    """A run that has ended after some steps."""
-    with RunFolder.open(settings, resume=False) as run:
-        seal(run, settings, *sealed)
-        for step in range(recorded + 1):
-            run.write_experience(step, pa.table({"step": [step]}))
-            run.append_metrics({"step": step})
-    return run
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All but the lock, which is empty."""
-    found = [file for file in folder.rglob("*") if file.is_file() and file.name != "driver.lock"]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
+from system.run.files import tables
+from system.run.folder import MAX_PICTURES, NEWEST_PICTURES
+from system.run.opening import open_run
+from tests.helpers.begun_runs import begin, config
 
 
 def test_the_recipe_of_a_run_is_read_as_it_was_written(tmp_path):
     options = {"a": "1e3", "b": "010", "c": "yes", "d": 1e-7, "e": "1:30", "f": "x\u2028y"}
     settings = config(tmp_path, scorers=[{"name": "size", "scorer": "jpeg_size", "options": options}])
-    with RunFolder.open(settings, resume=False) as run:
+    with open_run(settings, resume=False) as run:
         assert run.read_config() == settings
-
-
-def refused(settings: RunConfig, resume: bool, message: str) -> None:
-    """And nothing of the run folder is touched."""
-    folder = Path(settings.output) / settings.name
-    before = files(folder)
-    with pytest.raises(UserError, match=message), RunFolder.open(settings, resume):
-        pass
-    assert files(folder) == before
-
-
-def newest(settings: RunConfig) -> int:
-    """The step that a resumed run continues from."""
-    with RunFolder.open(settings, resume=True) as run:
-        return run.newest_checkpoint(run.checkpoints(settings.checkpoint), settings.steps).state.step
 
 
 def test_a_line_that_was_cut_off_is_no_line(tmp_path):
@@ -82,187 +27,6 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
     run.forget_after(1)
     run.append_metrics({"step": 2})
     assert run.metrics_file.read_text() == text
-
-
-def test_a_run_that_has_begun_is_continued_only_if_asked_and_with_its_own_recipe(tmp_path):
-    begin(config(tmp_path))
-    refused(config(tmp_path), False, "the run `.*mine` exists; add --resume")
-    refused(config(tmp_path, seed=5), True, "the run `.*mine` began with other settings: seed was")
-    assert newest(config(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_ended_before_it_began_may_begin_with_another_recipe(tmp_path, resume):
-    """What a first try names as too large can be changed and tried again."""
-    with RunFolder.open(config(tmp_path), resume) as run:
-        assert run.newest_checkpoint(run.checkpoints(config(tmp_path).checkpoint), 4) is None
-    with RunFolder.open(config(tmp_path, seed=5), resume) as run:
-        assert run.recorded.config.seed == 5
-        assert read_recorded(run.config_file.read_text(), "").config.seed == 5
-
-
-def test_records_without_a_checkpoint_are_refused_and_not_begun_again(tmp_path):
-    """A forgotten override, a storage that is not mounted, and checkpoints that somebody removed."""
-    kept = tmp_path / "kept"
-    begin(config(tmp_path, **kept_in(kept)))
-    nowhere = rf"has recorded step 2, but there is no checkpoint of it in `{tmp_path}/mine/checkpoints`"
-    advice = rf"its config.yaml names `{kept}/mine`, so add checkpoint.folder={kept}, or start a new run"
-    refused(config(tmp_path), True, f"{nowhere}; {advice}")
-
-    shutil.move(kept, tmp_path / "elsewhere")
-    message = rf"no checkpoint of it in `{kept}/mine`; mount or restore the storage that had them, or"
-    refused(config(tmp_path, **kept_in(kept)), True, message)
-    assert not kept.exists()
-    assert newest(config(tmp_path, **kept_in(tmp_path / "elsewhere"))) == 2
-
-
-def test_a_run_kept_in_its_own_folder_is_not_looked_for_elsewhere(tmp_path):
-    begin(config(tmp_path))
-    refused(config(tmp_path, **kept_in(tmp_path / "other")), True, "mine/checkpoints`, so add checkpoint.folder=null")
-
-
-def test_unreadable_records_and_experience_alone_are_records_too(tmp_path):
-    run = begin(config(tmp_path))
-    shutil.rmtree(run.path / "checkpoints")
-    run.metrics_file.write_bytes(bytes(100))
-    refused(config(tmp_path), True, "`.*mine` has begun, but there is no checkpoint")
-    run.metrics_file.unlink()
-    refused(config(tmp_path), True, "`.*mine` has begun, but there is no checkpoint")
-    shutil.rmtree(run.path / "experience")
-    with RunFolder.open(config(tmp_path), resume=True):
-        pass
-
-
-def test_checkpoints_that_go_away_under_a_run_are_missed_when_the_learner_is_restored(tmp_path):
-    begin(config(tmp_path))
-    with RunFolder.open(config(tmp_path), resume=True) as run:
-        checkpoints = run.checkpoints(config(tmp_path).checkpoint)
-        shutil.rmtree(run.path / "checkpoints")
-        before = files(run.path)
-        with pytest.raises(UserError, match="no checkpoint of it in"):
-            run.newest_checkpoint(checkpoints, 9)
-        assert files(run.path) == before
-
-
-@pytest.mark.parametrize("link", ["runs", "runs/mine", "runs/mine/checkpoints", "kept", "kept/mine"])
-def test_a_link_that_leads_nowhere_is_named(tmp_path, link):
-    settings = config(tmp_path / "runs", **(kept_in(tmp_path / "kept") if link.startswith("kept") else {}))
-    begin(settings)
-    path = tmp_path / link
-    path.rename(tmp_path / "moved")
-    path.symlink_to(tmp_path / "unmounted")
-    for resume in (False, True):
-        refused(settings, resume, f"`{path}` is a link to `{tmp_path}/unmounted`, which does not exist")
-    (tmp_path / "moved").rename(tmp_path / "unmounted")
-    assert newest(settings) == 2
-
-
-def test_fewer_steps_than_are_recorded_do_not_drop_the_others(tmp_path):
-    begin(config(tmp_path), recorded=4)
-    with pytest.raises(
-        UserError, match=r"recorded step 4, and .* of step 2: steps=3 would lose .* set steps to 4 or more"
-    ):
-        newest(config(tmp_path, steps=3))
-    assert newest(config(tmp_path, steps=4)) == 2
-    begin(config(tmp_path, name="other"), recorded=2)
-    assert newest(config(tmp_path, name="other", steps=1)) == 2
-
-
-def test_checkpoints_without_a_run_folder_are_continued_only_if_asked_and_with_their_own_recipe(tmp_path):
-    def settings(**more) -> RunConfig:
-        return config(tmp_path / "new", **kept_in(tmp_path / "kept"), **more)
-
-    first = begin(config(tmp_path, **kept_in(tmp_path / "kept")))
-    refused(settings(), False, "the run of the checkpoints in `.*kept/mine` exists; add --resume")
-    refused(settings(seed=5), True, "kept/mine` began with other settings: seed was")
-    with RunFolder.open(settings(), resume=True) as run:
-        assert run.recorded.run == first.recorded.run
-    shutil.rmtree(tmp_path / "new")
-    for step in (0, 2):
-        (tmp_path / "kept" / "mine" / f"step_{step:06d}" / "recipe.yaml").write_text("- no recipe")
-    refused(settings(), True, "no checkpoint in .*kept/mine can be used")
-
-
-def test_two_runs_of_one_name_and_recipe_are_told_apart(tmp_path):
-    kept = kept_in(tmp_path / "kept")
-    begin(config(tmp_path / "one", **kept))
-    begin(config(tmp_path / "two"))
-    of_another = "the checkpoints in `.*kept/mine` belong to another run of the same name"
-    refused(config(tmp_path / "two", **kept), True, of_another)
-
-    settings = config(tmp_path / "two")
-    with RunFolder.open(settings, resume=True) as run:
-        shutil.rmtree(run.path / "checkpoints")
-        shutil.copytree(tmp_path / "kept" / "mine", run.path / "checkpoints")
-        with pytest.raises(UserError, match="belong to another run of the same name"):
-            run.newest_checkpoint(run.checkpoints(settings.checkpoint), 9)
-
-
-def test_a_checkpoint_of_another_recipe_is_not_restored(tmp_path):
-    """The folder has a run of seed 0; somebody has put in a checkpoint of a run of seed 1."""
-    begin(config(tmp_path))
-    other = begin(config(tmp_path / "other", seed=1))
-    newer = tmp_path / "mine" / "checkpoints" / "step_000003"
-    with RunFolder.open(config(tmp_path / "other", seed=1), resume=True) as run:
-        seal(run, config(tmp_path / "other"), 3)
-    shutil.copytree(other.path / "checkpoints" / "step_000003", newer)
-    refused(config(tmp_path), True, "belong to another run of the same name")
-    with RunFolder.open(config(tmp_path, name="third"), resume=False) as run:
-        shutil.copytree(newer.parent, run.path / "checkpoints")
-        with pytest.raises(UserError, match="step_000003` began with other settings: seed was 1 and is 0"):
-            run.newest_checkpoint(run.checkpoints(config(tmp_path).checkpoint), 9)
-
-
-def test_an_identity_is_drawn_once_a_run_and_is_in_each_checkpoint(tmp_path):
-    one, two = begin(config(tmp_path)), begin(config(tmp_path, name="other"))
-    assert one.recorded.run != two.recorded.run
-    with RunFolder.open(config(tmp_path, steps=9), resume=True) as again:
-        assert again.recorded.run == one.recorded.run
-    for file in (one.config_file, *(one.path / "checkpoints").glob("*/recipe.yaml")):
-        assert read_recorded(file.read_text(), "").run == one.recorded.run
-
-
-def test_one_driver_at_a_time_writes_to_a_folder_of_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "WAIT_S", 0)
-    kept = kept_in(tmp_path / "kept")
-    with RunFolder.open(config(tmp_path / "one", **kept), resume=False):
-        with (
-            pytest.raises(InUse, match=r"the folder of checkpoints `.*kept/mine` is in use"),
-            RunFolder.open(config(tmp_path / "two", **kept), resume=True),
-        ):
-            pass
-        with RunFolder.open(config(tmp_path / "two", name="other", **kept), resume=False):
-            pass
-    with RunFolder.open(config(tmp_path / "two", **kept), resume=False):
-        pass
-
-
-def test_checkpoints_may_lie_in_the_run_folder_itself(tmp_path):
-    settings = config(tmp_path, **kept_in(tmp_path))
-    begin(settings)
-    assert newest(settings) == 2
-
-
-@pytest.mark.parametrize("damage", ["missing", "empty", "zeros", "half", "almost whole", "no text"])
-def test_a_torn_recipe_is_that_of_the_newest_checkpoint(tmp_path, damage):
-    run = begin(config(tmp_path, seed=3))
-    whole = run.config_file.read_bytes()
-    torn = {
-        "empty": b"",
-        "zeros": bytes(len(whole)),
-        "half": whole[: len(whole) // 2],
-        "almost whole": whole[: whole.index(b"\n  run: ") + 1],
-        "no text": b"\xff\xfe" + whole,
-    }
-    run.config_file.unlink()
-    if damage in torn:
-        run.config_file.write_bytes(torn[damage])
-    refused(config(tmp_path, seed=5), True, "began with other settings: seed was")
-    with RunFolder.open(config(tmp_path, seed=3), resume=True) as again:
-        assert [note for note in again.notes if "is used instead of config.yaml" in note]
-        assert again.config_file.read_bytes() == whole
-    run.config_file.write_bytes(torn.get(damage, b""))
-    assert run.read_config().seed == 3
 
 
 def test_a_step_that_is_recorded_is_on_the_disk_with_what_belongs_to_it(tmp_path, monkeypatch):
@@ -281,7 +45,7 @@ def test_a_step_that_is_recorded_is_on_the_disk_with_what_belongs_to_it(tmp_path
         synced.append(f"replace {name(target)}")
         replace(source, target)
 
-    with RunFolder.open(config(tmp_path), resume=False) as run:
+    with open_run(config(tmp_path), resume=False) as run:
         run.append_metrics({"step": 0})
         for folder in ("experience", "eval", "samples/step_000001"):
             (run.path / folder).mkdir(parents=True)
@@ -325,145 +89,6 @@ def test_steps_whose_lines_are_torn_are_named_and_files_of_others_left_alone(tmp
     assert "has no intact line for step 1, 3–4\n" in caplog.text
 
 
-def test_prompts_or_a_model_that_were_replaced_are_named_and_must_be_accepted(tmp_path):
-    prompts, model = tmp_path / "prompts.txt", tmp_path / "model"
-    model.mkdir()
-    (model / "weights").write_bytes(b"one")
-    prompts.write_text("a cat")
-
-    def settings(**more) -> RunConfig:
-        return config(tmp_path, policy={"model": str(model)}, data={"train": str(prompts)}, **more)
-
-    run = begin(settings())
-    prompts.write_text("a dog")
-    refused(
-        settings(),
-        True,
-        "the content of data.train has changed since .* began; restore the old content, or add --accept-changes",
-    )
-    (model / "weights").write_bytes(b"two")
-    refused(settings(), True, "the content of data.train, policy.model has changed since")
-    with RunFolder.open(settings(), resume=True, accept_changes=True) as again:
-        assert again.notes == [f"the run `{run.path}` continues with changed content of data.train, policy.model"]
-    with RunFolder.open(settings(), resume=True) as again:
-        assert again.notes == []
-    prompts.write_text("a cat")
-    refused(settings(), True, "the content of data.train has changed since")
-
-
-@pytest.mark.parametrize(
-    ("change", "refused"),
-    [
-        ({"steps": 9}, False),
-        ({"reward": {"concurrency": 3, "max_hole_share": 0.9}}, False),
-        ({"reward": {"combine": "group_norm"}}, True),
-        ({"reward": {"app": "other"}}, True),
-        ({"seed": 5}, True),
-        ({"rollout": {"workers": 3, "task_timeout_s": 5}}, False),
-        ({"rollout": {"micro_batch": 6}}, False),
-        ({"learner": {"lr": 1}}, True),
-    ],
-)
-def test_a_resumed_run_may_change_what_enters_no_arithmetic(tmp_path, change, refused):
-    before, now = config(tmp_path), config(tmp_path, **change)
-    if refused:
-        with pytest.raises(UserError, match=f"the run began with other settings: {next(iter(change))}"):
-            check_same(before, now, "the run")
-    else:
-        check_same(before, now, "the run")
-
-
-def test_what_a_resumed_run_began_with_otherwise_is_said_key_by_key():
-    before = load_config("shapes", ["learner.lr=5e-4"])
-    now = load_config(
-        "shapes", ["learner.lr=1e-3", "seed=3", "scorers.0.options.scale=2", "policy.lora=null", "steps=9"]
-    )
-    with pytest.raises(UserError) as refused:
-        check_same(before, now, "the run `mine`")
-    for said in (
-        "learner.lr was 0.0005 and is 0.001",
-        "seed was 0 and is 3",
-        "scorers.0.options.scale was null and is 2",
-        "policy.lora was {'rank': 16",
-        "tempflow train FOLDER --resume",
-    ):
-        assert said in str(refused.value)
-    assert "steps" not in str(refused.value)
-
-
-def test_a_run_folder_is_the_recipe_of_its_run_wherever_it_lies_now(tmp_path):
-    with RunFolder.open(
-        load_config("shapes", ["name=mine", f"output={tmp_path}/old", "learner.lr=5e-4"]), False
-    ) as run:
-        began = run.recorded.config
-    shutil.move(tmp_path / "old", tmp_path / "new")
-    for place in (tmp_path / "new" / "mine", tmp_path / "new" / "mine" / "config.yaml"):
-        config = load_config(str(place), ["steps=60"])
-        assert (config.name, config.output, config.steps) == ("mine", str(tmp_path / "new"), 60)
-        assert differences(began, config) == {
-            "output": f"output was {tmp_path}/old and is {tmp_path}/new",
-            "steps": "steps was 50 and is 60",
-        }
-
-
-def test_the_log_says_which_free_settings_a_resumed_run_changes(tmp_path):
-    begin(config(tmp_path, steps=9))
-    with RunFolder.open(config(tmp_path, steps=12), resume=True) as run:
-        assert run.notes == [f"the run `{run.path}` continues with changed settings: steps was 9 and is 12"]
-
-
-def test_the_log_names_what_rounds_otherwise(tmp_path):
-    begin(config(tmp_path))
-    with RunFolder.open(config(tmp_path, rollout={"micro_batch": 6, "workers": 2}), resume=True) as run:
-        continues, rounds = run.notes
-    assert continues.endswith("rollout.workers was 1 and is 2; rollout.micro_batch was 24 and is 6")
-    assert rounds == (
-        "the weights will differ in rounding from those of an unchanged run: rollout.micro_batch was 24 and is 6"
-    )
-
-
-@pytest.mark.parametrize("damage", ["half", "without its end", "missing"])
-def test_a_run_folder_whose_recipe_is_torn_has_it_in_its_checkpoint(tmp_path, damage):
-    run = begin(config(tmp_path, seed=3))
-    whole = load_config(str(run.path))
-    file, text = run.config_file, run.config_file.read_text()
-    match damage:
-        case "half":
-            file.write_text(text[: len(text) // 2])
-        case "without its end":
-            file.write_text(text[: text.index("tempflow:")])
-        case "missing":
-            file.unlink()
-    assert load_config(str(run.path)) == whole
-    shutil.rmtree(run.path / "checkpoints")
-    with pytest.raises(UserError, match=r"has no intact config\.yaml and no checkpoint with the recipe"):
-        load_config(str(run.path))
-
-
-def test_places_that_cannot_be_used_are_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    refused(config(tmp_path, output=str(tmp_path / "file")), False, "output: `.*file/mine` cannot be used")
-    kept = {"checkpoint": {"folder": str(tmp_path / "file")}}
-    refused(config(tmp_path, **kept), False, "checkpoint.folder: `.*file` cannot be used")
-
-    def away(self):
-        raise OSError("When listing objects: Couldn't connect to server")
-
-    monkeypatch.setattr(Checkpoints, "recipe", away)
-    refused(config(tmp_path), False, "checkpoint.folder: `.*checkpoints` cannot be used .When listing objects")
-
-
-def test_what_would_be_refused_at_the_restore_is_refused_before_anything_starts(tmp_path):
-    run = begin(config(tmp_path, steps=9), recorded=5, sealed=(0, 2))
-    before = files(run.path)
-    refused(config(tmp_path, steps=3), True, r"has recorded step \d+, and its newest checkpoint is of step 2")
-    for name in ("step_000000", "step_000002"):
-        (run.path / "checkpoints" / name / "state.json").write_text("{}")
-    damaged = files(run.path)
-    refused(config(tmp_path, steps=9), True, "can be used")
-    assert files(run.path) == damaged != before
-
-
 def test_records_that_are_torn_altogether_are_named_at_the_restore(tmp_path, caplog):
     run = begin(config(tmp_path, steps=9), recorded=2, sealed=(0, 2))
     run.metrics_file.write_bytes(bytes(run.metrics_file.stat().st_size))
@@ -472,7 +97,7 @@ def test_records_that_are_torn_altogether_are_named_at_the_restore(tmp_path, cap
 
 
 def test_the_steps_with_pictures_are_bounded_and_spread(tmp_path):
-    with RunFolder.open(config(tmp_path), resume=False) as run:
+    with open_run(config(tmp_path), resume=False) as run:
         for step in range(1, 301):
             run.write_pictures(step, pa.table({"leaf": [step]}))
     kept = list(tables(run.path / "pictures"))

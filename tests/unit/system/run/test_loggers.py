@@ -22,6 +22,7 @@ from system.recipe.model import LogSettings, RunConfig, WandbSettings
 from system.run.checkpoint import RunState
 from system.run.folder import RunFolder
 from system.run.loggers import WANDB_KEY, check_loggers, numbers, open_loggers, tiled
+from system.run.opening import open_run
 from tests.helpers.recipes import MINIMAL
 
 IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -40,7 +41,7 @@ def step(run: RunFolder, number: int, value: float) -> None:
 
 def first_and_second_process(settings: RunConfig) -> RunFolder:
     """Steps 0 to 3, of which a checkpoint holds 0 and 1; then 2 to 4, with an evaluation of 1 that was missing."""
-    with RunFolder.open(settings, resume=False) as run, open_loggers(settings, run.path) as run.loggers:
+    with open_run(settings, resume=False) as run, open_loggers(settings, run.path) as run.loggers:
         checkpoints = run.checkpoints(settings.checkpoint)
         checkpoints.claim()
         checkpoints.commit(RunState(step=1), {}, run.recipe)
@@ -48,7 +49,7 @@ def first_and_second_process(settings: RunConfig) -> RunFolder:
         run.write_experience(0, EXPERIENCE)
         for number in range(4):
             step(run, number, number / 2)
-    with RunFolder.open(settings, resume=True) as run, open_loggers(settings, run.path) as run.loggers:
+    with open_run(settings, resume=True) as run, open_loggers(settings, run.path) as run.loggers:
         run.forget_after(1)
         run.amend_metrics({"eval/size": 7.0})
         for number in range(2, 5):
