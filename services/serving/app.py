@@ -12,8 +12,8 @@ from services.base.logs import LogFile
 from services.scoring.scorer import needs_of, own_folders
 from services.scoring.settings import Replicas, ScorerSettings
 from services.serving.deployment import ScorerDeployment
-from services.serving.gateway import GatewayDeployment, deployment_name
-from services.serving.settings import GatewaySettings, PoolSettings
+from services.serving.gateway import GatewayDeployment
+from services.serving.settings import GatewaySettings, PoolSettings, deployment_name
 
 SHUTDOWN_LOOK_S = 0.2
 """Seconds between looks for unanswered requests, when a replica is to end; the first look is after one such pause.

@@ -4,16 +4,13 @@ import asyncio
 import hmac
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -24,14 +21,16 @@ from services.base.errors import UserError, cause_of
 from services.http.image_structure import BadImage
 from services.http.images import image_pixels
 from services.http.session import read_token
-from services.http.wire import ARROW, JSON, Answer, BadRequest, Item, read_request, write_answer
+from services.http.wire import ARROW, Answer, BadRequest, Item, read_request, write_answer
 from services.scoring.loaded import qualified
 from services.scoring.row import BadRow, Row, read_row
 from services.scoring.scorer import Needs
 from services.scoring.settings import ScorerSettings
+from services.serving.admission import Admission, Full
 from services.serving.decoders import Decoders
 from services.serving.docs_page import docs_page
-from services.serving.settings import GatewaySettings
+from services.serving.schema import NOT_READY, REQUEST_BODY, SCORE_REFUSALS, SCORERS_REFUSALS, ScoreAnswer, ScorerInfo
+from services.serving.settings import GatewaySettings, deployment_name
 
 log = logging.getLogger(__name__)
 
@@ -43,94 +42,9 @@ health checks."""
 REQUESTS_AT_ONCE = 16
 """The most simultaneous requests to one scorer for one caller. Images of many sizes make many requests, which must not
 fill the scorer's queue."""
-MAX_NAMED_RUNS = 256
-"""The most runs that a gateway names in metrics. Each name takes memory in every scorer until the scorer ends."""
-OTHER_RUNS = "other"
-"""The name in metrics that all further runs share."""
 
 api = FastAPI(title="tempflow reward pool", version="1", docs_url=None, redoc_url=None)
 bearer = HTTPBearer(auto_error=False, description="The pool's token, if it has one.")
-
-
-class ItemSchema(BaseModel):
-    """One image and its prompt."""
-
-    prompt: str
-    image: str = Field(description="Base64 of a PNG, JPEG, WebP or binary PPM.", json_schema_extra={"format": "byte"})
-    row: dict[str, Any] = Field({}, description="The other columns of the prompt's row, for scorers that read them.")
-    group: str | None = Field(None, description="The name of the image's group, which groupwise scorers need.")
-
-
-class ImageError(BaseModel):
-    """Why one image has no score."""
-
-    index: int
-    reason: str
-
-
-class ScoreAnswer(BaseModel):
-    """Scores in the order of the request, and sub-scores as SCORER.SUB; null for an image without a score."""
-
-    scores: dict[str, list[float | None]]
-    errors: list[ImageError]
-
-
-class ScorerInfo(BaseModel):
-    """A scorer of the pool."""
-
-    name: str
-    scorer: str
-    replicas: int
-
-
-class Refusal(BaseModel):
-    """Why a request is refused."""
-
-    detail: str
-
-
-ARROW_TABLE = {"schema": {"type": "string", "format": "binary", "description": "Arrow IPC stream"}}
-ITEMS = {
-    "type": "object",
-    "properties": {"items": {"type": "array", "items": ItemSchema.model_json_schema(), "minItems": 1}},
-    "required": ["items"],
-}
-"""Written by hand, because FastAPI does not resolve the references of a nested model's schema in `openapi_extra`."""
-REQUEST_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {JSON: {"schema": ITEMS}, ARROW: ARROW_TABLE}}
-}
-"""The body of `POST /v1/score` for the documentation. FastAPI does not read the body itself, because it would load a
-body of any size before the token and the limits are checked."""
-
-
-def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The documentation of the statuses of refused requests."""
-    return {status: {"model": Refusal, "description": reason} for status, reason in reasons.items()}
-
-
-NO_TOKEN = {401: "The pool's token is missing or wrong."}
-SCORE_REFUSALS = _refusals(
-    {
-        400: "The body is not a request, it has no images, or a groupwise scorer gets no groups.",
-        **NO_TOKEN,
-        404: "There is no such scorer.",
-        413: "The request has too many bytes, images or pixels.",
-        415: "The body is neither JSON nor Arrow.",
-        429: "The pool is full; send the request again after Retry-After seconds.",
-        502: "A scorer failed.",
-        503: "The pool's token cannot be read at the moment.",
-        504: "A scorer took longer than its timeout_s.",
-    }
-)
-SCORERS_REFUSALS = _refusals(
-    {**NO_TOKEN, 503: "Serve's controller does not answer, or the pool's token cannot be read at the moment."}
-)
-NOT_READY = _refusals({503: "A scorer has no running replica."})
-
-
-def deployment_name(scorer: str) -> str:
-    """The name of a scorer's deployment in the application."""
-    return f"scorer-{scorer}"
 
 
 def _busy(why: str) -> HTTPException:
@@ -171,11 +85,7 @@ class Gateway:
         read_token(settings.token_file)
         self.decoders = Decoders(settings.decoders, settings.decode_s, settings.max_pixels)
         self.status_threads = ThreadPoolExecutor(STATUS_AT_ONCE, "status")
-        self.images_of_run: Counter[str] = Counter()
-        """The number of images in the gateway, by run."""
-        self.pixels = 0
-        """The number of pixels of all images in the gateway."""
-        self.named_runs: set[str] = set()
+        self.admission = Admission(settings)
 
     def allowed(self, credentials: HTTPAuthorizationCredentials | None) -> bool:
         """Whether the caller has the pool's token. The comparison takes constant time.
@@ -221,11 +131,14 @@ class Gateway:
         checked, errors = await asyncio.to_thread(self._check, names, items)
         if (total := sum(image.pixels for image in checked.values())) > self.settings.max_request_pixels:
             raise HTTPException(413, f"{total} pixels; a request may have at most {self.settings.max_request_pixels}")
-        async with self._admitted(len(items), total, x_tempflow_run):
-            images, broken = await self.decoders.decode({i: items[i].image for i in checked})
-            errors |= broken
-            rows = {i: checked[i].row for i in images}
-            scores = await self._ask(names, images, items, rows, errors, self._run_on_metrics(x_tempflow_run))
+        try:
+            with self.admission.admitted(len(items), total, x_tempflow_run):
+                images, broken = await self.decoders.decode({i: items[i].image for i in checked})
+                errors |= broken
+                rows, run = {i: checked[i].row for i in images}, self.admission.name_in_metrics(x_tempflow_run)
+                scores = await self._ask(names, images, items, rows, errors, run)
+        except Full as full:
+            raise _busy(str(full)) from full
         answer, kind = write_answer(Answer(scores, errors), content_type)
         return Response(answer, media_type=kind)
 
@@ -274,34 +187,6 @@ class Gateway:
             if len(body) > self.settings.max_bytes:
                 raise HTTPException(413, f"the body is larger than {self.settings.max_bytes} bytes")
         return bytes(body)
-
-    def _run_on_metrics(self, run: str) -> str:
-        """The name of a run in metrics. The first MAX_NAMED_RUNS runs have their own names; the others share one."""
-        if len(self.named_runs) < MAX_NAMED_RUNS:
-            self.named_runs.add(run)
-        return run if run in self.named_runs else OTHER_RUNS
-
-    @asynccontextmanager
-    async def _admitted(self, images: int, pixels: int, run: str) -> AsyncIterator[None]:
-        """Count images and pixels as being in the gateway while the context lasts.
-
-        Raises:
-            HTTPException: 429, immediately, if there would be too many.
-        """
-        settings, counts = self.settings, self.images_of_run
-        if counts[run] + images > settings.max_waiting_per_run or counts.total() + images > settings.max_waiting:
-            raise _busy("the pool has too many images waiting")
-        if self.pixels + pixels > max(settings.max_waiting_pixels, pixels):
-            raise _busy("the pool has too many pixels waiting")
-        counts[run] += images
-        self.pixels += pixels
-        try:
-            yield
-        finally:
-            self.pixels -= pixels
-            counts[run] -= images
-            if not counts[run]:
-                del counts[run]
 
     def _refuse_missing_groups(self, names: list[str], items: list[Item]) -> None:
         groupwise = [name for name in names if self.needs[name].groupwise]

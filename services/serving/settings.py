@@ -60,3 +60,8 @@ class PoolSettings(Settings):
     """Use only algorithms that give the same bits each time, also on a GPU."""
     log_folder: Annotated[Path | None, Strict(False)] = None
     """The folder for one log file per scorer. If not given, the logs are in Ray's own files."""
+
+
+def deployment_name(scorer: str) -> str:
+    """The name of a scorer's deployment in the application."""
+    return f"scorer-{scorer}"

@@ -25,8 +25,7 @@ from services.scoring.loaded import LoadedScorer
 from services.scoring.row import Row
 from services.scoring.scorer import images_at_once
 from services.scoring.settings import Replicas, ScorerSettings
-from services.serving.gateway import deployment_name
-from services.serving.settings import PoolSettings
+from services.serving.settings import PoolSettings, deployment_name
 from system.bench.measure import turns
 from system.launch.environment import LOOPBACK
 from system.launch.serving import running_pool

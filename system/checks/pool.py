@@ -52,7 +52,7 @@ def shared_pool(app: str, scorers: list[str], deployments: Callable[[str], list[
     found = (deployments or _deployments)(app)
     if found is None:
         raise UserError(f"reward.app: no application `{app}` is running on the cluster; start it with `tempflow serve`")
-    from services.serving.gateway import deployment_name
+    from services.serving.settings import deployment_name
 
     missing = [name for name in scorers if deployment_name(name) not in found]
     if missing:

@@ -10,7 +10,7 @@ from actors.reward.pool import RewardPool
 from services.base.errors import UserError
 from services.scoring.remote import wait_for_pool
 from services.serving.app import build_app
-from services.serving.gateway import deployment_name
+from services.serving.settings import deployment_name
 from system.launch.pool_start import PoolStart, delete_pool
 from system.recipe.model import RunConfig
 

@@ -12,7 +12,7 @@ from services.base.errors import UserError, first_line, quoted_refusal
 from services.base.patience import patiently
 from services.scoring.settings import ScorerSettings
 from services.serving.app import why_not_started
-from services.serving.gateway import deployment_name
+from services.serving.settings import deployment_name
 
 log = logging.getLogger(__name__)
 

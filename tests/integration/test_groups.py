@@ -22,8 +22,7 @@ from services.http.wire import ARROW, read_answer, write_request
 from services.scoring.remote import RemoteGroupwise
 from services.scoring.settings import ScorerSettings
 from services.serving.app import build
-from services.serving.gateway import deployment_name
-from services.serving.settings import PoolSettings
+from services.serving.settings import PoolSettings, deployment_name
 from tests.helpers.http_pool import grey, post
 
 MOST = 6

@@ -18,8 +18,9 @@ from services.http.images import encode_image
 from services.scoring.loaded import Scored
 from services.scoring.scorer import Needs
 from services.scoring.settings import ScorerSettings
+from services.serving.admission import MAX_NAMED_RUNS, OTHER_RUNS
 from services.serving.docs_page import docs_page
-from services.serving.gateway import MAX_NAMED_RUNS, OTHER_RUNS, REQUESTS_AT_ONCE, Gateway, api
+from services.serving.gateway import REQUESTS_AT_ONCE, Gateway, api
 from services.serving.settings import GatewaySettings
 
 TIMEOUT_S = 60
@@ -98,7 +99,7 @@ def test_runs_beyond_the_first_many_share_a_name_on_metrics(serving):
             for i in range(MAX_NAMED_RUNS + 3):
                 assert (await pool.score(image(), run=f"run {i}")).status_code == 200
             assert (await pool.score(image(), run="run 3")).status_code == 200
-            assert not pool.gateway.images_of_run, "names of runs without images take memory"
+            assert not pool.gateway.admission.images_of_run, "names of runs without images take memory"
             return pool.scorer.runs
 
     names = [f"run {i}" for i in range(MAX_NAMED_RUNS)]
