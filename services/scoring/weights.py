@@ -1,7 +1,7 @@
 """Reads the weights of a scorer whose checkpoint is not in transformers' layout.
 
 Several reward models are published as PyTorch pickles (.pt, .pth), which can run code. Users convert them once
-(docs/reward-pool.md, Weights).
+(docs/scorers.md, Weights).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def weights_file(what: str, name: str) -> Path:
     """
     path = Path(resolve_model(name))
     if path.suffix != ".safetensors":
-        raise UserError(f"{what}: `{name}` is not a .safetensors file; convert it (docs: reward-pool.md, Weights)")
+        raise UserError(f"{what}: `{name}` is not a .safetensors file; convert it (docs: scorers.md, Weights)")
     if not path.is_file():
         raise UserError(
-            f"{what}: there is no file `{name}`; convert the published weights (docs: reward-pool.md, Weights)"
+            f"{what}: there is no file `{name}`; convert the published weights (docs: scorers.md, Weights)"
         )
     return path
 

@@ -269,7 +269,7 @@ class _Conversion:
             scorers = [self._scorer(str(name), weight) for name, weight in rewards.items()]
         if not (scorers := [scorer for scorer in scorers if scorer]):
             raise UserError(
-                f"`{self.path}`: tempflow has no scorer for {', '.join(map(str, rewards))}; see docs/reward-pool.md"
+                f"`{self.path}`: tempflow has no scorer for {', '.join(map(str, rewards))}; see docs/scorers.md"
             )
         if self.gpus == 1:  # the scorers share a quarter of the GPU
             on_gpu = [scorer for scorer in scorers if scorer.get("num_gpus")]
