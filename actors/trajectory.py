@@ -4,6 +4,7 @@ Shape legend: N trained decisions of a task, K actions of a decision, L leaves o
 task, Z latent dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,6 +59,16 @@ class Tree:
         owned_NKL = self.leaf_NKL >= 0
         reward_NKL = np.where(owned_NKL, reward_M[self.leaf_NKL], 0.0)
         return reward_NKL.sum(-1) / owned_NKL.sum(-1)
+
+
+RewardFunction = Callable[[Tree, np.ndarray], np.ndarray]
+"""Gives the reward of each action (N, K) from a task's tree and the reward of each leaf (M,); NaN marks a hole."""
+
+
+def reads_baselines(function: RewardFunction) -> RewardFunction:
+    """Mark a reward function that needs `plan.baselines`. An action's first leaf is then the baseline of its state."""
+    function.reads_baselines = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)

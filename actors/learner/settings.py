@@ -1,23 +1,18 @@
 """The settings of learning: advantage rule, objective, optimizer and ranks."""
 
 import re
-from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import AfterValidator, Field, Strict
 
 from actors.learner.weight_sets import Use, WeightSet
 from actors.policy.settings import CPSSettings, KernelSettings, PolicySettings
-from actors.trajectory import Tree
+from actors.trajectory import RewardFunction
 from services.base.errors import UserError
 from services.base.importing import imported
 from services.base.settings import Gpus, Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-RewardFunction = Callable[[Tree, np.ndarray], np.ndarray]
-"""Gives the reward of each action (N, K) from a task's tree and the reward of each leaf (M,); NaN marks a hole."""
 
 
 def _mean_each_or_path(text: str) -> str:
@@ -39,7 +34,8 @@ class AdvantageSettings(Settings):
     """How the leaves of an action are reduced. `mean`: the action's reward is the mean of its leaves' rewards. `each`:
     the first leaves of a group are compared with each other, then the second ones, and so on; the action's advantages
     are added (G²RPO, whose leaves are granularities). `module:function`: a function of a task's tree and of the rewards
-    of its leaves gives the reward of each action (TP-GRPO)."""
+    of its leaves gives the reward of each action; if it needs `plan.baselines`, it is marked with
+    `actors.trajectory.reads_baselines` (TP-GRPO)."""
     keep: int | None = Field(None, ge=1)
     """Only this many of the best and as many of the worst actions of a group keep their advantages; the others get 0
     (the width pruning of BranchGRPO). If not given, all keep them."""
@@ -74,11 +70,15 @@ class AdvantageSettings(Settings):
             raise ValueError(
                 "advantage.leaves: `each` needs several leaves for each action; set plan.strides to two or more"
             )
-        if has_baselines != (self.reward_function is not None):
+        reads_baselines = getattr(self.reward_function, "reads_baselines", False)
+        if reads_baselines and not has_baselines:
             raise ValueError(
-                f"advantage.leaves: {self.leaves} does not fit plan.baselines; a function, module:function, needs "
-                "baselines, and only a function can tell them from other leaves: set plan.baselines to "
-                f"{str(not has_baselines).lower()}"
+                f"advantage.leaves: {self.leaves} reads baselines; set plan.baselines to true (plan.name = window)"
+            )
+        if has_baselines and not reads_baselines:
+            raise ValueError(
+                f"advantage.leaves: {self.leaves} does not tell baselines from other leaves; set plan.baselines to "
+                "false, or name a function that is marked with actors.trajectory.reads_baselines"
             )
 
 

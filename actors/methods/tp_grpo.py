@@ -35,9 +35,10 @@ from actors.learner.settings import AdvantageSettings, GrpoSettings
 from actors.methods import Method
 from actors.policy.settings import CPSSettings
 from actors.rollout.plans.settings import WindowSettings
-from actors.trajectory import Tree
+from actors.trajectory import Tree, reads_baselines
 
 
+@reads_baselines
 def turning_point_rewards(tree: Tree, reward_M: np.ndarray) -> np.ndarray:
     """The reward of each action, (N, K): its gain or, at a turning point, the change from its state to the end.
 

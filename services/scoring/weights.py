@@ -27,9 +27,7 @@ def weights_file(what: str, name: str) -> Path:
     if path.suffix != ".safetensors":
         raise UserError(f"{what}: `{name}` is not a .safetensors file; convert it (docs: scorers.md, Weights)")
     if not path.is_file():
-        raise UserError(
-            f"{what}: there is no file `{name}`; convert the published weights (docs: scorers.md, Weights)"
-        )
+        raise UserError(f"{what}: there is no file `{name}`; convert the published weights (docs: scorers.md, Weights)")
     return path
 
 

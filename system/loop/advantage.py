@@ -10,8 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from actors.learner.settings import AdvantageSettings, RewardFunction
-from actors.trajectory import Tree
+from actors.learner.settings import AdvantageSettings
+from actors.trajectory import RewardFunction, Tree
+from services.base.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,25 @@ def parts(
 
 
 def _rewards(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The reward of each action, (A,), for each comparison. The advantages of all comparisons are added."""
+    """The reward of each action, (A,), for each comparison. The advantages of all comparisons are added.
+
+    Raises:
+        UserError: the recipe's own function gives something else than one reward for each action.
+    """
+    tasks = list(zip(trees, reward_by_task, strict=True))
     return [
-        np.concatenate([reward_of(tree, reward).ravel() for tree, reward in zip(trees, reward_by_task, strict=True)])
+        np.concatenate([_checked(rule, tree, reward_of(tree, reward_M)).ravel() for tree, reward_M in tasks])
         for reward_of in _reward_functions(rule, trees)
     ]
+
+
+def _checked(rule: AdvantageSettings, tree: Tree, reward_NK: np.ndarray) -> np.ndarray:
+    if np.shape(reward_NK) != (shape := tree.leaf_NKL.shape[:2]):
+        raise UserError(
+            f"advantage.leaves: {rule.leaves} gave an array of shape {np.shape(reward_NK)} for a task; return one "
+            f"reward for each action, {shape}"
+        )
+    return np.asarray(reward_NK, np.float64)
 
 
 def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:

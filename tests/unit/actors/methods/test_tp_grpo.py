@@ -137,8 +137,11 @@ def test_the_published_plan_costs_what_the_method_says():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["plan.baselines=false"], "does not fit plan.baselines; .* set plan.baselines to true"),
-        (["advantage.leaves=mean"], "advantage.leaves: mean does not fit .* set plan.baselines to false"),
+        (["plan.baselines=false"], "turning_point_rewards reads baselines; set plan.baselines to true"),
+        (
+            ["advantage.leaves=mean"],
+            "advantage.leaves: mean does not tell baselines from .* set plan.baselines to false, or",
+        ),
         (["advantage.leaves=some"], "it is `mean`, `each` or the path of a function"),
         (["advantage.leaves=nowhere.at:all"], "advantage.leaves: nowhere.at:all: No module named 'nowhere'"),
         (["advantage.leaves=json:none"], "has no attribute 'none'; check the import path"),

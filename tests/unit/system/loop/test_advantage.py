@@ -5,7 +5,9 @@ import pytest
 
 from actors.learner.settings import AdvantageSettings
 from actors.trajectory import Tree
+from services.base.errors import UserError
 from system.loop.advantage import advantages, group_keys, normalise, parts
+from system.recipe.load import load_config
 
 
 def trunk_tree(steps: int, seeds: int, width: int) -> Tree:
@@ -125,3 +127,28 @@ def test_the_parts_of_the_summands_add_up_to_the_advantages(leaves, std):
     sums = sum(parts(rule, [tree], [one + other], [part]) for part in (one, other))
     np.testing.assert_allclose(sums, advantages(rule, [tree], [one + other]).by_task[0].ravel(), atol=1e-12)
     assert sums[2] == 0
+
+
+def ranks(tree, reward_M):
+    """The rank of each action among its siblings, as whole numbers."""
+    return tree.reduce(reward_M).argsort(axis=1).argsort(axis=1)
+
+
+def one_per_decision(tree, reward_M):
+    return tree.reduce(reward_M)[:, 0]
+
+
+def test_a_function_gives_credit_on_a_trunk():
+    rule = load_config("shapes", [f"advantage.leaves={__name__}:ranks"]).advantage
+    result = advantages(rule, [trunk_tree(1, 2, 3)], [np.array([1.0, 2.0, 900.0, 7.0, 6.0, 5.0])])
+    rank = np.array([-1.0, 0.0, 1.0]) / (np.sqrt(2 / 3) + rule.epsilon)
+    np.testing.assert_allclose(result.by_task[0], [rank, -rank])
+
+
+def test_a_function_that_gives_another_shape_is_named():
+    rule = AdvantageSettings(leaves=f"{__name__}:one_per_decision")
+    says = (
+        r"advantage.leaves: .*:one_per_decision gave an array of shape \(2,\) .* one reward for each action, \(2, 3\)"
+    )
+    with pytest.raises(UserError, match=says):
+        advantages(rule, [trunk_tree(1, 2, 3)], [np.arange(6.0)])
