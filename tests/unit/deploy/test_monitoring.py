@@ -83,7 +83,7 @@ def test_the_operators_objects_are_valid_and_scrape_the_ports_of_our_pods():
 
 
 def test_no_manifest_has_a_merge_key():
-    """`kubectl apply -k` of several versions refuses the key `<<` (github.com/kubernetes-sigs/kustomize/issues/4747)."""
+    """Several versions of `kubectl apply -k` refuse the key `<<` (github.com/kubernetes-sigs/kustomize/issues/4747)."""
     assert not [path for path in FOLDER.parent.rglob("*.yaml") if "<<" in path.read_text()]
 
 
