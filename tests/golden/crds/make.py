@@ -1,7 +1,8 @@
 """Reduce CRDs to the schemas of their version v1, without descriptions: `make.py FOLDER_OF_CRDS`.
 
-The CRDs are those of KubeRay 1.7.0 (github.com/ray-project/kuberay, ray-operator/config/crd/bases) and of the Prometheus
-operator 0.93.0 (github.com/prometheus-operator/prometheus-operator, example/prometheus-operator-crd), both Apache-2.0.
+The CRDs are those of two operators, both Apache-2.0:
+- KubeRay 1.7.0 (github.com/ray-project/kuberay, ray-operator/config/crd/bases);
+- the Prometheus operator 0.93.0 (github.com/prometheus-operator/prometheus-operator, example/prometheus-operator-crd).
 """
 
 import gzip
