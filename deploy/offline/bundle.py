@@ -82,13 +82,14 @@ def download(requirement: str, wheels: Path, target: Sequence[str], without_torc
 
     Args:
         target: pip's options for the Python, the platform, and the index of torch.
-        without_torch: leave out torch and the packages that only torch needs.
+        without_torch: leave out torch and the packages that only torch needs, except setuptools: torch needs a newer
+            one than that of a virtual environment of Python 3.11, which hides the machine's.
     """
     more = [requirement]
     with TemporaryDirectory() as aside:
         if without_torch:
             pinned = re.search(r"^torch==([\d.]+)", constraints.read_text(), re.MULTILINE)
-            more += [stand_in(Path(aside), pinned[1] if pinned else "999"), "--find-links", aside]
+            more += ["setuptools", stand_in(Path(aside), pinned[1] if pinned else "999"), "--find-links", aside]
         pip(
             "download",
             "--quiet",
