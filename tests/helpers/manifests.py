@@ -104,7 +104,7 @@ def _once(_: object, keys: list[str], items: list[Any], schema: object) -> Itera
     found = [tuple(item.get(key) for key in keys) for item in items]
     for values in set(found):
         if found.count(values) > 1:
-            yield ValidationError(f"{values} is there twice")
+            yield ValidationError(f"{values} occurs twice")
 
 
 _Validator = extend(Draft202012Validator, {"x-kubernetes-list-map-keys": _once})
