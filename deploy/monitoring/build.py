@@ -80,7 +80,7 @@ DASHBOARDS = {
     "training": [
         Panel("Training steps", {"{{run}}": last("run", "policy_version")}),
         Panel("Training reward", {"{{run}}": last("run", "reward_mean")}),
-        Panel("Held-out scores", {"{{run}} {{scorer}}": last("run, scorer", "heldout_score")}),
+        Panel("Held-out scores", {"{{run}} {{set}} {{scorer}}": last("run, set, scorer", "heldout_score")}),
         Panel("Training scores", {"{{run}} {{scorer}}": last("run, scorer", "score_mean")}),
         Panel("Standard deviation of scores", {"{{run}} {{scorer}}": last("run, scorer", "score_std")}),
         Panel(
@@ -101,6 +101,14 @@ DASHBOARDS = {
         Panel("Since the last step", {"{{run}}": f"time() - {last('run', 'recorded_timestamp_seconds')}"}, "s"),
         Panel("NFE a second", {"{{run}} {{work}}": rate("run, work", "nfe_total")}),
         Panel("Images a second", {"{{run}}": rate("run", "images_total")}),
+        Panel(
+            "Held-out scores by category",
+            {"{{run}} {{set}} {{scorer}} {{category}}": last("run, set, scorer, category", "heldout_category_score")},
+        ),
+        Panel(
+            "Held-out images without a score",
+            {"{{run}} {{set}} {{scorer}}": last("run, set, scorer", "heldout_holes")},
+        ),
         Panel("Steps an hour", {"{{run}}": f"3600 * {rate('run', 'steps_total')}"}),
     ],
     "rollout": [
@@ -117,6 +125,7 @@ DASHBOARDS = {
         Panel("NFE a second", {"{{run}}": rate("run", "nfe_total", ',work="generate"')}),
         Panel("Padding rows a second", {"{{run}}": rate("run", "padding_rows_total")}),
         Panel("Reward spread by step", {"{{run}} {{sampling_step}}": last("run, sampling_step", "branch_reward_std")}),
+        Panel("Images that are not finite so far", {"{{run}}": so_far("run", "images_not_finite_total")}),
         Panel("Images in flight, most in a step", {"{{run}}": last("run", "images_in_flight_peak_bytes")}, "bytes"),
         Panel(
             "GPU memory",

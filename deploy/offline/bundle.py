@@ -1,6 +1,6 @@
 """Makes a folder from which tempflow can be installed on a machine without a network.
 
-    python -m deploy.offline.bundle FOLDER --python 3.12 --without-torch
+    python3.12 -m deploy.offline.bundle FOLDER --without-torch
 
 pip resolves the dependencies and downloads wheels for the given Python and machine. The folder contains them as one
 archive in parts of at most --part-mb, with SHA256SUMS and install.py, which checks, joins and installs them. Run this
@@ -82,13 +82,14 @@ def download(requirement: str, wheels: Path, target: Sequence[str], without_torc
 
     Args:
         target: pip's options for the Python, the platform, and the index of torch.
-        without_torch: leave out torch and the packages that only torch needs.
+        without_torch: leave out torch and the packages that only torch needs, except setuptools: torch needs a newer
+            one than that of a virtual environment of Python 3.11, which hides the machine's.
     """
     more = [requirement]
     with TemporaryDirectory() as aside:
         if without_torch:
             pinned = re.search(r"^torch==([\d.]+)", constraints.read_text(), re.MULTILINE)
-            more += [stand_in(Path(aside), pinned[1] if pinned else "999"), "--find-links", aside]
+            more += ["setuptools", stand_in(Path(aside), pinned[1] if pinned else "999"), "--find-links", aside]
         pip(
             "download",
             "--quiet",
@@ -141,7 +142,8 @@ def _sha256(path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deploy.offline.bundle", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="the folder of the bundle, which must be new or empty")
-    parser.add_argument("--python", default="3.12", help="the machine's version of Python, such as 3.12")
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parser.add_argument("--python", default=running, help="the machine's version of Python; by default, this one's")
     parser.add_argument("--machine", default="x86_64", choices=("x86_64", "aarch64"))
     parser.add_argument("--glibc", type=int, default=28, help="N of the machine's glibc 2.N, or a smaller number")
     parser.add_argument("--extras", default="", help="extras of tempflow, such as ocr,tensorboard")
@@ -155,7 +157,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.folder.exists() and any(given.folder.iterdir()):
         raise SystemExit(f"bundle: `{given.folder}` is not empty; name a new folder")
-    if given.python != f"{sys.version_info.major}.{sys.version_info.minor}":
+    if given.python != running:
         print(f"bundle: this is not Python {given.python}, so check that the bundle installs there", file=sys.stderr)
     target = ["--python-version", given.python, "--implementation", "cp"]
     target += [part for tag in platforms(given.machine, given.glibc) for part in ("--platform", tag)]

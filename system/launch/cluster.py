@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import ray
 
-from services.base.errors import UserError
+from services.base.errors import UserError, first_line
 from services.scoring.scorer import uses_gpu
 from services.scoring.settings import ScorerSettings
-from system.launch.environment import LOOPBACK, check_start, make_token, running_ray
+from system.launch.environment import LOOPBACK, check_start, make_token, running_ray, temp_folder
 from system.loop.stop import Stopped
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def connect() -> Connection:
     stops.
 
     Raises:
-        UserError: Ray cannot start here, or the named cluster does not answer.
+        UserError: Ray cannot start here, or the named cluster does not answer or has other versions. The error of Ray
+            itself is its cause.
         Stopped: SIGTERM came while Ray was starting.
     """
     check_start()
@@ -89,15 +90,30 @@ def _connect() -> Connection:
                 f"cannot attach to the Ray cluster at {address}: check RAY_ADDRESS; if the cluster asks for a token, "
                 "set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"cannot attach to the Ray cluster at {address} ({said}); install the cluster's versions of Ray and "
+                "Python, and check that its head is alive"
+            ) from error
         return Connection(context.dashboard_url, False)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says that the token is asked for
-    context = ray.init(
-        address="local",
-        include_dashboard=True,
-        dashboard_host=LOOPBACK,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        context = ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host=LOOPBACK,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:
+        if getattr(error, "errno", None):  # a fault of the disk, which says more by itself
+            raise
+        raise UserError(
+            f"Ray did not start on this machine ({first_line(error).rstrip('.')}); if the machine is busy or short of "
+            "memory, end other programs and try again; Ray's own logs are in "
+            f"{temp_folder() / 'ray' / 'session_latest' / 'logs'}"
+        ) from error
     return Connection(context.dashboard_url, True)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 STOPPED_EXIT_CODE = 130
@@ -25,6 +25,9 @@ class StopFlag:
     """Turns the first signal into a flag that is checked between pieces of work; the second interrupts.
 
     A SIGHUP that the process ignores, as nohup has it, stays ignored.
+
+    Raises:
+        Stopped: at the end of the context, if the second signal ended it.
     """
 
     def __init__(self) -> None:
@@ -39,9 +42,13 @@ class StopFlag:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.signal is not None and kind is KeyboardInterrupt:
+            raise Stopped(self.signal) from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

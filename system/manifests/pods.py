@@ -102,7 +102,7 @@ def _pod(
     infra: Infra, instance: Instance, role: str, container: Manifest, spec: Manifest, volumes: list[Manifest]
 ) -> Manifest:
     calls = {CALLS: instance.calls} if instance.calls else {}
-    pull_secrets = [{"name": name} for name in infra.pull_secrets]
+    pull_secrets = [{"name": name} for name in dict.fromkeys(infra.pull_secrets)]
     return {
         "metadata": {"labels": {**instance.labels, ROLE: role, **calls}},
         "spec": {

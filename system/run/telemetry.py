@@ -22,7 +22,8 @@ class Export:
     """One metric."""
 
     key: str
-    """The key in metrics.jsonl. A part in braces matches anything and becomes a tag."""
+    """The key in metrics.jsonl. A part in braces matches anything and becomes a tag. A part in brackets may be missing;
+    its tag is then empty."""
     name: str
     """The metric's name without the prefix `ray_`, which Ray adds."""
     kind: Literal["gauge", "count", "total"]
@@ -38,8 +39,9 @@ class Export:
 
     def match(self, key: str) -> dict[str, str] | None:
         """The tags in `key`, in ASCII because Ray accepts nothing else; None if `key` belongs to another metric."""
-        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(self.key)), key)
-        return {tag: ascii(part)[1:-1] for tag, part in found.groupdict().items()} if found else None
+        named = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(self.key))
+        found = re.fullmatch(re.sub(r"\\\[(.+?)\\\]", r"(?:\1)?", named), key)
+        return {tag: ascii(part)[1:-1] for tag, part in found.groupdict("").items()} if found else None
 
 
 EXPORTS = [
@@ -66,16 +68,13 @@ EXPORTS = [
         "reward/{scorer}/holes", "tempflow_score_holes_total", "count", "images without a score of a training scorer"
     ),
     Export(
-        "eval.{set}/{scorer}/{category}", "tempflow_heldout_set_category_score", "gauge", "mean of a set's category"
+        "eval[.{set}]/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"
     ),
-    Export("eval.{set}/{scorer}", "tempflow_heldout_set_score", "gauge", "mean of a named held-out set"),
-    Export("eval_holes.{set}/{scorer}", "tempflow_heldout_set_holes", "gauge", "images of a set without a score"),
-    Export("eval/{scorer}/{category}", "tempflow_heldout_category_score", "gauge", "held-out mean of a category"),
-    Export("eval/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean of the last evaluation"),
+    Export("eval[.{set}]/{scorer}", "tempflow_heldout_score", "gauge", "held-out mean of the last evaluation"),
+    Export("eval_holes[.{set}]/{scorer}", "tempflow_heldout_holes", "gauge", "held-out images without a score"),
     Export(
         "images/not_finite", "tempflow_images_not_finite_total", "count", "images of NaN or infinity, which are holes"
     ),
-    Export("eval_holes/{scorer}", "tempflow_heldout_holes", "gauge", "held-out images without a score"),
     Export(
         "advantage/flat_groups",
         "tempflow_flat_groups_ratio",
@@ -116,14 +115,12 @@ EXPORTS = [
     Export("nfe/padding", "tempflow_padding_rows_total", "count", "rows that fill micro-batches, beside the NFE"),
     Export("nfe/{work}", "tempflow_nfe_total", "count", "NFE of rollouts (generate) and learner (learn)"),
     Export("decodes", "tempflow_images_total", "total", "images of training steps"),
-    Export("scores", "tempflow_scores_total", "total", "scores of training steps"),
     Export(
         "seconds/request/{scorer}", "tempflow_pool_request_seconds", "gauge", "mean seconds of a request and its wait"
     ),
     Export("seconds/{stage}", "tempflow_stage_seconds", "gauge", "seconds of a stage, the last time that it ran"),
     Export("idle/{role}", "tempflow_idle_ratio", "gauge", "share of the step in which a role's processes waited"),
     Export("bytes/images_peak", "tempflow_images_in_flight_peak_bytes", "gauge", "most image bytes in flight at once"),
-    Export("bytes/weights", "tempflow_weights_bytes", "gauge", "size of one policy version"),
     Export("workers", "tempflow_rollout_workers", "gauge", "rollout workers that are running now"),
     Export(
         "workers/{worker}/version",
@@ -169,8 +166,9 @@ class Telemetry:
         self.gauges.close()
 
     def restored(self, totals: Mapping[str, float]) -> None:
-        """Set the values from which totals are counted, by key."""
+        """Set the values from which totals are counted, by key. The policy version is the number of steps."""
         self.counted |= totals
+        self.values = self.values | dict(_flatten({"version": totals["step"]}))
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Export a line of metrics.jsonl."""

@@ -1,21 +1,23 @@
-"""What a Kubernetes API server, KubeRay's CRDs and its operator would say, without any of them."""
+"""What a Kubernetes API server, the CRDs and KubeRay's operator would say, without any of them."""
 
 import gzip
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import kubernetes_validate
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 
 from system.manifests.infra import Infra
 from system.recipe.load import load_config, parse_config
 from system.recipe.model import RunConfig
 from tests.helpers.paths import ROOT
 
-GOLDEN = ROOT / "tests" / "golden" / "kuberay"
+GOLDEN = ROOT / "tests" / "golden" / "crds"
 KUBERNETES = "1.33"
 MAX_NAME = 47
 """The operator appends six characters, and a RayCluster's name has at most 53."""
@@ -49,10 +51,13 @@ def read(text: str) -> list[Any]:
 
 def check(document: dict[str, Any]) -> None:
     """Raises what is wrong with a document; a key that no schema knows is wrong, too."""
-    if document["apiVersion"] != "ray.io/v1":
+    group, _, _ = document["apiVersion"].partition("/")
+    if group not in ("ray.io", "monitoring.coreos.com"):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
         return
     validator(document["kind"]).validate(document)
+    if group != "ray.io":
+        return
     spec = document["spec"]
     cluster = spec["rayClusterSpec" if document["kind"] == "RayJob" else "rayClusterConfig"]
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
@@ -94,13 +99,24 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
     assert tuple(int(part) for part in cluster["rayVersion"].split(".")) >= (2, 52, 0)
 
 
+def _once(_: object, keys: list[str], items: list[Any], schema: object) -> Iterator[ValidationError]:
+    """The API server refuses two items of a list with the same values of these keys."""
+    found = [tuple(item.get(key) for key in keys) for item in items]
+    for values in set(found):
+        if found.count(values) > 1:
+            yield ValidationError(f"{values} occurs twice")
+
+
+_Validator = extend(Draft202012Validator, {"x-kubernetes-list-map-keys": _once})
+
+
 @cache
 def validator(kind: str) -> Draft202012Validator:
     """Of the CRD's schema as JSON Schema that refuses unknown keys; `metadata` is the API server's own."""
     crd = json.loads(gzip.decompress((GOLDEN / f"{kind}.json.gz").read_bytes()))
     strict = _strict({**crd, "properties": {**crd["properties"], "metadata": {"type": "object"}}})
     Draft202012Validator.check_schema(strict)
-    return Draft202012Validator(strict)
+    return _Validator(strict)
 
 
 def _strict(schema: Any) -> Any:
@@ -113,6 +129,8 @@ def _strict(schema: Any) -> Any:
     if made.pop("x-kubernetes-int-or-string", False) is True:
         made.pop("type", None)
         made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if "(?i)" in (pattern := str(made.get("pattern", ""))):  # Go reads a flag anywhere, Python only in front
+        made["pattern"] = "(?i)" + pattern.replace("(?i)", "")
     if isinstance(made.get("properties"), dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     return made

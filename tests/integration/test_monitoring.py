@@ -117,7 +117,6 @@ def test_every_panel_and_alert_has_data_and_it_is_the_runs(run, prometheus):
     assert {metric for name in named for metric in metrics_of(name)} <= documented().keys()
     for series, key in {
         "images_total": "decodes",
-        "scores_total": "scores",
         "steps_total": "step",
         "policy_version": "version",
         'heldout_score{scorer="size"}': "eval/size",

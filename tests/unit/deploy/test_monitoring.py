@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from deploy.monitoring.build import DASHBOARDS, built
+from system.manifests.network import METRICS
+from system.manifests.pods import HEAD_PORTS
+from tests.helpers.manifests import check, read
 from tests.helpers.monitoring import DOCS, FOLDER, RULES, documented, may_be_missing, metrics_of, panels
 
 ROLES = ("rollout", "learner", "colocated", "reward")
@@ -16,9 +19,11 @@ ROLES = ("rollout", "learner", "colocated", "reward")
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 
+kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
-def run_promtool(*arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=60)
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -69,6 +74,27 @@ def test_every_alert_has_an_entry_in_the_runbook_and_a_test():
         assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
 
 
+def test_the_operators_objects_are_valid_and_scrape_the_ports_of_our_pods():
+    (monitor,), (rule,) = (read((FOLDER / f"{name}.yaml").read_text()) for name in ("pod-monitor", "prometheus-rule"))
+    check(monitor)
+    check(rule)
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert {HEAD_PORTS[name] for name in scraped} == set(METRICS)
+
+
+def test_no_manifest_has_a_merge_key():
+    """Several versions of `kubectl apply -k` refuse the key `<<` (github.com/kubernetes-sigs/kustomize/issues/4747)."""
+    assert not [path for path in FOLDER.parent.rglob("*.yaml") if "<<" in path.read_text()]
+
+
+@kubectl
+def test_kubectl_builds_all_of_it():
+    built_here = read(run("kubectl", "kustomize", "."))
+    assert sorted(document["kind"] for document in built_here) == ["ConfigMap"] * 4 + ["PodMonitor", "PrometheusRule"]
+    for document in built_here:
+        check(document)
+
+
 @pytest.mark.parametrize("role", ["rollout", "learner"])
 def test_gpu_memory_of_a_role_is_without_that_of_the_pool_whose_run_is_empty(role):
     """With all runs chosen, Grafana asks for `run=~".*"`, which an empty label matches, too."""
@@ -80,6 +106,6 @@ def test_gpu_memory_of_a_role_is_without_that_of_the_pool_whose_run_is_empty(rol
 
 @promtool
 def test_promtool_accepts_the_rules_and_they_fire_when_they_should():
-    assert f"{len(RULES)} rules found" in run_promtool("check", "rules", "rules.yaml")
-    assert "SUCCESS" in run_promtool("test", "rules", "rules.test.yaml")
-    assert "is valid prometheus config" in run_promtool("check", "config", "prometheus.yml")
+    assert f"{len(RULES)} rules found" in run("promtool", "check", "rules", "rules.yaml")
+    assert "SUCCESS" in run("promtool", "test", "rules", "rules.test.yaml")
+    assert "is valid prometheus config" in run("promtool", "check", "config", "prometheus.yml")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
@@ -239,6 +240,18 @@ def test_a_ray_that_fails_to_start_after_a_signal_is_a_stop_and_no_error():
         start(stop)
     with StopFlag() as stop, pytest.raises(Stopped, match="SIGINT"):
         start(stop, signal.SIGINT)
+
+
+@pytest.mark.parametrize("phase", ["run", "ray"])
+def test_a_second_signal_interrupts_and_is_a_stop(phase):
+    def run() -> None:
+        with StopFlag() as stop, stop.deferred("Ray") if phase == "ray" else nullcontext():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second signal interrupted nothing")
+
+    with pytest.raises(Stopped, match="SIGINT"):
+        run()
 
 
 def test_nohup_still_ignores_a_terminal_that_is_closed():

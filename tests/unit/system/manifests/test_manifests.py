@@ -11,12 +11,13 @@ import yaml
 from services.base.errors import UserError
 from services.http.images import encode_image
 from services.serving.settings import PoolSettings
-from system.manifests.infra import Nodes
-from system.manifests.manifests import manifests
+from system.manifests.infra import Nodes, load_infra
+from system.manifests.manifests import manifests, render
 from system.manifests.recipe import resource_name
 from system.manifests.sizing import Ask, pods
+from system.recipe.find import recipe_names
 from system.recipe.load import load_config
-from tests.helpers.manifests import OWN, SMALL, by_kind, check, infra, recipe, templates
+from tests.helpers.manifests import OWN, PROMPTS, SMALL, by_kind, check, infra, read, recipe, templates
 from tests.helpers.paths import ROOT
 
 EXAMPLES = ROOT / "deploy" / "kuberay"
@@ -32,6 +33,22 @@ def test_the_examples_are_valid(example):
     assert {"RayJob", "ConfigMap", "NetworkPolicy"} <= {document["kind"] for document in documents}
     for document in documents:
         check(document)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_on_every_example_of_a_cluster(name):
+    judge = ["scorers.vlm_judge.options.url=http://judge:8000/v1"] if name == "sd35_vlm_judge" else []
+    config = load_config(name, [*PROMPTS, *judge])
+    for file in EXAMPLES.glob("*.infra.yaml"):
+        for part in ("all", "volume"):
+            for document in read(render(manifests(config, load_infra(file), part))):
+                check(document)
+
+
+def test_a_secret_that_is_named_twice_is_given_once():
+    """KubeRay's CRD refuses a pod with two equal pull secrets."""
+    check(by_kind(manifests(recipe(), infra(SMALL, pull_secrets=["registry", "registry"])))["RayJob"])
 
 
 def test_the_examples_are_what_the_command_prints(in_process, tmp_path):

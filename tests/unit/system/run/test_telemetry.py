@@ -12,10 +12,10 @@ from system.run.telemetry import EXPORTS, Telemetry
 from tests.helpers.paths import ROOT
 
 UNEXPORTED = {
-    *("nfe", "elapsed_s", "branch/noise_level", "branch/weight"),
+    *("nfe", "scores", "elapsed_s", "branch/noise_level", "branch/weight", "bytes/weights"),
     *("warnings", "grad_rms", "eval_error/SCORER", "eval_error.SET/SCORER"),
 }
-"""Keys that are not exported: sums of other keys, constants of the recipe, warnings, and keys for them alone."""
+"""Keys that are not exported: sums of other keys, constants of the run, warnings, and keys for them alone."""
 
 LINE = {
     "time": 1000.5,
@@ -36,6 +36,7 @@ LINE = {
     "eval/size/two words/and a slash": 0.75,
     "eval.more/size": 0.125,
     "eval.more/size/red": 0.5,
+    "eval_holes/size": 1,
     "eval_holes.more/size": 2,
     "drift/by_step": [0.0, math.nan, 2.0],
     "seconds/step": 4.0,
@@ -98,18 +99,18 @@ def test_a_line_becomes_these_metrics_and_no_others(seen):
         ("tempflow_steps_total",): 1,
         ("tempflow_steps_wanted",): 40,
         ("tempflow_images_total",): 18,
-        ("tempflow_scores_total",): 36,
         ("tempflow_nfe_total", "generate"): 200,
         ("tempflow_nfe_total", "learn"): 100,
         ("tempflow_padding_rows_total",): 8,
         ("tempflow_reward_mean",): 0.5,
         ("tempflow_score_mean", "size"): 1.5,
         ("tempflow_score_holes_total", "size"): 2,
-        ("tempflow_heldout_score", "size"): 0.25,
-        ("tempflow_heldout_category_score", "size", "two words/and a slash"): 0.75,
-        ("tempflow_heldout_set_score", "more", "size"): 0.125,
-        ("tempflow_heldout_set_category_score", "more", "size", "red"): 0.5,
-        ("tempflow_heldout_set_holes", "more", "size"): 2,
+        ("tempflow_heldout_score", "", "size"): 0.25,
+        ("tempflow_heldout_category_score", "", "size", "two words/and a slash"): 0.75,
+        ("tempflow_heldout_score", "more", "size"): 0.125,
+        ("tempflow_heldout_category_score", "more", "size", "red"): 0.5,
+        ("tempflow_heldout_holes", "", "size"): 1,
+        ("tempflow_heldout_holes", "more", "size"): 2,
         ("tempflow_drift_step_mean", "0"): 0.0,
         ("tempflow_drift_step_mean", "2"): 2.0,
         ("tempflow_stage_seconds", "step"): 4.0,
@@ -127,7 +128,7 @@ def test_a_gauge_lasts_until_a_hole_takes_its_place(seen):
         exported.record({"time": 8.0, "reward/mean": math.nan})
         seen.clear()
         wait_until(lambda: seen)
-        assert seen == {("tempflow_recorded_timestamp_seconds",): 8.0, ("tempflow_heldout_score", "size"): 0.25}
+        assert seen == {("tempflow_recorded_timestamp_seconds",): 8.0, ("tempflow_heldout_score", "", "size"): 0.25}
 
 
 def test_until_the_first_line_the_last_step_is_the_beginning(seen):
@@ -144,6 +145,13 @@ def test_the_last_line_is_exported_however_short_the_time(seen, monkeypatch):
     with Telemetry("a", dict) as exported:
         exported.record({"version": 50})
     assert seen[("tempflow_policy_version",)] == 50
+
+
+def test_before_the_first_line_the_version_is_the_one_that_was_restored(seen):
+    """A run that dies in its first step is then known to have steps left."""
+    with Telemetry("a", dict) as exported:
+        exported.restored({"step": 10})
+    assert seen[("tempflow_policy_version",)] == 10
 
 
 def test_counters_count_what_this_process_did(seen):
@@ -163,7 +171,7 @@ def test_counters_count_what_this_process_did(seen):
 def test_tags_that_ray_refuses_are_escaped(seen):
     with Telemetry("a", lambda: {"eval/size/größer": 1.0}):
         wait_until(lambda: len(seen) == 2)
-    assert ("tempflow_heldout_category_score", "size", r"gr\xf6\xdfer") in seen
+    assert ("tempflow_heldout_category_score", "", "size", r"gr\xf6\xdfer") in seen
 
 
 def test_names_follow_the_conventions():
