@@ -23,7 +23,7 @@ def make_output_folder(folder: Path, option: str | None = None) -> None:
     """Make a folder for results.
 
     Raises:
-        UserError: the folder cannot be made or written to. The message begins with `option`, if it is one's value.
+        UserError: the folder cannot be made or written to. The message begins with `option` where one is given.
     """
     name = f"{option}: the folder `{folder}`" if option else f"the folder `{folder}`"
     try:
