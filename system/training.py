@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from services.base.errors import UserError, cause_of
+from services.base.errors import UserError, cause_of, first_line
 from services.base.plain import plain
 from system.loop.stop import STOPPED_EXIT_CODE, StopFlag, Stopped
 
@@ -78,7 +78,9 @@ def _naming_a_full_disk(config: RunConfig) -> Iterator[None]:
         if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{config.output}/{config.name}"
-        raise UserError(f"no room for the run `{where}` ({cause}); make some and continue with --resume") from error
+        raise UserError(
+            f"no room for the run `{where}` ({first_line(error)}); make some and continue with --resume"
+        ) from error
 
 
 @contextmanager

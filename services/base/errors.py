@@ -60,9 +60,15 @@ def quoted_refusal(text: str) -> UserError | None:
     return UserError(found[-1].strip()) if found else None
 
 
+_ERRNO = re.compile(r"^\[Errno \d+\] ")
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or of its cause in another process, without the text of Ray and Arrow."""
-    return str(refusal(error) or cause_of(error)).strip().partition("\n")[0]
+    """The first line of an error's message, or of its cause in another process, without the text of Ray and Arrow.
+
+    The number of a system's error is left out, because its name follows.
+    """
+    return _ERRNO.sub("", str(refusal(error) or cause_of(error)).strip().partition("\n")[0])
 
 
 def death(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.base.errors import UserError
+from services.base.errors import UserError, first_line
 from services.base.patience import patiently
 
 log = logging.getLogger(__name__)
@@ -39,4 +39,4 @@ def _take(descriptor: int, what: str) -> None:
     except BlockingIOError as error:
         raise InUse(f"{what} is in use by another process, which must end first") from error
     except OSError as error:
-        log.warning("this file system has no locks, so a second process is not kept out: %s", error)
+        log.warning("this file system has no locks, so a second process is not kept out: %s", first_line(error))

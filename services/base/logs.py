@@ -68,7 +68,7 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            print(f"{self.baseFilename}: {error}; not logged: {record.getMessage()}", file=sys.stderr)
+            print(f"{self.baseFilename}: {first_line(error)}; not logged: {record.getMessage()}", file=sys.stderr)
         else:
             super().handleError(record)
 
@@ -76,7 +76,7 @@ class _FileHandler(logging.FileHandler):
         try:
             super().close()
         except OSError as error:
-            print(f"{self.baseFilename}: {error}", file=sys.stderr)
+            print(f"{self.baseFilename}: {first_line(error)}", file=sys.stderr)
 
 
 class ScreenHandler(logging.Handler):

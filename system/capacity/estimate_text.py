@@ -18,28 +18,24 @@ LEAST_GAIN = 0.02
 
 
 def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
-    """A line for each kind of process."""
+    """A line for each kind of process, and below it what takes its memory. The table fits 80 characters."""
     card = estimate.card
     title = f"{config.name} on {f'{estimate.gpus} x ' if estimate.gpus else ''}{card.name}, rates {card.source}"
     table = Table(title=title)
-    for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "held", "phase", "s a step", "waits"):
-        table.add_column(column, justify="left" if column in ("role", "held", "phase") else "right", overflow="fold")
+    for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "s a step", "waits"):
+        table.add_column(column, justify="left" if column == "role" else "right", overflow="fold")
     for one in estimate.processes:
-        table.add_row(
-            one.role,
-            f"{one.count} x {one.gpus:g} GPU",
-            _gb(one.peak_bytes),
-            _parts(one.held, one.peak_bytes),
-            _parts(one.phases, one.peak_bytes),
-            *_time(one, estimate),
-        )
+        table.add_row(one.role, f"{one.count} x {one.gpus:g} GPU", _gb(one.peak_bytes), *_time(one, estimate))
+        for kind, parts in (("held", one.held), ("phase", one.phases)):
+            for name, num_bytes in _largest(parts, one.peak_bytes):
+                table.add_row(f"  {kind}: {name}", "", _gb(num_bytes), style="dim")
+        table.add_section()
     return table
 
 
-def _parts(parts: dict[str, float], whole: float) -> str:
-    """The largest first; what is less than 1% of the process is not shown."""
-    largest = sorted(parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in largest if num_bytes >= 0.01 * whole)
+def _largest(parts: dict[str, float], whole: float) -> list[tuple[str, float]]:
+    """The parts with their bytes, the largest first; what is less than 1% of the process is left out."""
+    return sorted((item for item in parts.items() if item[1] >= 0.01 * whole), key=lambda item: -item[1])
 
 
 def _time(one: Process, estimate: Estimate) -> tuple[str, str]:
@@ -71,7 +67,7 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
     cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
     yield f"{config.steps:,} steps take {hours:,.3g} h, {estimate.gpu_hours:,.4g} GPU-hours{cost}."
     if not estimate.asked:
-        yield f"The recipe's roles ask for no GPU: the seconds are those of a {estimate.card.name} for each process."
+        yield f"The recipe's roles ask for no GPU: the seconds are those of one {estimate.card.name} for each process."
     yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
     if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer, config.policy).known]:
         yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
@@ -109,7 +105,7 @@ def fit_sentence(fit: Fit) -> str:
     if fit.asked > fit.gpus:
         return f"It does not fit: the roles ask for {fit.asked:g} GPUs, and there are {fit.gpus}; {fit.fix}."
     large = max((one for one in fit.processes if not one.fits(fit.card)), key=lambda one: one.peak_bytes)
-    share = f"its {large.gpus:g} of a" if 0 < large.gpus < 1 else "each"
+    share = f"its {large.gpus:g} of one" if 0 < large.gpus < 1 else "each"
     return (
         f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
         f"{fit.card.name} has {_gb(large.share_bytes(fit.card))} GB; {fit.fix}."

@@ -33,7 +33,7 @@ def init(
         raise UserError(f"--recipe: tempflow has no recipe `{recipe}`; `tempflow recipes` lists them")
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"`{folder}` exists and is not an empty folder; name a new one")
-    make_output_folder(folder, "FOLDER")
+    make_output_folder(folder)
     (folder / "prompts").mkdir()
     for file in STARTER.iterdir():
         (folder / file.name).write_text(Template(file.read_text()).substitute(recipe=recipe))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.base.errors import UserError
+from services.base.errors import UserError, first_line
 from services.base.plain import plain
 from system.commands.arguments import console, say_next
 
@@ -159,5 +159,9 @@ def _read(path: Path) -> np.ndarray:
 
     try:
         return decode_image(path.read_bytes(), MAX_PIXELS)
-    except (OSError, BadImage) as error:
+    except OSError as error:
+        raise UserError(
+            f"`{path}` cannot be read ({first_line(error)}); correct its path or its permissions"
+        ) from error
+    except BadImage as error:
         raise UserError(f"`{path}`: {error}") from error

@@ -138,9 +138,10 @@ def second_axis(axis: Axes, label: str) -> Axes:
 def training_axis(axis: Axes, y: str) -> None:
     """Label the axes: whole training steps along x, and y with its unit."""
     low, high = axis.get_xlim()
-    if high - low < 2:
-        axis.set_xlim(low - 1, high + 1)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if high - low < 1:
+        step = round((low + high) / 2)
+        axis.set_xlim(step - 0.5, step + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axis.set_xlabel("training step")
     axis.set_ylabel(y)
 

@@ -1,6 +1,6 @@
 """The inputs of a recipe: the files and models that it names, and whether they have changed."""
 
-from services.base.errors import UserError
+from services.base.errors import UserError, first_line
 from services.base.fingerprint import fingerprint_of
 from system.recipe.model import RunConfig
 
@@ -31,7 +31,7 @@ def read_inputs(config: RunConfig) -> dict[str, str]:
         try:
             found_now = fingerprint_of(name)
         except OSError as error:
-            raise UserError(f"{key}: `{name}` cannot be read ({error}); make it readable") from error
+            raise UserError(f"{key}: `{name}` cannot be read ({first_line(error)}); make it readable") from error
         if found_now is not None:
             found[key] = found_now
     return found

@@ -19,17 +19,16 @@ def check_output(file: Path, option: str) -> None:
         raise UserError(f"{option}: `{file}` cannot be written; give another file")
 
 
-def make_output_folder(folder: Path, option: str) -> None:
+def make_output_folder(folder: Path, option: str | None = None) -> None:
     """Make a folder for results.
 
     Raises:
-        UserError: the folder cannot be made or written to. The message begins with `option`.
+        UserError: the folder cannot be made or written to. The message begins with `option` where one is given.
     """
+    name = f"{option}: the folder `{folder}`" if option else f"the folder `{folder}`"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{option}: the folder `{folder}` cannot be made ({error.strerror}); give another one"
-        ) from error
+        raise UserError(f"{name} cannot be made ({error.strerror}); give another one") from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{option}: the folder `{folder}` cannot be written to; give another one")
+        raise UserError(f"{name} cannot be written to; give another one")

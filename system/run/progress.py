@@ -67,8 +67,8 @@ class Progress:
             self.console.print(plain(describe(line, self.steps, self.time_left_s())), soft_wrap=True)
 
     def time_left_s(self) -> float | None:
-        """The remaining time, estimated from the steps that this process has done; None before the first."""
-        return (self.steps - self.at) * self.done_s / self.done if self.done else None
+        """The remaining time, estimated from the steps that this process has done; None before any, and at the end."""
+        return (self.steps - self.at) * self.done_s / self.done if self.done and self.at < self.steps else None
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold", padding=(0, 1))

@@ -44,13 +44,15 @@ export function ticks(low, high, count) {
   return found;
 }
 
-const W = 460, H = 210, LEFT = 52, RIGHT = 12, TOP = 8, BOTTOM = 24;
+const W = 460, H = 226, LEFT = 52, RIGHT = 12, TOP = 8, BOTTOM = 40;
+const LETTER = 6.4; // The width of a digit, in the units of W.
 
 /** Curves over training steps. `choose` is called with the step that is clicked; `chosen` is marked. */
 export function chart(panel, chosen, choose) {
   const every = panel.series.flatMap((s) => (s.low.length ? [...s.low, ...s.high] : s.values));
   const steps = panel.series.flatMap((s) => s.steps);
-  let [x0, x1] = extent(steps), [y0, y1] = extent(every);
+  const [first, last] = extent(steps);
+  let [x0, x1] = [first, last], [y0, y1] = extent(every);
   if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
   if (y0 === y1) [y0, y1] = y0 === 0 ? [0, 1] : [y0 - Math.abs(y0) * 0.1, y1 + Math.abs(y1) * 0.1];
   else [y0, y1] = [y0 >= 0 && y0 < (y1 - y0) * 0.3 ? 0 : y0 - (y1 - y0) * 0.06, y1 + (y1 - y0) * 0.06];
@@ -61,10 +63,12 @@ export function chart(panel, chosen, choose) {
     drawing.append(svg("line", { class: "rule", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v) }));
     drawing.append(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, brief(v)));
   }
-  for (const v of ticks(x0, x1, 5).filter(Number.isInteger)) {
-    const anchor = x(v) > W - RIGHT - 14 ? "end" : "middle";
-    drawing.append(svg("text", { x: anchor === "end" ? W - 2 : x(v), y: H - 7, "text-anchor": anchor }, v.toLocaleString("en")));
+  for (const v of ticks(x0, x1, 5).filter((v) => Number.isInteger(v) && v >= first && v <= last)) {
+    const text = v.toLocaleString("en");
+    const inside = Math.min(x(v), W - (text.length * LETTER) / 2);
+    drawing.append(svg("text", { x: inside, y: H - BOTTOM + 17, "text-anchor": "middle" }, text));
   }
+  drawing.append(axisLabel("training step"));
   if (chosen !== null && chosen >= x0 && chosen <= x1) {
     drawing.append(svg("line", { class: "chosen", x1: x(chosen), x2: x(chosen), y1: TOP, y2: H - BOTTOM }));
   }
@@ -104,6 +108,10 @@ export function chart(panel, chosen, choose) {
   drawing.addEventListener("click", (event) => choose(under(event)));
   show(null);
   return el("figure", {}, el("h3", {}, panel.title, said), legend, drawing);
+}
+
+function axisLabel(text) {
+  return svg("text", { x: (LEFT + W - RIGHT) / 2, y: H - 5, "text-anchor": "middle" }, text);
 }
 
 function alt(panel) {
@@ -149,8 +157,10 @@ export function histogram(found, flat) {
     drawing.append(svg("rect", bar, svg("title", {}, `${count} groups: ${brief(edges[i])} to ${brief(edges[i + 1])}`)));
   });
   drawing.append(svg("text", { x: LEFT - 6, y: TOP + 16, "text-anchor": "end" }, String(most)));
+  drawing.append(svg("text", { x: LEFT - 6, y: TOP + 30, "text-anchor": "end" }, most === 1 ? "group" : "groups"));
+  drawing.append(axisLabel("std of the rewards in a group"));
   [0, 0.5, 1].forEach((part) => drawing.append(svg("text", {
-    x: LEFT + part * (W - LEFT - RIGHT), y: H - 7, "text-anchor": part === 1 ? "end" : part ? "middle" : "start",
+    x: LEFT + part * (W - LEFT - RIGHT), y: H - BOTTOM + 17, "text-anchor": part === 1 ? "end" : part ? "middle" : "start",
   }, brief(edges.at(-1) * part))));
   return drawing;
 }

@@ -36,7 +36,7 @@ def measure(record: Record) -> None:
         "driver": driver(),
         "CUDA": torch.version.cuda,
         "PyTorch": torch.__version__,
-        "compute capability": capability(device),
+        "compute capability": capability(device) or None,
         "memory, GB": memory_bytes(device) / GB,
     }
     for what, value in about.items():

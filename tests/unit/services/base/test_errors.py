@@ -9,12 +9,13 @@ from services.base.errors import UserError, death, first_line, has_credentials, 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(2, "No such file or directory", "/proc/x"), "No such file or directory: '/proc/x'"),
         (RuntimeError("\n  it broke\nand more"), "it broke"),
         (ValueError(), ""),
         (
             ray.exceptions.RayTaskError("save", "Traceback …", OSError(28, "No space left on device")),
-            "[Errno 28] No space left on device",
+            "No space left on device",
         ),
     ],
 )

@@ -46,5 +46,5 @@ def test_nothing_is_overwritten_and_mistakes_are_one_sentence(in_process, tmp_pa
 def test_a_folder_that_cannot_be_made_is_one_sentence(in_process, place):
     done = in_process("init", place)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"tempflow: FOLDER: the folder `{place}` cannot be made (")
+    assert done.stderr.startswith(f"tempflow: the folder `{place}` cannot be made (")
     assert done.stderr.endswith("); give another one\n")

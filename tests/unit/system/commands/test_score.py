@@ -46,7 +46,7 @@ def test_score_prints_each_scorer_of_the_recipe_or_one_by_name(pool, image):
 def test_mistakes_of_score(pool, image, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for images, prompts, scorer, message in (
-        ([tmp_path / "nowhere.png"], ["x"], "size", r"nowhere\.png"),
+        ([tmp_path / "nowhere.png"], ["x"], "size", r"nowhere\.png` cannot be read \(No such file or directory:"),
         ([tmp_path / "text.png"], ["x"], "size", "none of PNG"),
         ([image, image, image], ["x", "y"], "size", "2 prompts for 3 images"),
         ([image], ["x"], "nothing", "neither built in"),

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from services.base.errors import UserError
 from services.http.images import data_url
 from system.loop.pictures import small_image
 from system.report.build import build_report, shown_sets
-from system.report.canvas import power_of_ten, short
+from system.report.canvas import power_of_ten, short, training_axis
 from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
 from system.report.figures import curves, running_mean
 from system.report.prompts import by_gain
@@ -330,6 +331,15 @@ def test_steps_whose_lines_are_torn_are_named(run, caplog):
 def test_a_torn_recipe_is_no_reason_to_write_no_page(run, content):
     (run / "config.yaml").write_bytes(content)
     assert "A run without a readable recipe." in Page(build_report(run).read_text()).text
+
+
+@pytest.mark.parametrize("steps", [[3], [2, 3]])
+def test_the_axis_of_few_steps_has_a_mark_for_each_and_no_other(steps):
+    axis = Figure().subplots()
+    axis.plot(steps, [1.0] * len(steps))
+    training_axis(axis, "drift")
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == steps
 
 
 def test_running_mean_shrinks_at_the_ends():

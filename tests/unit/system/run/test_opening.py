@@ -293,7 +293,11 @@ def test_a_run_folder_whose_recipe_is_torn_has_it_in_its_checkpoint(tmp_path, da
 
 def test_places_that_cannot_be_used_are_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    refused(config(tmp_path, output=str(tmp_path / "file")), False, "output: `.*file/mine` cannot be used")
+    refused(
+        config(tmp_path, output=str(tmp_path / "file")),
+        False,
+        r"output: `.*file/mine` cannot be used \(File exists: '.*file'\)",
+    )
     kept = {"checkpoint": {"folder": str(tmp_path / "file")}}
     refused(config(tmp_path, **kept), False, "checkpoint.folder: `.*file` cannot be used")
 

@@ -105,6 +105,14 @@ def test_new_steps_appear_by_themselves(watching, tmp_path):
     assert page.errors == []
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_axes_are_named_and_end_at_the_last_step(watching, tmp_path, steps):
+    page = watching(write_run(tmp_path / "mine", steps=steps))
+    shown = texts(page, "#scores figure:first-of-type .chart text[text-anchor=middle]")
+    assert shown == [*map(str, range(1, steps + 1)), "training step"]
+    assert "std of the rewards in a group" in texts(page, "#histogram text")
+
+
 def test_a_click_on_a_curve_shows_the_images_of_its_step(watching, tmp_path):
     page = watching(write_run(tmp_path / "mine", steps=3))
     assert page.run("document.getElementById('step').value") == "3"
