@@ -125,8 +125,7 @@ def gpu_failure(error: BaseException) -> str | None:
     None for any other error. Nothing that runs without PyTorch raises such an error.
     """
     torch = sys.modules.get("torch")
-    kinds = (torch.AcceleratorError, torch.distributed.DistBackendError) if torch else ()
-    if not isinstance(error, kinds):
+    if torch is None or not isinstance(error, torch.AcceleratorError | torch.distributed.DistBackendError):
         return None
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, torch.AcceleratorError):  # further lines are advice for developers
