@@ -19,8 +19,15 @@ HEAD = f"""# What each recipe needs
 those of all its [steps](glossary.md#training-step), with evaluation. The last column is the card with the least memory
 on which every process has room.
 
-| recipe | GPUs | largest process | peak | a step | padding of rows | GPU-hours | smallest card |
-|---|---|---|---|---|---|---|---|
+`waits` is the share of a step in which GPUs have nothing to do, in the mean over all of them: a GPU that has reward
+models alone waits for images, and split roles wait for each other. Reward models that share the GPUs of the other
+roles have none of their own.
+
+More than a fifth is lost in two cases. HPSv3 is too large to share a GPU, and 48 prompts cannot be dealt out evenly to
+the other 15 GPUs of two nodes. With GenEval, the other GPUs wait for the one that has the reward models.
+
+| recipe | GPUs | largest process | peak | a step | waits | padding of rows | GPU-hours | smallest card |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -31,7 +38,8 @@ def row(name: str) -> str:
     padding = max(estimate.task.sampling_padding, estimate.task.learning_padding)
     return (
         f"| {name} | {estimate.gpus} | {largest.role}, {largest.phase} | {largest.peak_bytes / GB:.0f} GB "
-        f"| {estimate.step.total:,.0f} s | {padding:.1%} | {estimate.gpu_hours:,.0f} | {smallest_card(estimate)} |\n"
+        f"| {estimate.step.total:,.0f} s | {estimate.waits:.0%} | {padding:.1%} | {estimate.gpu_hours:,.0f} "
+        f"| {smallest_card(estimate)} |\n"
     )
 
 

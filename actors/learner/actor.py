@@ -81,6 +81,7 @@ class LearnerWorker:
         self.meeting = Rendezvous(ray.util.get_node_ip_address(), JOIN_TIMEOUT_S)
         return self.meeting.endpoint
 
+    @ending_with_its_gpu()
     def join(self, endpoint: tuple[str, int]) -> None:
         """Meet the other ranks, load this rank's part of the model if it is sharded, and make the learner."""
         from actors.learner.ranks import join
@@ -112,10 +113,14 @@ class LearnerWorker:
         Raises:
             RuntimeError: this learner does not hold that version.
         """
-        yield from self._sent(self.learner.export(version))
+        with ending_with_its_gpu():
+            weights = self.learner.export(version)
+        yield from self._sent(weights)
 
     def evaluated(self) -> Iterator[Arrays | Label]:
-        yield from self._sent(self.learner.evaluated())
+        with ending_with_its_gpu():
+            weights = self.learner.evaluated()
+        yield from self._sent(weights)
 
     def _sent(self, weights: Weights) -> Iterator[Arrays | Label]:
         """Buckets of weights, then their label. A bucket in the object store is removed from this process. Ranks after
@@ -130,6 +135,7 @@ class LearnerWorker:
         num_bytes = {name: parameter.numel() * size for name, parameter in self.policy.parameters.items()}
         return bucketed(num_bytes, self.bucket_bytes)
 
+    @ending_with_its_gpu()
     def save(self, folder: Folder) -> None:
         """Begin to write this rank's files of a checkpoint, with the state as it is now."""
         self.writing = self.writer.submit(_write, folder, self.learner.files())
@@ -142,9 +148,11 @@ class LearnerWorker:
         """
         return self.writing.result() if self.writing.done() else None
 
+    @ending_with_its_gpu()
     def restore(self, folder: Folder, version: int) -> None:
         self.learner.restore(folder, version)
 
+    @ending_with_its_gpu()
     def save_model(self, folder: str) -> None:
         """Write the evaluated weights in diffusers' layout."""
         self.learner.save_model(Path(folder))

@@ -23,7 +23,7 @@ from actors.learner.stats import UpdateStats
 from actors.learner.weight_sets import StepKind, Use, used_for
 from actors.policy.arrays import to_array
 from actors.policy.kernels import make_kernel
-from actors.policy.policy import Policy
+from actors.policy.policy import NO_ROOM, Policy
 from actors.policy.settings import KernelSettings
 from actors.policy.sharding import full, is_sharded
 from actors.policy.trained import TRAINED_SET, saved_from
@@ -53,6 +53,7 @@ class Learner:
             gradient of its share of the tasks, and takes the same optimizer steps on the sum of all gradients.
     """
 
+    @naming_full_memory(NO_ROOM)
     def __init__(
         self,
         policy: Policy,
@@ -305,6 +306,7 @@ class Learner:
             for file, content in packed(name, tensors, self.ranks).items()
         }
 
+    @naming_full_memory(NO_ROOM)
     def restore(self, folder: Folder, version: int) -> None:
         """Load the files of a checkpoint, which any number of ranks may have written. The next update continues
         exactly."""

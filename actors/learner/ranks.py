@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from services.base.devices import gpu_failure
+from services.base.errors import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -82,17 +85,27 @@ class Rendezvous:
 
 
 def join(endpoint: tuple[str, int], ranks: Ranks, device: torch.device, timeout_s: float) -> None:
-    """Enter the process group that meets at `endpoint`: NCCL on GPUs, Gloo on CPUs."""
+    """Enter the process group that meets at `endpoint`: NCCL on GPUs, Gloo on CPUs.
+
+    Raises:
+        UserError: NCCL cannot connect the ranks' GPUs.
+    """
     if ipaddress.ip_address(endpoint[0]).is_loopback:
         # Gloo would listen on the address of the host's name.
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     timeout = timedelta(seconds=timeout_s)
     store = dist.TCPStore(*endpoint, is_master=False, timeout=timeout, wait_for_workers=False)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistBackendError as error:
+        raise UserError(
+            f"NCCL cannot connect the learner's ranks ({gpu_failure(error)}); give each rank a GPU of its own, set "
+            "NCCL_SOCKET_IFNAME to the network that the nodes share, or find out more with NCCL_DEBUG=INFO"
+        ) from error

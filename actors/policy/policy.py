@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.blocks import compile_blocks
+from actors.policy.card import card_fault
 from actors.policy.families import family_class
 from actors.policy.family import Family, Parts
 from actors.policy.layouts import unit_scale, write_diffusers
@@ -24,7 +25,7 @@ from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.sharding import is_sharded, local
 from actors.policy.trained import LORA_FILE, WEIGHTS_FILE, find_trained, read_trained
 from actors.policy.weights import Arrays, Weights, checksum
-from services.base.devices import device_of
+from services.base.devices import device_of, naming_full_memory
 from services.base.errors import UserError
 from services.base.headers import naming_storage_errors
 from services.base.paths import resolve_model
@@ -32,6 +33,11 @@ from services.base.storage import replacing, write_atomically
 
 SAME = "weights of the same model and policy.lora"
 """The weights that fit a policy, in words for messages."""
+NO_ROOM = (
+    "free it (nvidia-smi lists the processes that use it), or set what `tempflow plan RECIPE --gpus` with this card "
+    "proposes, and continue with --resume"
+)
+"""What helps where a model does not fit as it is loaded."""
 
 
 class Policy:
@@ -44,6 +50,7 @@ class Policy:
         sharded: whether the transformer is sharded over several processes.
     """
 
+    @naming_full_memory(NO_ROOM)
     def __init__(
         self,
         settings: PolicySettings,
@@ -248,12 +255,12 @@ def _loaded(settings: PolicySettings, device: torch.device, parts: Parts, ranks:
     """The model's family with its weights.
 
     Raises:
-        UserError: the files do not make the model, or the GPU does not compute in its type.
+        UserError: the files do not make the model, or the GPU cannot run it.
     """
-    for key, dtype in (("policy.dtype", settings.dtype), ("policy.vae_dtype", settings.vae_dtype)):
-        if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-            name = torch.cuda.get_device_name(device)
-            raise UserError(f"{key}: this GPU ({name}) does not compute in bf16; set {key}=fp32")
+    if device.type == "cuda":
+        capability, built_for = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+        if fault := card_fault(settings, capability, built_for):
+            raise UserError(f"this GPU ({torch.cuda.get_device_name(device)}) {fault}")
     folder = resolve_model(settings.model)
     try:
         return family_class(settings).load(settings, folder, device, parts, ranks)

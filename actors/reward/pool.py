@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from actors.lost import Lost
 from actors.reward.scores import Scores
-from services.base.errors import cause_of, first_line
+from services.base.errors import UserError, cause_of, first_line
 from services.base.futures import cancelled
 from services.scoring.row import Row
 from services.scoring.scorer import images_at_once
@@ -165,6 +165,7 @@ class RewardPool:
             scores.add(scorer.name, chunk.start, scored, busy_s, time.monotonic() - chunk.sent)
             return True
         said = str(reason).strip().splitlines()
-        chunk.reason = f"{type(reason).__name__}: {said[-1] if said else ''}"
+        kind = "" if isinstance(reason, UserError) else f"{type(reason).__name__}: "
+        chunk.reason = f"{kind}{said[-1] if said else ''}"
         log.warning("scorer %s, images from number %d: %s", scorer.name, chunk.start, chunk.reason)
         return False

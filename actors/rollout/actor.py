@@ -49,6 +49,7 @@ class RolloutWorker:
         """Wait until the model is loaded. Returns the id of the node."""
         return ray.get_runtime_context().get_node_id()
 
+    @ending_with_its_gpu()
     def load(self, label: Label, *buckets: Arrays) -> tuple[int, str]:
         """Load a policy version. Returns the version and the checksum of the loaded parameters."""
         arrays = {name: array for bucket in buckets for name, array in bucket.items()}

@@ -57,7 +57,7 @@ def prepare_torch(threads: int, num_gpus: float, deterministic: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if num_gpus and not torch.cuda.is_available():
         raise UserError(
-            f"this role asks for {num_gpus:g} GPUs, but PyTorch {torch.__version__} finds none ({_without_gpu()}); "
+            f"this role asks for {num_gpus:g} GPUs, but PyTorch {torch.__version__} finds none ({why_no_gpu()}); "
             "install a build of PyTorch that fits the machine's driver, or set the role's num_gpus to 0"
         )
     if 0 < num_gpus < 1:
@@ -85,7 +85,7 @@ def preparing_scorer(threads: int, num_gpus: float, deterministic: bool) -> Iter
         torch.set_num_threads(threads)
 
 
-def _without_gpu() -> str:
+def why_no_gpu() -> str:
     """Why PyTorch cannot use a GPU, in PyTorch's words: it has no CUDA, or the driver is missing or too old."""
     import torch
 
@@ -119,19 +119,48 @@ def device_of(setting: str) -> torch.device:
     return torch.device("cuda", int(found[2]) if found[2] else torch.cuda.current_device())
 
 
+def gpu_failure(error: BaseException) -> str | None:
+    """What CUDA or NCCL said, in one line, if an error means that this process can use neither any more.
+
+    None for any other error. Nothing that runs without PyTorch raises such an error.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.AcceleratorError | torch.distributed.DistBackendError):
+        return None
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, torch.AcceleratorError):  # further lines are advice for developers
+        return lines[0]
+    return " ".join(line for line in lines if line and not line.startswith(("Exception raised from", "frame #")))
+
+
+HARDWARE = re.compile(r"ECC|NVLink|hardware|busy or unavailable|driver|no kernel image|not yet init|unknown error")
+"""What CUDA says when the machine is at fault; an illegal access or a failed assertion is a fault of a program."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """A sentence about an error of CUDA that the machine causes, with what to do; None for any other error."""
+    said = gpu_failure(error)
+    if said is None or not HARDWARE.search(said):
+        return None
+    return (
+        f"the GPU failed ({said}); `nvidia-smi -q` and the lines with Xid in `dmesg` say more; reset the GPU or take "
+        "another one, and continue a run with --resume"
+    )
+
+
 @contextmanager
 def ending_with_its_gpu() -> Iterator[None]:
-    """End the process of an actor when CUDA fails (faulty memory, an error in a kernel, a lost GPU).
+    """End the process of an actor when its GPU fails (faulty memory, an error in a kernel, a lost GPU), or NCCL does.
 
-    CUDA cannot be used again in such a process. Ray then tells the caller that the actor died, and the caller starts
+    Neither can be used again in such a process. Ray then tells the caller that the actor died, and the caller starts
     another one. Works as a context manager and as a decorator.
     """
-    import torch
-
     try:
         yield
-    except torch.AcceleratorError as error:
-        said = str(error).strip().partition("\n")[0]
+    except RuntimeError as error:
+        said = gpu_failure(error)
+        if said is None:
+            raise
         log.critical("the GPU of this process failed (%s); the process ends, and another one replaces it", said)
         logging.shutdown()
         os._exit(1)
@@ -139,11 +168,13 @@ def ending_with_its_gpu() -> Iterator[None]:
 
 ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+).*?total capacity of ([\d.]+ \w+)", re.DOTALL)
 """The sizes in PyTorch's message about a failed allocation: the request, and the GPU's memory."""
+LIBRARY_ASKED = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
+"""What cuBLAS and cuDNN say when they get no memory, which PyTorch raises as a plain RuntimeError."""
 
 
 @contextmanager
 def naming_full_memory(fix: str) -> Iterator[None]:
-    """Turn PyTorch's error about full GPU memory into one sentence. Works as a context manager and as a decorator.
+    """Turn an error about full GPU memory into one sentence. Works as a context manager and as a decorator.
 
     Args:
         fix: advice that lowers the need for memory.
@@ -151,11 +182,13 @@ def naming_full_memory(fix: str) -> Iterator[None]:
     Raises:
         UserError: the sentence.
     """
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        full = torch is not None and isinstance(error, torch.OutOfMemoryError)
+        if not full and not LIBRARY_ASKED.search(str(error)):
+            raise
         asked = ASKED.search(str(error))
         of = f" (PyTorch asked for {asked[1]}, the GPU has {asked[2]})" if asked else ""
         raise UserError(f"the memory of the GPU is full{of}; {fix}") from error

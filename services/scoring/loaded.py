@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from services.base.devices import naming_full_memory
 from services.scoring.row import Row
 from services.scoring.scorer import needs_of, row_check, scorer_class
 from services.scoring.settings import ScorerSettings
@@ -59,7 +60,10 @@ class LoadedScorer:
     def __init__(self, settings: ScorerSettings) -> None:
         self.settings, self.needs = settings, needs_of(settings)
         options: dict[str, Any] = settings.options
-        self.scorer = scorer_class(settings)(**options)
+        share = f"raise num_gpus of the scorer `{settings.name}`, which is its share of the GPU"
+        with naming_full_memory(share):
+            self.scorer = scorer_class(settings)(**options)
+        self._called = naming_full_memory(f"{share}, or lower its options.batch_size")(self.scorer)
         self.fault_of_row = row_check(settings)
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str], rows: Sequence[Row] = ()) -> Scored:
@@ -75,11 +79,11 @@ class LoadedScorer:
             ValueError: the number of scores differs from the number of images, or a sub-score has a bad name.
         """
         if not self.needs.rows:
-            return self._scored(self.scorer(images_NHWC, list(prompts)), len(prompts))
+            return self._scored(self._called(images_NHWC, list(prompts)), len(prompts))
         rows = list(rows) or [{}] * len(prompts)
         whys = {i: f"its row {why}" for i, row in enumerate(rows) if (why := self.fault_of_row(row)) is not None}
         if not whys:
-            return self._scored(self.scorer(images_NHWC, list(prompts), rows=rows), len(prompts))
+            return self._scored(self._called(images_NHWC, list(prompts), rows=rows), len(prompts))
         places = [i for i in range(len(prompts)) if i not in whys]
         if self.needs.groupwise:
             whys |= dict.fromkeys(places, "its group has an image that cannot be scored")
@@ -87,7 +91,7 @@ class LoadedScorer:
         scored = Scored(np.zeros(0))
         if places:
             texts, usable = [prompts[i] for i in places], [rows[i] for i in places]
-            scored = self._scored(self.scorer(images_NHWC[places], texts, rows=usable), len(places))
+            scored = self._scored(self._called(images_NHWC[places], texts, rows=usable), len(places))
         wide = scored.spread(places, len(prompts))
         wide.errors |= whys
         return wide

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util import metrics
 
-from services.base.devices import preparing_scorer
+from services.base.devices import ending_with_its_gpu, preparing_scorer
 from services.base.gauges import LastingGauges, Reading, gpu_memory
 from services.base.logs import LogFile, log_to
 from services.scoring.loaded import LoadedScorer, Scored
@@ -180,7 +180,8 @@ class ScorerDeployment:
         prompts = [prompt for request in requests for prompt in request.prompts]
         rows = [row for request in requests for row in request.rows or [{}] * len(request)]
         try:
-            scored = self.scorer.score(images, prompts, rows)
+            with ending_with_its_gpu():
+                scored = self.scorer.score(images, prompts, rows)
         finally:
             worked_s = time.perf_counter() - started
             self.busy.inc(worked_s, self.tags)

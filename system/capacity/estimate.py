@@ -23,6 +23,7 @@ MOST_PADDING = 0.03
 """A recipe that pads more rows than this wastes them; its micro-batch does not fit its plan."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
+TINY = 1e-6
 
 Processes = Callable[[RunConfig], list[Process]]
 """Gives the processes of a recipe, such as `processes` or the one of a run without Ray."""
@@ -77,6 +78,8 @@ class Estimate(Fit):
     best: Split
     """The fastest split of as many GPUs that fits; the recipe's own where no other is faster."""
     own: Split
+    waits: float
+    """The share of a step in which the GPUs wait, in the mean over those of all roles."""
     merged_seconds: float | None
     """Seconds of a step with `rollout.merge_adapter`; None where there is no adapter or it is merged."""
 
@@ -140,8 +143,22 @@ def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
         gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, ceil(fit.asked)),
         best=min([own, *_splits(config, card, task, own, fit.gpus)], key=lambda split: split.seconds),
         own=own,
+        waits=_waits(config, step),
         merged_seconds=_merged_seconds(config, card),
     )
+
+
+def _waits(config: RunConfig, step: StepTime) -> float:
+    gpus = {
+        "rollout and learner": config.rollout.workers,
+        "rollout": config.rollout.workers * config.rollout.num_gpus,
+        "learner": config.learner.ranks * config.learner.num_gpus,
+        "reward": reward_gpus(config),
+    }
+    shares = {role: gpus[role] for role in step.idle}
+    if reward_gpus(config) and "reward" not in step.idle:  # they score held-out images alone
+        shares["reward"] = reward_gpus(config)
+    return sum(step.idle.get(role, 1.0) * count for role, count in shares.items()) / max(sum(shares.values()), TINY)
 
 
 def _merged_seconds(config: RunConfig, card: Card) -> float | None:
@@ -265,6 +282,7 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
             "evaluation": step.evaluation,
         },
         "idle": step.idle,
+        "idle_gpus": estimate.waits,
         "store_gb": estimate.store_bytes / GB,
         "checkpoint_gb": estimate.checkpoint_bytes / GB,
         "disk_gb_per_day": estimate.disk_bytes_per_day / GB,

@@ -47,7 +47,8 @@ def _time(one: Process, estimate: Estimate) -> tuple[str, str]:
             return _s(step.learning), _share(step.idle["learner"])
         case "colocated":
             return _s(step.rollout + step.learning), _share(step.idle["rollout and learner"])
-    return (_s(step.scoring), _share(step.idle["reward"])) if "reward" in step.idle else ("", "")
+    waits = _share(step.idle["reward"]) if "reward" in step.idle else ""
+    return (_s(step.scoring) if step.scoring else "", waits)
 
 
 def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | None) -> Iterator[str]:

@@ -235,10 +235,11 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
     peak = learner_pass(policy, config.learner.micro_batch, bool(compared(config))).peak_bytes
     if config.learner.shard:
         peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
-    if config.learner.optimizer != "adamw":
+    sums = config.learner.ranks > 1 and not shards_trained(config)
+    if config.learner.optimizer != "adamw" and not sums:
         return {"learning": peak}  # one parameter after the other takes its step
-    root = FP32_BYTES * own_parameters(config)
-    return {"learning": peak, "optimizer step": root}  # AdamW makes the root of the second moment beside it
+    # Ranks sum all gradients in one buffer; then AdamW makes the root of the second moment beside it.
+    return {"learning": peak, "optimizer step": FP32_BYTES * own_parameters(config)}
 
 
 def _scorers(config: RunConfig) -> Iterator[Process]:
@@ -250,8 +251,13 @@ def _scorers(config: RunConfig) -> Iterator[Process]:
             yield Process(role, scorer.replicas.max, scorer.num_gpus, held, phases)
 
 
+def shares_gpus(config: RunConfig) -> bool:
+    """Whether the reward models have what the rollout workers, who ask for a fraction, leave of their GPUs."""
+    return 0 < config.rollout.num_gpus < 1 and not config.reward.app
+
+
 def reward_gpus(config: RunConfig) -> int:
-    """Cards that the replicas of all scorers take, fractions put together."""
-    if config.reward.app:
+    """Cards of their own that the replicas of all scorers take, fractions put together."""
+    if config.reward.app or shares_gpus(config):
         return 0
     return ceil(sum(scorer.replicas.max * scorer.num_gpus for scorer in config.scorers) - 1e-6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import numpy as np
@@ -15,7 +16,15 @@ from actors.policy.settings import PolicySettings
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import Card
 from system.capacity.counts import live_rows, trained_rows
-from system.capacity.memory import compared, first_plan, forwards_per_row, local_policy, rollout_rows, sampling
+from system.capacity.memory import (
+    compared,
+    first_plan,
+    forwards_per_row,
+    local_policy,
+    rollout_rows,
+    sampling,
+    shares_gpus,
+)
 from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
 from system.capacity.scorers import resizing_seconds, reward_of
@@ -24,6 +33,8 @@ from system.recipe.evaluation import EvalSet
 from system.recipe.model import RunConfig
 
 TERA = 1e12
+TINY = 1e-6
+"""Tolerance for rounding, so that fractions of a GPU can add up to a whole one."""
 COPY_BYTES_PER_S = 20e9
 """From the CPU's pinned memory to a GPU, an assumption. Offloaded text encoders are not copied back."""
 
@@ -67,7 +78,8 @@ class StepTime:
     evaluation: float
     """Generating and scoring held-out images, spread over the steps between two evaluations."""
     idle: dict[str, float]
-    """The share of `total` in which the GPUs of a role wait."""
+    """The share of `total` in which the GPUs of a role wait, in the mean over them. Reward models that share the GPUs
+    of other roles have none of their own to wait."""
 
     @property
     def waits(self) -> str:
@@ -133,8 +145,15 @@ def _last_scores(config: RunConfig, card: Card, names: Iterable[str], jobs: int,
 def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
     """Seconds of one image on one replica of a scorer: of its model or of its CPU threads, whichever takes longer."""
     scorer = _scorer(config, name)
-    on_card = reward_of(scorer, config.policy).per_image.seconds(card)
+    on_card = reward_of(scorer, config.policy).per_image.seconds(card) * _on_one_card(config, scorer)
     return max(on_card, resizing_seconds(scorer, config.policy))
+
+
+def _on_one_card(config: RunConfig, scorer: ScorerSettings) -> float:
+    """How many replicas of a scorer share a GPU, each with its part of the GPU's rate."""
+    if not 0 < scorer.num_gpus < 1 or shares_gpus(config):
+        return 1.0
+    return scorer.replicas.max / ceil(scorer.replicas.max * scorer.num_gpus - TINY)
 
 
 def _scorer(config: RunConfig, name: str) -> ScorerSettings:
@@ -166,17 +185,39 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     optimizer = len(minibatches) * step_s
     learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
     learning += optimizer
-    made = _generated_and_scored(rounds, task.rollout, scoring, last)
+    shared = _scoring_beside(config, card, names, prompts * task.images)
+    made = max(_generated_and_scored(rounds, task.rollout, scoring, last), generating + shared)
     ahead = learner.max_staleness > 0
     total = max(made, learning) if ahead else made + learning
-    if config.placement == "colocated":
-        idle = {"rollout and learner": 1 - (generating + learning) / total}
-    else:
-        idle = {"rollout": 1 - generating / total, "learner": 1 - learning / total}
-    if scoring:
+    idle = _idle(config, task, shared, optimizer, total)
+    if scoring and not shared:
         idle["reward"] = 1 - scoring / total
     evaluation = _evaluation(config, card)
     return StepTime(generating, scoring, last, learning, optimizer, total, evaluation, idle)
+
+
+def _idle(config: RunConfig, task: TaskTime, shared: float, optimizer: float, total: float) -> dict[str, float]:
+    """The shares in which rollout and learner wait. Where prompts cannot be dealt out evenly, some of them wait."""
+    prompts, workers, ranks = config.data.prompts_per_step, config.rollout.workers, config.learner.ranks
+    generates = prompts * task.rollout / workers + shared
+    learns = prompts * task.learning + ranks * optimizer
+    if config.placement == "colocated":
+        return {"rollout and learner": 1 - (generates + learns / workers) / total}
+    return {"rollout": 1 - generates / total, "learner": 1 - learns / ranks / total}
+
+
+def _scoring_beside(config: RunConfig, card: Card, names: Iterable[str], images: int) -> float:
+    """Seconds that scoring takes from a rollout worker whose GPU it shares; 0 if the reward models have GPUs of their
+    own.
+
+    The work of each scorer is spread evenly over its replicas, and no GPU has two replicas of one scorer.
+    """
+    if not shares_gpus(config):
+        return 0.0
+    scorers = [scorer for scorer in map(partial(_scorer, config), names) if 0 < scorer.num_gpus < 1]
+    return sum(
+        images * reward_of(scorer, config.policy).per_image.seconds(card) / scorer.replicas.max for scorer in scorers
+    )
 
 
 def _evaluation(config: RunConfig, card: Card) -> float:
@@ -199,4 +240,5 @@ def _set_seconds(config: RunConfig, card: Card, one: EvalSet) -> float:
     names = [scorer.name for scorer in scorers_of(config, one)]
     scoring = prompts * each * _image_seconds(config, card, names)
     last = _last_scores(config, card, names, _in_last_round(batches, workers), images)
-    return _generated_and_scored(ceil(batches / workers), generating, scoring, last)
+    rounds, shared = ceil(batches / workers), _scoring_beside(config, card, names, prompts * each)
+    return max(_generated_and_scored(rounds, generating, scoring, last), rounds * generating + shared)

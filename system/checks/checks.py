@@ -57,6 +57,7 @@ MACHINE_CHECKS: tuple[tuple[MachineCheck, By], ...] = (
     (machine.torch, By.DOCTOR),
     (machine.cpus, By.TRAIN | By.DOCTOR),
     (machine.gpus, By.TRAIN | By.DOCTOR),
+    (machine.cards, RUNS | By.DOCTOR),
     (machine.memory, By.TRAIN | By.DOCTOR),  # takes seconds if there is a GPU
     (machine.local_memory, By.LOCAL),  # takes seconds if there is a GPU
     (machine.cluster, By.TRAIN | By.DOCTOR),  # `connect` repeats it; here it runs before the run folder is made

@@ -40,7 +40,7 @@ def python(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def torch(config: RunConfig | None) -> Iterator[Finding]:
-    """PyTorch, the GPUs of this machine, and whether they support the policy's data type."""
+    """PyTorch, and the GPUs of this machine."""
     import torch
 
     yield Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}")
@@ -53,11 +53,23 @@ def torch(config: RunConfig | None) -> Iterator[Finding]:
         if total - free > OTHERS_BYTES:
             says = f"{says}, of which {(total - free) / 2**30:.0f} GiB are in use by another process"
         yield Finding("warning" if total - free > OTHERS_BYTES else "ok", f"gpu {index}", says)
-    policy = config.policy if config else None
-    in_bf16 = [name for name in ("dtype", "vae_dtype") if policy and getattr(policy, name) == "bf16"]
-    if in_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        names = " and ".join(f"policy.{name}" for name in in_bf16)
-        yield Finding("problem", "bf16", f"this GPU does not support bf16; set {names} to fp32")
+
+
+def cards(config: RunConfig | None) -> Iterator[Finding]:
+    """Each GPU of this machine has what the policy needs. PyTorch is imported only if a role asks for a GPU."""
+    if config is None or not gpus_wanted(config):
+        return
+    import torch
+
+    from actors.policy.card import card_fault
+
+    if not torch.cuda.is_available():  # another check says why
+        return
+    level: Literal["warning", "problem"] = "warning" if running_ray() else "problem"
+    for index in range(torch.cuda.device_count()):
+        fault = card_fault(config.policy, torch.cuda.get_device_capability(index), torch.cuda.get_arch_list())
+        if fault:
+            yield Finding(level, "gpu", f"GPU {index} ({torch.cuda.get_device_name(index)}) {fault}")
 
 
 def gpus(config: RunConfig | None) -> Iterator[Finding]:
@@ -68,12 +80,19 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
         return
     import torch
 
-    have = torch.cuda.device_count()
+    from services.base.devices import why_no_gpu
+
+    # With a driver that does not fit, PyTorch still counts the GPUs.
+    have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     says = f"the recipe's roles ask for {wanted:g} GPUs, and this machine has {have}"
+    if not have:
+        says = f"the recipe's roles ask for {wanted:g} GPUs, and PyTorch finds none here ({why_no_gpu()})"
     fix = (
         "lower num_gpus of the roles, rollout.workers, learner.ranks or replicas, or set RAY_ADDRESS to a cluster with "
         "more GPUs"
     )
+    if not have:
+        fix = "install a driver and a build of PyTorch that fit each other, or set RAY_ADDRESS to a cluster with GPUs"
     yield _room("gpu", says, wanted <= have, fix)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from services.base.devices import machine_fault
 from services.base.errors import cause_of, refusal
 from services.base.logs import ScreenHandler
 from services.base.openmp import share_cores
@@ -107,7 +108,7 @@ def main() -> None:
         print(f"tempflow: stopped by {stopped}", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
     except Exception as error:
-        said = refusal(error) or _storage_fault(error)
+        said = refusal(error) or _storage_fault(error) or machine_fault(cause_of(error))
         if said is None:
             raise
         print("tempflow:", printable_lines(said), file=sys.stderr)

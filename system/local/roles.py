@@ -30,8 +30,8 @@ from actors.rollout.results import Generated, RolloutStatus, Sampled
 from actors.rollout.sampling import Sampling
 from actors.rollout.worker import Generator, SharedGenerator
 from actors.trajectory import Task
-from services.base.devices import prepare_torch
-from services.base.errors import first_line
+from services.base.devices import gpu_failure, prepare_torch
+from services.base.errors import UserError, first_line
 from services.base.futures import resolved
 from services.base.logs import at
 from services.base.storage import Folder
@@ -192,7 +192,10 @@ class LocalRewards:
                 try:
                     scored = self.scorers[name].score(images[part], prompts[part], rows[part])
                 except Exception as error:  # A scorer is anyone's code.
-                    scores.errors[name] = f"{type(error).__name__}: {first_line(error)}"
+                    if gpu_failure(error):
+                        raise  # no further call of this process can work
+                    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    scores.errors[name] = f"{kind}{first_line(error)}"
                     log.warning("scorer %s, images from number %d: %s", name, start, scores.errors[name])
                     continue
                 seconds = time.monotonic() - began

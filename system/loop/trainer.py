@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from actors.lost import Lost
 from actors.policy.weights import Exported
-from services.base.errors import first_line
+from services.base.errors import UserError, first_line
 from services.base.logs import at
 from system.loop.collect import Collector
 from system.loop.evaluate import evaluate
@@ -85,7 +85,7 @@ class Trainer:
 
         Raises:
             Stopped: the run was stopped.
-            Lost: something was lost for the third time without a new checkpoint.
+            UserError: something was lost for the third time without a new checkpoint.
         """
         self.recorder.describe(self.roles.learners.describe())
         for note in self.run.notes:
@@ -101,7 +101,11 @@ class Trainer:
             except Lost as loss:
                 self.losses[self.saver.sealed_step] += 1
                 if self.losses[self.saver.sealed_step] == MAX_LOSSES:
-                    raise
+                    raise UserError(
+                        f"the learner, or what it needs, was lost {MAX_LOSSES} times without a new checkpoint, at last "
+                        f"because {first_line(loss)}; read logs/learner-*.log (rollout-*.log if colocated), remove the "
+                        "cause and continue with --resume"
+                    ) from loss
                 lost = loss
             except Stopped:
                 self.saver.stopped(self.state)

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from actors.learner.actor import LearnerWorker
 from actors.learner.remote import RemoteLearner
 from actors.learner.settings import GrpoSettings, LearnerSettings
-from actors.lost import LearnerLost
+from actors.lost import LearnerLate, LearnerLost
 from services.base.errors import UserError
 from services.base.logs import LogFile
 from services.base.storage import Folder
@@ -150,3 +150,20 @@ def test_a_rank_that_dies_in_an_update_is_a_lost_learner_at_once(sd3_folder, lea
     with pytest.raises(LearnerLost):
         two.update([ray.put(task) for task in tasks], advantages, 0)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.chaos
+def test_a_rank_that_hangs_in_an_update_is_a_late_learner(sd3_folder, learner):
+    """The other rank waits in a collective; it is the driver that gives up, after `update_timeout_s`."""
+    tasks, advantages = experience(sd3_folder, 4)
+    two = learner()
+    two.settings = two.settings.model_copy(update={"update_timeout_s": 5})
+    pid = ray.get(two.workers[1].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        with pytest.raises(LearnerLate, match="within 5 s"):
+            two.update([ray.put(task) for task in tasks], advantages, 0)
+        assert time.monotonic() - started < 15
+    finally:
+        os.kill(pid, signal.SIGKILL)

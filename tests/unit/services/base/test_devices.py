@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from services.base.devices import device_of
+from services.base.devices import device_of, machine_fault
 from services.base.errors import UserError
 
 
@@ -119,13 +119,52 @@ try:
     work(ValueError("another"))
 except ValueError:
     print("goes on", flush=True)
-work(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\\nmore"))
+work({error})
 print("never")
 """
+NCCL = (
+    "NCCL error in: NCCLUtils.cpp:94, remote process exited or there was a network error\\n"
+    "ncclRemoteError: A call failed possibly due to a network error.\\nLast error:\\nsocket closed\\n"
+)
 
 
-def test_a_process_whose_gpu_fails_ends_and_says_why():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            'torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\\nmore")',
+            "(CUDA error: uncorrectable ECC error encountered); the",
+        ),
+        (
+            f'torch.distributed.DistBackendError("{NCCL}")',
+            "or there was a network error ncclRemoteError: A call failed possibly due to a network error. Last error: "
+            "socket closed); the",
+        ),
+    ],
+)
+def test_a_process_whose_gpu_fails_ends_and_says_why(error, said):
     env = {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", FAILS], env=env, capture_output=True, text=True, timeout=120)
+    script = FAILS.format(error=error)
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "goes on\n")
-    assert "the GPU of this process failed (CUDA error: uncorrectable ECC error encountered); the" in done.stderr
+    assert "the GPU of this process failed (" in done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "is_of_the_machine"),
+    [
+        ("uncorrectable ECC error encountered", True),
+        ("CUDA-capable device(s) is/are busy or unavailable", True),
+        ("no kernel image is available for execution on the device", True),
+        ("an illegal memory access was encountered", False),
+        ("device-side assert triggered", False),
+    ],
+)
+def test_a_fault_of_the_machine_is_a_sentence_and_one_of_a_program_is_not(said, is_of_the_machine):
+    sentence = machine_fault(torch.AcceleratorError(f"CUDA error: {said}\nadvice for developers"))
+    if is_of_the_machine:
+        assert sentence.startswith(f"the GPU failed (CUDA error: {said}); `nvidia-smi -q` and")
+    else:
+        assert sentence is None
+    assert machine_fault(RuntimeError("uncorrectable ECC error encountered")) is None

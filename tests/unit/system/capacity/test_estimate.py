@@ -96,7 +96,7 @@ def test_a_scorer_needs_room_in_its_fraction():
 
 def test_each_optimizer_step_waits_for_the_rank_with_most_tasks():
     """48 prompts on 7 ranks in two optimizer steps of 24: 4 tasks twice, where one step of 48 would take 7."""
-    config = load_config("sd35_pickscore")
+    config = load_config("sd35_pickscore", ["hardware=8gpu"])
     task = task_seconds(config, H100)
     step = step_seconds(config, H100, task)
     assert step.learning == pytest.approx(8 * task.learning + step.optimizer)
@@ -199,6 +199,47 @@ def test_a_step_ends_with_the_role_that_has_most_to_do():
     on_paper = task_seconds(load_config("shapes"), H100)
     one, four = (step_seconds(load_config("shapes", [f"rollout.workers={n}"]), H100, on_paper).rollout for n in (1, 4))
     assert one == pytest.approx(4 * four)
+
+
+def test_gpus_wait_where_prompts_cannot_be_dealt_out_evenly():
+    """5 prompts on 2 workers take 3 rounds, in one of which a worker has nothing to do; 2 ranks learn from 3 and 2."""
+    uneven = ["data.prompts_per_step=5", "learner.ranks=2"]
+    for placement in ("split", "colocated"):
+        config = load_config("shapes", [*uneven, f"placement={placement}"])
+        task = task_seconds(config, SLOW)
+        step = step_seconds(config, SLOW, task)
+        assert (step.rollout, step.learning) == pytest.approx((3 * task.rollout, 3 * task.learning + step.optimizer))
+        works, learns = 2.5 * task.rollout, 2.5 * task.learning + step.optimizer
+        if placement == "split":
+            expected = {"rollout": 1 - works / step.total, "learner": 1 - learns / step.total}
+        else:
+            expected = {"rollout and learner": 1 - (works + learns) / step.total}
+        assert {role: step.idle[role] for role in expected} == pytest.approx(expected)
+
+
+def test_reward_models_that_share_the_gpus_of_the_workers_take_their_time():
+    """4 prompts of 96 images on 2 workers, each of which has a replica on its GPU."""
+    shared = ["rollout.num_gpus=0.9", "learner.num_gpus=0.9", "placement=colocated", "learner.ranks=2"]
+    config = load_config("shapes", [*shared, "scorers.pickscore.num_gpus=0.1", "scorers.pickscore.replicas=2"])
+    each = reward_of(config.scorers[0], config.policy).per_image.seconds(SLOW)
+    task = task_seconds(config, SLOW)
+    step = step_seconds(config, SLOW, task)
+    assert step.total == pytest.approx(2 * task.rollout + 4 * 96 * each / 2 + step.learning)
+    assert step.idle == pytest.approx({"rollout and learner": 0.0})
+    apart = load_config("shapes", ["scorers.pickscore.num_gpus=0.5", "scorers.pickscore.replicas=2"])
+    assert "reward" in step_seconds(apart, SLOW, task_seconds(apart, SLOW)).idle
+
+
+def test_replicas_that_share_a_gpu_share_its_rate():
+    def scoring(*overrides: str) -> float:
+        config = load_config("shapes", [f"scorers.pickscore.{override}" for override in overrides])
+        return task_seconds(config, SLOW).scoring
+
+    one = scoring("num_gpus=1")
+    assert scoring("num_gpus=1", "replicas=2") == pytest.approx(one / 2)
+    assert scoring("num_gpus=0.5", "replicas=2") == pytest.approx(one)
+    assert scoring("num_gpus=0.5", "replicas=4") == pytest.approx(one / 2)
+    assert scoring("num_gpus=0.1", "replicas=10") == pytest.approx(one)
 
 
 def test_the_images_of_the_last_round_are_scored_in_waves():

@@ -50,6 +50,7 @@ def test_gpus_that_the_roles_ask_for(monkeypatch):
     assert machine.gpus_wanted(recipe) == 2 * 1 + 0.5 + 2 * 0.25
     together = recipe.model_copy(update={"placement": "colocated"})
     assert machine.gpus_wanted(together) == 2 * 1 + 2 * 0.25
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for enough in (None, shapes(), shapes("rollout.num_gpus=1")):
         assert levels(machine.gpus(enough)) == ["ok"]
@@ -60,20 +61,53 @@ def test_gpus_that_the_roles_ask_for(monkeypatch):
     assert levels(machine.gpus(recipe)) == ["warning"]
 
 
-def test_a_gpu_that_is_there_is_named_and_must_compute_the_dtypes(monkeypatch):
+def test_a_driver_that_does_not_fit_is_named(monkeypatch):
+    """PyTorch counts GPUs without the driver's part of CUDA, and cannot use them."""
+
+    def refuses() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n  Update it")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "init", refuses)
+    (finding,) = machine.gpus(shapes("rollout.num_gpus=1"))
+    assert finding.level == "problem"
+    assert finding.says.startswith(
+        "the recipe's roles ask for 2 GPUs, and PyTorch finds none here (The NVIDIA driver on your system is too old "
+        "(found version 11040). Update it); install a driver and a build of PyTorch that fit each other"
+    )
+
+
+def test_an_old_gpu_is_refused_at_the_start(monkeypatch):
+    """Each GPU is looked at. One that is not used on this machine is no problem."""
+    recipe = shapes("rollout.num_gpus=1", "learner.num_gpus=1", "policy.dtype=bf16", "rollout.workers=1")
+    assert not list(machine.cards(recipe))  # this machine has none
+    capabilities = [(9, 0), (7, 5)]
+    found = {"is_available": True, "device_count": 2, "get_device_name": "Some GPU", "get_arch_list": []}
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    (old,) = machine.cards(recipe)
+    assert (old.level, old.says) == (
+        "problem",
+        "GPU 1 (Some GPU) does not compute in bf16 (its compute capability is 7.5); set policy.dtype to fp32",
+    )
+    with pytest.raises(UserError, match="does not compute in bf16"):
+        checks.refuse(recipe, checks.By.LOCAL)
+    assert not list(machine.cards(shapes()))  # no role asks for a GPU
+    capabilities[1] = (8, 9)
+    assert not list(machine.cards(recipe))
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    capabilities[1] = (7, 5)
+    assert levels(machine.cards(recipe)) == ["warning"]
+
+
+def test_a_gpu_that_is_there_is_named(monkeypatch):
     gpu, memory = namedtuple("Properties", "name")("Some GPU"), [23 * 2**30, 24 * 2**30]
     found = {"is_available": True, "device_count": 1, "get_device_properties": gpu, "mem_get_info": memory}
     for name, value in found.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert [finding.says for finding in machine.torch(shapes())][1:] == ["Some GPU, 24 GiB"]
-    for overrides, named in [
-        (["policy.dtype=bf16"], "policy.dtype to"),
-        (["policy.vae_dtype=bf16"], "policy.vae_dtype to"),
-        (["policy.dtype=bf16", "policy.vae_dtype=bf16"], "policy.dtype and policy.vae_dtype to"),
-    ]:
-        *_, unfit = machine.torch(shapes(*overrides))
-        assert (unfit.level, unfit.says) == ("problem", f"this GPU does not support bf16; set {named} fp32")
     memory[0] = 4 * 2**30
     *_, used = machine.torch(shapes())
     assert (used.level, used.says) == ("warning", "Some GPU, 24 GiB, of which 20 GiB are in use by another process")
@@ -169,7 +203,7 @@ def test_a_gpu_that_is_too_small_is_named_with_the_setting_that_helps(monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     said = {}
     for total, expected in ((2 * 10**9, "ok"), (1.12 * 10**9, "warning"), (0.05 * 10**9, level)):
-        card = type("Properties", (), {"name": "Small", "total_memory": total})
+        card = type("Properties", (), {"name": "Small", "total_memory": total, "major": 9, "minor": 0})
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
         (found,) = machine.memory(asks)
         assert found.level == expected
@@ -199,7 +233,7 @@ def test_a_run_in_one_process_has_all_roles_on_one_gpu(monkeypatch, placement):
         (one.peak_bytes + 1e8, "warning"),
         (one.peak_bytes - 1, "problem"),
     ):
-        card = type("Properties", (), {"name": "Small", "total_memory": total})
+        card = type("Properties", (), {"name": "Small", "total_memory": total, "major": 9, "minor": 0})
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
         (found,) = machine.local_memory(asks)
         assert found.level == level

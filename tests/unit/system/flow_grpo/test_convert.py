@@ -16,6 +16,7 @@ from tests.helpers.flow_grpo import CONFIG
 BY_HAND = {
     "general_ocr_sd3": """
         extends: sd35_flow_grpo
+        hardware: 8gpu
         seed: 42
         policy: {max_sequence_length: 128}
         objective: {kl: 0.04}

@@ -218,7 +218,7 @@ def test_a_loss_that_comes_again_and_again_ends_the_run(tmp_path):
                 raise Lost("killed")
 
     script = AlwaysLost()
-    with pytest.raises(Lost, match="killed"):
+    with pytest.raises(UserError, match=r"lost 3 times without a new checkpoint, at last because killed; read logs/"):
         fit(recipe(tmp_path), FakeRoles(script))
     assert script.calls.count("update") == MAX_LOSSES
 

@@ -107,7 +107,7 @@ def test_pods_hold_all_actors(asks, count):
 
 
 def test_an_actor_that_fits_nowhere_is_named():
-    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 1 GPUs, but a node has 8 and 0"):
+    with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 0.9 GPUs, but a node has 8 and 0"):
         manifests(recipe("rollout.num_gpus=0"), infra(OWN, learner={"cpus": 8}))
 
 

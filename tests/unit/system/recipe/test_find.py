@@ -26,7 +26,11 @@ def test_an_unknown_recipe_is_named_with_the_nearest(tmp_path):
         ("model", "sd3_medium", "no model layer `sd3_medium`; did you mean `sd35_medium`?"),
         ("method", "mixgrp", "no method `mixgrp`; did you mean `mixgrpo`?"),
         ("rewards", "hps", "no rewards layer `hps`; did you mean `hpsv3`?"),
-        ("hardware", "dgx", "no hardware layer `dgx`; there are 16gpu, 1gpu, 2cpu, 8gpu, 8gpu_split"),
+        (
+            "hardware",
+            "dgx",
+            "no hardware layer `dgx`; there are 16gpu, 16gpu_shared, 1gpu, 2cpu, 8gpu, 8gpu_shared, 8gpu_split",
+        ),
         ("hardware", "mine.yaml", "no hardware layer at `mine.yaml`; correct the path"),
     ],
 )
