@@ -80,6 +80,8 @@ class Family(ABC):
             for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
+        own = cls.own_parts(folder) if parts == "all" else {}
+        absent |= dict.fromkeys(own)
         dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
         made = {}
         if ranks > 1:
@@ -87,7 +89,13 @@ class Family(ABC):
                 folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
             made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
         pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
+        pipe.register_modules(**own)
         return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
+
+    @classmethod
+    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
+        """Parts of the pipeline, by name, that the family loads itself."""
+        return {}
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ class PolicySettings(Settings):
     """T, the number of sampling steps in training."""
     guidance: float = Field(4.5, ge=0)
     """Guidance in sampling and training. For SD3, FLUX.2 klein base and Qwen-Image it is classifier-free, and 1 or less
-    switches it off. For FLUX.1-dev it is an input of the model."""
+    switches it off. For FLUX.1-dev and FLUX.2 [dev] it is an input of the model."""
     max_sequence_length: int = Field(256, ge=1)
     """Number of text tokens from the large text encoder. For an SD3 without T5, it is the length of the block of zeros
     in place of T5's tokens."""

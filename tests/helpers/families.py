@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from actors.policy.policy import Policy
 from system.bench.gpu.tiny.flux import build_flux
-from system.bench.gpu.tiny.flux2 import build_flux2
+from system.bench.gpu.tiny.flux2 import build_flux2, build_flux2_klein
 from system.bench.gpu.tiny.qwen import build_qwen
 from system.bench.gpu.tiny.sd3 import build_sd3
 
@@ -67,8 +67,16 @@ FAMILIES = (
         settings={"max_sequence_length": 12},
     ),
     Case(
-        Flux2KleinPipeline,
+        Flux2Pipeline,
         build_flux2,
+        (1.0, 4.0),
+        lambda guidance: {"guidance_scale": guidance},
+        settings={"max_sequence_length": 24},
+        given=lambda start_MLD: start_MLD.mT.unflatten(2, (2, 2)),
+    ),
+    Case(
+        Flux2KleinPipeline,
+        build_flux2_klein,
         (1.0, 4.0),
         lambda guidance: {"guidance_scale": guidance},
         settings={"max_sequence_length": 24},

@@ -30,14 +30,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 BOTH = r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
+FLUX2 = BOTH + r"|ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
 # The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers and flux_to_diffusers. Its
 # Qwen-Image has diffusers' names.
 MAPPED = {
     "StableDiffusion3Pipeline": BOTH + r"|attn2\.(to_[qkv]|to_out\.0)|norm1(_context)?\.linear)",
     "FluxPipeline": BOTH + r"|norm1(_context)?\.linear)"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)",
-    "Flux2KleinPipeline": BOTH + r"|ff(_context)?\.linear_(in|out))"
-    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    "Flux2Pipeline": FLUX2,
+    "Flux2KleinPipeline": FLUX2,
     "QwenImagePipeline": ".*",
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from actors.policy.family import Family
 from actors.policy.flux import Flux
-from actors.policy.flux2_klein import Flux2Klein
+from actors.policy.flux2 import Flux2, Flux2Klein
 from actors.policy.qwen_image import QwenImage
 from actors.policy.sd3 import SD3
 from actors.rollout.plans import make_plan
@@ -24,6 +24,7 @@ HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs?(?: of 80 GB)?|
 FAMILIES: dict[str, type[Family]] = {
     "stabilityai/stable-diffusion-3.5-medium": SD3,
     "black-forest-labs/FLUX.1-dev": Flux,
+    "black-forest-labs/FLUX.2-dev": Flux2,
     "black-forest-labs/FLUX.2-klein-base-4B": Flux2Klein,
     "Qwen/Qwen-Image": QwenImage,
 }
