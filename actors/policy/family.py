@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
+from services.base.errors import UserError
 
 Conditioning = dict[str, Tensor]
 """Text embeddings by name, each (P, …), in the compute dtype; with guidance, each "x" has a "negative_x"."""
@@ -159,6 +160,19 @@ def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tu
     rows = {name: tensor for name, tensor in conditioning.items() if not name.startswith("negative_")}
     pairs = {name: torch.cat([conditioning[f"negative_{name}"], tensor]) for name, tensor in rows.items()}
     return torch.cat([x_NZ, x_NZ]), torch.cat([sigma_N, sigma_N]), pairs
+
+
+def check_fixed_shift(scheduler: Any, family: str) -> None:
+    """Refuse a scheduler that shifts by resolution.
+
+    Raises:
+        UserError: it does.
+    """
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise UserError(
+            f"policy.model: the model's scheduler shifts by resolution, which is not supported for {family}; "
+            "set use_dynamic_shifting to false in its scheduler/scheduler_config.json"
+        )
 
 
 def finite_rows(values_NZ: Tensor) -> Tensor:

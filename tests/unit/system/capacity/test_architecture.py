@@ -33,6 +33,8 @@ BILLIONS = {
     "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19},
     "black-forest-labs/FLUX.2-klein-base-9B": {"transformer": 9.08, "text_encoder": 8.19},
+    "Tongyi-MAI/Z-Image": {"transformer": 6.15, "text_encoder": 4.02},
+    "Tongyi-MAI/Z-Image-Turbo": {"transformer": 6.15, "text_encoder": 4.02},
 }
 """Parameters as published, in 10⁹."""
 
