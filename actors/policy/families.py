@@ -27,7 +27,9 @@ class Entry(NamedTuple):
 FAMILIES = {
     "StableDiffusion3Pipeline": Entry("actors.policy.sd3:SD3", packs=False),
     "FluxPipeline": Entry("actors.policy.flux:Flux", packs=True),
-    "Flux2KleinPipeline": Entry("actors.policy.flux2_klein:Flux2Klein", packs=True),
+    "Flux2Pipeline": Entry("actors.policy.flux2:Flux2", packs=True),
+    "Flux2KleinPipeline": Entry("actors.policy.flux2:Flux2Klein", packs=True),
+    "ZImagePipeline": Entry("actors.policy.z_image:ZImage", packs=True),
     "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
 }
 """The families, by the pipeline class in model_index.json."""

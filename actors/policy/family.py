@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
+from services.base.errors import UserError
 
 Conditioning = dict[str, Tensor]
 """Text embeddings by name, each (P, …), in the compute dtype; with guidance, each "x" has a "negative_x"."""
@@ -80,6 +81,8 @@ class Family(ABC):
             for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
+        own = cls.own_parts(folder) if parts == "all" else {}
+        absent |= dict.fromkeys(own)
         dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
         made = {}
         if ranks > 1:
@@ -87,7 +90,13 @@ class Family(ABC):
                 folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
             made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
         pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
+        pipe.register_modules(**own)
         return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
+
+    @classmethod
+    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
+        """Parts of the pipeline, by name, that the family loads itself."""
+        return {}
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:
@@ -151,6 +160,19 @@ def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tu
     rows = {name: tensor for name, tensor in conditioning.items() if not name.startswith("negative_")}
     pairs = {name: torch.cat([conditioning[f"negative_{name}"], tensor]) for name, tensor in rows.items()}
     return torch.cat([x_NZ, x_NZ]), torch.cat([sigma_N, sigma_N]), pairs
+
+
+def check_fixed_shift(scheduler: Any, family: str) -> None:
+    """Refuse a scheduler that shifts by resolution.
+
+    Raises:
+        UserError: it does.
+    """
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise UserError(
+            f"policy.model: the model's scheduler shifts by resolution, which is not supported for {family}; "
+            "set use_dynamic_shifting to false in its scheduler/scheduler_config.json"
+        )
 
 
 def finite_rows(values_NZ: Tensor) -> Tensor:

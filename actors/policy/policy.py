@@ -278,7 +278,7 @@ def _choose_attention(transformer: nn.Module, name: str) -> None:
     Raises:
         UserError: the model has no choice, or the back end is not installed.
     """
-    processors = transformer.attn_processors.values()  # type: ignore[operator]
+    processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
         raise UserError(f"policy.attention: {type(transformer).__name__} has only one back end; remove the setting")
     try:

@@ -7,8 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from actors.policy.families import vae_scale
-from actors.policy.family import Conditioning, Family
-from services.base.errors import UserError
+from actors.policy.family import Conditioning, Family, check_fixed_shift
 
 
 class SD3(Family):
@@ -24,11 +23,7 @@ class SD3(Family):
 
     def sigmas(self, num_steps: int) -> Tensor:
         scheduler = self.pipe.scheduler
-        if scheduler.config.get("use_dynamic_shifting"):
-            raise UserError(
-                "policy.model: the model's scheduler shifts by resolution, which is not supported for SD3; "
-                "set use_dynamic_shifting to false in its scheduler/scheduler_config.json"
-            )
+        check_fixed_shift(scheduler, "SD3")
         scheduler.set_timesteps(num_steps)
         return scheduler.sigmas.clone()
 

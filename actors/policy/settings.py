@@ -72,7 +72,8 @@ class PolicySettings(Settings):
     """T, the number of sampling steps in training."""
     guidance: float = Field(4.5, ge=0)
     """Guidance in sampling and training. For SD3, FLUX.2 klein base and Qwen-Image it is classifier-free, and 1 or less
-    switches it off. For FLUX.1-dev it is an input of the model."""
+    switches it off. For FLUX.1-dev and FLUX.2 [dev] it is an input of the model. For
+    Z-Image it counts as in its pipeline: 0 switches it off, and 4 is the 5 of the others."""
     max_sequence_length: int = Field(256, ge=1)
     """Number of text tokens from the large text encoder. For an SD3 without T5, it is the length of the block of zeros
     in place of T5's tokens."""
@@ -102,7 +103,8 @@ class PolicySettings(Settings):
         | None
     ) = None
     """The attention back end, by its name in diffusers. If not given, PyTorch chooses one. `flash`, `_flash_3` and
-    `xformers` need their packages. FLUX, FLUX.2 and Qwen-Image have a choice, SD3 has none."""
+    `xformers` need their packages. FLUX, FLUX.2, Qwen-Image and Z-Image have a choice, SD3 has none. Qwen-Image and
+    Z-Image mask text, which not every back end can."""
     lora: LoraSettings | None = LoraSettings()
     """The trained adapter. `null` trains every weight of the transformer instead."""
     adapter: str | None = None

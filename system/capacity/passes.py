@@ -42,7 +42,11 @@ def block_counts(config: dict[str, Any]) -> Counts:
     """The blocks of a transformer by kind, from its configuration. SD3.5's with two attentions are a kind."""
     if dual := len(config.get("dual_attention_layers", ())):
         return (("dual", dual), ("plain", config["num_layers"] - dual))
-    return tuple((key, config[key]) for key in ("num_layers", "num_single_layers") if key in config)
+    return tuple(
+        (key, config[key])
+        for key in ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers")
+        if key in config
+    )
 
 
 def with_blocks(counts: Counts) -> dict[str, Any]:

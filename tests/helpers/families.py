@@ -5,14 +5,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    FluxPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+)
 from torch import Tensor
 
 from actors.policy.policy import Policy
 from system.bench.gpu.tiny.flux import build_flux
-from system.bench.gpu.tiny.flux2 import build_flux2
+from system.bench.gpu.tiny.flux2 import build_flux2, build_flux2_klein
 from system.bench.gpu.tiny.qwen import build_qwen
 from system.bench.gpu.tiny.sd3 import build_sd3
+from system.bench.gpu.tiny.z_image import TARGETS, build_z_image
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Case:
         """Keyword arguments of the pipeline for the images that tiny settings ask of us."""
         length = self.settings.get("max_sequence_length", 1)
         return {
-            "prompt": prompts,
+            "prompt": list(prompts),  # Z-Image's pipeline changes it
             "num_inference_steps": steps,
             "height": 16,
             "width": 16,
@@ -67,13 +75,28 @@ FAMILIES = (
         settings={"max_sequence_length": 12},
     ),
     Case(
-        Flux2KleinPipeline,
+        Flux2Pipeline,
         build_flux2,
         (1.0, 4.0),
         lambda guidance: {"guidance_scale": guidance},
         settings={"max_sequence_length": 24},
         given=lambda start_MLD: start_MLD.mT.unflatten(2, (2, 2)),
+    ),
+    Case(
+        Flux2KleinPipeline,
+        build_flux2_klein,
+        (1.0, 4.0),
+        lambda guidance: {"guidance_scale": guidance},
+        settings={"max_sequence_length": 24},
+        given=lambda start_MLD: start_MLD.mT.unflatten(2, (2, 2)),
         shown=lambda policy, latent_MLD: policy.family.unpack(latent_MLD),
+    ),
+    Case(
+        ZImagePipeline,
+        build_z_image,
+        (0.0, 3.0),
+        lambda guidance: {"guidance_scale": guidance},
+        settings={"max_sequence_length": 60, "lora": {"rank": 4, "alpha": 8, "targets": list(TARGETS)}},
     ),
     Case(QwenImagePipeline, build_qwen, (1.0, 4.0), _qwen_guidance, settings={"max_sequence_length": 60}),
 )

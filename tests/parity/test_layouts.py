@@ -25,19 +25,22 @@ from tests.helpers.tiny import stir, tiny_settings
 PROMPTS = ["a red cat", "a much longer prompt of a dog"]
 LAYOUTS = ["diffusers", "comfyui", "peft", "merged"]
 CLEAN_PROCESS = r"""
-import json, pathlib, re, sys, torch, diffusers
+import copy, json, pathlib, re, sys, torch, diffusers
 from peft import PeftModel
 from safetensors.torch import load_file
 
 BOTH = r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
-# The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers and flux_to_diffusers. Its
-# Qwen-Image has diffusers' names.
+FLUX2 = BOTH + r"|ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+# The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers, flux_to_diffusers and
+# z_image_to_diffusers. Its Qwen-Image has diffusers' names.
 MAPPED = {
     "StableDiffusion3Pipeline": BOTH + r"|attn2\.(to_[qkv]|to_out\.0)|norm1(_context)?\.linear)",
     "FluxPipeline": BOTH + r"|norm1(_context)?\.linear)"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)",
-    "Flux2KleinPipeline": BOTH + r"|ff(_context)?\.linear_(in|out))"
-    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    "Flux2Pipeline": FLUX2,
+    "Flux2KleinPipeline": FLUX2,
+    "ZImagePipeline": r"(layers|noise_refiner|context_refiner)\.\d+\."
+    r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
     "QwenImagePipeline": ".*",
 }
 
@@ -76,7 +79,8 @@ for family in map(pathlib.Path, sys.argv[1:]):
         pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent)
         pipe.set_progress_bar_config(disable=True)
         load(pipe, family)
-        images[layout] = pipe(latents=latents, output_type="latent", **given["call"]).images.tolist()
+        call = copy.deepcopy(given["call"])
+        images[layout] = pipe(latents=latents, output_type="latent", **call).images.tolist()
     (family / "images.json").write_text(json.dumps(images))
 assert not any(module.split(".")[0] in ("actors", "system", "services") for module in sys.modules)
 """

@@ -31,11 +31,14 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
     latent_MZ, start_MZ = ours(policy, PROMPTS)
     pipe = case.pipeline.from_pretrained(folder, **dict.fromkeys(case.absent))
     pipe.set_progress_bar_config(disable=True)
-    given = case.arguments(PROMPTS, guidance, 7)
-    theirs = pipe(**given, latents=case.given(start_MZ), output_type="latent").images
-    np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs, atol=1e-5)
-    images = pipe(**given, latents=case.given(start_MZ), output_type="np").images
-    difference = to_uint8(policy.family.decode(latent_MZ)).numpy().astype(int) - np.round(images * 255).astype(int)
+
+    def theirs(output_type: str):
+        given = case.arguments(PROMPTS, guidance, 7)
+        return pipe(**given, latents=case.given(start_MZ), output_type=output_type).images
+
+    np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs("latent"), atol=1e-5)
+    images = np.round(theirs("np") * 255).astype(int)
+    difference = to_uint8(policy.family.decode(latent_MZ)).numpy().astype(int) - images
     assert np.abs(difference).max() <= 1
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from actors.policy.settings import LoraSettings, PolicySettings
 from system.bench.gpu.tiny.flux import build_flux
-from system.bench.gpu.tiny.flux2 import build_flux2
+from system.bench.gpu.tiny.flux2 import build_flux2, build_flux2_klein
 from system.bench.gpu.tiny.qwen import build_qwen
 from system.bench.gpu.tiny.sd3 import build_sd3
+from system.bench.gpu.tiny.z_image import TARGETS, build_z_image
 from system.recipe.load import load_config
 
 
@@ -30,7 +31,11 @@ class Tiny:
 TINY = {
     "StableDiffusion3Pipeline": Tiny(build_sd3, 4.5, fixed_size=True),
     "FluxPipeline": Tiny(build_flux, 3.5, {"max_sequence_length": 12}),
-    "Flux2KleinPipeline": Tiny(build_flux2, 4.0, {"max_sequence_length": 24}),
+    "Flux2Pipeline": Tiny(build_flux2, 4.0, {"max_sequence_length": 24}),
+    "Flux2KleinPipeline": Tiny(build_flux2_klein, 4.0, {"max_sequence_length": 24}),
+    "ZImagePipeline": Tiny(
+        build_z_image, 3.0, {"max_sequence_length": 60, "lora": LoraSettings(rank=4, alpha=8, targets=TARGETS)}
+    ),
     "QwenImagePipeline": Tiny(build_qwen, 4.0, {"max_sequence_length": 60}),
 }
 """The tiny pipelines by pipeline class, as in `actors.policy.families.FAMILIES`."""

@@ -29,7 +29,8 @@ def velocity(policy: Policy) -> torch.Tensor:
 @pytest.mark.parametrize("case", FAMILIES[1:], ids=str)
 def test_every_layer_uses_it_and_the_velocity_is_the_same(case, tiny_folder):
     chosen = Policy(tiny_settings(tiny_folder(case), attention="_native_math", **case.settings), 0)
-    backends = {processor._attention_backend for processor in chosen.transformer.attn_processors.values()}
+    layers = [module for module in chosen.transformer.modules() if hasattr(module, "processor")]
+    backends = {layer.processor._attention_backend for layer in layers}
     assert backends == {AttentionBackendName._NATIVE_MATH}
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
     usual = Policy(tiny_settings(tiny_folder(case), **case.settings), 0)

@@ -34,7 +34,8 @@ def _tokens_down(family) -> int:
     """Tokens along the height of an image, by the loaded model."""
     if hasattr(family, "token_grid"):
         return family.token_grid[0]
-    return family.latent_shape[1] // family.transformer.config.patch_size
+    config = family.transformer.config
+    return family.latent_shape[1] // (config.get("patch_size") or config.all_patch_size[0])
 
 
 def test_a_size_beyond_the_models_positions_is_refused(sd3_folder):

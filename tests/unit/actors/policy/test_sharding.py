@@ -76,7 +76,7 @@ def load(_: int, settings: PolicySettings) -> tuple[dict[str, Tensor], dict[str,
 @CASES
 @KINDS
 def test_two_ranks_hold_the_bits_of_one(case, changes, tiny_folder, together):
-    settings = tiny_settings(tiny_folder(case), **case.settings, **changes)
+    settings = tiny_settings(tiny_folder(case), **(case.settings | changes))
     plain = Policy(settings, 0, "transformer")
     expected, velocity = tensors_of(plain), velocity_of(plain)
     for rank, (rows, whole, found) in enumerate(together(load, settings)):
@@ -86,7 +86,7 @@ def test_two_ranks_hold_the_bits_of_one(case, changes, tiny_folder, together):
             master = shared and settings.lora is None
             assert whole[name].dtype == (torch.float32 if master else tensor.dtype)
             assert torch.equal(whole[name], tensor.to(whole[name].dtype)), name
-            assert torch.equal(rows[name], whole[name].chunk(SIZE)[rank] if shared else whole[name])
+            assert torch.equal(rows[name], whole[name].tensor_split(SIZE)[rank] if shared else whole[name])
         assert torch.equal(found, velocity)
 
 

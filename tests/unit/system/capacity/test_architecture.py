@@ -28,10 +28,13 @@ BILLIONS = {
     "stabilityai/stable-diffusion-3.5-medium": {"transformer": 2.24, "text_encoder_3": 4.76},
     "black-forest-labs/FLUX.1-dev": {"transformer": 11.9, "text_encoder_2": 4.76},
     "Qwen/Qwen-Image": {"transformer": 20.4, "text_encoder": 8.29},
+    "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19},
     "black-forest-labs/FLUX.2-klein-base-9B": {"transformer": 9.08, "text_encoder": 8.19},
+    "Tongyi-MAI/Z-Image": {"transformer": 6.15, "text_encoder": 4.02},
+    "Tongyi-MAI/Z-Image-Turbo": {"transformer": 6.15, "text_encoder": 4.02},
 }
 """Parameters as published, in 10⁹."""
 

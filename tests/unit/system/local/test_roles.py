@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from diffusers import FluxPipeline
+from diffusers import Flux2Pipeline, FluxPipeline
 
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
@@ -36,7 +36,7 @@ def test_a_family_trains_with_the_same_bits_in_both_placements_and_after_a_resum
     last = json.loads((split / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["ratio/first_deviation"] == 0
     assert last["drift/max"] < 1e-4
-    doubled = 1 if case.pipeline is FluxPipeline else 2
+    doubled = 1 if case.pipeline in (FluxPipeline, Flux2Pipeline) else 2
     assert last["nfe/generate"] == 3 * 2 * (3 + 3 * 6) * doubled
     assert (split / "lora" / "pytorch_lora_weights.safetensors").exists()
 

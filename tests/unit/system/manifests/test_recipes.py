@@ -6,9 +6,10 @@ import pytest
 
 from actors.policy.family import Family
 from actors.policy.flux import Flux
-from actors.policy.flux2_klein import Flux2Klein
+from actors.policy.flux2 import Flux2, Flux2Klein
 from actors.policy.qwen_image import QwenImage
 from actors.policy.sd3 import SD3
+from actors.policy.z_image import ZImage
 from actors.rollout.plans import make_plan
 from system.capacity.counts import live_rows
 from system.capacity.estimate import MOST_PADDING
@@ -24,8 +25,10 @@ HARDWARE = re.compile(r"^# Hardware: (?:(\d) nodes? of (\d) GPUs?(?: of 80 GB)?|
 FAMILIES: dict[str, type[Family]] = {
     "stabilityai/stable-diffusion-3.5-medium": SD3,
     "black-forest-labs/FLUX.1-dev": Flux,
+    "black-forest-labs/FLUX.2-dev": Flux2,
     "black-forest-labs/FLUX.2-klein-base-4B": Flux2Klein,
     "Qwen/Qwen-Image": QwenImage,
+    "Tongyi-MAI/Z-Image": ZImage,
 }
 MINIATURES = [name for name in recipe_names() if name.startswith("shapes")]
 REAL = [name for name in recipe_names() if name not in MINIATURES]

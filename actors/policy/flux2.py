@@ -1,12 +1,14 @@
-"""FLUX.2 klein: text of a language model, packed and batch-normalised latents, guidance for the undistilled model."""
+"""FLUX.2, [dev] and klein: text of a language model, packed and batch-normalised latents."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import Flux2KleinPipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from actors.policy.family import Conditioning
 from actors.policy.packed import PackedFamily
@@ -14,15 +16,18 @@ from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
 
-class Flux2Klein(PackedFamily):
-    """Drives a `Flux2KleinPipeline`; guidance above 1 is classifier-free, with an empty negative prompt by default."""
+class Flux2(PackedFamily):
+    """Drives a `Flux2Pipeline`. Guidance is an input of the distilled model ([dev])."""
 
-    pipeline_class = Flux2KleinPipeline
+    pipeline_class = Flux2Pipeline
+    classifier_free = False
 
-    def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
-        super()._drive(settings, pipe, vae, negative_prompt)
-        if pipe.config.is_distilled and self.guided:
-            raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
+    @classmethod
+    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
+        """The tokenizer of the pipeline's processor, alone: the rest of the processor is for images and needs
+        torchvision.
+        """
+        return {"tokenizer": AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")}
 
     def mu(self, num_steps: int) -> float:
         return compute_empirical_mu(self.latent_shape[0], num_steps)
@@ -30,11 +35,7 @@ class Flux2Klein(PackedFamily):
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         length = self.settings.max_sequence_length
-        rows = {"prompt": self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)[0]}
-        if self.guided:
-            negative = [self.negative_prompt] * len(prompts)
-            rows["negative_prompt"] = self.pipe.encode_prompt(negative, self.device, max_sequence_length=length)[0]
-        return rows
+        return {"prompt": self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)[0]}
 
     @cached_property
     def image_ids(self) -> Tensor:
@@ -47,10 +48,11 @@ class Flux2Klein(PackedFamily):
         return self.pipe._prepare_text_ids(torch.empty(1, self.settings.max_sequence_length, 1)).to(self.device)
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
+        embedded = self.transformer.config.guidance_embeds
         return self.transformer(
             hidden_states=x_NZ.to(self.dtype),
             timestep=sigma_N,
-            guidance=None,
+            guidance=torch.full_like(sigma_N, self.settings.guidance) if embedded else None,
             encoder_hidden_states=conditioning["prompt"],
             txt_ids=self.text_ids.expand(len(x_NZ), -1, -1),
             img_ids=self.image_ids.expand(len(x_NZ), -1, -1),
@@ -67,3 +69,28 @@ class Flux2Klein(PackedFamily):
     @torch.no_grad()
     def decode(self, latent_NZ: Tensor) -> Tensor:
         return self.pixels(self.unpack(latent_NZ.float()))
+
+
+class Flux2Klein(Flux2):
+    """Drives a `Flux2KleinPipeline`. The model has no guidance input: guidance above 1 is classifier-free, for the
+    undistilled model, with an empty negative prompt by default.
+    """
+
+    pipeline_class = Flux2KleinPipeline
+    classifier_free = True
+
+    @classmethod
+    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
+        return {}
+
+    def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
+        super()._drive(settings, pipe, vae, negative_prompt)
+        if pipe.config.is_distilled and self.guided:
+            raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        rows = super().encode(prompts)
+        if self.guided:
+            rows["negative_prompt"] = super().encode([self.negative_prompt] * len(prompts))["prompt"]
+        return rows
