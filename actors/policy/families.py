@@ -21,7 +21,8 @@ class Entry(NamedTuple):
     driver: str
     """The class of the family, as `module:Class`."""
     packs: bool
-    """Whether 2x2 latent pixels are one token. If not, the transformer's patch_size says how many are."""
+    """Whether sides are whole numbers of two latent pixels, because 2x2 of them are one token, or one place in the text
+    of Qwen-Image 2.1. If not, the transformer's patch_size says how many pixels a token has."""
 
 
 FAMILIES = {
@@ -29,6 +30,7 @@ FAMILIES = {
     "FluxPipeline": Entry("actors.policy.flux:Flux", packs=True),
     "Flux2KleinPipeline": Entry("actors.policy.flux2_klein:Flux2Klein", packs=True),
     "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
+    "QwenImage21Pipeline": Entry("actors.policy.qwen_image21:QwenImage21", packs=True),
 }
 """The families, by the pipeline class in model_index.json."""
 

@@ -81,13 +81,18 @@ class Family(ABC):
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
         dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
-        made = {}
+        made = cls.own_parts(folder) if parts == "all" else {}
         if ranks > 1:
             if not Path(folder).is_dir():
                 folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
-            made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
+            made["transformer"] = load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)
         pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
         return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
+
+    @classmethod
+    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
+        """Parts of the pipeline in a folder, or of a hub id, that `from_pretrained` is given instead of loading them."""
+        return {}
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:

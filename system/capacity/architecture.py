@@ -147,10 +147,11 @@ def conditioning_shapes(settings: PolicySettings, guided: bool) -> dict[str, tup
     pipeline = pipeline_name(str(folder))
     if pipeline == "StableDiffusion3Pipeline":
         tokens += config_of(folder, "text_encoder")["max_position_embeddings"]
-    shapes: dict[str, tuple[int, ...]] = {"prompt": (1, tokens, transformer["joint_attention_dim"])}
+    width = transformer.get("joint_attention_dim") or transformer["context_in_dim"]
+    shapes: dict[str, tuple[int, ...]] = {"prompt": (1, tokens, width)}
     if "pooled_projection_dim" in transformer:
         shapes["pooled"] = (1, transformer["pooled_projection_dim"])
-    if pipeline == "QwenImagePipeline":
+    if pipeline in ("QwenImagePipeline", "QwenImage21Pipeline"):
         shapes["mask"] = (1, tokens)
     return shapes | ({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})
 

@@ -28,6 +28,7 @@ CLEAN_PROCESS = r"""
 import json, pathlib, re, sys, torch, diffusers
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import ProcessorMixin
 
 BOTH = r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
 # The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers and flux_to_diffusers. Its
@@ -39,7 +40,17 @@ MAPPED = {
     "Flux2KleinPipeline": BOTH + r"|ff(_context)?\.linear_(in|out))"
     r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
     "QwenImagePipeline": ".*",
+    "QwenImage21Pipeline": ".*",
 }
+
+
+class Text(ProcessorMixin):
+    "The text half of a processor that needs torchvision for images."
+    def __init__(self, tokenizer=None, chat_template=None, **_):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, conversation, **how):
+        return super().apply_chat_template([conversation], **how)
 
 
 def comfyui(pipe, family):
@@ -72,11 +83,15 @@ for family in map(pathlib.Path, sys.argv[1:]):
     given = json.loads((family / "given.json").read_text())
     model, absent = given.pop("model"), dict.fromkeys(given.pop("absent"))
     latents, images = torch.tensor(given.pop("latents")), {}
+    made = {}
+    if (pathlib.Path(model) / "processor").exists():
+        made = {"processor": Text.from_pretrained(model, subfolder="processor")}
     for layout, load in LOADERS.items():
-        pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent)
+        pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent, **made)
         pipe.set_progress_bar_config(disable=True)
         load(pipe, family)
-        images[layout] = pipe(latents=latents, output_type="latent", **given["call"]).images.tolist()
+        found = [pipe(latents=latents[[row]], output_type="latent", **call).images for row, call in enumerate(given["calls"])]
+        images[layout] = torch.cat(found).tolist()
     (family / "images.json").write_text(json.dumps(images))
 assert not any(module.split(".")[0] in ("actors", "system", "services") for module in sys.modules)
 """
@@ -98,7 +113,7 @@ def write_layouts(case: Case, model: Path, family: Path) -> np.ndarray:
         "pipeline": case.pipeline.__name__,
         "absent": case.absent,
         "latents": case.given(noise(roots, policy.family.latent_shape)).tolist(),
-        "call": case.arguments(PROMPTS, case.guidances[-1], 5),
+        "calls": [case.arguments(prompt, case.guidances[-1], 5) for prompt in PROMPTS],
     }
     (family / "given.json").write_text(json.dumps(given))
     sampler = Sampler(policy.family, policy.sigmas, FlowSDE(FlowSDESettings(), policy.sigmas), 4)

@@ -9,13 +9,14 @@ from actors.policy.settings import LoraSettings, PolicySettings
 from system.bench.gpu.tiny.flux import build_flux
 from system.bench.gpu.tiny.flux2 import build_flux2
 from system.bench.gpu.tiny.qwen import build_qwen
+from system.bench.gpu.tiny.qwen21 import build_qwen21
 from system.bench.gpu.tiny.sd3 import build_sd3
 from system.recipe.load import load_config
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """A family's tiny pipeline, of images of 16×16 pixels."""
+    """A family's tiny pipeline, of images of 16×16 pixels if `more` does not give another size."""
 
     build: Callable[[Path], Path]
     """Saves the pipeline in a folder."""
@@ -32,6 +33,7 @@ TINY = {
     "FluxPipeline": Tiny(build_flux, 3.5, {"max_sequence_length": 12}),
     "Flux2KleinPipeline": Tiny(build_flux2, 4.0, {"max_sequence_length": 24}),
     "QwenImagePipeline": Tiny(build_qwen, 4.0, {"max_sequence_length": 60}),
+    "QwenImage21Pipeline": Tiny(build_qwen21, 4.0, {"max_sequence_length": 60, "height": 64, "width": 32}),
 }
 """The tiny pipelines by pipeline class, as in `actors.policy.families.FAMILIES`."""
 MINIATURE = "miniature"

@@ -77,7 +77,7 @@ def test_a_local_model_is_built_by_its_shapes(case, tmp_path):
     x_NZ = torch.randn(2, *made.latent_shape)
     rows = {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in random_conditioning(made).items()}
     assert made.velocity(x_NZ, torch.full((2,), 0.5), rows).shape == x_NZ.shape
-    assert made.decode(x_NZ).shape == (2, 3, 16, 16)
+    assert made.decode(x_NZ).shape == (2, 3, settings.height, settings.width)
 
 
 def build_pipe(settings):
