@@ -1,13 +1,14 @@
 """The forward of Qwen-Image 2.1's transformer with a fixed layout: text padded to one length, then the image.
 
-diffusers' forward finds the layout in the values of a mask, so it waits for the GPU and cannot run without data. All its
-rows share one layout, so that an image is placed behind the longest text of its batch. Here each image is placed behind
-its own text, as if its row were alone, and nothing depends on values. The modules and their weights are the model's own.
+diffusers' forward finds the layout in the values of a mask, so it waits for the GPU and cannot run without data. All
+rows share one layout there, so an image is placed behind the longest text of its batch. Here each image is placed
+behind its own text, as if its row were alone, and nothing depends on values. The modules are the model's own.
 
-Shape legend: N rows, S text tokens, L image tokens, J = S + L, C channels, W width of the model, H heads, D numbers of a
-head.
+Shape legend: N rows, S text tokens, L image tokens, J = S + L, C channels, W width of the model, H heads, D numbers of
+a head.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,16 +75,16 @@ def rotary_embedding(rope: Any, text_tokens: int, length_N: Tensor, grid: Grid) 
         rope: the model's `pos_embed`, for its settings.
         length_N: text tokens of each row that are no padding.
     """
-    numbers = {"device": length_N.device, "dtype": torch.float32}
-    rows, columns = (torch.arange(-(size - size // 2), size // 2, **numbers) for size in grid)
-    text_S = torch.arange(text_tokens, **numbers).expand(len(length_N), -1)
+    arange = partial(torch.arange, device=length_N.device, dtype=torch.float32)
+    rows, columns = (arange(-(size - size // 2), size // 2) for size in grid)
+    text_S = arange(text_tokens).expand(len(length_N), -1)
     image_NL = (
         length_N[:, None].expand(-1, grid[0] * grid[1]),
         rows[:, None].expand(grid).flatten().expand(len(length_N), -1),
         columns.expand(grid).flatten().expand(len(length_N), -1),
     )
     angles = [
-        torch.cat([text_S, at_NL], 1)[..., None] * (1 / rope.theta ** (torch.arange(0, width, 2, **numbers) / width))
+        torch.cat([text_S, at_NL], 1)[..., None] * (1 / rope.theta ** (arange(0, width, 2) / width))
         for at_NL, width in zip(image_NL, rope.axes_dim, strict=True)
     ]
     angle_NJ1D = torch.cat(angles, -1)[:, :, None]

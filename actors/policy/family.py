@@ -91,7 +91,7 @@ class Family(ABC):
 
     @classmethod
     def own_parts(cls, folder: Path | str) -> dict[str, Any]:
-        """Parts of the pipeline in a folder, or of a hub id, that `from_pretrained` is given instead of loading them."""
+        """Parts of a folder's pipeline, or a hub id's, that `from_pretrained` is given instead of loading them."""
         return {}
 
     @abstractmethod

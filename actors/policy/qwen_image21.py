@@ -1,4 +1,4 @@
-"""Qwen-Image 2.1: text of Qwen3-VL, one block-causal stream, 64 latent channels that are not packed, images with opacity."""
+"""Qwen-Image 2.1: text of Qwen3-VL, one block-causal stream of text and unpacked latents, images with opacity."""
 
 from functools import partial
 from pathlib import Path
@@ -62,10 +62,10 @@ class TextToImagePipeline(QwenImage21Pipeline):
 class QwenImage21(QwenImage):
     """Drives a `QwenImage21Pipeline` for text to image, by a forward of fixed layout (`block_causal_forward`).
 
-    Text is padded to `max_sequence_length` and masked. An image is that of a call with its prompt alone: in a call with
-    several prompts, the pipeline places each image behind the longest of them. The pipeline keeps the keys and values of
-    the text from its first step. They do not depend on the step, so that computing them again gives the same image.
-    A longer prompt loses its end. Transparent pixels are shown on white.
+    Text is padded to `max_sequence_length` and masked. A longer prompt loses its end. An image is that of a call with
+    its prompt alone: in a call with several prompts, the pipeline places each image behind the longest of them. The
+    pipeline keeps the keys and values of the text from its first step. They do not depend on the step, so computing
+    them again gives the same image. Transparent pixels are shown on white.
     """
 
     pipeline_class = TextToImagePipeline

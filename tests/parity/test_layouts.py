@@ -32,7 +32,7 @@ from transformers import ProcessorMixin
 
 BOTH = r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
 # The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers and flux_to_diffusers. Its
-# Qwen-Image has diffusers' names.
+# Qwen-Image has diffusers' names. That of Qwen-Image 2.1 joins gate_layer and proj of the MLP, so these are left out.
 MAPPED = {
     "StableDiffusion3Pipeline": BOTH + r"|attn2\.(to_[qkv]|to_out\.0)|norm1(_context)?\.linear)",
     "FluxPipeline": BOTH + r"|norm1(_context)?\.linear)"
@@ -40,7 +40,7 @@ MAPPED = {
     "Flux2KleinPipeline": BOTH + r"|ff(_context)?\.linear_(in|out))"
     r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
     "QwenImagePipeline": ".*",
-    "QwenImage21Pipeline": ".*",
+    "QwenImage21Pipeline": r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0)|img_mlp\.out)",
 }
 
 
@@ -90,8 +90,8 @@ for family in map(pathlib.Path, sys.argv[1:]):
         pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent, **made)
         pipe.set_progress_bar_config(disable=True)
         load(pipe, family)
-        found = [pipe(latents=latents[[row]], output_type="latent", **call).images for row, call in enumerate(given["calls"])]
-        images[layout] = torch.cat(found).tolist()
+        calls = [call | {"latents": latents[[row]]} for row, call in enumerate(given["calls"])]
+        images[layout] = torch.cat([pipe(output_type="latent", **call).images for call in calls]).tolist()
     (family / "images.json").write_text(json.dumps(images))
 assert not any(module.split(".")[0] in ("actors", "system", "services") for module in sys.modules)
 """

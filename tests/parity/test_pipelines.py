@@ -32,7 +32,9 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
     pipe, start_MZ = case.loaded(folder), case.given(start_MZ)
 
     def theirs(kind: str) -> np.ndarray:
-        calls = [case.arguments(prompt, guidance, 7) | {"latents": start_MZ[[row]]} for row, prompt in enumerate(PROMPTS)]
+        calls = [
+            case.arguments(prompt, guidance, 7) | {"latents": start_MZ[[row]]} for row, prompt in enumerate(PROMPTS)
+        ]
         return np.concatenate([pipe(**call, output_type=kind).images for call in calls])
 
     np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs("latent"), atol=1e-5)

@@ -28,6 +28,8 @@ BILLIONS = {
     "stabilityai/stable-diffusion-3.5-medium": {"transformer": 2.24, "text_encoder_3": 4.76},
     "black-forest-labs/FLUX.1-dev": {"transformer": 11.9, "text_encoder_2": 4.76},
     "Qwen/Qwen-Image": {"transformer": 20.4, "text_encoder": 8.29},
+    "Qwen/Qwen-Image-2512": {"transformer": 20.4, "text_encoder": 8.29},
+    "Qwen/Qwen-Image-2.1": {"transformer": 7.115, "text_encoder": 8.77},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19},
@@ -44,7 +46,9 @@ def test_known_models_have_the_published_sizes(model):
     assert {"scheduler", *parts(folder)} == {path.name for path in folder.iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("recipe", ["sd35_pickscore", "flux_hpsv3", "qwen_pickscore", "shapes"])
+@pytest.mark.parametrize(
+    "recipe", ["sd35_pickscore", "flux_hpsv3", "qwen_pickscore", "qwen21_pickscore_8gpu", "shapes"]
+)
 def test_every_model_of_a_recipe_is_known(recipe):
     assert (architecture(load_config(recipe, []).policy.model) / "model_index.json").is_file()
 
