@@ -43,7 +43,7 @@ class BlockCausalAttention:
             segments: the text alone, as (0, S, True).
             key_valid: (N, J), False for padding.
         """
-        ((_, text, _),) = segments
+        text = segments[0][1]
         query, key, value = (
             project(hidden_states).unflatten(-1, (-1, attn.inner_dim // attn.heads))
             for project in (attn.to_q, attn.to_k, attn.to_v)

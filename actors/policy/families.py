@@ -21,8 +21,8 @@ class Entry(NamedTuple):
     driver: str
     """The class of the family, as `module:Class`."""
     packs: bool
-    """Whether sides are whole numbers of two latent pixels, because 2x2 of them are one token, or one place in the text
-    of Qwen-Image 2.1. If not, the transformer's patch_size says how many pixels a token has."""
+    """Whether an image has an even number of latent pixels along each side: 2x2 of them are one token, or for
+    Qwen-Image 2.1 one position of its text encoder. If not, the transformer's patch_size is the side of a token."""
 
 
 FAMILIES = {
