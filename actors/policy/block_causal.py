@@ -36,7 +36,8 @@ class BlockCausalAttention:
         key_valid: Tensor,
         **_: Any,
     ) -> Tensor:
-        """
+        """The attention of each token, (N, J, W).
+
         Args:
             hidden_states: (N, J, W).
             rotary_emb: cos and sin of each position, (N, J, 1, D/2) each.

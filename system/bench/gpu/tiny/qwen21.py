@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
+from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from actors.policy.qwen_image21 import TextProcessor, TextToImagePipeline
 from system.bench.gpu.tiny.parts import loud
-from system.bench.gpu.tiny.qwen import qwen_tokenizer
+from system.bench.gpu.tiny.qwen import qwen_scheduler, qwen_tokenizer
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -63,15 +63,7 @@ def build_qwen21(folder: Path, seed: int = 0) -> Path:
     )
     TextToImagePipeline(
         transformer=loud(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.5,
-            max_shift=0.9,
-            base_image_seq_len=256,
-            max_image_seq_len=8192,
-            shift_terminal=0.02,
-            time_shift_type="exponential",
-        ),
+        scheduler=qwen_scheduler(),
         vae=vae,
         text_encoder=Qwen3VLForConditionalGeneration(config),
         processor=TextProcessor(tokenizer, chat_template=CHAT),
