@@ -21,7 +21,8 @@ class Entry(NamedTuple):
     driver: str
     """The class of the family, as `module:Class`."""
     packs: bool
-    """Whether 2x2 latent pixels are one token. If not, the transformer's patch_size says how many are."""
+    """Whether an image has an even number of latent pixels along each side: 2x2 of them are one token, or for
+    Qwen-Image 2.1 one position of its text encoder. If not, the transformer's patch_size is the side of a token."""
 
 
 FAMILIES = {
@@ -31,6 +32,7 @@ FAMILIES = {
     "Flux2KleinPipeline": Entry("actors.policy.flux2:Flux2Klein", packs=True),
     "ZImagePipeline": Entry("actors.policy.z_image:ZImage", packs=True),
     "QwenImagePipeline": Entry("actors.policy.qwen_image:QwenImage", packs=True),
+    "QwenImage21Pipeline": Entry("actors.policy.qwen_image21:QwenImage21", packs=True),
 }
 """The families, by the pipeline class in model_index.json."""
 

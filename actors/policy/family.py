@@ -81,22 +81,23 @@ class Family(ABC):
             for name, entry in cls.pipeline_class.load_config(folder).items()
             if isinstance(entry, list) and (entry[0] is None or (parts == "transformer" and name not in wanted))
         }
-        own = cls.own_parts(folder) if parts == "all" else {}
-        absent |= dict.fromkeys(own)
         dtypes = {"default": DTYPES[settings.dtype], "vae": DTYPES[settings.vae_dtype]}
         made = {}
         if ranks > 1:
             if not Path(folder).is_dir():
                 folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
             made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
-        pipe = cls.pipeline_class.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
-        pipe.register_modules(**own)
+        pipe = cls.load_pipeline(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
         return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
 
     @classmethod
-    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
-        """Parts of the pipeline, by name, that the family loads itself."""
-        return {}
+    def load_pipeline(cls, folder: Path | str, **given: Any) -> Any:
+        """Load the pipeline of a folder or hub id. A family may load parts in its own way.
+
+        Args:
+            given: arguments of `from_pretrained`; a part that is given as None is not loaded.
+        """
+        return cls.pipeline_class.from_pretrained(folder, **given)
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:

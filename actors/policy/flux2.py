@@ -16,18 +16,8 @@ from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
 
-class Flux2(PackedFamily):
-    """Drives a `Flux2Pipeline`. Guidance is an input of the distilled model ([dev])."""
-
-    pipeline_class = Flux2Pipeline
-    classifier_free = False
-
-    @classmethod
-    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
-        """The tokenizer of the pipeline's processor, alone: the rest of the processor is for images and needs
-        torchvision.
-        """
-        return {"tokenizer": AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")}
+class _Flux2(PackedFamily):
+    """The common part of [dev] and klein."""
 
     def mu(self, num_steps: int) -> float:
         return compute_empirical_mu(self.latent_shape[0], num_steps)
@@ -71,17 +61,27 @@ class Flux2(PackedFamily):
         return self.pixels(self.unpack(latent_NZ.float()))
 
 
-class Flux2Klein(Flux2):
+class Flux2(_Flux2):
+    """Drives a `Flux2Pipeline`. Guidance is an input of the distilled model ([dev])."""
+
+    pipeline_class = Flux2Pipeline
+    classifier_free = False
+
+    @classmethod
+    def load_pipeline(cls, folder: Path | str, **given: Any) -> Any:
+        """Of the pipeline's processor, load the tokenizer alone: the rest is for images and needs torchvision."""
+        pipe = super().load_pipeline(folder, **given | {"tokenizer": None})
+        if "tokenizer" not in given:
+            pipe.register_modules(tokenizer=AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"))
+        return pipe
+
+
+class Flux2Klein(_Flux2):
     """Drives a `Flux2KleinPipeline`. The model has no guidance input: guidance above 1 is classifier-free, for the
     undistilled model, with an empty negative prompt by default.
     """
 
     pipeline_class = Flux2KleinPipeline
-    classifier_free = True
-
-    @classmethod
-    def own_parts(cls, folder: Path | str) -> dict[str, Any]:
-        return {}
 
     def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
         super()._drive(settings, pipe, vae, negative_prompt)

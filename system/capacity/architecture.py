@@ -30,6 +30,12 @@ KNOWN = Path(__file__).parent / "models"
 NEEDED = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 """Files that a cache which was filled in part can lack."""
 
+TEXT_WIDTHS = ("joint_attention_dim", "cap_feat_dim", "context_in_dim")
+"""The keys of a transformer's configuration that give the width of text embeddings; each model has one of them."""
+
+MASKED = ("QwenImagePipeline", "QwenImage21Pipeline", "ZImagePipeline")
+"""The pipelines whose text embeddings come with a mask."""
+
 
 def known_models() -> list[str]:
     """The hub ids whose shapes are in this package."""
@@ -147,11 +153,11 @@ def conditioning_shapes(settings: PolicySettings, guided: bool) -> dict[str, tup
     pipeline = pipeline_name(str(folder))
     if pipeline == "StableDiffusion3Pipeline":
         tokens += config_of(folder, "text_encoder")["max_position_embeddings"]
-    width = transformer["cap_feat_dim" if pipeline == "ZImagePipeline" else "joint_attention_dim"]
+    width = next(transformer[key] for key in TEXT_WIDTHS if key in transformer)
     shapes: dict[str, tuple[int, ...]] = {"prompt": (1, tokens, width)}
     if "pooled_projection_dim" in transformer:
         shapes["pooled"] = (1, transformer["pooled_projection_dim"])
-    if pipeline in ("QwenImagePipeline", "ZImagePipeline"):
+    if pipeline in MASKED:
         shapes["mask"] = (1, tokens)
     return shapes | ({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})
 

@@ -25,14 +25,16 @@ from tests.helpers.tiny import stir, tiny_settings
 PROMPTS = ["a red cat", "a much longer prompt of a dog"]
 LAYOUTS = ["diffusers", "comfyui", "peft", "merged"]
 CLEAN_PROCESS = r"""
-import copy, json, pathlib, re, sys, torch, diffusers
+import json, pathlib, re, sys, torch, diffusers
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import ProcessorMixin
 
 BOTH = r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
 FLUX2 = BOTH + r"|ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
 # The modules that ComfyUI maps to its own weights: comfy/utils.py, mmdit_to_diffusers, flux_to_diffusers and
-# z_image_to_diffusers. Its Qwen-Image has diffusers' names.
+# z_image_to_diffusers. Its Qwen-Image has diffusers' names. That of Qwen-Image 2.1 joins gate_layer and proj of the
+# MLP, so these are left out.
 MAPPED = {
     "StableDiffusion3Pipeline": BOTH + r"|attn2\.(to_[qkv]|to_out\.0)|norm1(_context)?\.linear)",
     "FluxPipeline": BOTH + r"|norm1(_context)?\.linear)"
@@ -42,7 +44,17 @@ MAPPED = {
     "ZImagePipeline": r"(layers|noise_refiner|context_refiner)\.\d+\."
     r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)",
     "QwenImagePipeline": ".*",
+    "QwenImage21Pipeline": r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0)|img_mlp\.out)",
 }
+
+
+class Text(ProcessorMixin):
+    "The text half of a processor that needs torchvision for images."
+    def __init__(self, tokenizer=None, chat_template=None, **_):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, conversation, **how):
+        return super().apply_chat_template([conversation], **how)
 
 
 def comfyui(pipe, family):
@@ -75,12 +87,15 @@ for family in map(pathlib.Path, sys.argv[1:]):
     given = json.loads((family / "given.json").read_text())
     model, absent = given.pop("model"), dict.fromkeys(given.pop("absent"))
     latents, images = torch.tensor(given.pop("latents")), {}
+    made = {}
+    if (pathlib.Path(model) / "processor").exists():
+        made = {"processor": Text.from_pretrained(model, subfolder="processor")}
     for layout, load in LOADERS.items():
-        pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent)
+        pipe = getattr(diffusers, given["pipeline"]).from_pretrained(model, **absent, **made)
         pipe.set_progress_bar_config(disable=True)
         load(pipe, family)
-        call = copy.deepcopy(given["call"])
-        images[layout] = pipe(latents=latents, output_type="latent", **call).images.tolist()
+        calls = [call | {"latents": latents[[row]]} for row, call in enumerate(given["calls"])]
+        images[layout] = torch.cat([pipe(output_type="latent", **call).images for call in calls]).tolist()
     (family / "images.json").write_text(json.dumps(images))
 assert not any(module.split(".")[0] in ("actors", "system", "services") for module in sys.modules)
 """
@@ -102,7 +117,7 @@ def write_layouts(case: Case, model: Path, family: Path) -> np.ndarray:
         "pipeline": case.pipeline.__name__,
         "absent": case.absent,
         "latents": case.given(noise(roots, policy.family.latent_shape)).tolist(),
-        "call": case.arguments(PROMPTS, case.guidances[-1], 5),
+        "calls": [case.arguments(prompt, case.guidances[-1], 5) for prompt in PROMPTS],
     }
     (family / "given.json").write_text(json.dumps(given))
     sampler = Sampler(policy.family, policy.sigmas, FlowSDE(FlowSDESettings(), policy.sigmas), 4)

@@ -29,16 +29,17 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
     folder = tiny_folder(case)
     policy = Policy(tiny_settings(folder, guidance=guidance, num_steps=7, **case.settings), seed=0)
     latent_MZ, start_MZ = ours(policy, PROMPTS)
-    pipe = case.pipeline.from_pretrained(folder, **dict.fromkeys(case.absent))
-    pipe.set_progress_bar_config(disable=True)
+    pipe, start_MZ = case.loaded(folder), case.given(start_MZ)
 
-    def theirs(output_type: str):
-        given = case.arguments(PROMPTS, guidance, 7)
-        return pipe(**given, latents=case.given(start_MZ), output_type=output_type).images
+    def theirs(kind: str) -> np.ndarray:
+        calls = [
+            case.arguments(prompt, guidance, 7) | {"latents": start_MZ[[row]]} for row, prompt in enumerate(PROMPTS)
+        ]
+        return np.concatenate([pipe(**call, output_type=kind).images for call in calls])
 
     np.testing.assert_allclose(case.shown(policy, latent_MZ), theirs("latent"), atol=1e-5)
-    images = np.round(theirs("np") * 255).astype(int)
-    difference = to_uint8(policy.family.decode(latent_MZ)).numpy().astype(int) - images
+    images = case.seen(theirs("np"))
+    difference = to_uint8(policy.family.decode(latent_MZ)).numpy().astype(int) - np.round(images * 255).astype(int)
     assert np.abs(difference).max() <= 1
 
 

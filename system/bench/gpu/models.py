@@ -9,6 +9,7 @@ from actors.policy.settings import LoraSettings, PolicySettings
 from system.bench.gpu.tiny.flux import build_flux
 from system.bench.gpu.tiny.flux2 import build_flux2, build_flux2_klein
 from system.bench.gpu.tiny.qwen import build_qwen
+from system.bench.gpu.tiny.qwen21 import build_qwen21
 from system.bench.gpu.tiny.sd3 import build_sd3
 from system.bench.gpu.tiny.z_image import TARGETS, build_z_image
 from system.recipe.load import load_config
@@ -16,7 +17,7 @@ from system.recipe.load import load_config
 
 @dataclass(frozen=True)
 class Tiny:
-    """A family's tiny pipeline, of images of 16×16 pixels."""
+    """A family's tiny pipeline, of images of 16×16 pixels if `more` does not give another size."""
 
     build: Callable[[Path], Path]
     """Saves the pipeline in a folder."""
@@ -37,6 +38,7 @@ TINY = {
         build_z_image, 3.0, {"max_sequence_length": 60, "lora": LoraSettings(rank=4, alpha=8, targets=TARGETS)}
     ),
     "QwenImagePipeline": Tiny(build_qwen, 4.0, {"max_sequence_length": 60}),
+    "QwenImage21Pipeline": Tiny(build_qwen21, 4.0, {"max_sequence_length": 60, "height": 64, "width": 32}),
 }
 """The tiny pipelines by pipeline class, as in `actors.policy.families.FAMILIES`."""
 MINIATURE = "miniature"

@@ -38,6 +38,19 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, additional_special_tokens=SPECIALS)
 
 
+def qwen_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The schedule of every Qwen-Image."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+        time_shift_type="exponential",
+    )
+
+
 def build_qwen(folder: Path, seed: int = 0) -> Path:
     """Save a random Qwen-Image of 16×16 images, 4×4 latents of four channels and 4 tokens."""
     torch.manual_seed(seed)
@@ -81,15 +94,7 @@ def build_qwen(folder: Path, seed: int = 0) -> Path:
     )
     QwenImagePipeline(
         transformer=loud(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.5,
-            max_shift=0.9,
-            base_image_seq_len=256,
-            max_image_seq_len=8192,
-            shift_terminal=0.02,
-            time_shift_type="exponential",
-        ),
+        scheduler=qwen_scheduler(),
         vae=vae,
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,

@@ -43,7 +43,7 @@ def build_z_image(folder: Path, seed: int = 0) -> Path:
         axes_lens=[128, 16, 16],
     )
     loud(transformer)
-    torch.nn.init.normal_(transformer.t_embedder.mlp[2].weight, std=0.02)  # takes 1,024 numbers in any model
+    torch.nn.init.normal_(transformer.t_embedder.mlp[2].weight, std=0.01)  # takes 1,024 numbers in any model
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token)
     ZImagePipeline(

@@ -29,6 +29,8 @@ BILLIONS = {
     "black-forest-labs/FLUX.1-dev": {"transformer": 11.9, "text_encoder_2": 4.76},
     "Qwen/Qwen-Image": {"transformer": 20.4, "text_encoder": 8.29},
     "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0},
+    "Qwen/Qwen-Image-2512": {"transformer": 20.4, "text_encoder": 8.29},
+    "Qwen/Qwen-Image-2.1": {"transformer": 7.115, "text_encoder": 8.77},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": 3.88, "text_encoder": 4.02},
     "black-forest-labs/FLUX.2-klein-9B": {"transformer": 9.08, "text_encoder": 8.19},
@@ -47,7 +49,9 @@ def test_known_models_have_the_published_sizes(model):
     assert {"scheduler", *parts(folder)} == {path.name for path in folder.iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("recipe", ["sd35_pickscore", "flux_hpsv3", "qwen_pickscore", "shapes"])
+@pytest.mark.parametrize(
+    "recipe", ["sd35_pickscore", "flux_hpsv3", "qwen_pickscore", "qwen21_pickscore_8gpu", "shapes"]
+)
 def test_every_model_of_a_recipe_is_known(recipe):
     assert (architecture(load_config(recipe, []).policy.model) / "model_index.json").is_file()
 
@@ -80,7 +84,7 @@ def test_a_local_model_is_built_by_its_shapes(case, tmp_path):
     x_NZ = torch.randn(2, *made.latent_shape)
     rows = {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in random_conditioning(made).items()}
     assert made.velocity(x_NZ, torch.full((2,), 0.5), rows).shape == x_NZ.shape
-    assert made.decode(x_NZ).shape == (2, 3, 16, 16)
+    assert made.decode(x_NZ).shape == (2, 3, settings.height, settings.width)
 
 
 def build_pipe(settings):

@@ -8,6 +8,7 @@ from actors.policy.family import Family
 from actors.policy.flux import Flux
 from actors.policy.flux2 import Flux2, Flux2Klein
 from actors.policy.qwen_image import QwenImage
+from actors.policy.qwen_image21 import QwenImage21
 from actors.policy.sd3 import SD3
 from actors.policy.z_image import ZImage
 from actors.rollout.plans import make_plan
@@ -29,6 +30,7 @@ FAMILIES: dict[str, type[Family]] = {
     "black-forest-labs/FLUX.2-klein-base-4B": Flux2Klein,
     "Qwen/Qwen-Image": QwenImage,
     "Tongyi-MAI/Z-Image": ZImage,
+    "Qwen/Qwen-Image-2.1": QwenImage21,
 }
 MINIATURES = [name for name in recipe_names() if name.startswith("shapes")]
 REAL = [name for name in recipe_names() if name not in MINIATURES]
