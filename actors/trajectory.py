@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+Address = tuple[int, ...]
+"""The address of noise: (run seed, training step, prompt row, seed index), then (branch step, exploration) for each
+action on the way. The same address gives the same noise in every process."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,8 +82,11 @@ class Decisions:
     step_N: np.ndarray
     state_NZ: np.ndarray
     """x_i exactly as the model saw it, fp32."""
-    action_NKZ: np.ndarray
-    """x_{i+1} of each action, fp32."""
+    mean_NZ: np.ndarray
+    """μ, the mean of x_{i+1}, as the rollout computed it, fp32."""
+    noise_NK: list[list[Address]]
+    """The address of the noise ε of each action, which is x_{i+1} = μ + s_i·ε. The learner draws the noise again,
+    because K actions take many more bytes than one mean."""
     log_prob_NK: np.ndarray
     """log p under the policy that sampled. It serves to measure drift and is not the old log p of the ratio."""
     weight_N: np.ndarray

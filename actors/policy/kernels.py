@@ -45,6 +45,10 @@ class Kernel(ABC):
         """μ, the expected action: (N, Z), in the arithmetic of x and v (fp32)."""
         return x_NZ * per_row(self._x_T[step_N], x_NZ) + v_NZ * per_row(self._v_T[step_N], v_NZ)
 
+    def action(self, mean_NZ: Tensor, noise_NKZ: Tensor, step_N: Tensor) -> Tensor:
+        """μ + s·ε, (N, K, Z), in the type of the noise (fp32). The same μ and ε give the same bits in every process."""
+        return mean_NZ.unsqueeze(1) + per_row(self.std_T[step_N], noise_NKZ).to(noise_NKZ.dtype) * noise_NKZ
+
     @abstractmethod
     def log_prob(self, action_NKZ: Tensor, mean_NZ: Tensor, step_N: Tensor) -> Tensor:
         """log p of each action, (N, K): a MEAN over the latent dimensions."""

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Address = tuple[int, ...]
-"""(run seed, training step, prompt, seed index), then (branch step, exploration) for each action on the way."""
+from actors.trajectory import Address
 
 
 def noise(addresses: Sequence[Address], shape: tuple[int, ...]) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from actors.policy.noise import Address
 from actors.policy.solvers import dpm_solver_2m, euler
 from actors.rollout.plans.plan import Solver
+from actors.trajectory import Address
 
 Owners = tuple[tuple[int, int], ...]
 """The (decision, action) pairs that led to a row, from the root down."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from actors.policy.family import Conditioning, Family
 from actors.policy.kernels import Kernel
-from actors.policy.noise import Address, noise
+from actors.policy.noise import noise
 from actors.policy.solvers import euler
 from actors.rollout.plans.plan import Fate, Fork, Plan, visits
 from actors.rollout.rows import SOLVERS, Branches, Owners, Rows
-from actors.trajectory import Cost, Decisions, Tree
+from actors.trajectory import Address, Cost, Decisions, Tree
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,20 @@ class _Record:
     step_N: list[int] = field(default_factory=list)
     seed_N: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
-    actions: list[Tensor] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
+    noise_NK: list[list[Address]] = field(default_factory=list)
     log_probs: list[Tensor] = field(default_factory=list)
     weight_N: list[float] = field(default_factory=list)
 
     def add(
-        self, i: int, trunks: Rows, action_BKZ: Tensor, log_prob_BK: Tensor, weight: float
+        self, i: int, trunks: Rows, mean_BZ: Tensor, addresses: list[Address], log_prob_BK: Tensor, weight: float
     ) -> list[tuple[int, int]]:
-        """Record the actions of step i. Returns the (decision, action) pair of each action, trunk by trunk."""
-        width = action_BKZ.shape[1]
+        """Record the actions of step i, with the addresses of their noise, trunk by trunk.
+
+        Returns:
+            The (decision, action) pair of each action.
+        """
+        width = log_prob_BK.shape[1]
         repeats = width // self.siblings
         first = len(self.step_N)
         count = len(trunks) * repeats
@@ -56,7 +61,8 @@ class _Record:
         self.seed_N += [seed for seed in trunks.seed for _ in range(repeats)]
         self.weight_N += [weight] * count
         self.states.append(trunks.x_RZ.repeat_interleave(repeats, 0))
-        self.actions.append(action_BKZ.reshape(count, self.siblings, *action_BKZ.shape[2:]))
+        self.means.append(mean_BZ.repeat_interleave(repeats, 0))
+        self.noise_NK += [addresses[a : a + self.siblings] for a in range(0, len(addresses), self.siblings)]
         self.log_probs.append(log_prob_BK.reshape(count, self.siblings))
         return [(first + a // self.siblings, a % self.siblings) for a in range(len(trunks) * width)]
 
@@ -64,11 +70,11 @@ class _Record:
         step_N, weight_N = np.array(self.step_N, np.int64), np.array(self.weight_N, np.float32)
         if not self.states:
             empty = np.zeros((0, *latent_shape), np.float32)
-            return Decisions(step_N, empty, empty[:, None], np.zeros((0, 0), np.float32), weight_N)
-        state_NZ, action_NKZ, log_prob_NK = (
-            torch.cat(parts).cpu().numpy() for parts in (self.states, self.actions, self.log_probs)
+            return Decisions(step_N, empty, empty, [], np.zeros((0, 0), np.float32), weight_N)
+        state_NZ, mean_NZ, log_prob_NK = (
+            torch.cat(parts).cpu().numpy() for parts in (self.states, self.means, self.log_probs)
         )
-        return Decisions(step_N, state_NZ, action_NKZ, log_prob_NK, weight_N)
+        return Decisions(step_N, state_NZ, mean_NZ, self.noise_NK, log_prob_NK, weight_N)
 
     def tree(self, owners: Sequence[Owners]) -> Tree:
         """The leaves of each action, from the actions that own each leaf."""
@@ -206,11 +212,11 @@ class Sampler:
         mean_BZ = self.kernel.mean(trunks.x_RZ, v_BZ, step_B)
         addresses = [(*address, i, k) for address in trunks.address for k in range(fork.width)]
         noise_BKZ = self.noise(addresses).unflatten(0, (len(trunks), fork.width))
-        action_BKZ = mean_BZ.unsqueeze(1) + self.kernel.std_T[i] * noise_BKZ
+        action_BKZ = self.kernel.action(mean_BZ, noise_BKZ, step_B)
         owners = [above for above in trunks.owners for _ in range(fork.width)]
         if fork.trained:
             log_prob_BK = self.kernel.log_prob(action_BKZ, mean_BZ, step_B)
-            pairs = record.add(i, trunks, action_BKZ, log_prob_BK, 1 / fork.chance)
+            pairs = record.add(i, trunks, mean_BZ, addresses, log_prob_BK, 1 / fork.chance)
             owners = [(*above, pair) for above, pair in zip(owners, pairs, strict=True)]
         return trunks.children(action_BKZ, addresses, owners)
 

@@ -61,11 +61,12 @@ def bench_learner(config: RunConfig, policy: Policy, conditioning: Conditioning,
 
 def apart(decisions: Decisions) -> Decisions:
     """The same actions, each with a row of its own: (N, K) decisions become (N·K, 1)."""
-    width = decisions.action_NKZ.shape[1]
+    width = decisions.log_prob_NK.shape[1]
     return Decisions(
         np.repeat(decisions.step_N, width),
         np.repeat(decisions.state_NZ, width, axis=0),
-        decisions.action_NKZ.reshape(-1, 1, *decisions.action_NKZ.shape[2:]),
+        np.repeat(decisions.mean_NZ, width, axis=0),
+        [[address] for addresses in decisions.noise_NK for address in addresses],
         decisions.log_prob_NK.reshape(-1, 1),
         np.repeat(decisions.weight_N, width),
         decisions.conditioning,

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from actors.policy.family import Conditioning
 from actors.policy.kernels import Kernel, make_kernel
-from actors.policy.noise import Address, noise
+from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.solvers import euler
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.sampler import Sampler
+from actors.trajectory import Address
 from system.bench.measure import Inside, alternate, flops_of, matmul_peak, name_of, seconds
 from system.recipe.model import RunConfig
 

@@ -93,9 +93,9 @@ def first_plan(config: RunConfig) -> Plan:
 
 
 def experience_bytes(config: RunConfig) -> float:
-    """Bytes of what one task gives the learner: states and actions, or final latents, in fp32, and text embeddings."""
+    """Bytes of what one task gives the learner: states and means, or final latents, in fp32, and text embeddings."""
     plan, policy = first_plan(config), local_policy(config)
-    arrays = plan.decisions + plan.actions if plan.trained_steps else plan.leaves
+    arrays = 2 * plan.decisions if plan.trained_steps else plan.leaves
     text = conditioning_shapes(policy, forwards_per_row(policy) > 1).values()
     text_bytes = DTYPES[policy.dtype].itemsize * sum(prod(shape) for shape in text)
     return float(FP32_BYTES * arrays * prod(latent_shape(policy)) + text_bytes)

@@ -155,17 +155,20 @@ def test_log_probs_of_nan_alone_are_drift_and_no_holes(sd3_folder):
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.03])
-def test_a_decision_with_an_action_of_nan_is_left_out_and_keeps_its_place_in_the_denominator(sd3_folder, kl):
+def test_a_decision_with_a_mean_of_nan_is_left_out_and_keeps_its_place_in_the_denominator(sd3_folder, kl):
     ((decisions, advantage_NK),) = tasks_of(sd3_folder, 1)
     learner = learner_of(sd3_folder, GrpoSettings(kl=kl))
-    action_NKZ, log_prob_NK = decisions.action_NKZ.copy(), decisions.log_prob_NK.copy()
-    action_NKZ[1, 2].flat[0], log_prob_NK[1, 2] = np.nan, np.nan
-    poisoned = replace(decisions, action_NKZ=action_NKZ, log_prob_NK=log_prob_NK)
+    mean_NZ, log_prob_NK = decisions.mean_NZ.copy(), decisions.log_prob_NK.copy()
+    mean_NZ[1].flat[0], log_prob_NK[1, 2] = np.nan, np.nan
+    poisoned = replace(decisions, mean_NZ=mean_NZ, log_prob_NK=log_prob_NK)
     rest = np.delete(np.arange(len(decisions.step_N)), 1)
     without = replace(
         decisions,
-        **{name: getattr(decisions, name)[rest] for name in ("step_N", "state_NZ", "log_prob_NK", "weight_N")},
-        action_NKZ=decisions.action_NKZ[rest],
+        **{
+            name: getattr(decisions, name)[rest]
+            for name in ("step_N", "state_NZ", "mean_NZ", "log_prob_NK", "weight_N")
+        },
+        noise_NK=[decisions.noise_NK[n] for n in rest],
     )
     found = gradient(learner, [(poisoned, advantage_NK)])
     expected = gradient(learner_of(sd3_folder, GrpoSettings(kl=kl)), [(without, advantage_NK[rest])])
@@ -193,7 +196,7 @@ def test_a_micro_batch_of_padding_is_finite_though_all_of_its_task_is_not(sd3_fo
     learner = exact_learner(sd3_folder, objective, KERNEL, TrunkSettings() if objective.name == "grpo" else SAMPLES)
     if objective.name == "grpo":
         item, _ = generated(sd3_folder, TrunkSettings(seeds=2, explorations=3), KERNEL)
-        nan = {name: np.full_like(getattr(item, name), np.nan) for name in ("state_NZ", "action_NKZ", "log_prob_NK")}
+        nan = {name: np.full_like(getattr(item, name), np.nan) for name in ("state_NZ", "mean_NZ", "log_prob_NK")}
     else:
         item, _ = generated(sd3_folder, SAMPLES, KERNEL)
         nan = {"latent_MZ": np.full_like(item.latent_MZ, np.nan)}

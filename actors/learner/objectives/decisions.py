@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actors.learner.objectives.objective import Loss, Objective, clipped_surrogate, padded_rows
 from actors.learner.settings import DecisionObjectiveSettings
+from actors.policy.noise import noise
 from actors.trajectory import Decisions
 
 
@@ -46,10 +47,10 @@ class Terms:
 
 
 class DecisionObjective(Objective[Decisions, DecisionRows]):
-    """An objective that compares the log-probabilities of actions.
+    """An objective that compares the log-probabilities of actions. It draws the noise of the actions again.
 
     If all siblings of a decision have advantage 0, only the KL term has a gradient. Without a KL term, the decision
-    is left out. A decision with NaN or infinity in its state or in an action is left out, too, with all its siblings.
+    is left out. A decision with NaN or infinity in its state or in its mean is left out, too, with all its actions.
     Such decisions, holes and groups without spread still count in the denominator, so that the size of an update does
     not depend on how many there are. The reference codes drop them.
     """
@@ -57,10 +58,10 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
     settings: DecisionObjectiveSettings
 
     def planned(self, item: Decisions) -> float:
-        return float(item.weight_N.sum()) * item.action_NKZ.shape[1]
+        return float(item.weight_N.sum()) * item.log_prob_NK.shape[1]
 
     def micro_batches(self, item: Decisions, advantage_NK: np.ndarray) -> Iterator[DecisionRows]:
-        trained_N = _finite(item.state_NZ) & _finite(item.action_NKZ)
+        trained_N = _finite(item.state_NZ) & _finite(item.mean_NZ)
         if not self.settings.kl:
             trained_N &= advantage_NK.any(axis=1)
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
@@ -69,10 +70,8 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
 
     def idle(self, item: Decisions) -> DecisionRows:
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        still_1KZ = np.zeros_like(item.action_NKZ[:1])  # the task's own states may be of NaN
-        blank = replace(
-            item, state_NZ=still_1KZ[:, 0], action_NKZ=still_1KZ, log_prob_NK=np.zeros_like(item.log_prob_NK[:1])
-        )
+        still_1Z = np.zeros_like(item.state_NZ[:1])  # the task's own states may be of NaN
+        blank = replace(item, state_NZ=still_1Z, mean_NZ=still_1Z, log_prob_NK=np.zeros_like(item.log_prob_NK[:1]))
         return self._rows(blank, blank.log_prob_NK, conditioning, np.zeros(self.micro_batch, int), 0)
 
     def _rows(
@@ -80,10 +79,14 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
     ) -> DecisionRows:
         advantage = advantage_NK[rows].astype(np.float32)
         advantage[real:] = 0
+        noise_NKZ = torch.stack([noise(item.noise_NK[row], item.state_NZ.shape[1:]) for row in rows])
+        step_N = self.on_device(item.step_N[rows])
         return DecisionRows(
             self.on_device(item.state_NZ[rows]),
-            self.on_device(item.action_NKZ[rows]),
-            self.on_device(item.step_N[rows]),
+            self.kernel.action(
+                self.on_device(item.mean_NZ[rows]), noise_NKZ.to(self.policy.device, non_blocking=True), step_N
+            ),
+            step_N,
             self.on_device(advantage),
             self.on_device(item.log_prob_NK[rows]),
             self.on_device(item.weight_N[rows]),

@@ -146,7 +146,7 @@ def digests(settings: PolicySettings) -> dict[str, list[str]]:
     rollouts = [
         hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
         for arrays in (
-            (made.state_NZ, made.action_NKZ, made.log_prob_NK, shown) for made, shown in ((decisions, images), again)
+            (made.state_NZ, made.mean_NZ, made.log_prob_NK, shown) for made, shown in ((decisions, images), again)
         )
     ]
     updates = [update_of(settings, decisions)[0].export().checksum for _ in range(2)]

@@ -55,7 +55,7 @@ def differences(here: PolicySettings, there: PolicySettings) -> dict[str, float]
     their_learner, their_stats = update_of(there, decisions, micro_batch=5)
     return {
         "states": relative(decisions.state_NZ, theirs.state_NZ),
-        "actions": relative(decisions.action_NKZ, theirs.action_NKZ),
+        "means": relative(decisions.mean_NZ, theirs.mean_NZ),
         "log-probabilities": relative(decisions.log_prob_NK, theirs.log_prob_NK),
         "images (grey levels)": int(np.abs(images_MHWC.astype(int) - their_images_MHWC).max()),
         "first |ρ − 1|": their_stats.first_ratio_deviation,

@@ -14,6 +14,7 @@ from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
+from tests.helpers.actions import actions_of
 from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
 
 
@@ -119,6 +120,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
     for parameter in policy.parameters.values():
         parameter.grad = None
     n, k = decisions.log_prob_NK.shape
+    action_NKZ = actions_of(decisions, learner.kernel)
     assert n <= sum(forwards) < n * k, "the update makes one forward for each decision, and one of the base"
     cond = {name: torch.from_numpy(rows).double() for name, rows in decisions.conditioning.items()}
     total = 0.0
@@ -130,7 +132,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
             with torch.no_grad(), policy.reference():
                 reference = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
             std = learner.kernel.std_T[step]
-            action = torch.from_numpy(decisions.action_NKZ[row : row + 1, j]).double()
+            action = torch.from_numpy(action_NKZ[row : row + 1, j]).double()
             log_prob = torch.distributions.Normal(mean, std).log_prob(action).mean()
             ratio = (log_prob - log_prob.detach()).exp()
             advantage = float(np.float32(advantage_NK[row, j]))

@@ -17,6 +17,7 @@ from actors.policy.policy import Policy
 from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
 from actors.rollout.plans.settings import TrunkSettings
 from services.base.storage import Folder
+from tests.helpers.actions import actions_of
 from tests.helpers.exact_learners import SAMPLES, STEPS, TRUNK, exact_learner, forward, generated, gradient, move
 from tests.helpers.learners import keep
 from tests.helpers.tiny import tiny_settings
@@ -49,6 +50,7 @@ def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective
     policy, grid = learner.policy, learner.policy.sigmas.tolist()
     conditioning = {name: tensor(rows) for name, rows in decisions.conditioning.items()}
     mean_std = [float(learner.kernel.std_T[i]) for i in range(STEPS - 1)]
+    action_NKZ = actions_of(decisions, learner.kernel)
     total = 0.0
     for n, i in enumerate(decisions.step_N):
         x = tensor(decisions.state_NZ[n : n + 1])
@@ -59,7 +61,7 @@ def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective
         apart = (mean - base).square().mean() / (1 if kernel == "cps" else 2 * std**2)
         apart = apart if objective.kl_dt else apart * (grid[i] - grid[i + 1])
         for k in range(advantage_NK.shape[1]):
-            distance = (tensor(decisions.action_NKZ[n, k]) - mean[0]).square().mean()
+            distance = (tensor(action_NKZ[n, k]) - mean[0]).square().mean()
             log_prob = -distance if kernel == "cps" else -distance / (2 * std**2)
             delta = log_prob - log_prob.detach()
             weight = 1.0
@@ -106,11 +108,12 @@ def test_gradient_after_an_optimizer_step_compares_with_the_policy_before_it(sd3
     policy.transformer.zero_grad()
 
     stds = [float(learner.kernel.std_T[i]) for i in range(STEPS - 1)]
+    action_NKZ = actions_of(decisions, learner.kernel)
     total, cut = 0.0, []
     for n, i in enumerate(decisions.step_N):
         now, std = mean(n), stds[i]
         for k in range(advantage_NK.shape[1]):
-            action, a = tensor(decisions.action_NKZ[n, k]), float(advantage_NK[n, k])
+            action, a = tensor(action_NKZ[n, k]), float(advantage_NK[n, k])
             closer = (action - old[n]).square().mean() - (action - now).square().mean()
             delta = closer if kernel == "cps" else closer / (2 * std**2)
             weight = 1.0
@@ -259,7 +262,8 @@ def test_drawing_steps_leaves_the_gradient_unbiased(sd3_folder):
         step = int(decisions.step_N[0])
         if step not in drawn:
             rows = full.step_N == step
-            np.testing.assert_array_equal(decisions.action_NKZ, full.action_NKZ[rows])
+            np.testing.assert_array_equal(decisions.mean_NZ, full.mean_NZ[rows])
+            assert decisions.noise_NK == [full.noise_NK[n] for n in np.flatnonzero(rows)]
             learner = exact_learner(sd3_folder, objective, kernel, settings)
             drawn[step] = gradient(learner, [(decisions, advantage_NK[rows])])
         if len(drawn) == STEPS - 1:

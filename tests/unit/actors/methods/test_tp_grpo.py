@@ -16,6 +16,7 @@ from actors.trajectory import Tree
 from services.base.errors import UserError
 from system.loop.advantage import advantages
 from system.recipe.load import load_config
+from tests.helpers.actions import actions_of
 from tests.helpers.tiny import tiny_settings
 
 METHOD = find_method("tp_grpo")
@@ -112,6 +113,7 @@ def test_the_sampler_completes_every_state_and_gives_each_action_its_images(sd3_
         return x
 
     tree, decisions = front.tree, front.decisions
+    action_NKZ = actions_of(decisions, sampler.kernel)
     assert (front.cost.nfe, len(front.leaf_MZ)) == (plan.nfe, plan.leaves)
     assert len(tree.step_N) == SEEDS * STEPS
     states = dict(zip(map(int, tree.leaf_NKL[:, 0, 0]), zip(tree.step_N, decisions.state_NZ, strict=True), strict=True))
@@ -121,7 +123,7 @@ def test_the_sampler_completes_every_state_and_gives_each_action_its_images(sd3_
         assert len(owned) == STEPS + 1 - step
         before = completed(torch.from_numpy(decisions.state_NZ[n : n + 1]), int(step))
         torch.testing.assert_close(front.leaf_MZ[owned[:1]], before, rtol=0, atol=1e-5)
-        after = completed(torch.from_numpy(decisions.action_NKZ[n]), int(step) + 1)
+        after = completed(torch.from_numpy(action_NKZ[n]), int(step) + 1)
         torch.testing.assert_close(front.leaf_MZ[owned[1:2]], after, rtol=0, atol=1e-5)
         assert [states[int(m)][0] for m in owned[:-1]] == list(range(int(step), STEPS))
     finals = [int(owned[owned >= 0][-1]) for owned in tree.leaf_NKL[:, 0]]

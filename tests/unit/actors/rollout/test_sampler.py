@@ -15,6 +15,7 @@ from actors.rollout.plans import Fork, Plan, make_plan
 from actors.rollout.plans.plan import Fate, visits
 from actors.rollout.plans.settings import ChainSettings, TrunkSettings, WindowSettings
 from actors.rollout.sampler import Sampler
+from tests.helpers.actions import actions_of
 from tests.helpers.tiny import tiny_settings
 
 ROOT = (7, 3, 11)
@@ -63,12 +64,13 @@ def test_wavefront_equals_one_trajectory_at_a_time(policy):
     front = sampler_of(policy)(plan, [(*ROOT, b) for b in range(2)], [0, 0], conditioning)
     expected = one_by_one(policy, plan, conditioning)
     assert len(expected) == front.tree.num_leaves == plan.leaves == 2 * 3 * 4
+    action_NKZ = actions_of(front.decisions, sampler_of(policy).kernel)
     for n, (step, seed) in enumerate(zip(front.tree.step_N, front.tree.seed_N, strict=True)):
         for k in range(3):
             state, action, leaf = expected[int(seed), int(step), k]
             m = front.tree.leaf_NKL[n, k, 0]
             np.testing.assert_allclose(front.decisions.state_NZ[n], state[0], atol=1e-5)
-            np.testing.assert_allclose(front.decisions.action_NKZ[n, k], action[0], atol=1e-5)
+            np.testing.assert_allclose(action_NKZ[n, k], action[0], atol=1e-5)
             np.testing.assert_allclose(front.leaf_MZ[m], leaf[0], atol=1e-5)
 
 
@@ -93,7 +95,8 @@ def test_a_task_gives_the_same_bits_whatever_its_neighbours(policy):
     others = [(1, 2, 3, b) for b in range(2)]
     crowd = sampler(plan, others + roots, [0, 0, 1, 1], both)
     mine = np.isin(crowd.tree.seed_N, [2, 3])
-    np.testing.assert_array_equal(crowd.decisions.action_NKZ[mine], alone.decisions.action_NKZ)
+    np.testing.assert_array_equal(crowd.decisions.mean_NZ[mine], alone.decisions.mean_NZ)
+    assert [crowd.decisions.noise_NK[n] for n in np.flatnonzero(mine)] == alone.decisions.noise_NK
     for n_crowd, n_alone in zip(np.flatnonzero(mine), range(len(alone.tree.step_N)), strict=True):
         for k in range(2):
             ours = crowd.leaf_MZ[crowd.tree.leaf_NKL[n_crowd, k, 0]]
@@ -108,7 +111,7 @@ def test_chain_owns_its_one_image_at_every_step(policy):
     for n, seed in enumerate(front.tree.seed_N):
         assert front.tree.leaf_NKL[n].tolist() == [[seed]]
     assert front.cost.nfe == plan.nfe == 15
-    first, second = front.decisions.action_NKZ[:3, 0], front.decisions.state_NZ[3:6]
+    first, second = actions_of(front.decisions, sampler_of(policy).kernel)[:3, 0], front.decisions.state_NZ[3:6]
     np.testing.assert_array_equal(first, second)
 
 
@@ -145,7 +148,7 @@ def test_a_trunk_continues_branches_ends_or_splits(policy):
         assert front.cost.nfe == plan.nfe
     last_N = front.tree.step_N == 4
     assert front.tree.leaf_NKL[last_N, 0, 0].tolist() == [0, 1]
-    np.testing.assert_array_equal(front.decisions.action_NKZ[last_N, 0], front.leaf_MZ[:2])
+    np.testing.assert_array_equal(actions_of(front.decisions, sampler_of(policy).kernel)[last_N, 0], front.leaf_MZ[:2])
 
 
 def test_noise_depends_on_the_address_alone():
@@ -180,9 +183,10 @@ def test_strides_and_solver_of_completions(policy, solver):
                 before = (x0, sigmas[here])
         return x
 
+    action_NKZ = actions_of(front.decisions, sampler_of(policy).kernel)
     for n, step in enumerate(front.tree.step_N):
         for k in range(2):
-            action = torch.from_numpy(front.decisions.action_NKZ[n, k : k + 1])
+            action = torch.from_numpy(action_NKZ[n, k : k + 1])
             for place, stride in enumerate((3.0, 1.0) if step == 0 else (1.0, 2.0)):
                 leaf = complete(action, visits(int(step) + 1, policy.settings.num_steps, stride))
                 ours = front.leaf_MZ[front.tree.leaf_NKL[n, k, place]]
@@ -196,7 +200,8 @@ def test_a_shared_noise_gives_the_forward_that_it_would_give_apart(policy):
     first = front.tree.step_N == 0
     assert first.sum() == 3
     assert (front.decisions.state_NZ[first] == front.decisions.state_NZ[0]).all()
-    assert len(np.unique(front.decisions.action_NKZ[first, 0].reshape(3, -1), axis=0)) == 3
+    action_NKZ = actions_of(front.decisions, sampler_of(policy).kernel)
+    assert len(np.unique(action_NKZ[first, 0].reshape(3, -1), axis=0)) == 3
     assert front.tree.leaf_NKL[first].ravel().tolist() == [0, 1, 2]
     assert front.cost.nfe == plan.nfe == 1 + 3 * 4
 
@@ -206,7 +211,8 @@ def test_a_window_is_an_ode_outside(policy):
     front = sampler_of(policy)(plan, [(*ROOT, b) for b in range(2)], [0, 0], policy.family.encode(["x"]))
     assert sorted(front.tree.step_N.tolist()) == [1, 1, 2, 2]
     assert front.tree.num_leaves == plan.leaves == 2
-    np.testing.assert_array_equal(front.decisions.action_NKZ[:2, 0], front.decisions.state_NZ[2:])
+    action_NKZ = actions_of(front.decisions, sampler_of(policy).kernel)
+    np.testing.assert_array_equal(action_NKZ[:2, 0], front.decisions.state_NZ[2:])
     assert front.tree.leaf_NKL[:, 0, 0].tolist() == [0, 1, 0, 1]
 
 
@@ -218,4 +224,6 @@ def test_decisions_of_a_drawn_step_count_by_its_chance_and_are_those_of_the_full
     step = drawn.trained_steps[0]
     assert (some.weight_N == 4).all()
     assert (every.weight_N == 1).all()
-    np.testing.assert_array_equal(some.action_NKZ, every.action_NKZ[every.step_N == step])
+    rows = np.flatnonzero(every.step_N == step)
+    np.testing.assert_array_equal(some.mean_NZ, every.mean_NZ[rows])
+    assert some.noise_NK == [every.noise_NK[n] for n in rows]

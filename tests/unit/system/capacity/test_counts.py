@@ -2,9 +2,13 @@
 
 import pytest
 
+from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan
+from actors.rollout.worker import Generator
+from actors.trajectory import Task
 from system.capacity.counts import live_rows, steps_within, trained_rows
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
+from system.capacity.memory import experience_bytes
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 
@@ -45,3 +49,14 @@ def test_rows_of_a_trunk_and_of_images():
     assert trained_rows(config, make_plan(config.plan, 6)) == 16
     nft = load_config("sd35_nft")
     assert trained_rows(nft, make_plan(nft.plan, 10)) == 24 * 9
+
+
+def test_the_bytes_of_a_tasks_experience_are_those_of_its_arrays():
+    config = load_config("shapes", ["plan.seeds=1"])
+    policy = Policy(config.policy, seed=0)
+    generator = Generator(policy, config.kernel, config.rollout)
+    generator.load(policy.export(0))
+    plan = make_plan(config.plan, config.policy.num_steps)
+    decisions, *_ = generator.generate(Task(0, "a red circle", (0, 0, 0), 0), plan)
+    arrays = [decisions.state_NZ, decisions.mean_NZ, *decisions.conditioning.values()]
+    assert sum(array.nbytes for array in arrays) == experience_bytes(config)
