@@ -18,14 +18,23 @@ LEAST_GAIN = 0.02
 
 
 def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
-    """A line for each kind of process, and below it what takes its memory. The table fits 80 characters."""
+    """A line for each kind of process, and below it what takes its memory. The table fits 80 characters.
+
+    Without GPUs it has no seconds, because they are not estimated for CPUs.
+    """
     card = estimate.card
-    title = f"{config.name} on {f'{estimate.gpus} x ' if estimate.gpus else ''}{card.name}, rates {card.source}"
+    title, columns = f"{config.name} on CPUs", ["role", "processes", "peak GB"]
+    if estimate.asked:
+        title = f"{config.name} on {estimate.gpus} x {card.name}, rates {card.source}"
+        columns = ["role", "processes", f"peak GB of {card.memory_gb:g}", "s a step", "waits"]
     table = Table(title=title)
-    for column in ("role", "processes", f"peak GB of {card.memory_gb:g}", "s a step", "waits"):
+    for column in columns:
         table.add_column(column, justify="left" if column == "role" else "right", overflow="fold")
     for one in estimate.processes:
-        table.add_row(one.role, f"{one.count} x {one.gpus:g} GPU", _gb(one.peak_bytes), *_time(one, estimate))
+        if estimate.asked:
+            table.add_row(one.role, f"{one.count} x {one.gpus:g} GPU", _gb(one.peak_bytes), *_time(one, estimate))
+        else:
+            table.add_row(one.role, str(one.count), _gb(one.peak_bytes))
         for kind, parts in (("held", one.held), ("phase", one.phases)):
             for name, num_bytes in _largest(parts, one.peak_bytes):
                 table.add_row(f"  {kind}: {name}", "", _gb(num_bytes), style="dim")
@@ -53,32 +62,17 @@ def _time(one: Process, estimate: Estimate) -> tuple[str, str]:
 
 def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | None) -> Iterator[str]:
     """What follows from the estimate, the answer to "does it fit" first."""
-    yield fit_sentence(estimate)
-    step, task, prompts = estimate.step, estimate.task, config.data.prompts_per_step
+    if estimate.asked:
+        yield fit_sentence(estimate)
+    else:
+        yield "The roles ask for no GPU. They run on CPUs, for which no seconds are estimated."
+    task, prompts = estimate.task, config.data.prompts_per_step
     yield (
         f"A step has {prompts} prompts: {prompts * task.nfe:,} NFE of sampling, {prompts * task.images:,} images, "
         f"{prompts * task.passes:,.0f} NFE of learning."
     )
-    again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
-    yield (
-        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it "
-        f"and {_s(step.last_scores)} after it, learning {_s(step.learning)}."
-    )
-    hours = config.steps * (step.total + step.evaluation) / HOUR_S
-    cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
-    yield f"{config.steps:,} steps take {hours:,.3g} h, {estimate.gpu_hours:,.4g} GPU-hours{cost}."
-    if not estimate.asked:
-        yield f"The recipe's roles ask for no GPU: the seconds are those of one {estimate.card.name} for each process."
-    yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
-    if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer, config.policy).known]:
-        yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
-    best, own = estimate.best, estimate.own
-    if best != own:
-        saved = 1 - best.seconds / own.seconds
-        yield f"{_split(best)} would take {_s(best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
-    if estimate.merged_seconds is not None and estimate.merged_seconds < (1 - LEAST_GAIN) * step.total:
-        saved = 1 - estimate.merged_seconds / step.total
-        yield f"rollout.merge_adapter=true would take {_s(estimate.merged_seconds)} s a step, {saved:.0%} less."
+    if estimate.asked:
+        yield from _time_sentences(config, estimate, price)
     too_much = (
         f", more than {MOST_PADDING:.0%}: choose micro-batches that divide the rows" if pads_too_much(estimate) else ""
     )
@@ -92,6 +86,28 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
         f"The object store holds up to {_gb(estimate.store_bytes)} GB; "
         f"a checkpoint has {_gb(estimate.checkpoint_bytes)} GB{daily}."
     )
+
+
+def _time_sentences(config: RunConfig, estimate: Estimate, price: float | None) -> Iterator[str]:
+    step = estimate.step
+    again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
+    yield (
+        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it "
+        f"and {_s(step.last_scores)} after it, learning {_s(step.learning)}."
+    )
+    hours = config.steps * (step.total + step.evaluation) / HOUR_S
+    cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""
+    yield f"{config.steps:,} steps take {hours:,.3g} h, {estimate.gpu_hours:,.4g} GPU-hours{cost}."
+    yield f"Longest waits: {step.waits}, {_share(step.idle[step.waits])} of a step."
+    if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer, config.policy).known]:
+        yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
+    best, own = estimate.best, estimate.own
+    if best != own:
+        saved = 1 - best.seconds / own.seconds
+        yield f"{_split(best)} would take {_s(best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
+    if estimate.merged_seconds is not None and estimate.merged_seconds < (1 - LEAST_GAIN) * step.total:
+        saved = 1 - estimate.merged_seconds / step.total
+        yield f"rollout.merge_adapter=true would take {_s(estimate.merged_seconds)} s a step, {saved:.0%} less."
 
 
 def pads_too_much(estimate: Estimate) -> bool:

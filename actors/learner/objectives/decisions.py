@@ -80,12 +80,11 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
         advantage = advantage_NK[rows].astype(np.float32)
         advantage[real:] = 0
         noise_NKZ = torch.stack([noise(item.noise_NK[row], item.state_NZ.shape[1:]) for row in rows])
-        step_N = self.on_device(item.step_N[rows])
+        noise_NKZ = noise_NKZ.to(self.policy.device, non_blocking=True)
+        mean_NZ, step_N = self.on_device(item.mean_NZ[rows]), self.on_device(item.step_N[rows])
         return DecisionRows(
             self.on_device(item.state_NZ[rows]),
-            self.kernel.action(
-                self.on_device(item.mean_NZ[rows]), noise_NKZ.to(self.policy.device, non_blocking=True), step_N
-            ),
+            self.kernel.action(mean_NZ, noise_NKZ, step_N),
             step_N,
             self.on_device(advantage),
             self.on_device(item.log_prob_NK[rows]),

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from system.capacity.cards import CARDS
 from system.capacity.estimate import estimate_of
-from system.capacity.estimate_text import estimate_table
+from system.capacity.estimate_text import estimate_sentences, estimate_table
 from system.recipe.load import load_config
 
 
@@ -30,3 +30,11 @@ def test_each_role_is_followed_by_what_takes_its_memory_without_a_broken_word():
     numbers = {line[0].strip(): float(line[2]) for line in cells[:6]}
     held = sum(gb for name, gb in numbers.items() if name.startswith("held"))
     assert abs(numbers["rollout"] - held - numbers["phase: decoding"]) < 0.1  # one digit after the point is shown
+
+
+def test_a_recipe_without_gpus_has_no_seconds_and_no_gpu_in_its_estimate():
+    assert all(len(line) == 3 for line in shown("shapes"))
+    config = load_config("shapes")
+    said = " ".join(estimate_sentences(config, estimate_of(config, None, CARDS["H100"]), 2.5))
+    assert said.startswith("The roles ask for no GPU. They run on CPUs")
+    assert not [word for word in ("H100", "GPU-hour", "takes 0", "waits") if word in said]
