@@ -87,7 +87,7 @@ class Family(ABC):
             if not Path(folder).is_dir():
                 folder = cls.pipeline_class.download(folder, use_safetensors=True, **absent)
             made = {"transformer": load_rows(settings, Path(folder) / "transformer", dtypes["default"], device, ranks)}
-        pipe = cls.load_pipeline(folder, dtype=dtypes, use_safetensors=True, **absent, **made)
+        pipe = cls.load_pipeline(folder, dtype=dtypes, **absent, **made)
         return cls(settings, pipe.to(device), AutoencoderKL.load_config(folder, subfolder="vae"))
 
     @classmethod
@@ -97,7 +97,7 @@ class Family(ABC):
         Args:
             given: arguments of `from_pretrained`; a part that is given as None is not loaded.
         """
-        return cls.pipeline_class.from_pretrained(folder, **given)
+        return cls.pipeline_class.from_pretrained(folder, use_safetensors=True, **given)
 
     @abstractmethod
     def shape_of_latents(self, vae: dict[str, Any]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ BOUND = 1e-4
 all that is compared by at most 5e-6; a rounding of TF32 (3e-4) moves the update by 2e-3 or more."""
 BOUNDS = {
     "states": BOUND,
-    "actions": BOUND,
+    "means": BOUND,
     "log-probabilities": BOUND,
     "images (grey levels)": 1,
     "first |ρ − 1|": 0,

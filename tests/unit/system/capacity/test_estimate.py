@@ -79,7 +79,8 @@ def test_too_few_gpus_are_no_fit_and_cost_what_the_recipe_asks_for():
 
 @pytest.mark.parametrize(("size", "resizing_ms"), [(512, 6.9), (1024, 17.2)])
 def test_images_are_scored_as_fast_as_four_threads_resize_them_or_as_the_card_computes(size, resizing_ms):
-    config = load_config("flux_hpsv3", [f"policy.height={size}", f"policy.width={size}", "scorers.hpsv3.replicas=2"])
+    replicas = ["scorers.hpsv3.replicas=2", "scorers.hpsv3.num_gpus=1"]
+    config = load_config("flux_hpsv3", [f"policy.height={size}", f"policy.width={size}", *replicas])
     one = reward_of(config.scorers[0], config.policy).per_image
     fast, slow = times(1000), times(0.1)
     images = first_plan(config).leaves
@@ -328,7 +329,7 @@ def test_bytes_of_the_store_and_of_a_checkpoint():
     text = 4 * sum_of_text(config)
     images = 4 * 96 * 64 * 64 * 3
     weights = 4 * trained_parameters(config.policy)
-    experience = 4 * ((16 + 96) * latent_bytes(config) + text)
+    experience = 4 * (2 * 16 * latent_bytes(config) + text)
     assert store_bytes(config) == pytest.approx(images + experience + 2 * weights)
     assert checkpoint_bytes(config) == 4 * 4 * trained_parameters(config.policy)
     assert checkpoint_bytes(load_config("shapes", ["learner.ema={}"])) == 5 * 4 * trained_parameters(config.policy)
@@ -364,12 +365,13 @@ def test_a_measured_card_must_be_the_one_that_is_named():
 
 
 def test_the_command_says_it_in_a_table_and_in_json(in_process):
-    table = in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5")
+    command = ("plan", "sd35_pickscore_24gb", "--gpus", "1xRTX-4090", "--price", "0.5")
+    table = in_process(*command)
     assert table.returncode == 0
     for text in ("on paper", "It fits", "RTX-4090", "Padding is", "GPU-hours"):
         assert text in table.stdout
-    found = json.loads(in_process("plan", "shapes", "--gpus", "2xRTX-4090", "--price", "0.5", "--json").stdout)
+    found = json.loads(in_process(*command, "--json").stdout)
     assert found["rates"] == "on paper"
-    assert found["gpus"] == 2
+    assert found["gpus"] == 1
     assert found["price"] == pytest.approx(0.5 * found["gpu_hours"])
-    assert set(found["memory_gb"]) == {"rollout", "learner", "scorer pickscore"}
+    assert set(found["memory_gb"]) == {"colocated", "scorer pickscore"}

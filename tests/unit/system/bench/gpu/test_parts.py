@@ -109,7 +109,7 @@ def test_a_model_without_deterministic_algorithms_does_not_hide_the_others(tmp_p
 
     monkeypatch.setattr(determinism, "digests", digests)
     found = determinism.made("cpu", tmp_path)
-    wrong = {"FluxPipeline, bf16", "Flux2KleinPipeline, bf16"}
+    wrong = {"FluxPipeline, bf16", "Flux2Pipeline, bf16", "Flux2KleinPipeline, bf16"}
     assert {model for model, made in found.items() if made == "no deterministic algorithm"} == wrong
     assert len(found) == len(TINY) + 1
 
