@@ -107,9 +107,18 @@ class Family(ABC):
     def sigmas(self, num_steps: int) -> Tensor:
         """(T+1,) fp32 from 1 to 0 for T steps, with the pipeline's own shift."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         """Text embeddings of P prompts, with those of the negative prompt if guidance is on."""
+        rows = self.encode_texts(prompts)
+        if self.guided:
+            negative = self.encode_texts([self.negative_prompt] * len(prompts))
+            rows |= {f"negative_{name}": tensor for name, tensor in negative.items()}
+        return rows
+
+    @abstractmethod
+    def encode_texts(self, texts: list[str]) -> Conditioning:
+        """The embeddings of P texts, by name, each (P, …) of one shape whatever the texts are."""
 
     @abstractmethod
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:

@@ -16,10 +16,9 @@ class Flux(PackedFamily):
     pipeline_class = FluxPipeline
     classifier_free = False
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
+    def encode_texts(self, texts: list[str]) -> Conditioning:
         prompt_PLD, pooled_PD, _ = self.pipe.encode_prompt(
-            prompts, None, device=self.device, max_sequence_length=self.settings.max_sequence_length
+            texts, None, device=self.device, max_sequence_length=self.settings.max_sequence_length
         )
         return {"prompt": prompt_PLD, "pooled": pooled_PD}
 

@@ -22,10 +22,9 @@ class _Flux2(PackedFamily):
     def mu(self, num_steps: int) -> float:
         return compute_empirical_mu(self.latent_shape[0], num_steps)
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
+    def encode_texts(self, texts: list[str]) -> Conditioning:
         length = self.settings.max_sequence_length
-        return {"prompt": self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)[0]}
+        return {"prompt": self.pipe.encode_prompt(texts, self.device, max_sequence_length=length)[0]}
 
     @cached_property
     def image_ids(self) -> Tensor:
@@ -87,10 +86,3 @@ class Flux2Klein(_Flux2):
         super()._drive(settings, pipe, vae, negative_prompt)
         if pipe.config.is_distilled and self.guided:
             raise UserError("policy.guidance: this model is distilled and takes none; set policy.guidance=1")
-
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        rows = super().encode(prompts)
-        if self.guided:
-            rows["negative_prompt"] = super().encode([self.negative_prompt] * len(prompts))["prompt"]
-        return rows

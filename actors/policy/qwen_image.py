@@ -19,17 +19,9 @@ class QwenImage(PackedFamily):
     default_negative_prompt = " "
     """The pipeline recommends this for guidance without a negative prompt."""
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        rows = self._encode(prompts)
-        if self.guided:
-            negative = self._encode([self.negative_prompt] * len(prompts))
-            rows |= {f"negative_{name}": tensor for name, tensor in negative.items()}
-        return rows
-
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode_texts(self, texts: list[str]) -> Conditioning:
         length = self.settings.max_sequence_length
-        prompt_PLD, mask_PL = self.pipe.encode_prompt(prompts, self.device, max_sequence_length=length)
+        prompt_PLD, mask_PL = self.pipe.encode_prompt(texts, self.device, max_sequence_length=length)
         if mask_PL is None:
             mask_PL = torch.ones(prompt_PLD.shape[:2], device=self.device)
         missing = length - prompt_PLD.shape[1]

@@ -107,10 +107,10 @@ class QwenImage21(QwenImage):
         scheduler.set_timesteps(sigmas=levels, mu=self.mu(num_steps))
         return scheduler.sigmas.clone()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        """Each prompt alone, so that no padding is needed before it."""
+    def encode_texts(self, texts: list[str]) -> Conditioning:
+        """Each text alone, so that no padding is needed before it."""
         length = self.settings.max_sequence_length
-        rows = [self.pipe.encode_prompt(prompt, device=self.device)[0][0, :length] for prompt in prompts]
+        rows = [self.pipe.encode_prompt(text, device=self.device)[0][0, :length] for text in texts]
         masks = [torch.ones(len(row_SD), dtype=self.dtype, device=self.device) for row_SD in rows]
         return {
             "prompt": torch.stack([pad(row_SD, (0, 0, 0, length - len(row_SD))) for row_SD in rows]),

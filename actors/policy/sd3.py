@@ -27,21 +27,16 @@ class SD3(Family):
         scheduler.set_timesteps(num_steps)
         return scheduler.sigmas.clone()
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        prompt_PLD, negative_PLD, pooled_PD, negative_pooled_PD = self.pipe.encode_prompt(
-            prompts,
+    def encode_texts(self, texts: list[str]) -> Conditioning:
+        prompt_PLD, _, pooled_PD, _ = self.pipe.encode_prompt(
+            texts,
             None,
             None,
             device=self.device,
-            do_classifier_free_guidance=self.guided,
-            negative_prompt=self.negative_prompt,
+            do_classifier_free_guidance=False,
             max_sequence_length=self.settings.max_sequence_length,
         )
-        rows = {"prompt": prompt_PLD, "pooled": pooled_PD}
-        if self.guided:
-            rows |= {"negative_prompt": negative_PLD, "negative_pooled": negative_pooled_PD}
-        return rows
+        return {"prompt": prompt_PLD, "pooled": pooled_PD}
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(

@@ -50,20 +50,12 @@ class ZImage(Family):
         scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_steps))
         return scheduler.sigmas.clone()
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        rows = self._encode(prompts)
-        if self.guided:
-            negative = self._encode([self.negative_prompt] * len(prompts))
-            rows |= {f"negative_{name}": tensor for name, tensor in negative.items()}
-        return rows
-
-    def _encode(self, prompts: list[str]) -> Conditioning:
+    def encode_texts(self, texts: list[str]) -> Conditioning:
         """Captions, padded with zeros, and a mask of their tokens."""
         length = self.settings.max_sequence_length
         # The pipeline changes the list that it is given.
-        captions, _ = self.pipe.encode_prompt(list(prompts), self.device, False, max_sequence_length=length)
-        mask_PL = torch.zeros(len(prompts), length, device=self.device, dtype=self.dtype)
+        captions, _ = self.pipe.encode_prompt(list(texts), self.device, False, max_sequence_length=length)
+        mask_PL = torch.zeros(len(texts), length, device=self.device, dtype=self.dtype)
         for row_L, caption_LD in zip(mask_PL, captions, strict=True):
             row_L[: len(caption_LD)] = 1
         return {

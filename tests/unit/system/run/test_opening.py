@@ -23,7 +23,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def refused(settings: RunConfig, resume: bool, message: str) -> None:
-    """And nothing of the run folder is touched."""
+    """Opening the run raises the message, and nothing of the run folder is touched."""
     folder = Path(settings.output) / settings.name
     before = files(folder)
     with pytest.raises(UserError, match=message), open_run(settings, resume):
