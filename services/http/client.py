@@ -23,7 +23,15 @@ AWAY = (429, 503)
 
 
 class PoolError(Exception):
-    """The pool refused a request or stayed busy. The message says why."""
+    """The pool refused a request or stayed busy. The message says why.
+
+    Attributes:
+        status: the HTTP status of the refusal; None if there was none.
+    """
+
+    def __init__(self, said: str, status: int | None = None) -> None:
+        super().__init__(said)
+        self.status = status
 
 
 class PoolAway(PoolError, Away):
@@ -117,10 +125,10 @@ class ScoreClient:
         ours = _detail(answer)
         said = f"{self.url} answered {answer.status_code}: {ours or answer.text[:200]}"
         if answer.status_code in AWAY or ours is None:
-            away = PoolAway(said)
+            away = PoolAway(said, answer.status_code)
             away.after_s = retry_after_s(answer.headers.get("Retry-After"))
             raise away
-        raise PoolError(said)
+        raise PoolError(said, answer.status_code)
 
     def _garbage(self, answer: requests.Response, wanted: str) -> PoolError:
         return PoolError(f"{self.url} answered something that is not {wanted}: {answer.content[:100]!r}")

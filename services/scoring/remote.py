@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 
 import numpy as np
 
@@ -87,7 +88,8 @@ class Remote:
         try:
             known = [found["name"] for found in client.scorers()]
         except PoolError as error:
-            fix = "set options.token_file or TEMPFLOW_TOKEN" if "401" in str(error) else "start it, or set options.url"
+            refused = error.status == HTTPStatus.UNAUTHORIZED
+            fix = "set options.token_file or TEMPFLOW_TOKEN" if refused else "start it, or set options.url"
             raise UserError(f"{error}; {fix}") from error
         if self.scorer not in known:
             raise UserError(

@@ -101,7 +101,7 @@ def test_a_remote_pool_is_reached_with_its_token_and_has_the_scorer(pool_url, mo
     with pytest.raises(UserError, match="no token in"):
         tried("remote", url=pool_url, scorer="size", token_file=str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"not a list of scorers.*; start it, or set options\.url"):
-        tried("remote", url=serve((200, {}, b"hello")).url, scorer="size")
+        tried("remote", url=f"{serve((200, {}, b'hello')).url}/401", scorer="size")  # 401 is no status here
 
 
 def test_a_detector_is_asked_once(serve):
