@@ -4,12 +4,14 @@ Shape legend: N rows, P distinct prompts, Z latent dimensions.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn.functional import pad
 
 from actors.policy.loading import load_rows
 from actors.policy.settings import PolicySettings
@@ -119,6 +121,15 @@ class Family(ABC):
     @abstractmethod
     def encode_texts(self, texts: list[str]) -> Conditioning:
         """The embeddings of P texts, by name, each (P, …) of one shape whatever the texts are."""
+
+    def padded(self, texts: Sequence[Tensor]) -> Conditioning:
+        """Embeddings (S, D) of P texts, padded with zeros to `max_sequence_length`, and a mask: 1 for text, then 0."""
+        missing = [self.settings.max_sequence_length - len(text_SD) for text_SD in texts]
+        masks = [torch.ones(len(text_SD), dtype=self.dtype, device=self.device) for text_SD in texts]
+        return {
+            "prompt": torch.stack([pad(one, (0, 0, 0, more)) for one, more in zip(texts, missing, strict=True)]),
+            "mask": torch.stack([pad(one, (0, more)) for one, more in zip(masks, missing, strict=True)]),
+        }
 
     @abstractmethod
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:

@@ -68,7 +68,7 @@ class Flux2(_Flux2):
 
     @classmethod
     def load_pipeline(cls, folder: Path | str, **given: Any) -> Any:
-        """Of the pipeline's processor, load the tokenizer alone: the rest is for images and needs torchvision."""
+        """Load the tokenizer of the pipeline's processor alone. The rest of it is for images and needs torchvision."""
         pipe = super().load_pipeline(folder, **given | {"tokenizer": None})
         if "tokenizer" not in given:
             pipe.register_modules(tokenizer=AutoTokenizer.from_pretrained(folder, subfolder="tokenizer"))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from diffusers import QwenImage21Pipeline
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import ProcessorMixin
 
 from actors.policy.block_causal import BlockCausalAttention, block_causal_forward
@@ -75,7 +74,7 @@ class QwenImage21(QwenImage):
     def __init__(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any]) -> None:
         super().__init__(settings, pipe, vae)
         self.transformer.set_attn_processor(BlockCausalAttention())
-        # A method of the model's instance, so that what wraps a call of the model (FSDP2) still sees it.
+        # An attribute of the model's instance, so that what wraps a call of the model (FSDP2) still sees it.
         self.transformer.forward = partial(block_causal_forward, self.transformer)
 
     @classmethod
@@ -110,12 +109,7 @@ class QwenImage21(QwenImage):
     def encode_texts(self, texts: list[str]) -> Conditioning:
         """Each text alone, so that no padding is needed before it."""
         length = self.settings.max_sequence_length
-        rows = [self.pipe.encode_prompt(text, device=self.device)[0][0, :length] for text in texts]
-        masks = [torch.ones(len(row_SD), dtype=self.dtype, device=self.device) for row_SD in rows]
-        return {
-            "prompt": torch.stack([pad(row_SD, (0, 0, 0, length - len(row_SD))) for row_SD in rows]),
-            "mask": torch.stack([pad(mask_S, (0, length - len(mask_S))) for mask_S in masks]),
-        }
+        return self.padded([self.pipe.encode_prompt(text, device=self.device)[0][0, :length] for text in texts])
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(

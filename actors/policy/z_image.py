@@ -3,7 +3,7 @@
 Shape legend: N rows, L caption tokens, S image tokens of 2×2 latent pixels, D embedding.
 """
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +32,10 @@ class ZImage(Family):
 
     pipeline_class = ZImagePipeline
 
-    def _drive(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any], negative_prompt: str | None) -> None:
-        super()._drive(settings, pipe, vae, negative_prompt)
-        self.transformer.forward = MethodType(forward_padded, self.transformer)
+    def __init__(self, settings: PolicySettings, pipe: Any, vae: dict[str, Any]) -> None:
+        super().__init__(settings, pipe, vae)
+        # An attribute of the model's instance, so that what wraps a call of the model (FSDP2) still sees it.
+        self.transformer.forward = partial(forward_padded, self.transformer)
 
     @classmethod
     def guides(cls, settings: PolicySettings) -> bool:
@@ -51,17 +52,10 @@ class ZImage(Family):
         return scheduler.sigmas.clone()
 
     def encode_texts(self, texts: list[str]) -> Conditioning:
-        """Captions, padded with zeros, and a mask of their tokens."""
         length = self.settings.max_sequence_length
         # The pipeline changes the list that it is given.
         captions, _ = self.pipe.encode_prompt(list(texts), self.device, False, max_sequence_length=length)
-        mask_PL = torch.zeros(len(texts), length, device=self.device, dtype=self.dtype)
-        for row_L, caption_LD in zip(mask_PL, captions, strict=True):
-            row_L[: len(caption_LD)] = 1
-        return {
-            "prompt": torch.stack([pad(caption_LD, (0, 0, 0, length - len(caption_LD))) for caption_LD in captions]),
-            "mask": mask_PL,
-        }
+        return self.padded(captions)
 
     def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
         return with_NZ + self.settings.guidance * (with_NZ - without_NZ)

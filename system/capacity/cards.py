@@ -16,6 +16,8 @@ from pathlib import Path
 from services.base.errors import UserError
 
 GB = 1e9
+TINY = 1e-6
+"""Tolerance for rounding, so that fractions of a GPU can add up to a whole one."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ MOST_PADDING = 0.03
 """A recipe that pads more rows than this wastes them; its micro-batch does not fit its plan."""
 HOUR_S, DAY_S = 3600, 86400
 MOST_HALVINGS = 6
-TINY = 1e-6
 
 Processes = Callable[[RunConfig], list[Process]]
 """Gives the processes of a recipe, such as `processes` or the one of a run without Ray."""
@@ -158,7 +157,8 @@ def _waits(config: RunConfig, step: StepTime) -> float:
     shares = {role: gpus[role] for role in step.idle}
     if reward_gpus(config) and "reward" not in step.idle:  # they score held-out images alone
         shares["reward"] = reward_gpus(config)
-    return sum(step.idle.get(role, 1.0) * count for role, count in shares.items()) / max(sum(shares.values()), TINY)
+    every = sum(shares.values())
+    return sum(step.idle.get(role, 1.0) * count for role, count in shares.items()) / every if every else 0.0
 
 
 def _merged_seconds(config: RunConfig, card: Card) -> float | None:

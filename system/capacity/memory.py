@@ -13,7 +13,7 @@ from actors.policy.family import DTYPES
 from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from system.capacity.architecture import architecture, conditioning_shapes
-from system.capacity.cards import GB, Card
+from system.capacity.cards import GB, TINY, Card
 from system.capacity.passes import (
     decode_pass,
     largest_block_bytes,
@@ -260,4 +260,4 @@ def reward_gpus(config: RunConfig) -> int:
     """Cards of their own that the replicas of all scorers take, fractions put together."""
     if config.reward.app or shares_gpus(config):
         return 0
-    return ceil(sum(scorer.replicas.max * scorer.num_gpus for scorer in config.scorers) - 1e-6)
+    return ceil(sum(scorer.replicas.max * scorer.num_gpus for scorer in config.scorers) - TINY)

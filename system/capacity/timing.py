@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.policy.settings import PolicySettings
 from services.scoring.settings import ScorerSettings
-from system.capacity.cards import Card
+from system.capacity.cards import TINY, Card
 from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import (
     compared,
@@ -33,8 +33,6 @@ from system.recipe.evaluation import EvalSet
 from system.recipe.model import RunConfig
 
 TERA = 1e12
-TINY = 1e-6
-"""Tolerance for rounding, so that fractions of a GPU can add up to a whole one."""
 COPY_BYTES_PER_S = 20e9
 """From the CPU's pinned memory to a GPU, an assumption. Offloaded text encoders are not copied back."""
 

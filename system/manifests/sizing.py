@@ -8,11 +8,9 @@ from math import ceil
 
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
+from system.capacity.cards import TINY
 from system.manifests.infra import Infra, Nodes
 from system.recipe.model import RunConfig
-
-TINY = 1e-6
-"""Tolerance for rounding, so that fractions of a GPU can add up to a whole one."""
 
 
 @dataclass(frozen=True)
