@@ -23,7 +23,7 @@ from services.base.storage import Folder
 
 if TYPE_CHECKING:
     from actors.learner.learner import Learner
-    from actors.policy.family import Parts
+    from actors.policy.families.family import Parts
     from actors.policy.policy import Policy
 
 JOIN_TIMEOUT_S = 120

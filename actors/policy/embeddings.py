@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from actors.policy.arrays import to_arrays, to_tensor
-from actors.policy.family import Conditioning, Family
+from actors.policy.families.family import Conditioning, Family
 from actors.policy.offload import Offloaded
 from services.base.errors import first_line
 from services.base.fingerprint import fingerprint_of

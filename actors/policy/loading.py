@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from actors.policy.families import pipeline_file, transformer_class
+from actors.policy.model_files import pipeline_file, transformer_class
 from actors.policy.settings import PolicySettings
 from actors.policy.sharding import local, rows_here, shard
 from actors.policy.trained import WEIGHTS_FILE

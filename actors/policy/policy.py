@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 from actors.policy.arrays import to_arrays, to_tensor
 from actors.policy.blocks import compile_blocks
 from actors.policy.card import card_fault
-from actors.policy.families import family_class
-from actors.policy.family import Family, Parts
+from actors.policy.families.family import Family, Parts
+from actors.policy.families.registry import family_class
 from actors.policy.layouts import unit_scale, write_diffusers
 from actors.policy.loading import read_rows
 from actors.policy.merging import MergingAdapter

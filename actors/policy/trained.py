@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.policy.families import pipeline_file
+from actors.policy.model_files import pipeline_file
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.weights import Arrays
 from services.base.errors import UserError

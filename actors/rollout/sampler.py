@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.policy.family import Conditioning, Family
+from actors.policy.families.family import Conditioning, Family
 from actors.policy.kernels import Kernel
 from actors.policy.noise import noise
 from actors.policy.solvers import euler

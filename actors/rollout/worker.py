@@ -12,7 +12,7 @@ import torch
 
 from actors.policy.arrays import to_arrays
 from actors.policy.embeddings import Embeddings
-from actors.policy.family import Family, finite_rows, to_uint8
+from actors.policy.families.family import Family, finite_rows, to_uint8
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import KernelSettings

@@ -11,7 +11,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.policy.arrays import to_arrays
-from actors.policy.family import Conditioning
+from actors.policy.families.family import Conditioning
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan, trainable_steps

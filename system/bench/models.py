@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.policy.family import Conditioning
+from actors.policy.families.family import Conditioning
 from actors.policy.policy import Policy
 from actors.policy.settings import PolicySettings
 from services.base.devices import device_of

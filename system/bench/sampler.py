@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.policy.family import Conditioning
+from actors.policy.families.family import Conditioning
 from actors.policy.kernels import Kernel, make_kernel
 from actors.policy.noise import noise
 from actors.policy.policy import Policy

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from actors.policy.families import family_class, pipeline_name
-from actors.policy.family import DTYPES, Family
+from actors.policy.families.family import DTYPES, Family
+from actors.policy.families.registry import family_class
 from actors.policy.loading import default_dtype
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
@@ -29,12 +30,6 @@ KNOWN = Path(__file__).parent / "models"
 
 NEEDED = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 """Files that a cache which was filled in part can lack."""
-
-TEXT_WIDTHS = ("joint_attention_dim", "cap_feat_dim", "context_in_dim")
-"""The keys of a transformer's configuration that give the width of text embeddings; each model has one of them."""
-
-MASKED = ("QwenImagePipeline", "QwenImage21Pipeline", "ZImagePipeline")
-"""The pipelines whose text embeddings come with a mask."""
 
 
 def known_models() -> list[str]:
@@ -146,25 +141,16 @@ def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:
     return driver(settings, pipe, config_of(folder, "vae"))
 
 
-def conditioning_shapes(settings: PolicySettings, guided: bool) -> dict[str, tuple[int, ...]]:
+def conditioning_shapes(settings: PolicySettings) -> dict[str, tuple[int, ...]]:
     """The shape of each text embedding of one prompt, by name, as the family's `encode` gives them."""
     folder = architecture(settings.model)
-    transformer, tokens = config_of(folder, "transformer"), settings.max_sequence_length
-    pipeline = pipeline_name(str(folder))
-    if pipeline == "StableDiffusion3Pipeline":
-        tokens += config_of(folder, "text_encoder")["max_position_embeddings"]
-    width = next(transformer[key] for key in TEXT_WIDTHS if key in transformer)
-    shapes: dict[str, tuple[int, ...]] = {"prompt": (1, tokens, width)}
-    if "pooled_projection_dim" in transformer:
-        shapes["pooled"] = (1, transformer["pooled_projection_dim"])
-    if pipeline in MASKED:
-        shapes["mask"] = (1, tokens)
-    return shapes | ({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})
+    driver = family_class(settings.model_copy(update={"model": str(folder)}))
+    return driver.conditioning_shapes(settings, partial(config_of, folder))
 
 
 def random_conditioning(family: Family) -> dict[str, Tensor]:
     """Embeddings of one prompt, random ones; a mask is of ones."""
     return {
         name: (torch.ones if name.endswith("mask") else torch.randn)(shape, device=family.device, dtype=family.dtype)
-        for name, shape in conditioning_shapes(family.settings, family.guided).items()
+        for name, shape in conditioning_shapes(family.settings).items()
     }

@@ -1,7 +1,7 @@
 """Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
 
-from actors.policy.families import family_class
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
+from actors.policy.families.registry import family_class
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes

@@ -8,7 +8,7 @@ from math import ceil
 import torch
 from torch import nn
 
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
 from actors.policy.settings import LoraSettings
 from actors.policy.trained import targeted
 from system.capacity.architecture import META, architecture, build_part, parts

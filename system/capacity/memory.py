@@ -8,8 +8,8 @@ from math import ceil, prod
 
 import torch
 
-from actors.policy.families import family_class
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
+from actors.policy.families.registry import family_class
 from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from system.capacity.architecture import architecture, conditioning_shapes
@@ -96,7 +96,7 @@ def experience_bytes(config: RunConfig) -> float:
     """Bytes of what one task gives the learner: states and means, or final latents, in fp32, and text embeddings."""
     plan, policy = first_plan(config), local_policy(config)
     arrays = 2 * plan.decisions if plan.trained_steps else plan.leaves
-    text = conditioning_shapes(policy, forwards_per_row(policy) > 1).values()
+    text = conditioning_shapes(policy).values()
     text_bytes = DTYPES[policy.dtype].itemsize * sum(prod(shape) for shape in text)
     return float(FP32_BYTES * arrays * prod(latent_shape(policy)) + text_bytes)
 

@@ -1,6 +1,6 @@
 """What an optimizer step costs on a GPU: it computes little, and reads and writes all that is trained."""
 
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
 from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, own_parameters, shards_trained
 from system.recipe.model import RunConfig
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.learner.masters import Masters
-from actors.policy.family import DTYPES, Family
+from actors.policy.families.family import DTYPES, Family
 from actors.policy.policy import Policy
 from actors.policy.settings import LoraSettings, PolicySettings
 from actors.policy.trained import targeted

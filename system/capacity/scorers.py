@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
 from actors.policy.settings import PolicySettings
 from services.base.paths import resolve_model
 from services.scoring.aesthetic import CLIP as CLIP_L

@@ -79,13 +79,14 @@ def plan(config: RunConfig) -> Iterator[Finding]:
 
 def policy(config: RunConfig) -> Iterator[Finding]:
     """The model belongs to a known family and can make images of this size."""
-    from actors.policy.families import check_size, pipeline_name
+    from actors.policy.families.registry import check_size
+    from actors.policy.model_files import pipeline_name
 
     check_size(config.policy)
     heldout = config.eval_sampling.of(config.policy)
     check_size(heldout, "eval")
     if config.eval.negative_prompt is not None:
-        from actors.policy.families import family_class
+        from actors.policy.families.registry import family_class
 
         if not family_class(heldout).guides(heldout):
             raise UserError(

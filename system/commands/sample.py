@@ -60,7 +60,7 @@ def run_sample(
     """
     from PIL import Image
 
-    from actors.policy.families import check_size
+    from actors.policy.families.registry import check_size
     from actors.policy.policy import Policy
     from actors.policy.trained import check_trained, read_trained
     from actors.policy.weights import Weights, checksum

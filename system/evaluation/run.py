@@ -53,7 +53,7 @@ def evaluate_all(
 def _as_a_learner_sends(arrays: Arrays, policy: PolicySettings) -> Weights:
     """Weights from a file as version 0, in the compute dtype."""
     from actors.policy.arrays import to_arrays, to_tensor
-    from actors.policy.family import DTYPES
+    from actors.policy.families.family import DTYPES
     from actors.policy.weights import Weights, checksum
 
     sent = to_arrays({name: to_tensor(array).to(DTYPES[policy.dtype]) for name, array in arrays.items()})

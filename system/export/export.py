@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from actors.policy.families import pipeline_file
-from actors.policy.family import DTYPES
+from actors.policy.families.family import DTYPES
 from actors.policy.layouts import unit_scale, write_comfyui, write_diffusers, write_peft
+from actors.policy.model_files import pipeline_file
 from actors.policy.settings import LoraSettings
 from actors.policy.trained import LORA_FILE, PEFT_FILE, WEIGHTS_FILE, saved_from
 from services.base.errors import UserError

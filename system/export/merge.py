@@ -6,9 +6,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.policy.families import pipeline_file
 from actors.policy.layouts import Adapter
 from actors.policy.loading import file_of_each
+from actors.policy.model_files import pipeline_file
 from services.base.errors import UserError
 from services.base.headers import is_whole, opened
 

@@ -20,7 +20,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.learner.stats import UpdateStats
-from actors.policy.family import Parts
+from actors.policy.families.family import Parts
 from actors.policy.policy import Policy
 from actors.policy.weights import Exported, Label, Weights
 from actors.reward.scores import Scores

@@ -18,8 +18,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from actors.policy.families.qwen_image21 import TextProcessor
 from actors.policy.policy import Policy
-from actors.policy.qwen_image21 import TextProcessor
 from system.bench.gpu.tiny.flux import build_flux
 from system.bench.gpu.tiny.flux2 import build_flux2, build_flux2_klein
 from system.bench.gpu.tiny.qwen import build_qwen

@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 
-from actors.policy.family import to_uint8
+from actors.policy.families.family import to_uint8
 from actors.policy.kernels import FlowSDE
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
@@ -44,6 +44,6 @@ def test_ode_images_equal_the_pipelines_own(case: Case, guidance: float, tiny_fo
 
 
 def test_every_family_that_a_recipe_can_name_is_tested_here():
-    from actors.policy.families import FAMILIES as known
+    from actors.policy.families.registry import FAMILIES as known
 
     assert {case.pipeline for case in FAMILIES} == {getattr(diffusers, name) for name in known}

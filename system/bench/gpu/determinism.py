@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from actors.policy.arrays import to_arrays
-from actors.policy.family import Conditioning
+from actors.policy.families.family import Conditioning
 from actors.policy.kernels import make_kernel
 from actors.policy.policy import Policy
 from actors.policy.settings import PolicySettings

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from actors.policy.family import DTYPES, Conditioning
+from actors.policy.families.family import DTYPES, Conditioning
 from actors.policy.policy import Policy
 from actors.policy.settings import PolicySettings
 from services.base.devices import device_of

@@ -40,7 +40,7 @@ TINY = {
     "QwenImagePipeline": Tiny(build_qwen, 4.0, {"max_sequence_length": 60}),
     "QwenImage21Pipeline": Tiny(build_qwen21, 4.0, {"max_sequence_length": 60, "height": 64, "width": 32}),
 }
-"""The tiny pipelines by pipeline class, as in `actors.policy.families.FAMILIES`."""
+"""The tiny pipelines by pipeline class, as in `actors.policy.families.registry.FAMILIES`."""
 MINIATURE = "miniature"
 MODELS = (*TINY, MINIATURE)
 

@@ -11,7 +11,7 @@ import torch
 from actors.learner.learner import Learner
 from actors.learner.settings import GrpoSettings, LearnerSettings
 from actors.learner.stats import UpdateStats
-from actors.policy.family import Parts
+from actors.policy.families.family import Parts
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings, PolicySettings
 from actors.rollout.plans import Plan, make_plan

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from actors.policy.qwen_image21 import TextProcessor, TextToImagePipeline
+from actors.policy.families.qwen_image21 import TextProcessor, TextToImagePipeline
 from system.bench.gpu.tiny.parts import loud
 from system.bench.gpu.tiny.qwen import qwen_scheduler, qwen_tokenizer
 

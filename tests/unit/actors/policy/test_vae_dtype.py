@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.policy.family import Family, to_uint8
+from actors.policy.families.family import Family, to_uint8
 from actors.policy.kernels import make_kernel
 from actors.policy.noise import noise
 from actors.policy.policy import Policy

@@ -53,7 +53,7 @@ def test_a_model_without_room_is_a_sentence_where_it_is_loaded(sd3_folder, monke
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError(SAID)
 
-    monkeypatch.setattr("actors.policy.sd3.SD3.load", full)
+    monkeypatch.setattr("actors.policy.families.sd3.SD3.load", full)
     with pytest.raises(UserError, match=r"asked for 2.50 GiB, the GPU has 79.19 GiB\); free it \(nvidia-smi lists"):
         Policy(tiny_settings(sd3_folder), 0)
 

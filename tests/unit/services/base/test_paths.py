@@ -16,7 +16,7 @@ from services.base.paths import hub_answers, model_file
 
 TOKEN = "hf_opens_the_gate"
 INDEX = json.dumps({"_class_name": "StableDiffusion3Pipeline"}).encode()
-ASK = "from actors.policy.families import pipeline_name; print(pipeline_name('{model}'))"
+ASK = "from actors.policy.model_files import pipeline_name; print(pipeline_name('{model}'))"
 
 
 class Hub(BaseHTTPRequestHandler):

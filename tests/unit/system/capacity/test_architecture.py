@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actors.policy.families import family_class
+from actors.policy.families.registry import family_class
 from actors.policy.policy import Policy
 from services.base.errors import UserError
 from services.base.paths import resolve_model
@@ -78,7 +78,7 @@ def test_a_local_model_is_built_by_its_shapes(case, tmp_path):
         loaded = {name: tuple(p.shape) for name, p in getattr(build_pipe(settings), part).state_dict().items()}
         assert {name: tuple(p.shape) for name, p in getattr(made.pipe, part).state_dict().items()} == loaded
     encoded = policy.family.encode(["a cat"])
-    assert conditioning_shapes(settings, policy.family.guided).keys() == encoded.keys()
+    assert conditioning_shapes(settings).keys() == encoded.keys()
     for name, tensor in random_conditioning(made).items():
         assert tensor.shape[2:] == encoded[name].shape[2:]
     x_NZ = torch.randn(2, *made.latent_shape)
@@ -94,7 +94,7 @@ def build_pipe(settings):
 def test_the_miniatures_text_has_the_length_that_its_encoders_give():
     settings = load_config("shapes", []).policy
     encoded = Policy(settings, seed=0).family.encode(["a red circle"])
-    assert {name: tuple(tensor.shape) for name, tensor in encoded.items()} == conditioning_shapes(settings, False)
+    assert {name: tuple(tensor.shape) for name, tensor in encoded.items()} == conditioning_shapes(settings)
 
 
 def test_the_miniatures_files_have_the_shapes_of_its_configuration():

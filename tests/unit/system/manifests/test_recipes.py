@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from actors.policy.family import Family
-from actors.policy.flux import Flux
-from actors.policy.flux2 import Flux2, Flux2Klein
-from actors.policy.qwen_image import QwenImage
-from actors.policy.qwen_image21 import QwenImage21
-from actors.policy.sd3 import SD3
-from actors.policy.z_image import ZImage
+from actors.policy.families.family import Family
+from actors.policy.families.flux import Flux
+from actors.policy.families.flux2 import Flux2, Flux2Klein
+from actors.policy.families.qwen_image import QwenImage
+from actors.policy.families.qwen_image21 import QwenImage21
+from actors.policy.families.sd3 import SD3
+from actors.policy.families.z_image import ZImage
 from actors.rollout.plans import make_plan
 from system.capacity.counts import live_rows
 from system.capacity.estimate import MOST_PADDING

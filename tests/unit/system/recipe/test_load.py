@@ -71,3 +71,27 @@ def test_broken_files_are_named(tmp_path):
     broken.write_bytes("steps: 1\nname: café".encode("latin-1"))
     with pytest.raises(UserError, match=r"broken\.yaml` is not UTF-8 \(line 2\); save it as UTF-8"):
         load_config(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=18446744073709551616", "`seed` = 18446744073709551616: input should be less than 9223372036854775808"),
+        ("rollout.num_gpus=1.5", "`rollout.num_gpus` = 1.5: .*a fraction of one GPU or whole ones"),
+        ("scorers.0.num_gpus=2.5", "a fraction of one GPU or whole ones"),
+        ("learner.betas=[2, 3]", r"`learner.betas.0` = 2: input should be less than 1"),
+        ("steps=true", "`steps` = True: input should be a valid integer"),
+        ('steps="3"', "`steps` = '3': input should be a valid integer"),
+        ("policy.compile=1", "`policy.compile` = 1: input should be a valid boolean"),
+        ("scorers.²=3", "`scorers` has no `²` to set"),
+        ("name=" + "x" * 300, "at most 100 characters"),
+    ],
+)
+def test_numbers_have_their_kind_and_bounds(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config("shapes", [override])
+
+
+def test_whole_and_fractional_gpus_are_taken():
+    config = load_config("shapes", ["rollout.num_gpus=2", "learner.num_gpus=0.25"])
+    assert (config.rollout.num_gpus, config.learner.num_gpus) == (2, 0.25)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from actors.policy.families import FAMILIES
+from actors.policy.families.registry import FAMILIES
 from services.scoring.hpsv3 import LENGTH_STEP
 from system.bench.gpu import card, determinism, forward, parity, training
 from system.bench.gpu.determinism import differing

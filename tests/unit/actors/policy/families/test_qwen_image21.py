@@ -9,9 +9,9 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
-from actors.policy.block_causal import rotary_embedding
+from actors.policy.families.block_causal import rotary_embedding
+from actors.policy.families.qwen_image21 import TextToImagePipeline
 from actors.policy.policy import Policy
-from actors.policy.qwen_image21 import TextToImagePipeline
 from services.base.errors import UserError
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny import tiny_settings

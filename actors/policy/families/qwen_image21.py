@@ -9,11 +9,11 @@ from diffusers import QwenImage21Pipeline
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from actors.policy.block_causal import BlockCausalAttention, block_causal_forward
-from actors.policy.families import vae_scale
-from actors.policy.family import Conditioning
-from actors.policy.packed import PackedFamily
-from actors.policy.qwen_image import QwenImage
+from actors.policy.families.block_causal import BlockCausalAttention, block_causal_forward
+from actors.policy.families.family import Conditioning, ConfigOf
+from actors.policy.families.packed import PackedFamily
+from actors.policy.families.qwen_image import QwenImage
+from actors.policy.model_files import vae_scale
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
@@ -110,6 +110,11 @@ class QwenImage21(QwenImage):
         """Each text alone, so that no padding is needed before it."""
         length = self.settings.max_sequence_length
         return self.padded([self.pipe.encode_prompt(text, device=self.device)[0][0, :length] for text in texts])
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        tokens = settings.max_sequence_length
+        return {"prompt": (1, tokens, config_of("transformer")["context_in_dim"]), "mask": (1, tokens)}
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(

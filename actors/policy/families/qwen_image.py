@@ -5,8 +5,9 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
-from actors.policy.family import Conditioning
-from actors.policy.packed import PackedFamily
+from actors.policy.families.family import Conditioning, ConfigOf
+from actors.policy.families.packed import PackedFamily
+from actors.policy.settings import PolicySettings
 
 
 class QwenImage(PackedFamily):
@@ -26,6 +27,11 @@ class QwenImage(PackedFamily):
             mask_PL = torch.ones(prompt_PLD.shape[:2], device=self.device)
         missing = length - prompt_PLD.shape[1]
         return {"prompt": pad(prompt_PLD, (0, 0, 0, missing)), "mask": pad(mask_PL.to(self.dtype), (0, missing))}
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        tokens = settings.max_sequence_length
+        return {"prompt": (1, tokens, config_of("transformer")["joint_attention_dim"]), "mask": (1, tokens)}
 
     def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
         guided_NZ = super().combined(without_NZ, with_NZ)

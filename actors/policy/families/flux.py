@@ -6,8 +6,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from actors.policy.family import Conditioning
-from actors.policy.packed import PackedFamily
+from actors.policy.families.family import Conditioning, ConfigOf
+from actors.policy.families.packed import PackedFamily
+from actors.policy.settings import PolicySettings
 
 
 class Flux(PackedFamily):
@@ -21,6 +22,11 @@ class Flux(PackedFamily):
             texts, None, device=self.device, max_sequence_length=self.settings.max_sequence_length
         )
         return {"prompt": prompt_PLD, "pooled": pooled_PD}
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        model, tokens = config_of("transformer"), settings.max_sequence_length
+        return {"prompt": (1, tokens, model["joint_attention_dim"]), "pooled": (1, model["pooled_projection_dim"])}
 
     @cached_property
     def image_ids(self) -> Tensor:

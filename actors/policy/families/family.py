@@ -1,10 +1,10 @@
-"""What rollout and learner need of a model family. A new family is one file beside this one and a line in families.py.
+"""What rollout and learner need of a model family. A new family is one file beside this one and a line in registry.py.
 
 Shape legend: N rows, P distinct prompts, Z latent dimensions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,6 +19,9 @@ from services.base.errors import UserError
 
 Conditioning = dict[str, Tensor]
 """Text embeddings by name, each (P, …), in the compute dtype; with guidance, each "x" has a "negative_x"."""
+
+ConfigOf = Callable[[str], Mapping[str, Any]]
+"""The configuration of a part of a model, by the part's name."""
 
 Parts = Literal["transformer", "all"]
 
@@ -121,6 +124,17 @@ class Family(ABC):
     @abstractmethod
     def encode_texts(self, texts: list[str]) -> Conditioning:
         """The embeddings of P texts, by name, each (P, …) of one shape whatever the texts are."""
+
+    @classmethod
+    @abstractmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        """The shape of each embedding that `encode_texts` gives for one text, from the model's configurations alone."""
+
+    @classmethod
+    def conditioning_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        """The shape of each embedding that `encode` gives for one prompt, from the model's configurations alone."""
+        shapes = cls.text_shapes(settings, config_of)
+        return shapes | ({f"negative_{name}": shape for name, shape in shapes.items()} if cls.guides(settings) else {})
 
     def padded(self, texts: Sequence[Tensor]) -> Conditioning:
         """Embeddings (S, D) of P texts, padded with zeros to `max_sequence_length`, and a mask: 1 for text, then 0."""

@@ -6,8 +6,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from actors.policy.families import vae_scale
-from actors.policy.family import Conditioning, Family, check_fixed_shift
+from actors.policy.families.family import Conditioning, ConfigOf, Family, check_fixed_shift
+from actors.policy.model_files import vae_scale
+from actors.policy.settings import PolicySettings
 
 
 class SD3(Family):
@@ -37,6 +38,12 @@ class SD3(Family):
             max_sequence_length=self.settings.max_sequence_length,
         )
         return {"prompt": prompt_PLD, "pooled": pooled_PD}
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        model, clip = config_of("transformer"), config_of("text_encoder")
+        tokens = clip["max_position_embeddings"] + settings.max_sequence_length
+        return {"prompt": (1, tokens, model["joint_attention_dim"]), "pooled": (1, model["pooled_projection_dim"])}
 
     def forward(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(

@@ -6,8 +6,8 @@ import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from actors.policy.families import vae_scale
-from actors.policy.family import Family
+from actors.policy.families.family import Family
+from actors.policy.model_files import vae_scale
 
 
 class PackedFamily(Family):

@@ -13,8 +13,8 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from torch import Tensor
 from torch.nn.functional import pad
 
-from actors.policy.families import vae_scale
-from actors.policy.family import Conditioning, Family, check_fixed_shift
+from actors.policy.families.family import Conditioning, ConfigOf, Family, check_fixed_shift
+from actors.policy.model_files import vae_scale
 from actors.policy.settings import PolicySettings
 
 PATCH = 2
@@ -56,6 +56,11 @@ class ZImage(Family):
         # The pipeline changes the list that it is given.
         captions, _ = self.pipe.encode_prompt(list(texts), self.device, False, max_sequence_length=length)
         return self.padded(captions)
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        tokens = settings.max_sequence_length
+        return {"prompt": (1, tokens, config_of("transformer")["cap_feat_dim"]), "mask": (1, tokens)}
 
     def combined(self, without_NZ: Tensor, with_NZ: Tensor) -> Tensor:
         return with_NZ + self.settings.guidance * (with_NZ - without_NZ)

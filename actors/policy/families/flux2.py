@@ -10,8 +10,8 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from actors.policy.family import Conditioning
-from actors.policy.packed import PackedFamily
+from actors.policy.families.family import Conditioning, ConfigOf
+from actors.policy.families.packed import PackedFamily
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
@@ -25,6 +25,10 @@ class _Flux2(PackedFamily):
     def encode_texts(self, texts: list[str]) -> Conditioning:
         length = self.settings.max_sequence_length
         return {"prompt": self.pipe.encode_prompt(texts, self.device, max_sequence_length=length)[0]}
+
+    @classmethod
+    def text_shapes(cls, settings: PolicySettings, config_of: ConfigOf) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (1, settings.max_sequence_length, config_of("transformer")["joint_attention_dim"])}
 
     @cached_property
     def image_ids(self) -> Tensor:

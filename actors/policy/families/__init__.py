@@ -1,0 +1,1 @@
+"""The model families: one file each, what they share, and the registry that finds the family of a model."""
