@@ -10,9 +10,17 @@ from services.base.devices import device_of
 from system.bench.gpu.record import Record
 from system.bench.gpu.work import free, without_tf32
 from system.bench.measure import alternate, matmul_peak, name_of
-from system.capacity.cards import GB
+from system.capacity.cards import CARDS, GB, is_called
 
 TERA = 1e12
+RATES = {
+    "matmul_bf16_tflops": ("matrix product in bf16", "TFLOP/s"),
+    "matmul_fp32_tflops": ("matrix product in fp32 without TF32", "TFLOP/s"),
+    "matmul_tf32_tflops": ("matrix product in fp32 with TF32", "TFLOP/s"),
+    "attention_bf16_tflops": ("attention in bf16, forward", "TFLOP/s"),
+    "memory_tb_per_s": ("memory, reads and writes", "TB/s"),
+}
+"""The rates of a card in words and their units, by the field of `Card`."""
 ROUNDS = 10
 SIDE = {"cpu": 256, "cuda": 8192}
 """Rows and columns of the square matrices. Some CPUs take seconds for a larger product in bf16."""
@@ -30,8 +38,11 @@ def measure(record: Record) -> None:
         "attention_bf16_tflops": attention_rate(device) / TERA,
         "memory_tb_per_s": memory_rate(device) / TERA,
     }
+    on_paper = next((card for card in CARDS.values() if is_called(name_of(device), card.name)), None)
     for name, rate in rates.items():
-        record.row("Rates", rate=name, measured=rate)
+        words, unit = RATES[name]
+        expected = getattr(on_paper, name) if on_paper else None
+        record.row("Rates", rate=words, unit=unit, measured=rate, **{"on paper": expected})
     about = {
         "driver": driver(),
         "CUDA": torch.version.cuda,

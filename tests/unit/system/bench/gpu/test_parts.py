@@ -179,6 +179,18 @@ def test_the_card_is_recorded_as_the_estimate_reads_it(tmp_path):
     assert card.memory_bytes == pytest.approx(psutil.virtual_memory().total)
 
 
+@pytest.mark.usefixtures("each_call_takes_a_second")
+@pytest.mark.parametrize(("name", "on_paper"), [("NVIDIA H100 80GB HBM3", 650), ("NVIDIA T4", None)])
+def test_rates_stand_beside_those_on_paper(record, monkeypatch, name, on_paper):
+    monkeypatch.setattr(card, "name_of", lambda device: name)
+    card.measure(record)
+    [rates] = [table for table in record.findings.tables if table.title == "Rates"]
+    product = rates.rows[0]
+    assert (product["rate"], product["unit"], product["on paper"]) == ("matrix product in bf16", "TFLOP/s", on_paper)
+    assert rates.rows[4]["measured"] == 2 * card.COPIED_BYTES["cpu"] / 1e12
+    assert [row["unit"] for row in rates.rows] == ["TFLOP/s"] * 4 + ["TB/s"]
+
+
 @pytest.fixture(scope="module")
 def miniature():
     torch.set_num_threads(1)
