@@ -95,14 +95,13 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     forward = rollout_pass(policy, micro_batch).seconds(card)
     update = learner_pass(policy, micro_batch, bool(more)).seconds(card) + max(0, more - 1) * forward
     objective, stale = config.objective, config.learner.max_staleness > 0
-    again = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
     micro_batches = ceil(trained / micro_batch)
     return TaskTime(
         _encoding_seconds(config, card, policy),
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
         plan.leaves * _image_seconds(config, card, (scorer.name for scorer in config.training_scorers)),
-        micro_batches * (update + again * objective.compares_with_old * forward),
+        micro_batches * (objective.epochs * update + objective.read_back(stale) * forward),
         plan.nfe * each,
         plan.leaves,
         each * objective.task_passes(trained, stale),
@@ -180,7 +179,7 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     last = _last_scores(config, card, names, _in_last_round(prompts, rollout.workers), task.images)
     minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
     step_s = step_bytes_moved(config) / (card.memory_tb_per_s * TERA) + copied_bytes(config) / COPY_BYTES_PER_S
-    optimizer = len(minibatches) * step_s
+    optimizer = config.objective.epochs * len(minibatches) * step_s
     learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
     learning += optimizer
     shared = _scoring_beside(config, card, names, prompts * task.images)

@@ -181,6 +181,9 @@ def test_seconds_are_passes_times_their_roofline():
         p.seconds(SLOW) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
     )
     assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
+    twice = load_config("shapes", ["objective.optimizer_steps=2", "objective.epochs=2"])
+    assert task_seconds(twice, SLOW).learning == pytest.approx(2 * update + forward / 2)
+    assert step_seconds(twice, SLOW, task).optimizer == 2 * step_seconds(config, SLOW, task).optimizer > 0
     assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
     assert task.learning_padding == 0
     step = step_seconds(config, SLOW, task)

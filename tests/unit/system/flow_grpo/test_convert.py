@@ -93,11 +93,11 @@ def test_the_command_prints_a_recipe_that_loads(config, in_process: Cli, tmp_pat
 
 def test_what_has_no_counterpart_is_listed_with_its_line(config):
     text = convert_file(
-        with_function(config, "config.train.num_inner_epochs = 2", "config.invented = 7", "config.train.cfg = True"),
+        with_function(config, "config.train.use_8bit_adam = True", "config.invented = 7", "config.train.cfg = True"),
         "mine",
     )
     first = CONFIG.count("\n") + 5
-    assert f"#   line {first}: train.num_inner_epochs = 2: a step makes one pass over its images\n" in text
+    assert f"#   line {first}: train.use_8bit_adam = True: AdamW is in fp32; learner.optimizer=" in text
     assert f"#   line {first + 1}: invented = 7: no script of flow_grpo that tempflow knows reads it\n" in text
     assert "train.cfg" not in text
 
