@@ -102,6 +102,13 @@ def test_what_has_no_counterpart_is_listed_with_its_line(config):
     assert "train.cfg" not in text
 
 
+def test_held_out_images_have_a_guidance_of_their_own(config):
+    mine = with_function(config, "config.sample.guidance_scale = 1.0", "config.sample.eval_guidance_scale = 4.5")
+    recipe, _ = convert(read_function(mine, "mine"), config)
+    assert (recipe["policy"]["guidance"], recipe["eval"]["guidance"]) == (1.0, 4.5)
+    assert "eval.guidance" not in convert_file(config, "pickscore_flux_fast"), "the same for both"
+
+
 def test_half_precision_is_a_difference(config):
     assert "mixed_precision = 'fp16': bf16 is used" in convert_file(config, "general_ocr_sd3")
     assert "mixed_precision" not in convert_file(config, "pickscore_flux_fast")
