@@ -39,7 +39,7 @@ def test_a_finished_job_leaves_its_bytes_to_its_images(jobs):
     assert (list(jobs.waiting), list(jobs.running)) == ([], [attempt])
     assert jobs.end(attempt)
     jobs.finish(attempt.job, SimpleNamespace(images=images(jobs)))
-    assert jobs.budget.reserved == BYTES
+    assert (jobs.budget.reserved, attempt.job.holds_bytes) == (BYTES, False)
     attempt.job.future.result(0).images.release()
     assert jobs.budget.reserved == 0
 
