@@ -20,7 +20,7 @@ from system.watch.panels import panels
 from system.watch.prompt_history import PromptHistory
 from system.watch.step_tables import KeptTables, changed_ns
 from system.watch.tail import Tail
-from system.watch.warned import RUN, Warned, Warnings, warned_in
+from system.watch.warned import RUN, NewestWarnings, Warned, warned_in
 
 SILENT_S, SILENT_STEPS = 120, 5
 """A run without a new line for so many seconds, and for the time of so many steps, is called silent."""
@@ -46,7 +46,7 @@ class Reader:
         self.columns = Columns()
         self._metrics = Tail(path / "metrics.jsonl")
         self._logs: dict[str, Tail] = {}
-        self._warnings = Warnings()
+        self._warnings = NewestWarnings()
         self._config_changed: float | None = None
         self._prompts = PromptHistory()
         self._tables = KeptTables()

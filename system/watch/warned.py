@@ -24,7 +24,7 @@ class Warned:
     message: str
 
 
-class Warnings:
+class NewestWarnings:
     """The newest warnings of each source."""
 
     def __init__(self) -> None:
