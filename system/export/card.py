@@ -15,7 +15,7 @@ from system.export.weights import Trained
 from system.report.build import decimals, difference, facts, interval, score, summary
 from system.report.canvas import draw_png
 from system.report.data import Run, paired_scores, until
-from system.report.figures import score_names, score_plot
+from system.report.figures.scores import score_names, score_plot
 from system.report.pictures import before_after
 
 MOST_PICTURES = 8
