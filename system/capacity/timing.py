@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 
 import numpy as np
@@ -23,7 +22,7 @@ from system.capacity.memory import (
     local_policy,
     rollout_rows,
     sampling,
-    shares_gpus,
+    shared_scorers,
 )
 from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
@@ -148,9 +147,9 @@ def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
 
 def _on_one_card(config: RunConfig, scorer: ScorerSettings) -> float:
     """How many replicas of a scorer share a GPU, each with its part of the GPU's rate."""
-    if not 0 < scorer.num_gpus < 1 or shares_gpus(config):
+    if not 0 < scorer.num_gpus < 1 or scorer.name in shared_scorers(config):
         return 1.0
-    return scorer.replicas.max / ceil(scorer.replicas.max * scorer.num_gpus - TINY)
+    return scorer.replicas.max / ceil(scorer.replicas.max / int(1 / scorer.num_gpus + TINY))
 
 
 def _scorer(config: RunConfig, name: str) -> ScorerSettings:
@@ -209,9 +208,8 @@ def _scoring_beside(config: RunConfig, card: Card, names: Iterable[str], images:
 
     The work of each scorer is spread evenly over its replicas, and no GPU has two replicas of one scorer.
     """
-    if not shares_gpus(config):
-        return 0.0
-    scorers = [scorer for scorer in map(partial(_scorer, config), names) if 0 < scorer.num_gpus < 1]
+    shared = shared_scorers(config)
+    scorers = [_scorer(config, name) for name in names if name in shared]
     return sum(
         images * reward_of(scorer, config.policy).per_image.seconds(card) / scorer.replicas.max for scorer in scorers
     )
