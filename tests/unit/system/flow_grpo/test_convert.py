@@ -102,6 +102,23 @@ def test_what_has_no_counterpart_is_listed_with_its_line(config):
     assert "train.cfg" not in text
 
 
+@pytest.mark.parametrize(
+    ("line", "guidance"),
+    [
+        ("config.sample.guidance_scale = 1", None),
+        ("config.sample.eval_guidance_scale = 4.5", None),
+        ("config.sample.eval_guidance_scale = 1", 1.0),
+        ("config.sample.eval_guidance_scale = 0", 0.0),
+    ],
+)
+def test_held_out_images_keep_a_guidance_of_their_own(line, guidance, config, tmp_path):
+    """general_ocr_sd3 samples with 4.5. flow_grpo's base.py also sets a guidance of evaluation; only the file's counts."""
+    text = convert_file(with_function(config, line), "mine")
+    assert "eval_guidance_scale" not in text, "it has a counterpart"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_config(str(tmp_path / "mine.yaml"), ["name=same"]).eval.guidance == guidance
+
+
 def test_half_precision_is_a_difference(config):
     assert "mixed_precision = 'fp16': bf16 is used" in convert_file(config, "general_ocr_sd3")
     assert "mixed_precision" not in convert_file(config, "pickscore_flux_fast")
