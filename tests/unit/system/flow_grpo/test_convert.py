@@ -112,7 +112,7 @@ def test_what_has_no_counterpart_is_listed_with_its_line(config):
     ],
 )
 def test_held_out_images_keep_a_guidance_of_their_own(line, guidance, config, tmp_path):
-    """general_ocr_sd3 samples with 4.5. flow_grpo's base.py also sets a guidance of evaluation; only the file's counts."""
+    """general_ocr_sd3 samples with 4.5. flow_grpo's base.py sets one for evaluation, too; only the file counts."""
     text = convert_file(with_function(config, line), "mine")
     assert "eval_guidance_scale" not in text, "it has a counterpart"
     (tmp_path / "mine.yaml").write_text(text)
