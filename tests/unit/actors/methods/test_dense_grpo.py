@@ -40,7 +40,7 @@ def test_gains_do_not_depend_on_the_order_of_decisions():
     assert gains(mixed, reward_M).tolist() == gains(tree, reward_M)[order].tolist()
 
 
-@pytest.mark.parametrize("name", ["dense_grpo"])
+@pytest.mark.parametrize("name", ["dense_grpo", "stepwise"])
 def test_advantages_compare_the_gains_of_one_step(name):
     """Of two gains, the larger one is half their distance above the mean, which is also their standard deviation."""
     found = advantages(find_method(name).advantage, [tree_of(2, 3)], [CURVES.T.ravel()]).by_task[0].reshape(3, 2).T
@@ -55,7 +55,7 @@ def test_the_plan_costs_what_the_method_says():
     assert (plan.nfe, plan.leaves, plan.decisions) == (24 * 10 + 24 * sum(range(1, 10)), 240, 216) == (1320, 240, 216)
 
 
-@pytest.mark.parametrize("recipe", ["shapes_dense_grpo"])
+@pytest.mark.parametrize("recipe", ["shapes_dense_grpo", "shapes_stepwise"])
 def test_gains_without_baselines_are_refused(recipe):
     with pytest.raises(UserError, match=r"gains reads baselines; set plan\.baselines to true"):
         load_config(recipe, ["plan.baselines=false"])
