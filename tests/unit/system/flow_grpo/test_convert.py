@@ -102,11 +102,21 @@ def test_what_has_no_counterpart_is_listed_with_its_line(config):
     assert "train.cfg" not in text
 
 
-def test_held_out_images_have_a_guidance_of_their_own(config):
-    mine = with_function(config, "config.sample.guidance_scale = 1.0", "config.sample.eval_guidance_scale = 4.5")
-    recipe, _ = convert(read_function(mine, "mine"), config)
-    assert (recipe["policy"]["guidance"], recipe["eval"]["guidance"]) == (1.0, 4.5)
-    assert "eval.guidance" not in convert_file(config, "pickscore_flux_fast"), "the same for both"
+@pytest.mark.parametrize(
+    ("line", "guidance"),
+    [
+        ("config.sample.guidance_scale = 1", None),
+        ("config.sample.eval_guidance_scale = 4.5", None),
+        ("config.sample.eval_guidance_scale = 1", 1.0),
+        ("config.sample.eval_guidance_scale = 0", 0.0),
+    ],
+)
+def test_held_out_images_keep_a_guidance_of_their_own(line, guidance, config, tmp_path):
+    """general_ocr_sd3 samples with 4.5. flow_grpo's base.py sets one for evaluation, too; only the file counts."""
+    text = convert_file(with_function(config, line), "mine")
+    assert "eval_guidance_scale" not in text, "it has a counterpart"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_config(str(tmp_path / "mine.yaml"), ["name=same"]).eval.guidance == guidance
 
 
 def test_half_precision_is_a_difference(config):
