@@ -423,14 +423,14 @@ def test_shared_gpus_are_proposed_with_the_settings_that_give_the_printed_second
 
 
 def test_no_layout_is_proposed_that_does_not_fit():
-    """HPSv3 needs a quarter of an H100. Ray would send ten workers of 0.75 to a node of eight."""
-    split = ["placement=split", "learner.ranks=2"]
-    for recipe, workers, gpus in (("flux_hpsv3_8gpu", 5, 8), ("flux_hpsv3", 13, 16)):
-        config = load_config(recipe, [*split, f"rollout.workers={workers}"])
-        shared = [other for other in layouts(config, H100, gpus) if other.rollout.num_gpus < 1]
-        assert [other.rollout.num_gpus for other in shared] == [0.75]
-        assert fit_of(shared[0], nodes_of(gpus), H100).fits == (gpus == 8)
-        assert estimate_of(config, gpus, H100).best.shared == (gpus == 8)
+    """HPSv3 needs a quarter of an H100 and PickScore gets as much. The half that is left is too little for FLUX."""
+    config = load_config("flux_hpsv3_8gpu", ["placement=split", "learner.ranks=2", "rollout.workers=5"])
+    [shared] = [other for other in layouts(config, H100, 8) if other.rollout.num_gpus < 1]
+    assert shared.rollout.num_gpus == 0.5
+    assert [scorer.num_gpus for scorer in shared.scorers] == [0.25, 0.25]
+    assert not fit_of(shared, nodes_of(8), H100).fits
+    best = estimate_of(config, 8, H100).best
+    assert (best.shared, best.placement, best.hardware) == (False, "colocated", "8gpu")
 
 
 def test_replicas_that_no_card_has_room_for_two_of_have_a_gpu_each():
