@@ -9,8 +9,10 @@ import pytest
 from actors.learner.learner import Learner
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dpo import DpoSettings
 from actors.methods.grpo_guard import GuardSettings
 from actors.methods.nft import NftSettings
+from actors.methods.sft import SftSettings
 from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
@@ -32,6 +34,9 @@ CASES = [
     (GuardSettings(optimizer_steps=2), TRUNK, CHECKPOINTED),
     (AwmSettings(kl=0.01, ema_weight=0.1, noise_levels=2), IMAGES, CHECKPOINTED),
     (NftSettings(kl=0.01, noise_levels=2), IMAGES, {}),
+    (DpoSettings(old_every=1, noise_levels=2), IMAGES, CHECKPOINTED),
+    (DpoSettings(old_every=None, noise_levels=2), IMAGES, {"lora": None}),
+    (SftSettings(kl=0.01, old_every=2, noise_levels=2), IMAGES, {}),
 ]
 """Objective, plan and settings of the policy."""
 
