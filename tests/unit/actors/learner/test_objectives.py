@@ -18,7 +18,7 @@ from actors.methods.sft import SftSettings
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
-from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
 from services.base.storage import Folder
 from tests.helpers.actions import actions_of
 from tests.helpers.exact_learners import SAMPLES, STEPS, TRUNK, exact_learner, forward, generated, gradient, move
