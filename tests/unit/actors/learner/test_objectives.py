@@ -350,12 +350,12 @@ def test_a_prompt_without_a_best_image_keeps_its_place_in_the_denominator(sd3_fo
 
 @pytest.mark.parametrize("objective", [DpoSettings(old_every=2), SftSettings(old_every=2)], ids=lambda o: o.name)
 def test_the_old_policy_of_dpo_and_sft_is_a_copy_that_is_sampled_from(sd3_folder, objective):
-    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
     policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
     learner = Learner(policy, FlowSDESettings(), objective, LearnerSettings(lr=1e-2), [])
     sampled, trained = [learner.export().arrays], []
     for _ in range(4):
-        learner.update([(samples, advantage)])
+        learner.update([(samples, ADVANTAGES)])
         sampled.append(learner.export().arrays)
         trained.append(policy.arrays())
     for name in trained[0]:
@@ -372,7 +372,7 @@ def test_the_old_policy_of_dpo_and_sft_is_a_copy_that_is_sampled_from(sd3_folder
     ids=["awm", "nft", "dpo", "dpo from the base", "sft"],
 )
 def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path, objective):
-    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
 
     def new():
         policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
@@ -381,14 +381,15 @@ def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path
 
     straight, broken = new(), new()
     for learner in (straight, broken):
-        learner.update([(samples, advantage)])
+        learner.update([(samples, ADVANTAGES)])
     keep(broken, tmp_path)
     again = new()
     again.restore(Folder.at(str(tmp_path)), 1)
     for learner in (straight, again):
-        learner.update([(samples, advantage)])
+        learner.update([(samples, ADVANTAGES)])
     for weights in ("export", "evaluated"):
         assert getattr(again, weights)().checksum == getattr(straight, weights)().checksum
+        assert getattr(straight, weights)().checksum != getattr(new(), weights)().checksum
     assert straight.export().version == 2
 
 
