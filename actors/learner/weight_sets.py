@@ -28,9 +28,9 @@ class WeightSet:
     """The set changes after every so many of these steps."""
 
 
-def old_policy(every: int, *uses: Use) -> WeightSet:
+def copied(every: int, *uses: Use) -> WeightSet:
     """A copy of the trained weights, which is made anew after every so many optimizer steps."""
-    return WeightSet("old", "optimizer_step", lambda n: 0.0, frozenset(uses), every)
+    return WeightSet("copy", "optimizer_step", lambda n: 0.0, frozenset(uses), every)
 
 
 def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:

@@ -15,8 +15,8 @@ class Dpo(LeafObjective):
     """−log σ(−β/2·(Δ_w − Δ_l)) with Δ = mean‖v − (ε − x₀)‖² − mean‖v_ref − (ε − x₀)‖².
 
     w is the best image of a prompt and l the worst one, both with the same ε at the same t. v_ref is the velocity of
-    the old policy, or of the base. The rows of a pair are neighbours: first w, then l. The paper and the deviations are
-    in `actors/methods/dpo.py`.
+    the copy that images are sampled from, or of the base. The rows of a pair are neighbours: first w, then l. The paper
+    and the deviations are in `actors/methods/dpo.py`.
     """
 
     settings: DpoSettings
@@ -33,7 +33,7 @@ class Dpo(LeafObjective):
 
     def loss(self, micro: LeafRows, old: Tensor | None) -> Loss:
         v_NZ = self.predicted(micro)
-        with self.compared() if self.settings.old_every else self.reference():
+        with self.reference() if self.settings.compares_with_base else self.compared():
             reference_NZ = self.predicted(micro)
         delta_N = mean_square(v_NZ - micro.target_NZ) - mean_square(reference_NZ - micro.target_NZ)
         policy_P = -logsigmoid(-self.settings.beta / 2 * (delta_N[0::2] - delta_N[1::2]))

@@ -34,9 +34,9 @@ CASES = [
     (GuardSettings(optimizer_steps=2), TRUNK, CHECKPOINTED),
     (AwmSettings(kl=0.01, ema_weight=0.1, noise_levels=2), IMAGES, CHECKPOINTED),
     (NftSettings(kl=0.01, noise_levels=2), IMAGES, {}),
-    (DpoSettings(old_every=1, noise_levels=2), IMAGES, CHECKPOINTED),
-    (DpoSettings(old_every=None, noise_levels=2), IMAGES, {"lora": None}),
-    (SftSettings(kl=0.01, old_every=2, noise_levels=2), IMAGES, {}),
+    (DpoSettings(copy_every=1, noise_levels=2), IMAGES, CHECKPOINTED),
+    (DpoSettings(copy_every=None, noise_levels=2), IMAGES, {"lora": None}),
+    (SftSettings(kl=0.01, copy_every=2, noise_levels=2), IMAGES, {}),
 ]
 """Objective, plan and settings of the policy."""
 

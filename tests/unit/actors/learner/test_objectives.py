@@ -263,10 +263,10 @@ ADVANTAGES = np.array([0.5, -1.25, 1.75, -1.0])[:, None]
 """The third image is the best and the second the worst."""
 
 
-@pytest.mark.parametrize(("old_every", "other"), [(40, "old"), (None, "reference")])
-def test_gradient_of_dpo_is_that_of_the_hand_formula(sd3_folder, old_every, other):
+@pytest.mark.parametrize(("copy_every", "other"), [(40, "copy"), (None, "reference")])
+def test_gradient_of_dpo_is_that_of_the_hand_formula(sd3_folder, copy_every, other):
     """β is so large that σ is far from ½."""
-    objective = DpoSettings(beta=800.0, old_every=old_every, noise_levels=3, share=0.8)
+    objective = DpoSettings(beta=800.0, copy_every=copy_every, noise_levels=3, share=0.8)
     samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
     learner = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
     found = gradient(learner, [(samples, ADVANTAGES)])
@@ -348,8 +348,8 @@ def test_a_prompt_without_a_best_image_keeps_its_place_in_the_denominator(sd3_fo
     assert stats.nfe == rows * objective.passes == objective.task_passes(objective.rows(4, STEPS), stale=False)
 
 
-@pytest.mark.parametrize("objective", [DpoSettings(old_every=2), SftSettings(old_every=2)], ids=lambda o: o.name)
-def test_the_old_policy_of_dpo_and_sft_is_a_copy_that_is_sampled_from(sd3_folder, objective):
+@pytest.mark.parametrize("objective", [DpoSettings(copy_every=2), SftSettings(copy_every=2)], ids=lambda o: o.name)
+def test_dpo_and_sft_sample_from_a_copy_that_is_made_anew(sd3_folder, objective):
     samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
     policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
     learner = Learner(policy, FlowSDESettings(), objective, LearnerSettings(lr=1e-2), [])
@@ -368,7 +368,7 @@ def test_the_old_policy_of_dpo_and_sft_is_a_copy_that_is_sampled_from(sd3_folder
 
 @pytest.mark.parametrize(
     "objective",
-    [AwmSettings(), NftSettings(), DpoSettings(old_every=2), DpoSettings(old_every=None), SftSettings(old_every=2)],
+    [AwmSettings(), NftSettings(), DpoSettings(copy_every=2), DpoSettings(copy_every=None), SftSettings(copy_every=2)],
     ids=["awm", "nft", "dpo", "dpo from the base", "sft"],
 )
 def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path, objective):

@@ -138,14 +138,13 @@ def test_the_weight_sets_of_the_methods():
     assert declared("awm", EmaSettings()) == {"ema": ("optimizer_step", "evaluation", "loss")}
     assert declared("nft", None) == {"old": old}
     assert declared("nft", EmaSettings()) == {"ema": ema, "old": old}
-    copied = ("optimizer_step", "loss", "sampling")
-    assert declared("dpo", EmaSettings()) == {"ema": ema, "old": copied}
-    assert declared("sft", EmaSettings()) == {"ema": ema, "old": ("optimizer_step", "sampling")}
+    assert declared("dpo", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "loss", "sampling")}
+    assert declared("sft", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "sampling")}
 
 
-def test_dpo_and_sft_without_an_old_policy_sample_from_the_current_one():
-    """DPO then compares with the base, which costs as much as the old policy did."""
-    dpo, sft = DpoSettings(old_every=None), SftSettings(old_every=None)
+def test_dpo_and_sft_without_a_copy_sample_from_the_current_weights():
+    """DPO then compares with the base, which costs as much as the copy did."""
+    dpo, sft = DpoSettings(copy_every=None), SftSettings(copy_every=None)
     assert dpo.weight_sets(None) == sft.weight_sets(None) == ()
     assert (dpo.passes, dpo.compares_with_base) == (4, True)
     assert (sft.passes, sft.compares_with_base) == (3, False)
