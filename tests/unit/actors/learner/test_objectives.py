@@ -1,7 +1,7 @@
 """Every objective's gradient against a float64 hand formula, and what holds of them all."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.learner.objectives.leaves import LEARNER_STREAM
+from actors.learner.ranks import Ranks
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
 from actors.methods.dpo import DpoSettings
@@ -346,6 +347,35 @@ def test_a_prompt_without_a_best_image_keeps_its_place_in_the_denominator(sd3_fo
     learner = Learner(Policy(tiny_settings(sd3_folder), 0, "transformer"), FlowSDESettings(), objective, settings, [])
     stats = learner.update([(samples, np.zeros((4, 1))), (samples, ADVANTAGES)])
     assert stats.nfe == rows * objective.passes == objective.task_passes(objective.rows(4, STEPS), stale=False)
+
+
+@dataclass(frozen=True)
+class Beside(Ranks):
+    """A rank beside another one, which has `busy` micro-batches. Its sums are those of this rank alone."""
+
+    busy: list[int] = field(default_factory=lambda: [0])
+
+    def any(self, here, device):
+        self.busy[0] -= 1
+        return here or self.busy[0] >= 0
+
+
+@pytest.mark.parametrize("advantages", [ADVANTAGES, 0 * ADVANTAGES], ids=["a pair", "no pair"])
+@pytest.mark.parametrize("objective", [DpoSettings(noise_levels=3), SftSettings(noise_levels=3)], ids=lambda o: o.name)
+def test_a_sharded_rank_keeps_pace_with_padding_that_trains_nothing(sd3_folder, objective, advantages):
+    """The other rank has four micro-batches. This one has two of DPO, one of SFT, or none, and runs padding."""
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    alone = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    expected = gradient(alone, [(samples, ADVANTAGES)])
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    learner.policy.sharded, learner.ranks = True, Beside(busy=[4])
+    backwards, accumulate = [], learner._accumulate
+    learner._accumulate = lambda micro, *rest: (backwards.append(micro.real), accumulate(micro, *rest))
+    found = gradient(learner, [(samples, advantages)])
+    rows = objective.rows(4, STEPS) if advantages.any() else 0
+    assert (len(backwards), sum(backwards)) == (4, rows)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value * bool(rows), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("objective", [DpoSettings(copy_every=2), SftSettings(copy_every=2)], ids=lambda o: o.name)
