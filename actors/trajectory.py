@@ -75,6 +75,16 @@ def reads_baselines(function: RewardFunction) -> RewardFunction:
     return function
 
 
+@reads_baselines
+def gains(tree: Tree, reward_M: np.ndarray) -> np.ndarray:
+    """The gain of each action, (N, K): R_{i+1} − R_i, the change of the reward from its state to the next state.
+
+    R_i is the reward of the baseline of the state of step i. An action's first leaf is the baseline of its state. Its
+    second leaf is the baseline of the next state or, after the last decision, the final image.
+    """
+    return tree.reduce(reward_M, leaf=1) - tree.reduce(reward_M, leaf=0)
+
+
 @dataclass(frozen=True)
 class Decisions:
     """The decisions of a task, which the learner trains on. They go to it through the object store, past the driver."""

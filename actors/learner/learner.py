@@ -71,7 +71,7 @@ class Learner:
         if policy.started_from:  # the file's fp32 values, which the live parameters round
             self.masters.restore(policy.started_from)
         self.optimizer = make_optimizer(settings, self.masters.tensors.values())
-        self.optimizer_steps = objective.optimizer_steps
+        self.optimizer_steps, self.epochs = objective.optimizer_steps, objective.epochs
         weight_sets = objective.weight_sets(settings.ema)
         self.averages = {one.name: Average(one, self.masters.tensors) for one in weight_sets}
         self.objective = make_objective(
@@ -112,19 +112,20 @@ class Learner:
                 self._old(minibatch, spare, monitor) if m or stale else None for m, minibatch in enumerate(minibatches)
             ]
         self._keep_version()
-        norms = []
-        for m, (minibatch, old, planned) in enumerate(zip(minibatches, old_M, planned_M, strict=True)):
-            for micro, old_values in self._with_old(minibatch, spare, old):
-                self._accumulate(micro, old_values, planned, monitor)
-            if m == 0:
-                first = monitor.shared(self.ranks)
-                first.check_drift(self.settings.max_drift)
-            norms.append(self.optimizer_step())
+        norms: list[float] = []
+        for epoch in range(self.epochs):
+            for m, (minibatch, planned) in enumerate(zip(minibatches, planned_M, strict=True)):
+                again = epoch + 1 < self.epochs
+                old_M[m] = self._differentiate(minibatch, spare, old_M[m], planned, monitor, again)
+                if not norms:
+                    first = monitor.shared(self.ranks)
+                    first.check_drift(self.settings.max_drift)
+                norms.append(self.optimizer_step())
         self._follow("training_step")
         self.version += 1
         norm, seconds = float(np.mean(norms)), time.perf_counter() - started
         rms = float(np.mean(np.minimum(norms, self.settings.max_grad_norm))) / self.masters.count**0.5
-        return monitor.shared(self.ranks).stats(len(minibatches), float(first.maxima.deviation), norm, rms, seconds)
+        return monitor.shared(self.ranks).stats(len(norms), float(first.maxima.deviation), norm, rms, seconds)
 
     def _minibatches(self, batch: Batch) -> list[list[Scored]]:
         """This rank's tasks of each optimizer step. The tasks of all ranks are split evenly."""
@@ -213,17 +214,33 @@ class Learner:
         else:
             yield from zip(micros, old, strict=True)
 
-    def _accumulate(self, micro: Any, old: Tensor | None, planned: float, monitor: Monitor) -> None:
-        """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number."""
+    def _differentiate(
+        self, minibatch: list[Scored], spare: Any, old: Old | None, planned: float, monitor: Monitor, again: bool
+    ) -> Old:
+        """Add the gradient of a minibatch. Gives the old policy's values if the minibatch is used `again`."""
+        kept: Old = []
+        for micro, old_values in self._with_old(minibatch, spare, old):
+            compared_with = self._accumulate(micro, old_values, planned, monitor)
+            if again:
+                kept.append(compared_with)
+        return kept
+
+    def _accumulate(self, micro: Any, old: Tensor | None, planned: float, monitor: Monitor) -> Tensor | None:
+        """Add one micro-batch's gradient; the loss is a sum over planned actions, divided by their number.
+
+        Returns:
+            The old policy's values that the loss compared with.
+        """
         loss = self.objective.loss(micro, old)
         (loss.total / planned).backward()
         if not micro.real:
-            return
+            return loss.old
         monitor.add_nfe(self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row)
         monitor.add_loss(loss.policy / planned, loss.kl / planned)
         monitor.add_ratio(loss.ratio_NK, loss.clipped_NK)
         if loss.drift:
             monitor.add_drift(*loss.drift)
+        return loss.old
 
     def optimizer_step(self) -> float:
         """One optimizer step on the clipped sum of all ranks' gradients. Returns the norm before clipping.

@@ -91,12 +91,15 @@ class ObjectiveSettings(Settings):
     trains_on: ClassVar[Literal["decisions", "images"]]
     """What a plan must give for this objective."""
     compares_with_old: ClassVar[bool] = True
-    """Whether the loss compares with the policy before the update. If so, its values on the later minibatches are
-    computed before the first optimizer step."""
+    """Whether the loss compares with the policy before the update, the old policy."""
 
     name: str
     optimizer_steps: int = Field(1, ge=1)
-    """Number of optimizer steps in one training step. The tasks are split evenly among them."""
+    """Number of optimizer steps in one pass over the tasks of a training step, which are split evenly among them."""
+    epochs: int = Field(1, ge=1)
+    """Number of passes over the tasks of a training step, each with `optimizer_steps` optimizer steps. All passes
+    compare with the policy before the first one. Images cost more than updates, so more passes may learn more from
+    them, as long as the policy stays close to the one that made them."""
     kl: float = Field(0.0, ge=0)
     """β, the weight of the KL term, which holds the policy close to the base."""
 
@@ -117,8 +120,17 @@ class ObjectiveSettings(Settings):
 
     def task_passes(self, rows: int, stale: bool) -> float:
         """The transformer passes of the update for `rows` rows. `stale`: an older policy version generated them."""
-        read_back = 1.0 if stale else (self.optimizer_steps - 1) / self.optimizer_steps
-        return rows * (self.passes + read_back * self.compares_with_old)
+        return rows * (self.epochs * self.passes + self.read_back(stale))
+
+    def read_back(self, stale: bool) -> float:
+        """The share of the rows whose old values are computed before the update, by one more forward.
+
+        The first optimizer step needs none, because its own values are the old ones, unless an older policy version
+        generated the rows (`stale`).
+        """
+        if not self.compares_with_old:
+            return 0.0
+        return 1.0 if stale else (self.optimizer_steps - 1) / self.optimizer_steps
 
     def weight_sets(self, ema: "EmaSettings | None") -> tuple[WeightSet, ...]:
         """The weight sets that the learner keeps. Each use has one set at most. `ema` is the setting of the recipe."""
@@ -156,15 +168,20 @@ class DecisionObjectiveSettings(ObjectiveSettings):
 
     trains_on = "decisions"
 
-    clip_range: float = Field(1e-4, gt=0)
-    """How far a ratio may move from 1 before its gradient is cut off."""
     kl_dt: bool = True
     """Which variance the KL term divides (μ − μ_ref)² by. true: 2s², as in the KL divergence of the two Normal
     distributions (TempFlow-GRPO). false: the same without the factor |dt| in s² (Flow-GRPO). The CPS kernel has no
     variance, so its KL term is mean (μ − μ_ref)² in both cases."""
 
 
-class GrpoSettings(DecisionObjectiveSettings):
+class ClippedSettings(DecisionObjectiveSettings):
+    """An objective that clips the ratio of an action's probabilities under the policy and under the old policy."""
+
+    clip_range: float = Field(1e-4, gt=0)
+    """How far a ratio may move from 1 before its gradient is cut off."""
+
+
+class GrpoSettings(ClippedSettings):
     """The clipped GRPO objective on decisions."""
 
     loss = "actors.learner.objectives.grpo:Grpo"

@@ -1,7 +1,8 @@
 """Flow-GRPO-Fast: Flow-GRPO (arXiv 2505.05470) with a window of three stochastic steps in the first half.
 
-The window's place is drawn anew for each training step. The kernel is CPS (arXiv 2509.05952). The published option to
-sample and train without guidance is policy.guidance = 1.
+The window's place is drawn anew for each training step. The kernel is CPS (arXiv 2509.05952). Use it without guidance
+(policy.guidance = 1), as pickscore_sd3_fast_nocfg and geneval_sd3_fast_nocfg of flow_grpo do, both without a KL term.
+Its issue 224 reports that images collapse with a guidance of 4.5.
 
 Weight sets: the current weights, and an EMA if the recipe has learner.ema.
 Cost of a prompt at T = 10: from 171 sampling forwards (the window begins at step 2) to 217 (at step 0), 24 images, 72

@@ -12,12 +12,12 @@ Refuses the CPS kernel, because its log p is not a density and cannot be normali
 from dataclasses import replace
 from typing import Literal
 
-from actors.learner.settings import DecisionObjectiveSettings, LearnerSettings
+from actors.learner.settings import ClippedSettings, LearnerSettings
 from actors.methods.flow_grpo import METHOD as FLOW_GRPO
 from actors.policy.settings import CPSSettings, KernelSettings
 
 
-class GuardSettings(DecisionObjectiveSettings):
+class GuardSettings(ClippedSettings):
     """GRPO-Guard: ratios are normalised, and steps are weighted by 1 / |dt|."""
 
     loss = "actors.learner.objectives.guard:GrpoGuard"

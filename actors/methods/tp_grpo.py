@@ -35,7 +35,7 @@ from actors.learner.settings import AdvantageSettings, GrpoSettings
 from actors.methods import Method
 from actors.policy.settings import CPSSettings
 from actors.rollout.plans.settings import WindowSettings
-from actors.trajectory import Tree, reads_baselines
+from actors.trajectory import Tree, gains, reads_baselines
 
 
 @reads_baselines
@@ -52,10 +52,10 @@ def turning_point_rewards(tree: Tree, reward_M: np.ndarray) -> np.ndarray:
     order_A = np.lexsort((np.repeat(tree.step_N, siblings), final_A))  # trajectory after trajectory, step after step
     leaf_AL, final_A = leaf_AL[order_A], final_A[order_A]
     state_A, next_A, end_A = reward_M[leaf_AL[:, 0]], reward_M[leaf_AL[:, 1]], reward_M[final_A]
+    gain_A, change_A = gains(tree, reward_M).ravel()[order_A], end_A - state_A
     first_A = np.append(True, final_A[1:] != final_A[:-1])
     start_A = state_A[np.maximum.accumulate(np.where(first_A, np.arange(len(first_A)), 0))]
 
-    gain_A, change_A = next_A - state_A, end_A - state_A
     trend_A = np.sign(gain_A) * np.sign(end_A - start_A)
     before_A = np.append(np.nan, trend_A[:-1])
     turns_A = (trend_A > 0) & (first_A | (before_A < 0)) & (np.sign(gain_A) * np.sign(end_A - next_A) > 0)

@@ -17,14 +17,20 @@ MIN_S = 1e-6
 
 
 class SlotState(IntEnum):
-    """The state of a slot's worker."""
+    """The state of a slot's worker.
+
+    - STARTING → FREE: it has loaded its model.
+    - FREE ⇄ BUSY: it begins a job, or has finished one.
+    - FREE or BUSY → LEAVING: its node is being drained.
+    - Every state → STARTING: it died, hangs or has left, and the slot gets a new worker.
+    """
 
     STARTING = 0
     """The worker is loading its model."""
     FREE = 1
     BUSY = 2
     LEAVING = 3
-    """The worker gets no further job."""
+    """The worker gets no further job, and ends once it has none."""
 
 
 class Assigner:

@@ -130,7 +130,7 @@ class Sampler:
             for branch, v_RZ in zip(due, v_due, strict=True):
                 branch.advance(v_RZ)
             actions = self._actions(trunks, v_trunk_BZ, i, fork, record) if fork.width else trunks.none()
-            if fork.baseline:
+            if fork.baseline is not None:
                 branches.append(self._baselines(trunks, actions, v_trunk_BZ, plan, i))
             match plan.fate(i):
                 case Fate.CONTINUES:
@@ -221,14 +221,15 @@ class Sampler:
         return trunks.children(action_BKZ, addresses, owners)
 
     def _baselines(self, trunks: Rows, actions: Rows, v_BZ: Tensor, plan: Plan, i: int) -> Branches:
-        """The baselines of step i: the trunks after a deterministic step. Each becomes a leaf of its actions."""
+        """The baselines of step i: the trunks after one deterministic step. Each becomes a leaf of its actions."""
         width = len(actions) // len(trunks)
         owners = [
             (*above, *(pairs[-1] for pairs in actions.owners[b * width : (b + 1) * width]))
             for b, above in enumerate(trunks.owners)
         ]
-        rows = replace(self._continued(trunks, v_BZ, i), owners=owners)
-        return Branches(rows, visits(i + 1, len(plan.forks), 1.0), SOLVERS[plan.solver](self.sigmas))
+        points = plan.baseline_visits(i)
+        x_BZ = euler(trunks.x_RZ, v_BZ, self.sigmas[i], self.sigmas[points[0]])
+        return Branches(replace(trunks.at(x_BZ), owners=owners), points, SOLVERS[plan.solver](self.sigmas))
 
     def _branches(self, actions: Rows, plan: Plan, i: int) -> list[Branches]:
         """The branches of the actions of step i, one `Branches` per stride."""

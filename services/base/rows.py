@@ -20,7 +20,7 @@ from services.base.text import is_unicode, read_text, split_lines
 ROWS_AT_ONCE = 2**16
 
 
-class Rows(Protocol):
+class FileRows(Protocol):
     """The rows of a file in order. Values are of the kinds that JSON has: texts, numbers, booleans, None, and lists and
     mappings of them. Parquet columns of another type, such as bytes and dates, are not in the rows.
     """
@@ -57,7 +57,7 @@ class Rows(Protocol):
         ...
 
 
-def read_rows(name: str, what: str, text_column: str) -> Rows:
+def read_rows(name: str, what: str, text_column: str) -> FileRows:
     """Read a file in the format that its suffix names, in upper or lower case.
 
     Args:

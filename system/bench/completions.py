@@ -5,6 +5,7 @@ Shape legend: D entries of all trained parameters, N decisions and K actions of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 
 from actors.learner.learner import Learner
+from actors.learner.settings import AdvantageSettings
 from actors.policy.policy import Policy
 from actors.reward.counted import counted
 from actors.reward.scores import scores_of
 from actors.rollout.plans import make_plan, trainable_steps
 from actors.rollout.plans.settings import TrunkSettings
 from actors.rollout.worker import Generator
-from actors.trajectory import Decisions
+from actors.trajectory import Decisions, Tree
 from services.scoring.loaded import LoadedScorer
 from system.loop.advantage import advantages
 from system.loop.prompts import prompts_of, rows_for, tasks_of_step
@@ -52,7 +54,7 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
     for solver in ("euler", "dpm2"):
         settings = config.plan.model_copy(update={"strides": STRIDES, "solver": solver})
         plan = make_plan(settings, config.policy.num_steps)
-        alike: dict[float, list[list[float]]] = {stride: [] for stride in STRIDES}
+        alike: list[np.ndarray] = []
         signal = Signal(len(plan.trained_steps), len(STRIDES), sum(p.numel() for p in policy.parameters.values()))
         for task in tasks:
             decisions, images_MHWC, (tree, *_) = generator.generate(task, plan)
@@ -60,37 +62,55 @@ def bench_completions(config: RunConfig, rounds: int) -> dict[str, Any]:
             rows = rows_for(config.scorers, prompts, [task.address[2]]) * len(texts)
             scores = scores_of(scorers, images_MHWC, texts, rows)
             reward_M = counted(config.scorers, scores, prompts.category(task.address[2])).reward
-            trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
-            for stride, cheap in zip(STRIDES, trees, strict=True):
-                pair = (trees[0].reduce(reward_M), cheap.reduce(reward_M))
-                alike[stride].append(rank_correlations(*pair, tree.step_N, plan.trained_steps))
             assert isinstance(decisions, Decisions)
-            advantage_SNK = [advantages(config.advantage, [tree], [reward_M]).by_task[0] for tree in trees]
-            signal.add(
-                np.array(
-                    [
-                        [_gradient(learner, decisions, a_NK * (tree.step_N == i)[:, None]) for a_NK in advantage_SNK]
-                        for i in plan.trained_steps
-                    ]
-                )
-            )
+            trees = [replace(tree, leaf_NKL=tree.leaf_NKL[..., [place]]) for place in range(len(STRIDES))]
+            alike.append(_rank_correlations(trees, reward_M, plan.trained_steps))
+            signal.add(_gradients(learner, config.advantage, decisions, trees, reward_M, plan.trained_steps))
+        correlation_SB = np.nanmean(alike, axis=0)
         efficiency_SB = signal.efficiency(_costs(config, settings, learner.objective.settings.passes))
         for place, stride in enumerate(STRIDES):
             alone = make_plan(settings.model_copy(update={"strides": (stride,)}), config.policy.num_steps)
-            correlations = np.nanmean(alike[stride], axis=0)
+            correlations = zip(plan.trained_steps, correlation_SB[place], strict=True)
             figures[f"{solver}, stride {stride:g}"] = {
                 "nfe_a_task": alone.nfe,
-                **{
-                    f"rank correlation, step {i}": float(r)
-                    for i, r in zip(plan.trained_steps, correlations, strict=True)
-                },
+                **{f"rank correlation, step {i}": float(r) for i, r in correlations},
                 **{f"signal an NFE, {n} steps": float(e) for n, e in enumerate(efficiency_SB[place], 1)},
             }
     return figures
 
 
+def _rank_correlations(trees: list[Tree], reward_M: np.ndarray, trained_steps: Sequence[int]) -> np.ndarray:
+    """How each stride ranks the siblings of a task, compared with full completion, (S, B).
+
+    Args:
+        trees: the tree of the task with the leaves of one stride alone, for each stride.
+    """
+    full = trees[0].reduce(reward_M)
+    pairs = [(full, cheap.reduce(reward_M)) for cheap in trees]
+    return np.array([rank_correlations(*pair, trees[0].step_N, trained_steps) for pair in pairs])
+
+
+def _gradients(
+    learner: Learner,
+    settings: AdvantageSettings,
+    decisions: Decisions,
+    trees: list[Tree],
+    reward_M: np.ndarray,
+    trained_steps: Sequence[int],
+) -> np.ndarray:
+    """The gradient of a task's loss by branch step and stride, (B, S, D)."""
+    step_N = trees[0].step_N
+    advantage_SNK = [advantages(settings, [tree], [reward_M]).by_task[0] for tree in trees]
+    return np.array(
+        [
+            [_gradient(learner, decisions, a_NK * (step_N == i)[:, None]) for a_NK in advantage_SNK]
+            for i in trained_steps
+        ]
+    )
+
+
 def _gradient(learner: Learner, decisions: Decisions, advantage_NK: np.ndarray) -> np.ndarray:
-    """Of a task's loss, all trained parameters flattened, (D,)."""
+    """The gradient of a task's loss, all trained parameters flattened, (D,)."""
     parameters = list(learner.policy.parameters.values())
     for micro in learner.objective.micro_batches(decisions, advantage_NK):
         (learner.objective.loss(micro, None).total / advantage_NK.size).backward()
@@ -147,7 +167,9 @@ def ranks(values_K: np.ndarray) -> np.ndarray:
     return (count.cumsum() - (count - 1) / 2)[which_K]
 
 
-def rank_correlations(full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: list[int]) -> list[float]:
+def rank_correlations(
+    full_NK: np.ndarray, cheap_NK: np.ndarray, step_N: np.ndarray, steps: Sequence[int]
+) -> list[float]:
     """Spearman's rank correlation by branch step, a mean over groups. Groups without spread on a side are left out."""
     means = []
     for i in steps:

@@ -28,19 +28,9 @@ def run_bench(
         simulated: simulate roles, with numbers of workers up to this one; None computes for real.
 
     Raises:
-        UserError: no such benchmark or model, or one that needs the recipe's own model.
+        UserError: as in `check_bench`.
     """
-    if kind not in KINDS:
-        raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)} and gpu")
-    if full_size is not None and full_size not in FULL_SIZES:
-        raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
-    if full_size and kind not in OF_A_MODEL:
-        raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
-    if simulated and kind != "pipeline":
-        raise UserError(f"--simulate: `bench {kind}` measures computing; only `bench pipeline` can do without")
-    whole_trunk = isinstance(config.plan, TrunkSettings) and not config.plan.strata and config.plan.strides == (1.0,)
-    if kind in (*OF_A_MODEL, "completions") and not whole_trunk:
-        raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
+    check_bench(kind, config, full_size, simulated)
     match kind:
         case "pool":
             from system.bench.pool import bench_pool
@@ -65,6 +55,25 @@ def run_bench(
     torch.set_num_threads(config.rollout.threads if kind == "sampler" else config.learner.threads)
     policy, conditioning = bench_policy(config.policy, full_size)
     return (bench_sampler if kind == "sampler" else bench_learner)(config, policy, conditioning, rounds)
+
+
+def check_bench(kind: str, config: RunConfig, full_size: str | None, simulated: int | None) -> None:
+    """Refuse a benchmark that does not exist, or that the recipe or the options do not fit.
+
+    Raises:
+        UserError: no such benchmark or model, or one that needs the recipe's own model or a whole trunk.
+    """
+    if kind not in KINDS:
+        raise UserError(f"no benchmark `{kind}`; there are {', '.join(KINDS)} and gpu")
+    if full_size is not None and full_size not in FULL_SIZES:
+        raise UserError(f"--family: no `{full_size}`; there are {', '.join(FULL_SIZES)}")
+    if full_size and kind not in OF_A_MODEL:
+        raise UserError(f"--family: `bench {kind}` runs what the recipe names, its own model")
+    if simulated and kind != "pipeline":
+        raise UserError(f"--simulate: `bench {kind}` measures computing; only `bench pipeline` can do without")
+    whole_trunk = isinstance(config.plan, TrunkSettings) and not config.plan.strata and config.plan.strides == (1.0,)
+    if kind in (*OF_A_MODEL, "completions") and not whole_trunk:
+        raise UserError(f"`bench {kind}` measures TempFlow-GRPO's plan; give a recipe whose plan is a whole trunk")
 
 
 def bench_table(kind: str, figures: dict[str, Any]) -> Table:

@@ -44,11 +44,11 @@ def live_rows(plan: Plan) -> list[int]:
     rows, steps = plan.trunks(), len(plan.forks)
     for i, (trunks, fork) in enumerate(zip(plan.trunks(), plan.forks, strict=True)):
         branching = [(trunks * fork.width, stride) for stride in fork.strides] if fork.keep_trunk and fork.width else []
-        if fork.baseline:
-            branching.append((trunks, 1.0))
         for count, stride in branching:
             for at in visits(i + 1, steps, stride)[:-1]:
                 rows[at] += count
+        for at in plan.baseline_visits(i)[:-1]:
+            rows[at] += trunks
     return rows
 
 

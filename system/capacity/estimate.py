@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, GB, Card, is_called
 from system.capacity.counts import checkpoint_bytes, store_bytes
 from system.capacity.host import host_bytes, host_processes, node_share
-from system.capacity.memory import (
-    Process,
-    processes,
-    reward_gpus,
-)
+from system.capacity.layouts import changed, is_allowed, layer_of, layouts, overrides
+from system.capacity.memory import SCORER, Process, asks, processes, reward_gpus, shared_scorers
+from system.capacity.packing import Ask, Packing, fewest, nodes_of, pack
 from system.capacity.timing import StepTime, TaskTime, step_seconds, task_seconds
 from system.recipe.model import RunConfig
 
@@ -30,13 +27,20 @@ Processes = Callable[[RunConfig], list[Process]]
 
 @dataclass(frozen=True)
 class Split:
-    """GPUs of the roles, and the seconds of a step with them."""
+    """How the roles share the GPUs, and the seconds of a step with that."""
 
     placement: str
     rollout: int
     learner: int
     reward: int
+    """GPUs that have reward models alone."""
+    shared: bool
+    """Whether reward models are on GPUs of the rollout workers."""
     seconds: float
+    overrides: list[str]
+    """The settings that make it of the recipe; empty for the recipe's own."""
+    hardware: str
+    """The hardware layer that places rollout and learner like this; empty if none does."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,25 @@ class Fit:
     asked: float
     """GPUs that the recipe's roles ask for."""
     processes: list[Process]
+    packing: Packing
     fix: str | None
     """The one setting that makes it fit, or a sentence that says that none does; None where it fits."""
 
     @property
     def fits(self) -> bool:
         return self.fix is None
+
+    @property
+    def fullest(self) -> list[Process]:
+        """The processes that meet on the GPU on which their peaks add up to most; empty without GPUs."""
+        by_role = {one.role: one for one in self.processes}
+        cards = [[by_role[role] for role in roles] for roles in self.packing.cards]
+        return max(cards, key=peak_bytes, default=[])
+
+
+def peak_bytes(together: list[Process]) -> float:
+    """The most that processes take together: their peaks may come at the same time."""
+    return sum(one.peak_bytes for one in together)
 
 
 @dataclass(frozen=True)
@@ -106,30 +123,33 @@ def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
 
 
 def fit_of(
-    config: RunConfig, gpus: int | None, card: Card, of: Callable[[RunConfig], list[Process]] = processes
+    config: RunConfig, nodes: list[int] | None, card: Card, of: Callable[[RunConfig], list[Process]] = processes
 ) -> Fit:
-    """Whether a recipe fits so many of a card; as many as it asks for if not given.
+    """Whether a recipe fits the cards of some nodes; as many as it needs if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
     found = of(config)
+    group, replicas = asks(found)
+    nodes = nodes_of(fewest(group, replicas)) if nodes is None else nodes
+    packing = pack(group, replicas, nodes)
+    fits = fits_card(found, card) and not packing.unplaced
     asked = sum(one.count * one.gpus for one in found)
-    have = gpus if gpus is not None else ceil(asked)
-    fits = fits_card(found, card) and asked <= have
-    return Fit(card, have, asked, found, None if fits else _fix(config, card, asked, have, of))
+    return Fit(card, sum(nodes), asked, found, packing, None if fits else _fix(config, card, packing.unplaced, of))
 
 
 def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
-    """What a recipe needs, on so many of a card; on as many as it asks for if not given.
+    """What a recipe needs, on so many of a card; on as many as it needs if not given.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    fit, task = fit_of(config, gpus, card), task_seconds(config, card)
+    fit = fit_of(config, None if gpus is None else nodes_of(gpus), card)
+    task = task_seconds(config, card)
     step = step_seconds(config, card, task)
     host = host_processes(config)
-    own, size, seconds = _split_of(config, step), checkpoint_bytes(config), step.total + step.evaluation
+    own, size, seconds = _split_of(config, config, step), checkpoint_bytes(config), step.total + step.evaluation
     return Estimate(
         **vars(fit),
         host=host,
@@ -139,8 +159,8 @@ def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
         store_bytes=store_bytes(config),
         checkpoint_bytes=size,
         disk_bytes_per_day=size * DAY_S / (seconds * config.checkpoint.every),
-        gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, ceil(fit.asked)),
-        best=min([own, *_splits(config, card, task, own, fit.gpus)], key=lambda split: split.seconds),
+        gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, fewest(*asks(fit.processes))),
+        best=min([own, *_splits(config, card, fit.gpus)], key=lambda split: split.seconds),
         own=own,
         waits=_waits(config, step),
         merged_seconds=_merged_seconds(config, card),
@@ -169,30 +189,17 @@ def _merged_seconds(config: RunConfig, card: Card) -> float | None:
 
 
 def fits_card(found: list[Process], card: Card) -> bool:
-    """Whether every process fits its share of a card. Scorers without a GPU are on the CPU."""
-    return all(one.fits(card) for one in found if one.gpus or not one.role.startswith("scorer"))
+    """Whether every process fits its share of a card. Scorers without a GPU are on the CPU.
 
-
-def changed(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """A recipe with other values: `changed(config, learner={"micro_batch": 2})`."""
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    )
+    PyTorch gives no process more than its share, and the shares on a card are at most 1 together. So the processes that
+    meet on a card fit it together if each fits its share.
+    """
+    return all(one.fits(card) for one in found if one.gpus or not one.role.startswith(SCORER))
 
 
 def single_changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Allowed changes of one setting that need less memory, those that cost least first, as `key=value`."""
-    return ((text, other) for text, other in _changes(config) if _is_allowed(other))
-
-
-def _is_allowed(config: RunConfig) -> bool:
-    """Whether the learner's settings fit the others; a copy with other values has not been checked."""
-    colocated = config.placement == "colocated"
-    try:
-        config.learner.check(config.data.prompts_per_step, config.policy, colocated, config.rollout.workers)
-    except ValueError:
-        return False
-    return True
+    return ((text, other) for text, other in _changes(config) if is_allowed(other))
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -214,45 +221,38 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield "placement=colocated", config.model_copy(update={"placement": "colocated"})
 
 
-def _fix(config: RunConfig, card: Card, asked: float, have: int, of: Processes) -> str:
-    if asked > have:
-        return "choose another `hardware`, or lower rollout.workers, learner.ranks and the replicas of the scorers"
+def _fix(config: RunConfig, card: Card, unplaced: Ask | None, of: Processes) -> str:
+    if unplaced:
+        return (
+            "choose another `hardware`, lower rollout.workers, learner.ranks and the replicas of the scorers, or give "
+            "workers and ranks whole GPUs"
+        )
     for text, other in single_changes(config):
         if fits_card(of(other), card):
             return f"set {text}"
     return f"no single setting makes it fit the {card.name}; take a card with more memory, or a smaller model"
 
 
-def _split_of(config: RunConfig, step: StepTime) -> Split:
-    colocated = config.placement == "colocated"
+def _split_of(config: RunConfig, other: RunConfig, step: StepTime) -> Split:
+    colocated = other.placement == "colocated"
     return Split(
-        config.placement,
-        config.rollout.workers,
-        config.learner.ranks if not colocated else 0,
-        reward_gpus(config),
+        other.placement,
+        other.rollout.workers,
+        other.learner.ranks if not colocated else 0,
+        reward_gpus(other),
+        bool(shared_scorers(other)),
         step.total,
+        overrides(config, other),
+        layer_of(other),
     )
 
 
-def _splits(config: RunConfig, card: Card, task: TaskTime, own: Split, have: int) -> Iterator[Split]:
-    """Other splits of as many whole GPUs between rollout and learner, the rewards keeping theirs."""
-    if config.rollout.num_gpus != 1 or config.learner.num_gpus != 1:
-        return
-    left, prompts = have - own.reward, config.data.prompts_per_step
-    if not config.learner.shard and not config.learner.max_staleness and 1 <= left <= prompts:
-        other = _shared_out(config, "colocated", left, left)
-        if fits_card(processes(other), card):
-            yield Split("colocated", left, 0, own.reward, step_seconds(other, card, task).total)
-    for ranks in range(2 if config.learner.shard else 1, min(left, prompts + 1)):
-        other = _shared_out(config, "split", left - ranks, ranks)
-        if fits_card(processes(other), card):
-            yield Split("split", left - ranks, ranks, own.reward, step_seconds(other, card, task).total)
-
-
-def _shared_out(config: RunConfig, placement: str, workers: int, ranks: int) -> RunConfig:
-    """A recipe with other numbers of processes."""
-    other = config.model_copy(update={"placement": placement})
-    return changed(other, rollout={"workers": workers, "max_workers": None}, learner={"ranks": ranks})
+def _splits(config: RunConfig, card: Card, gpus: int) -> Iterator[Split]:
+    """Other layouts over so many GPUs that fit them."""
+    for other in layouts(config, card, gpus):
+        found = processes(other)
+        if fits_card(found, card) and not pack(*asks(found), nodes_of(gpus)).unplaced:
+            yield _split_of(config, other, step_seconds(other, card, task_seconds(other, card)))
 
 
 def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
@@ -263,6 +263,7 @@ def as_json(estimate: Estimate, price: float | None) -> dict[str, Any]:
         "rates": estimate.card.source,
         "gpus": estimate.gpus,
         "gpus_asked": estimate.asked,
+        "roles_on_gpus": estimate.packing.cards,
         "fits": estimate.fits,
         "fix": estimate.fix,
         "memory_gb": {one.role: _process_as_json(one) for one in estimate.processes},

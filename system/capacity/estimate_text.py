@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.table import Table
 
 from system.capacity.cards import GB
-from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Fit, Split
-from system.capacity.host import NODE_GPUS, node_share
+from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Fit, Split, peak_bytes
+from system.capacity.host import node_share
 from system.capacity.memory import Process
+from system.capacity.packing import NODE_GPUS, no_place
 from system.capacity.scorers import reward_of
 from system.recipe.model import RunConfig
 
@@ -32,9 +34,9 @@ def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
         table.add_column(column, justify="left" if column == "role" else "right", overflow="fold")
     for one in estimate.processes:
         if estimate.asked:
-            table.add_row(one.role, f"{one.count} x {one.gpus:g} GPU", _gb(one.peak_bytes), *_time(one, estimate))
+            table.add_row(one.role, f"{one.count} x {one.gpus:g} GPU", _peak(one), *_time(one, estimate))
         else:
-            table.add_row(one.role, str(one.count), _gb(one.peak_bytes))
+            table.add_row(one.role, str(one.count), _peak(one))
         for kind, parts in (("held", one.held), ("phase", one.phases)):
             for name, num_bytes in _largest(parts, one.peak_bytes):
                 table.add_row(f"  {kind}: {name}", "", _gb(num_bytes), style="dim")
@@ -42,9 +44,14 @@ def estimate_table(config: RunConfig, estimate: Estimate) -> Table:
     return table
 
 
+def _peak(one: Process) -> str:
+    """The peak of a process; a reward model of which nothing is known has none."""
+    return _gb(one.peak_bytes) if one.peak_bytes else "?"
+
+
 def _largest(parts: dict[str, float], whole: float) -> list[tuple[str, float]]:
     """The parts with their bytes, the largest first; what is less than 1% of the process is left out."""
-    return sorted((item for item in parts.items() if item[1] >= 0.01 * whole), key=lambda item: -item[1])
+    return sorted((item for item in parts.items() if item[1] > 0.01 * whole), key=lambda item: -item[1])
 
 
 def _time(one: Process, estimate: Estimate) -> tuple[str, str]:
@@ -102,9 +109,14 @@ def _time_sentences(config: RunConfig, estimate: Estimate, price: float | None) 
     if unknown := [scorer.name for scorer in config.scorers if not reward_of(scorer, config.policy).known]:
         yield f"Not counted, since their cost is not known: the scorers {', '.join(unknown)}."
     best, own = estimate.best, estimate.own
-    if best != own:
+    if best.seconds < (1 - LEAST_GAIN) * own.seconds:
         saved = 1 - best.seconds / own.seconds
-        yield f"{_split(best)} would take {_s(best.seconds)} s a step, {saved:.0%} less, on as many GPUs."
+        yield (
+            f"{_split(best)} would take {_s(best.seconds)} s a step, {saved:.0%} less, on as many GPUs: "
+            f"{' '.join(best.overrides)}"
+        )
+        if best.hardware:
+            yield f"The layer hardware={best.hardware} has these values of placement, rollout and learner."
     if estimate.merged_seconds is not None and estimate.merged_seconds < (1 - LEAST_GAIN) * step.total:
         saved = 1 - estimate.merged_seconds / step.total
         yield f"rollout.merge_adapter=true would take {_s(estimate.merged_seconds)} s a step, {saved:.0%} less."
@@ -118,15 +130,27 @@ def pads_too_much(estimate: Estimate) -> bool:
 def fit_sentence(fit: Fit) -> str:
     """Whether it fits, or what makes it fit."""
     if fit.fits:
-        return f"It fits: every process has room on its {fit.card.name}."
+        return f"It fits: every process has room on its {fit.card.name}{_together(fit)}."
     if fit.asked > fit.gpus:
         return f"It does not fit: the roles ask for {fit.asked:g} GPUs, and there are {fit.gpus}; {fit.fix}."
+    if fit.packing.unplaced:
+        return f"It does not fit: {no_place(fit.packing.unplaced, fit.gpus)}; {fit.fix}."
     large = max((one for one in fit.processes if not one.fits(fit.card)), key=lambda one: one.peak_bytes)
     share = f"its {large.gpus:g} of one" if 0 < large.gpus < 1 else "each"
     return (
         f"It does not fit: {large.role} takes {_gb(large.peak_bytes)} GB in {large.phase}, and {share} "
         f"{fit.card.name} has {_gb(large.share_bytes(fit.card))} GB; {fit.fix}."
     )
+
+
+def _together(fit: Fit) -> str:
+    """The processes on the fullest GPU, with the sum of their peaks; nothing where no processes share a GPU."""
+    found = fit.fullest
+    if len(found) < 2:
+        return ""
+    counts = Counter(one.role for one in found)
+    roles = " and ".join(role if count == 1 else f"{count} x {role}" for role, count in counts.items())
+    return f"; {roles} share one and take {_gb(peak_bytes(found))} GB of {fit.card.memory_gb:g} together"
 
 
 def host_sentence(found: list[Process], num_bytes: float) -> str:
@@ -139,6 +163,8 @@ def host_sentence(found: list[Process], num_bytes: float) -> str:
 
 def _split(split: Split) -> str:
     reward = f" and {split.reward} of rewards" if split.reward else ""
+    if split.shared:
+        reward = " and the rewards"
     if split.placement == "colocated":
         return f"Colocated, {split.rollout} GPUs of both roles{reward},"
     return f"Split, {split.rollout} GPUs of rollout, {split.learner} of the learner{reward},"

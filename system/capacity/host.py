@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from math import ceil
 
 import torch
 from torch import nn
@@ -19,12 +18,14 @@ from system.capacity.memory import (
     ADAM_MOMENTS,
     FP32_BYTES,
     Process,
+    asks,
     experience_bytes,
     first_plan,
     local_policy,
     own_parameters,
     processes,
 )
+from system.capacity.packing import NODE_GPUS, fewest
 from system.capacity.passes import part_sizes, text_encoders
 from system.recipe.model import RunConfig
 
@@ -32,8 +33,6 @@ LIBRARIES_BYTES = 0.6 * GB
 """Python, PyTorch, diffusers, transformers and Ray in each process; 0.53 GB were measured on a CPU."""
 CUDA_BYTES = 1.5 * GB
 """What CUDA adds on the host in a process with a GPU, an assumption."""
-NODE_GPUS = 8
-"""GPUs of a node, an assumption; a run on more GPUs has its processes spread evenly."""
 ASSUMED = ("libraries", "embeddings")
 """What is assumed, or may stay far below its bound."""
 
@@ -73,8 +72,10 @@ def host_bytes(config: RunConfig, found: list[Process]) -> float:
 
 
 def node_share(found: list[Process]) -> float:
-    """The share of all host memory that one node needs: all of it up to NODE_GPUS GPUs."""
-    return min(1.0, NODE_GPUS / max(1, ceil(sum(one.count * one.gpus for one in found))))
+    """The share of all host memory that one node needs: all of it up to NODE_GPUS GPUs, if processes are spread evenly
+    over more.
+    """
+    return min(1.0, NODE_GPUS / max(1, fewest(*asks(found))))
 
 
 def assumed_bytes(found: list[Process]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import ceil, prod
+from math import prod
 
 import torch
 
@@ -13,7 +13,8 @@ from actors.policy.families.registry import family_class
 from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from system.capacity.architecture import architecture, conditioning_shapes
-from system.capacity.cards import GB, TINY, Card
+from system.capacity.cards import GB, Card
+from system.capacity.packing import Ask, fewest, nodes_of, pack
 from system.capacity.passes import (
     decode_pass,
     largest_block_bytes,
@@ -31,6 +32,8 @@ FP32_BYTES = 4
 ADAM_MOMENTS = 2
 CONTEXT_BYTES = 1.0 * GB
 """What CUDA and its libraries take in each process, an assumption."""
+SCORER = "scorer "
+"""What the role of a reward model begins with; its name follows."""
 USABLE = 0.95
 """Share of a card's memory that can be filled: the rest is lost to fragments of the allocator, an assumption."""
 
@@ -65,6 +68,10 @@ class Process:
     def fits(self, card: Card) -> bool:
         """Whether it fits its share of the card."""
         return self.peak_bytes + CONTEXT_BYTES <= USABLE * self.share_bytes(card)
+
+    def least_share(self, card: Card) -> float:
+        """The smallest share of a card that it fits; more than 1 if it does not fit the card."""
+        return (self.peak_bytes + CONTEXT_BYTES) / (USABLE * card.memory_bytes)
 
 
 def local_policy(config: RunConfig) -> PolicySettings:
@@ -102,7 +109,7 @@ def experience_bytes(config: RunConfig) -> float:
 
 
 def processes(config: RunConfig) -> list[Process]:
-    """Every kind of process of a run that computes with a model.
+    """Every kind of process of a run that computes with a model or has a GPU, in the order of its placement group.
 
     Raises:
         UserError: the shapes of the policy's model are not known.
@@ -124,7 +131,8 @@ def processes(config: RunConfig) -> list[Process]:
         alone = rollout.workers
     if alone:
         held = shared | _decoders(config, policy) | _adapter(policy)
-        both.insert(0, Process("rollout", alone, rollout.num_gpus, held, generates))
+        workers = Process("rollout", alone, rollout.num_gpus, held, generates)
+        both = [*both, workers] if config.placement == "colocated" else [workers, *both]
     return both + list(_scorers(config))
 
 
@@ -142,7 +150,7 @@ def local_process(config: RunConfig) -> Process:
     held: dict[str, float] = {}
     phases: dict[str, float] = {}
     for one in roles:
-        own = one.held if not one.role.startswith("scorer") else {f"{one.role}'s weights": one.held["weights"]}
+        own = one.held if not one.role.startswith(SCORER) else {f"{one.role}'s weights": one.held["weights"]}
         for name, num_bytes in own.items():
             held[name] = held.get(name, 0.0) + num_bytes
         for name, num_bytes in one.phases.items():
@@ -245,19 +253,31 @@ def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
 def _scorers(config: RunConfig) -> Iterator[Process]:
     for scorer in config.scorers:
         found: Reward = reward_of(scorer, config.policy)
-        if found.num_bytes and not config.reward.app:
-            role = f"scorer {scorer.name}"
+        if (found.num_bytes or scorer.num_gpus) and not config.reward.app:
+            role = SCORER + scorer.name
             held, phases = {"weights": found.num_bytes}, {"scoring": found.activation_bytes}
             yield Process(role, scorer.replicas.max, scorer.num_gpus, held, phases)
 
 
-def shares_gpus(config: RunConfig) -> bool:
-    """Whether the reward models have what the rollout workers, who ask for a fraction, leave of their GPUs."""
-    return 0 < config.rollout.num_gpus < 1 and not config.reward.app
+def asks(found: list[Process]) -> tuple[list[Ask], list[Ask]]:
+    """What each process asks for: those of the placement group, and the replicas of scorers."""
+    each = [Ask(one.role, 0, one.gpus) for one in found for _ in range(one.count)]
+    replicas = [ask for ask in each if ask.role.startswith(SCORER)]
+    return [ask for ask in each if ask not in replicas], replicas
+
+
+def _cards(config: RunConfig) -> list[list[str]]:
+    """The roles that meet on each GPU, if there are as many GPUs as the recipe needs."""
+    group, replicas = asks(processes(config))
+    return pack(group, replicas, nodes_of(fewest(group, replicas))).cards
+
+
+def shared_scorers(config: RunConfig) -> set[str]:
+    """The scorers that share GPUs with processes that generate, by name."""
+    shared = [roles for roles in _cards(config) if {"rollout", "colocated"} & set(roles)]
+    return {role.removeprefix(SCORER) for roles in shared for role in roles if role.startswith(SCORER)}
 
 
 def reward_gpus(config: RunConfig) -> int:
-    """Cards of their own that the replicas of all scorers take, fractions put together."""
-    if config.reward.app or shares_gpus(config):
-        return 0
-    return ceil(sum(scorer.replicas.max * scorer.num_gpus for scorer in config.scorers) - TINY)
+    """GPUs that have replicas of scorers alone."""
+    return sum(bool(roles) and all(role.startswith(SCORER) for role in roles) for roles in _cards(config))

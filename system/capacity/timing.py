@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 
 import numpy as np
@@ -23,7 +22,7 @@ from system.capacity.memory import (
     local_policy,
     rollout_rows,
     sampling,
-    shares_gpus,
+    shared_scorers,
 )
 from system.capacity.optimizer import copied_bytes, step_bytes_moved
 from system.capacity.passes import decode_pass, encode_pass, learner_pass, rollout_pass, text_encoders
@@ -95,14 +94,13 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     forward = rollout_pass(policy, micro_batch).seconds(card)
     update = learner_pass(policy, micro_batch, bool(more)).seconds(card) + max(0, more - 1) * forward
     objective, stale = config.objective, config.learner.max_staleness > 0
-    again = 1.0 if stale else (objective.optimizer_steps - 1) / objective.optimizer_steps
     micro_batches = ceil(trained / micro_batch)
     return TaskTime(
         _encoding_seconds(config, card, policy),
         forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
         ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
         plan.leaves * _image_seconds(config, card, (scorer.name for scorer in config.training_scorers)),
-        micro_batches * (update + again * objective.compares_with_old * forward),
+        micro_batches * (objective.epochs * update + objective.read_back(stale) * forward),
         plan.nfe * each,
         plan.leaves,
         each * objective.task_passes(trained, stale),
@@ -149,9 +147,9 @@ def _replica_seconds(config: RunConfig, card: Card, name: str) -> float:
 
 def _on_one_card(config: RunConfig, scorer: ScorerSettings) -> float:
     """How many replicas of a scorer share a GPU, each with its part of the GPU's rate."""
-    if not 0 < scorer.num_gpus < 1 or shares_gpus(config):
+    if not 0 < scorer.num_gpus < 1 or scorer.name in shared_scorers(config):
         return 1.0
-    return scorer.replicas.max / ceil(scorer.replicas.max * scorer.num_gpus - TINY)
+    return scorer.replicas.max / ceil(scorer.replicas.max / int(1 / scorer.num_gpus + TINY))
 
 
 def _scorer(config: RunConfig, name: str) -> ScorerSettings:
@@ -180,7 +178,7 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     last = _last_scores(config, card, names, _in_last_round(prompts, rollout.workers), task.images)
     minibatches = [len(part) for part in np.array_split(range(prompts), config.objective.optimizer_steps)]
     step_s = step_bytes_moved(config) / (card.memory_tb_per_s * TERA) + copied_bytes(config) / COPY_BYTES_PER_S
-    optimizer = len(minibatches) * step_s
+    optimizer = config.objective.epochs * len(minibatches) * step_s
     learning = sum(ceil(tasks / learner.ranks) for tasks in minibatches) * task.learning  # each step waits for all
     learning += optimizer
     shared = _scoring_beside(config, card, names, prompts * task.images)
@@ -210,9 +208,8 @@ def _scoring_beside(config: RunConfig, card: Card, names: Iterable[str], images:
 
     The work of each scorer is spread evenly over its replicas, and no GPU has two replicas of one scorer.
     """
-    if not shares_gpus(config):
-        return 0.0
-    scorers = [scorer for scorer in map(partial(_scorer, config), names) if 0 < scorer.num_gpus < 1]
+    shared = shared_scorers(config)
+    scorers = [_scorer(config, name) for name in names if name in shared]
     return sum(
         images * reward_of(scorer, config.policy).per_image.seconds(card) / scorer.replicas.max for scorer in scorers
     )

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import psutil
 
 from services.base.errors import UserError
 from services.base.storage import is_local
+from system.capacity.packing import Ask, no_place, pack
 from system.checks.finding import Finding
 from system.launch.environment import LOOPBACK, check_start, needs_token, running_ray, token_file
 from system.recipe.model import RunConfig
-
-if TYPE_CHECKING:
-    from system.manifests.sizing import Ask
 
 LEAST_FREE_BYTES = 2**30
 """The least disk space that a run folder needs for metrics, experience, pictures and logs."""
@@ -73,7 +71,7 @@ def cards(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def gpus(config: RunConfig | None) -> Iterator[Finding]:
-    """The machine has as many GPUs as all roles together ask for when the run begins."""
+    """The machine's GPUs have a place for every process of the beginning of the run."""
     wanted = gpus_wanted(config) if config else 0.0
     if not wanted:
         yield Finding("ok", "gpu", "the recipe's roles ask for none" if config else "no recipe was given")
@@ -93,7 +91,21 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
     )
     if not have:
         fix = "install a driver and a build of PyTorch that fit each other, or set RAY_ADDRESS to a cluster with GPUs"
-    yield _room("gpu", says, wanted <= have, fix)
+    unplaced = _unplaced(config, have) if config else None
+    if unplaced and wanted <= have:
+        says = no_place(unplaced, have)
+    yield _room("gpu", says, unplaced is None, fix)
+
+
+def _unplaced(config: RunConfig, gpus: int) -> Ask | None:
+    """The first process that Ray cannot place on so many GPUs of one machine; None if it can place all."""
+    from system.manifests.sizing import ranks, replicas, workers
+
+    group = [workers(config, most=False), ranks(config)]
+    if config.placement == "colocated":
+        group.reverse()
+    own = () if config.reward.app else config.scorers
+    return pack([ask for asks in group for ask in asks], replicas(own, most=False), [gpus]).unplaced
 
 
 def gpus_wanted(config: RunConfig) -> float:
@@ -203,7 +215,7 @@ def _gpu_memory(config: RunConfig | None, local: bool) -> Iterator[Finding]:
     card = replace(CARDS["H100"], name=device.name, memory_gb=device.total_memory / GB)  # only the memory matters here
     of = (lambda one: [local_process(one)]) if local else processes
     try:
-        fit = fit_of(config, torch.cuda.device_count(), card, of)
+        fit = fit_of(config, [torch.cuda.device_count()], card, of)
     except UserError:  # another check reports what is wrong with the model
         return
     level: Literal["ok", "warning", "problem"] = "ok"

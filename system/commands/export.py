@@ -12,7 +12,7 @@ from system.commands.arguments import console, say_next
 from system.export.choices import Layout, chosen_step
 
 if TYPE_CHECKING:
-    from system.export.export import Exported
+    from system.export.export import ExportedModel
 
 app = typer.Typer()
 
@@ -49,13 +49,13 @@ def export(
     say_next(_next(done))
 
 
-def _said(done: Exported) -> str:
+def _said(done: ExportedModel) -> str:
     weights = "trained weights" if done.weight_set == "trained" else f"moving average ({done.weight_set})"
     heldout = "" if done.heldout is None else f", held-out reward {done.heldout:.4f}"
     return f"{done.folder}: {done.file} of step {done.step}, {weights}{heldout}"
 
 
-def _next(done: Exported) -> str:
+def _next(done: ExportedModel) -> str:
     """What to do with the folder."""
     card = done.folder / "README.md"
     edit = "" if done.licensed else " and enter `license` in its head"

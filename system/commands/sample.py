@@ -50,10 +50,7 @@ def sample(
 def run_sample(
     config: RunConfig, prompts: list[str], adapter: Path | None, count: int, output: Path, base_after: float = 1.0
 ) -> list[Path]:
-    """Write `count` images per prompt as PNG; equal arguments give equal images.
-
-    The name of a file says what made it: the prompt, the base model or the run of the adapter, the seed, and six digits
-    that depend on all settings. So images of the base model and of adapters can share a folder.
+    """Write `count` images per prompt as PNG; equal arguments give equal images. `file_name` names the files.
 
     Raises:
         UserError: the model or the adapter is missing, or it gives images that are not finite.
@@ -85,16 +82,23 @@ def run_sample(
             f"the model gives NaN or infinity for the prompt `{repeated[int(finite_N.argmin())]}`; look at the model's "
             "weights, or try policy.dtype=fp32"
         )
-    made_by = f"{_word(adapter.resolve().parent.name) if adapter else 'base'}-seed{config.seed}"
-    if 0 < sampling.base_after < 1:
-        made_by += f"-base-after-{base_after:g}"
-    paths = []
-    for i, (prompt, image) in enumerate(zip(repeated, images_NHWC, strict=True)):
-        digest = hashlib.blake2b(f"{config!r} {adapter} {base_after} {prompt}".encode(), digest_size=3).hexdigest()
-        path = output / f"{i:03d}-{_word(prompt)}-{made_by}-{digest}.png"
+    paths = [output / f"{i:03d}-{file_name(config, prompt, adapter, base_after)}" for i, prompt in enumerate(repeated)]
+    for path, image in zip(paths, images_NHWC, strict=True):
         Image.fromarray(image).save(path)
-        paths.append(path)
     return paths
+
+
+def file_name(config: RunConfig, prompt: str, adapter: Path | None, base_after: float) -> str:
+    """The name of an image's file, without its number. It says what made the image.
+
+    These are the prompt, the base model or the run of the adapter, the seed, and six digits that depend on all
+    settings. So images of the base model and of adapters can share a folder.
+    """
+    made_by = f"{_word(adapter.resolve().parent.name) if adapter else 'base'}-seed{config.seed}"
+    if adapter and 0 < base_after < 1:
+        made_by += f"-base-after-{base_after:g}"
+    digest = hashlib.blake2b(f"{config!r} {adapter} {base_after} {prompt}".encode(), digest_size=3).hexdigest()
+    return f"{_word(prompt)}-{made_by}-{digest}.png"
 
 
 def _word(text: str) -> str:

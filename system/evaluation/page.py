@@ -33,7 +33,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Card:
+class PromptCard:
     """The images of one prompt, side by side."""
 
     set: str
@@ -81,7 +81,7 @@ def write_page(
     write_atomically(output, page.encode())
 
 
-def _cards(name: str, results: Results, pictures: Pictures) -> Iterator[Card]:
+def _cards(name: str, results: Results, pictures: Pictures) -> Iterator[PromptCard]:
     """The cards of a set, in the order of its file."""
     any_one = next(iter(results.values()))[name]
     each, table = any_one.of.images_per_prompt, any_one.table
@@ -97,7 +97,7 @@ def _cards(name: str, results: Results, pictures: Pictures) -> Iterator[Card]:
             )
             for model in results
         ]
-        yield Card(name, start // each, prompts[start], categories[start] or "", columns)
+        yield PromptCard(name, start // each, prompts[start], categories[start] or "", columns)
 
 
 def _columns(one: Evaluation) -> dict[str, list[float | None]]:

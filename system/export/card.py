@@ -15,7 +15,7 @@ from system.export.weights import Trained
 from system.report.build import decimals, difference, facts, interval, score, summary
 from system.report.canvas import draw_png
 from system.report.data import Run, paired_scores, until
-from system.report.figures import score_names, score_plot
+from system.report.figures.scores import score_names, score_plot
 from system.report.pictures import before_after
 
 MOST_PICTURES = 8
@@ -23,7 +23,7 @@ CARD_FILE, RECIPE_FILE = "README.md", "recipe.yaml"
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a card says besides what the run's folder records."""
 
     layout: Layout
@@ -37,7 +37,7 @@ class Card:
     """Fields of the card's head: `license`, and for other licences than the usual ones their name and link."""
 
 
-def write_card(folder: Path, card: Card, trained: Trained, run: Run) -> list[str]:
+def write_model_card(folder: Path, card: ModelCard, trained: Trained, run: Run) -> list[str]:
     """Write the card, its pictures and the recipe. Returns a sentence for each part that is left out."""
     config, then = trained.config, _published(until(run, trained.step), card)
     pairs = paired_scores(then) if trained.evaluated else []
@@ -81,7 +81,7 @@ def md(text: object) -> str:
     return html.escape(escaped, quote=False)
 
 
-def _head(card: Card, pictures: list[dict[str, str]]) -> dict[str, Any]:
+def _head(card: ModelCard, pictures: list[dict[str, str]]) -> dict[str, Any]:
     """The fields that a hub reads."""
     kind = "lora" if card.is_adapter else "finetuned"
     head: dict[str, Any] = dict(card.license)
@@ -97,14 +97,14 @@ def _head(card: Card, pictures: list[dict[str, str]]) -> dict[str, Any]:
     return head
 
 
-def _published(run: Run, card: Card) -> Run:
+def _published(run: Run, card: ModelCard) -> Run:
     """The run as a card shows it: its base model by the hub's name, not by a folder of this machine."""
     policy = run.section("policy")
     model = card.base or Path(str(policy.get("model", "model"))).name
     return replace(run, config=run.config | {"policy": policy | {"model": model}})
 
 
-def _what(card: Card) -> str:
+def _what(card: ModelCard) -> str:
     base = f" of [{card.base}](https://huggingface.co/{card.base})" if card.base else " of the base model"
     if card.is_adapter:
         return f"a LoRA adapter{base.replace(' of ', ' for ', 1)}"

@@ -15,7 +15,7 @@ from actors.policy.trained import LORA_FILE, PEFT_FILE, WEIGHTS_FILE, saved_from
 from services.base.errors import UserError
 from services.base.headers import naming_storage_errors
 from services.base.storage import make_folder, sync_files, sync_folder
-from system.export.card import Card, write_card
+from system.export.card import ModelCard, write_model_card
 from system.export.choices import Chosen, Layout
 from system.export.license import hub_id, license_of
 from system.export.merge import write_merged
@@ -24,7 +24,7 @@ from system.report.data import read_run
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What was written."""
 
     folder: Path
@@ -47,7 +47,7 @@ def export(
     average: bool = True,
     license: str | None = None,
     base: str | None = None,
-) -> Exported:
+) -> ExportedModel:
     """Write trained weights of a run with a model card. The folder appears as a whole or not at all.
 
     Args:
@@ -74,13 +74,13 @@ def export(
         with naming_storage_errors():
             file = _write_weights(aside, trained, layout, base, run)
         is_adapter = trained.config.policy.lora is not None and layout is not Layout.MERGED
-        left_out = write_card(aside, Card(layout, is_adapter, file, base, fields), trained, recorded)
+        left_out = write_model_card(aside, ModelCard(layout, is_adapter, file, base, fields), trained, recorded)
         sync_files(aside)
         aside.replace(to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(to.parent)
-    return Exported(to, trained.step, trained.weight_set, trained.heldout, file, bool(fields), left_out)
+    return ExportedModel(to, trained.step, trained.weight_set, trained.heldout, file, bool(fields), left_out)
 
 
 def _write_weights(folder: Path, trained: Trained, layout: Layout, base: str | None, run: Path) -> str:

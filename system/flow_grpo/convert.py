@@ -171,7 +171,7 @@ class _Conversion:
             self.without("train.cfg", "the learner uses the guidance of sampling")
         evaluated = self.take("sample.eval_guidance_scale")
         if self.given("sample.eval_guidance_scale") and evaluated != guidance:
-            self.without("sample.eval_guidance_scale", "held-out images use policy.guidance")
+            yield "eval.guidance", evaluated
 
     def _plan(self) -> Iterator[tuple[str, Any]]:
         steps, kind = self.count("sample.num_steps"), self.take("sample.sde_type")

@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.trajectory import Task
 from services.base.errors import UserError
-from services.base.rows import Rows, read_rows
+from services.base.rows import FileRows, read_rows
 from services.scoring.row import BadRow, Row, checked_row
 from services.scoring.scorer import needs_of, row_check
 from services.scoring.settings import ScorerSettings
@@ -24,7 +24,7 @@ class Prompts:
 
     texts: Sequence[str]
     categories: Sequence[str | None] | None
-    rows: Rows
+    rows: FileRows
     column: str
     """The name of the column with the prompts."""
 

@@ -121,9 +121,19 @@ class Trainer:
         self._restore()
         with Collector(self.config, self.roles, self.train, self.state.step, self.check_stop) as collector:
             self._begin(collector)
-            while self.state.step < self.config.steps:
+            while not self._ended:
                 with at(step=self.state.step):
                     self._step(collector)
+        if self.state.step < self.config.steps:
+            log.warning("the run ends at step %d of %d: eval.patience", self.state.step, self.config.steps)
+
+    @property
+    def _ended(self) -> bool:
+        """Whether all steps are made, or `eval.patience` evaluations have found no new best score."""
+        patience = self.config.eval.patience
+        return self.state.step >= self.config.steps or (
+            patience is not None and self.state.evaluations_since_best >= patience
+        )
 
     def _restore(self) -> None:
         found = self.saver.newest()
@@ -189,7 +199,8 @@ class Trainer:
             self.saver.seal()
             if step % self.config.checkpoint.every == 0 or heldout is not None:
                 self.saver.begin(self.state)
-        self._publish(collector, weights)
+        if not self._ended:
+            self._publish(collector, weights)
 
     def _eval_due(self, step: int) -> bool:
         return step % self.config.eval.every == 0 or step == self.config.steps

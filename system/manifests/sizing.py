@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import TINY
+from system.capacity.packing import Ask, Node
 from system.manifests.infra import Infra, Nodes
 from system.recipe.model import RunConfig
-
-
-@dataclass(frozen=True)
-class Ask:
-    """The resources that one actor asks for."""
-
-    role: str
-    cpus: float
-    gpus: float
 
 
 @dataclass(frozen=True)
@@ -94,26 +85,21 @@ def pods(asks: Iterable[Ask], nodes: Nodes) -> int:
                 f"{nodes.gpus}; give larger nodes in the infrastructure file, or lower num_cpus or num_gpus"
             )
         if not any(pod.take(ask) for pod in free):
-            free.append(_Pod(float(nodes.cpus), [1.0] * nodes.gpus))
+            free.append(_Pod(float(nodes.cpus), Node(nodes.gpus)))
             free[-1].take(ask)
     return max(1, len(free))
 
 
 @dataclass
 class _Pod:
-    """The free CPUs of a pod, and the free share of each of its GPUs."""
+    """The free CPUs of a pod, and its GPUs."""
 
     cpus: float
-    devices: list[float]
+    node: Node
 
     def take(self, ask: Ask) -> bool:
         """Reserve resources for an actor. Returns whether there were enough."""
-        share = min(ask.gpus, 1.0)
-        fitting = [i for i, left in enumerate(self.devices) if left + TINY >= share]
-        count = ceil(ask.gpus)
-        if ask.cpus > self.cpus + TINY or len(fitting) < count:
+        if ask.cpus > self.cpus + TINY or not self.node.take(ask.role, ask.gpus):
             return False
         self.cpus -= ask.cpus
-        for i in fitting[:count]:
-            self.devices[i] -= share
         return True

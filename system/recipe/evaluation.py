@@ -49,6 +49,9 @@ class EvalSettings(Settings):
     best: str | None = None
     """The score that chooses the best checkpoint: a scorer for data.heldout, such as `pickscore`, or a set and a
     scorer, such as `counting/geneval`. If not given, it is the training reward on data.heldout."""
+    patience: int | None = Field(None, ge=1)
+    """The run ends early after this many evaluations in a row without a new best score (`best`), so that a run that has
+    collapsed does not keep its GPUs. If not given, all `steps` are made."""
     batch: int = Field(24, ge=1)
     """Number of images in one request to a rollout worker. Images of one prompt are never split."""
     height: int | None = Field(None, gt=0)
@@ -110,5 +113,7 @@ class EvalSettings(Settings):
                 raise ValueError(f"eval.best: there is no set `{name}`; there are {there} (data.heldout is `heldout`)")
             if scorer.partition(".")[0] not in (sets[name].scorers or scorers):
                 raise ValueError(f"eval.best: no scorer `{scorer}` scores the set `{name}`; give one that does")
+        if self.patience and self.chosen_by() is None and DEFAULT_SET not in sets:
+            raise ValueError("eval.patience: no held-out score is known; set data.heldout, or eval.best, or remove it")
         if self.adapter_scale != 1 and not has_adapter:
             raise ValueError("eval.adapter_scale: policy.lora is null, so there is no adapter; set it to 1")

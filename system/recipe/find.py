@@ -76,6 +76,11 @@ def recipe_names() -> list[str]:
     return _names(SHIPPED)
 
 
+def layer_names(kind: str) -> list[str]:
+    """The names of the layers of a kind that come with tempflow."""
+    return _names(SHIPPED / FOLDERS[kind])
+
+
 def what_for(name: str) -> str:
     """What a recipe that comes with tempflow is for: the first sentence of the comment that its file begins with."""
     lines = (SHIPPED / f"{name}.yaml").read_text().splitlines()

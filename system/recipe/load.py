@@ -139,6 +139,14 @@ def _layer(path: Path, kind: str) -> list[File]:
     return _read(path, kind)
 
 
+def layer_values(kind: str, name: str) -> dict[str, Any]:
+    """The keys and values of a layer, those of the layers that it extends included."""
+    composed = Composition()
+    for source, mapping in _layer(find_layer(kind, name), kind):
+        composed.lay(mapping, source)
+    return composed.values
+
+
 def _of_run(folder: Path) -> dict[str, Any]:
     """The mapping of the recipe in a run folder, or in its newest checkpoint if config.yaml is torn.
 

@@ -13,7 +13,10 @@ from markupsafe import Markup
 from services.base.storage import write_atomically
 from system.recipe.evaluation import DEFAULT_SET
 from system.report.data import PairedScore, Run, paired_scores, read_run, scores, set_scores
-from system.report.figures import branches, curves, health, time_use
+from system.report.figures.branches import branches
+from system.report.figures.health import health
+from system.report.figures.scores import curves
+from system.report.figures.time_use import time_use
 from system.report.pictures import BeforeAfter, before_after
 from system.report.prompts import PromptScores, by_gain, gain_first, score_lines
 from system.report.step_images import step_images

@@ -35,6 +35,10 @@ class RunState:
     elapsed_s: float = 0.0
     heldout: float | None = None
     """Held-out reward of this step's policy; None if it was not evaluated."""
+    best_heldout: float | None = None
+    """The best of these so far."""
+    evaluations_since_best: int = 0
+    """The number of later evaluations, none of which was better."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Progress:
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold", padding=(0, 1))
-        columns = ["step", "reward", "held out", "ρ drift", "NFE", "generate", "score", "update", "export", "step s"]
+        columns = ["step", "reward", "held out", "drift", "NFE", "generate", "score", "update", "export", "step s"]
         for column in columns:
             table.add_column(column, justify="right")
         for line in self.lines:

@@ -1,4 +1,4 @@
-"""Exports the lines of metrics.jsonl as Ray metrics for Prometheus. docs/monitoring.md lists them."""
+"""Exports the lines of metrics.jsonl as Ray metrics for Prometheus. docs/reference/prometheus.md lists them."""
 
 import math
 import re

@@ -59,6 +59,11 @@ class Columns:
                 column.append(math.nan)
         self.recent.append(line)
 
+    def keys(self, prefix: str, slashes: int | None = None) -> list[str]:
+        """The names of the columns that begin with `prefix`; if `slashes` is given, only those with so many of them."""
+        keys = [key for key in self.values if key.startswith(prefix)]
+        return [key for key in keys if slashes is None or key.count("/") == slashes]
+
     def last(self, key: str) -> float | None:
         """The latest value of a key; None if it has none."""
         return next((value for value in reversed(self.values.get(key, array("d"))) if not math.isnan(value)), None)

@@ -1,59 +1,29 @@
 """A run folder as plain data for the page and the terminal. Each look reads only what is new."""
 
-import json
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from services.base.errors import UserError
 from services.base.yaml_text import load_yaml
 from system.loop.evaluation import NOT_SCORES
-from system.report.data import UNREADABLE, number, section_of, weights_of
+from system.report.data import number, section_of, weights_of
 from system.run.files import tables
 from system.run.metrics_file import missing_steps, parsed
-from system.watch.columns import Columns, Curve
+from system.watch.columns import Columns
 from system.watch.experience import Group, describe_groups, groups, prompt_means, tree
+from system.watch.panels import panels
+from system.watch.prompt_history import PromptHistory
+from system.watch.step_tables import KeptTables, changed_ns
 from system.watch.tail import Tail
+from system.watch.warned import RUN, NewestWarnings, Warned, warned_in
 
-MAX_WARNINGS = 50
-"""The newest warnings that are kept."""
-SCANNED = 40
-"""Files of experience that one look reads for the history of the prompts, the newest first."""
-MAX_PROMPTS = 300
-"""Prompts whose history is shown: those that were used last."""
-KEPT_TABLES = 6
-"""Tables of experience and pictures that stay in memory."""
 SILENT_S, SILENT_STEPS = 120, 5
 """A run without a new line for so many seconds, and for the time of so many steps, is called silent."""
-WARNING_LEVELS = {"WARNING", "ERROR", "CRITICAL"}
-
-
-@dataclass(frozen=True)
-class Warned:
-    """A warning of the run or of one of its processes."""
-
-    time: float
-    """Unix time, in seconds."""
-    step: int | None
-    source: str
-    """`run`, or the name of the log file."""
-    message: str
-
-
-@dataclass
-class Prompt:
-    """What was seen of one training prompt."""
-
-    text: str
-    means: dict[int, float] = field(default_factory=dict)
-    """Mean reward by training step."""
 
 
 class Reader:
@@ -76,13 +46,10 @@ class Reader:
         self.columns = Columns()
         self._metrics = Tail(path / "metrics.jsonl")
         self._logs: dict[str, Tail] = {}
-        self._warnings: dict[str, deque[Warned]] = {}
-        """By source."""
+        self._warnings = NewestWarnings()
         self._config_changed: float | None = None
-        self._scanned: dict[int, int] = {}
-        """The steps whose prompts are known, with the time of the file's last change in ns."""
-        self._prompts: dict[int, Prompt] = {}
-        self._tables: dict[tuple[Path, int], pa.Table] = {}
+        self._prompts = PromptHistory()
+        self._tables = KeptTables()
 
     def poll(self) -> None:
         """Read what is new.
@@ -94,13 +61,13 @@ class Reader:
         again, lines = self._metrics.read()
         if again:
             self.columns = Columns()
-            self._warnings.pop("run", None)
+            self._warnings.forget(RUN)
         for text in lines:
             if (line := parsed(text)) is not None:
                 self.columns.add(line)
                 said = line.get("warnings")
                 for message in said if isinstance(said, list) else []:
-                    self._warn(Warned(number(line.get("time")) or 0.0, line["step"], "run", str(message)))
+                    self._warnings.add(Warned(number(line.get("time")) or 0.0, line["step"], RUN, str(message)))
         changed = again or bool(lines)
         for file in sorted((self.path / "logs").glob("*.log")):
             changed |= self._read_log(file)
@@ -121,31 +88,16 @@ class Reader:
     def _read_log(self, file: Path) -> bool:
         again, lines = self._logs.setdefault(file.name, Tail(file)).read()
         if again:
-            self._warnings.pop(file.name, None)
+            self._warnings.forget(file.name)
         for text in lines:
-            if b"WARNING" not in text and b"ERROR" not in text and b"CRITICAL" not in text:
-                continue
-            try:
-                line = json.loads(text)
-                if line["level"] in WARNING_LEVELS:
-                    step = line.get("step")
-                    at = _unix_time(str(line["time"]))
-                    self._warn(Warned(at, step if type(step) is int else None, file.name, str(line["message"])))
-            except (ValueError, TypeError, KeyError):
-                continue
+            if (warned := warned_in(text, file.name)) is not None:
+                self._warnings.add(warned)
         return again or bool(lines)
-
-    def _warn(self, warned: Warned) -> None:
-        self._warnings.setdefault(warned.source, deque(maxlen=MAX_WARNINGS)).append(warned)
 
     @property
     def warnings(self) -> list[Warned]:
-        """The newest warnings, the newest first. What the run says in its metrics and in a log is shown once."""
-        said = {warned.message for warned in self._warnings.get("run", ())}
-        every = [
-            w for source, found in self._warnings.items() for w in found if source == "run" or w.message not in said
-        ]
-        return sorted(every, key=lambda warned: -warned.time)[:MAX_WARNINGS]
+        """The newest warnings, the newest first."""
+        return self._warnings.newest()
 
     def section(self, key: str) -> dict[str, Any]:
         """A section of the recipe; empty if it is missing."""
@@ -205,7 +157,7 @@ class Reader:
             if columns.steps
             else None,
             "panels": self.panels(),
-            "roles": {key.removeprefix("idle/"): columns.last(key) for key in sorted(self._keys("idle/"))},
+            "roles": {key.removeprefix("idle/"): columns.last(key) for key in sorted(columns.keys("idle/"))},
             "seconds": {
                 key: columns.last(f"seconds/{key}") for key in ("generate", "score", "update", "export", "eval")
             },
@@ -217,44 +169,9 @@ class Reader:
             "warnings": [asdict(warned) for warned in self.warnings],
         }
 
-    def _keys(self, prefix: str, parts: int | None = None) -> list[str]:
-        keys = [key for key in self.columns.values if key.startswith(prefix)]
-        return [key for key in keys if parts is None or key.count("/") == parts]
-
     def panels(self) -> list[dict[str, Any]]:
-        """The figures of curves. One without any value is left out.
-
-        Each score has its own figure, because one scale would make the curves of all but one of them flat. The `place`
-        of a figure is the section of the page that shows it: `scores`, `roles` or `health`.
-        """
-        scorers = [key for key in self._keys("reward/", 2) if key.endswith("/mean")]
-        heldout = {f"{key[5:]}{'' if key[5:].split('.')[0] in self.trained else ' (not trained on)'}": key
-                   for key in self._keys("eval/", 1)}  # fmt: skip
-        idle = {key.removeprefix("idle/"): key for key in sorted(self._keys("idle/"))}
-        scores = [("Training reward", "mean of the step's images", {key.split("/")[1]: key}) for key in scorers]
-        scores += [("Held-out score", "mean over held-out prompts", {label: key}) for label, key in heldout.items()]
-        health = [
-            ("Flat groups", "share of groups without a spread of rewards", {"flat": "advantage/flat_groups"}),
-            ("Holes", "actions without a reward", {"holes": "holes"}),
-            ("Ratio", "largest |ρ − 1| of the update", {"max |ρ − 1|": "ratio/max_deviation"}),
-            ("Clipped", "share of actions that the clip cuts", {"clipped": "ratio/clip_fraction"}),
-            ("Gradient norm", "before clipping", {"gradient norm": "grad_norm"}),
-            ("KL to the reference", "", {"KL": "kl"}),
-            ("Drift", "|log p(rollout) − log p(learner)|", {"mean": "drift/mean", "max": "drift/max"}),
-        ]
-        roles = [
-            ("Seconds of a step", "by stage; scoring overlaps with generation",
-             {key: f"seconds/{key}" for key in ("step", "generate", "score", "update", "eval")}),
-            ("Idle shares", "share of the step in which a role waited", idle),
-        ]  # fmt: skip
-        panels = []
-        for place, wanted in (("scores", scores), ("health", health), ("roles", roles)):
-            for title, note, keys in wanted:
-                curves = {label: self.columns.curve(key) for label, key in keys.items()}
-                series = [{"label": label, **asdict(curve)} for label, curve in curves.items() if _tells(title, curve)]
-                if series:
-                    panels.append({"place": place, "title": title, "note": note, "series": series})
-        return panels
+        """The figures of curves."""
+        return panels(self.columns, self.trained)
 
     def sample_steps(self) -> list[int]:
         """The steps whose held-out pictures are kept."""
@@ -318,7 +235,7 @@ class Reader:
 
     def samples(self, step: int) -> dict[str, Any]:
         """The held-out pictures of an evaluation with their prompts and scores."""
-        table = self._table(self.path / "eval" / f"step_{step:06d}.parquet")
+        table = self._tables.read(self.path / "eval" / f"step_{step:06d}.parquet")
         count = len(list((self.path / "samples" / f"step_{step:06d}").glob("*.png")))
         shown: list[dict[str, Any]] = []
         for i in range(count):
@@ -329,57 +246,14 @@ class Reader:
 
     def prompts(self) -> dict[str, Any]:
         """The history of the prompts that were used last. Each call reads some more of the steps."""
-        files = tables(self.path / "experience")
-        stale = [step for step in self._scanned if step not in files]
-        unread = [step for step in sorted(files, reverse=True) if self._scanned.get(step) != _changed_ns(files[step])]
-        for step in [*stale, *unread[:SCANNED]]:
-            self._scanned.pop(step, None)
-            for prompt in self._prompts.values():
-                prompt.means.pop(step, None)
-        for step in unread[:SCANNED]:
-            changed, table = _changed_ns(files[step]), _read(files[step], ["prompt_row", "prompt", "reward"])
-            if table is None or changed is None:
-                continue
-            self._scanned[step] = changed
-            for row, (text, mean) in prompt_means(table).items():
-                self._prompts.setdefault(row, Prompt(text)).means[step] = mean
-        seen = [(row, prompt) for row, prompt in self._prompts.items() if prompt.means]
-        newest = sorted(seen, key=lambda item: -max(item[1].means))[:MAX_PROMPTS]
-        return {
-            "read": len(self._scanned),
-            "of": len(files),
-            "count": len(seen),
-            "prompts": [
-                {
-                    "row": row,
-                    "prompt": prompt.text,
-                    "steps": sorted(prompt.means),
-                    "means": [number(prompt.means[step]) for step in sorted(prompt.means)],
-                }
-                for row, prompt in newest
-            ],
-        }
+        self._prompts.read(tables(self.path / "experience"))
+        return self._prompts.describe()
 
     def _experience(self, step: int) -> pa.Table | None:
-        return self._table(self.path / "experience" / f"step_{step:06d}.parquet")
+        return self._tables.read(self.path / "experience" / f"step_{step:06d}.parquet")
 
     def _pictures(self, step: int) -> pa.Table | None:
-        return self._table(self.path / "pictures" / f"step_{step:06d}.parquet")
-
-    def _table(self, file: Path) -> pa.Table | None:
-        """A table, from memory if its file has not changed; None if it is missing or torn."""
-        changed = _changed_ns(file)
-        if changed is None:
-            return None
-        key = (file, changed)
-        if key not in self._tables:
-            table = _read(file)
-            if table is None:
-                return None
-            self._tables[key] = table
-            while len(self._tables) > KEPT_TABLES:
-                self._tables.pop(next(iter(self._tables)))
-        return self._tables[key]
+        return self._tables.read(self.path / "pictures" / f"step_{step:06d}.parquet")
 
 
 def newest_run(folder: Path) -> Path:
@@ -390,36 +264,13 @@ def newest_run(folder: Path) -> Path:
     """
     written: dict[Path, int] = {}
     for file in (*folder.glob("*/metrics.jsonl"), *folder.glob("*/config.yaml")):
-        written[file.parent] = max(written.get(file.parent, 0), _changed_ns(file) or 0)
+        written[file.parent] = max(written.get(file.parent, 0), changed_ns(file) or 0)
     if not written:
         raise UserError(f"`{folder}` has no run; name a run folder: `tempflow watch FOLDER`")
     return max(written, key=lambda run: written[run])
-
-
-def _tells(title: str, curve: Curve) -> bool:
-    """Whether a curve is worth a place: it has a value, and holes and KL are not always 0."""
-    return bool(curve.steps) and (title not in ("Holes", "KL to the reference") or any(curve.values))
-
-
-def _read(file: Path, columns: list[str] | None = None) -> pa.Table | None:
-    try:
-        return pq.read_table(file, columns=columns)
-    except (*UNREADABLE, KeyError):
-        return None
-
-
-def _changed_ns(file: Path) -> int | None:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def _ends(steps: Iterable[int]) -> list[int]:
     """The first and the last step; empty without any."""
     every = list(steps)
     return [every[0], every[-1]] if every else []
-
-
-def _unix_time(iso: str) -> float:
-    return datetime.fromisoformat(iso).timestamp()

@@ -8,10 +8,10 @@ import pytest
 import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
-from ray.exceptions import ObjectLostError
 
 from actors.learner.remote import RemoteLearner
 from actors.learner.settings import LearnerSettings
+from actors.lost import Lost
 from actors.reward.pool import RewardPool
 from services.scoring.settings import ScorerSettings
 from tests.helpers.disturbed_runs import Run
@@ -74,12 +74,12 @@ def test_what_lay_on_a_lost_node_is_known_to_be_lost(cluster):
     made = Maker.remote().make.remote()
     ray.wait([made], timeout=60, fetch_local=False)
     cluster.remove_node(node, allow_graceful=False)
-    learner = RemoteLearner(lambda rank: Rank.remote(), LearnerSettings(ranks=2))
-    with pytest.raises(ObjectLostError):
+    learner = RemoteLearner(lambda rank: Rank.remote(), LearnerSettings(ranks=2), 60)
+    with pytest.raises(Lost):
         learner.update([made], [], 0)
     scorer = ScorerSettings(name="size", scorer="jpeg_size")
-    with pytest.raises(ObjectLostError):
-        RewardPool({"size": Handle()}, [scorer]).score(made, ["a"], ["size"], np.ones(1, bool))
+    with pytest.raises(Lost):
+        RewardPool({"size": Handle()}, [scorer], 1).score(made, ["a"], ["size"], np.ones(1, bool)).result(60)
 
 
 def raylet(node: Node) -> int:

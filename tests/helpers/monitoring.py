@@ -1,4 +1,4 @@
-"""The expressions of deploy/monitoring, and what docs/monitoring.md says of the metrics in them."""
+"""The expressions of deploy/monitoring, and what docs/reference/prometheus.md says of the metrics in them."""
 
 import re
 
@@ -8,7 +8,7 @@ from deploy.monitoring.build import DASHBOARDS
 from tests.helpers.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "monitoring"
-DOCS = (ROOT / "docs" / "monitoring.md").read_text()
+DOCS = (ROOT / "docs" / "reference" / "prometheus.md").read_text()
 
 RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
 METRIC = re.compile(r"ray_(?:tempflow|serve)_\w+")

@@ -49,4 +49,5 @@ class Awm(LeafObjective):
             kl.detach(),
             ratio_N.detach()[: micro.real, None],
             clipped_N[: micro.real, None],
+            old_N,
         )

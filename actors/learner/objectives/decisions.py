@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.learner.objectives.objective import Loss, Objective, clipped_surrogate, padded_rows
+from actors.learner.objectives.objective import Loss, Objective, padded_rows
 from actors.learner.settings import DecisionObjectiveSettings
 from actors.policy.noise import noise
 from actors.trajectory import Decisions
@@ -35,11 +35,15 @@ class DecisionRows:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The ratios and weights of a micro-batch."""
+class Surrogate:
+    """The part of the loss with the advantages, of a micro-batch."""
 
     ratio_NK: Tensor
-    """ρ, by which the clipped surrogate multiplies the advantage."""
+    """ρ, by which the advantage is multiplied."""
+    loss_NK: Tensor
+    """−A·ρ, kept in bounds."""
+    clipped_NK: Tensor
+    """Whether the bounds cut the gradient."""
     weight_N1: Tensor
     """The weight of each decision in the loss."""
     old_log_prob_NK: Tensor
@@ -114,28 +118,29 @@ class DecisionObjective(Objective[Decisions, DecisionRows]):
 
     def loss(self, micro: DecisionRows, old: Tensor | None) -> Loss:
         mean_NZ = self.mean(micro)
-        terms = self.terms(micro, mean_NZ, self.old_from(micro, mean_NZ).detach() if old is None else old)
-        surrogate_NK, clipped_NK = clipped_surrogate(terms.ratio_NK, micro.advantage_NK, self.settings.clip_range)
-        policy = (micro.weight_N.unsqueeze(1) * terms.weight_N1 * surrogate_NK).sum()
+        old = self.old_from(micro, mean_NZ).detach() if old is None else old
+        surrogate = self.surrogate(micro, mean_NZ, old)
+        policy = (micro.weight_N.unsqueeze(1) * surrogate.weight_N1 * surrogate.loss_NK).sum()
         kl = torch.zeros_like(policy)
         if self.settings.kl:
             with self.reference():
                 reference_NZ = self.mean(micro)
             apart_N = self.kernel.divergence(mean_NZ, reference_NZ, micro.step_N, self.settings.kl_dt)
-            kl = (micro.weight_N * apart_N)[: micro.real].sum() * surrogate_NK.shape[1]
+            kl = (micro.weight_N * apart_N)[: micro.real].sum() * surrogate.loss_NK.shape[1]
         real = slice(None, micro.real)
         return Loss(
             policy + self.settings.kl * kl,
             policy.detach(),
             kl.detach(),
-            terms.ratio_NK.detach()[real],
-            clipped_NK[real],
-            (micro.step_N[real], (terms.old_log_prob_NK - micro.behaviour_NK)[real]),
+            surrogate.ratio_NK.detach()[real],
+            surrogate.clipped_NK[real],
+            old,
+            (micro.step_N[real], (surrogate.old_log_prob_NK - micro.behaviour_NK)[real]),
         )
 
     @abstractmethod
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
-        """Ratios and weights.
+    def surrogate(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Surrogate:
+        """The part of the loss with the advantages.
 
         Args:
             mean_NZ: μ now.

@@ -5,7 +5,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Terms
+from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Surrogate
+from actors.learner.objectives.objective import clipped_surrogate
 from actors.learner.settings import GrpoSettings
 from actors.policy.kernels import noise_weights
 
@@ -25,6 +26,7 @@ class Grpo(DecisionObjective):
         std_T = self.kernel.std_T if self.settings.noise_weights else torch.ones_like(self.kernel.std_T)
         return noise_weights(std_T, self.trainable)
 
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
+    def surrogate(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Surrogate:
         ratio_NK = (self.log_prob(micro, mean_NZ) - old).exp()
-        return Terms(ratio_NK, self.weight_T[micro.step_N].unsqueeze(1), old)
+        clipped = clipped_surrogate(ratio_NK, micro.advantage_NK, self.settings.clip_range)
+        return Surrogate(ratio_NK, *clipped, self.weight_T[micro.step_N].unsqueeze(1), old)

@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
-from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Terms
+from actors.learner.objectives.decisions import DecisionObjective, DecisionRows, Surrogate
+from actors.learner.objectives.objective import clipped_surrogate
+from actors.methods.grpo_guard import GuardSettings
 
 
 class GrpoGuard(DecisionObjective):
@@ -13,13 +15,16 @@ class GrpoGuard(DecisionObjective):
     Division by |dt| then evens out the gradients of the steps. β·KL is the kernel's.
     """
 
+    settings: GuardSettings
+
     def old_from(self, micro: DecisionRows, mean_NZ: Tensor) -> Tensor:
         """μ, (N, Z)."""
         return mean_NZ
 
-    def terms(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Terms:
+    def surrogate(self, micro: DecisionRows, mean_NZ: Tensor, old: Tensor) -> Surrogate:
         old_NK = self.log_prob(micro, old)
         shift_N1 = self.kernel.divergence(mean_NZ, old, micro.step_N).unsqueeze(1)
         std_N1, dt_N1 = (values_T[micro.step_N].unsqueeze(1) for values_T in (self.kernel.std_T, self.kernel.dt_T))
         ratio_NK = ((self.log_prob(micro, mean_NZ) - old_NK + shift_N1) * std_N1).exp()
-        return Terms(ratio_NK, 1 / dt_N1.abs(), old_NK)
+        clipped = clipped_surrogate(ratio_NK, micro.advantage_NK, self.settings.clip_range)
+        return Surrogate(ratio_NK, *clipped, 1 / dt_N1.abs(), old_NK)

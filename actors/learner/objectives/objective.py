@@ -38,6 +38,8 @@ class Loss:
     ratio_NK: Tensor
     clipped_NK: Tensor
     """Whether the clip cuts the gradient."""
+    old: Tensor | None = None
+    """The values of the old policy that this micro-batch was compared with, detached; None if it needs none."""
     drift: tuple[Tensor, Tensor] | None = None
     """The sampling step (N,) of each decision, and log p(old policy) − log p(rollout) of its actions (N, K)."""
 

@@ -21,9 +21,9 @@ class Fork:
     """Whether the actions enter the loss."""
     strides: tuple[float, ...] = (1.0,)
     """A branch is completed once per stride, to one leaf each. A stride is the number of grid steps in one step."""
-    baseline: bool = False
-    """Whether the trunk's state is also completed by ODE at unit stride. This leaf shows the image without the actions.
-    It belongs to each of the actions and to their ancestors."""
+    baseline: float | None = None
+    """The stride with which the trunk's state is also completed by ODE; None: it is not completed. This leaf shows the
+    image without the actions. It belongs to each of the actions and to their ancestors."""
     chance: float = 1.0
     """The probability that a draw of the plan has this fork. The loss weights its actions by 1 / chance, and so is an
     unbiased estimate of the sum over all steps. The chance is 1 if the loss estimates no such sum."""
@@ -87,6 +87,14 @@ class Plan:
                 live = 0
         return counts
 
+    def baseline_visits(self, i: int) -> tuple[int, ...]:
+        """The grid points of the baselines of step i after their state; empty if there are none.
+
+        The first of them is reached with the velocity at the state itself, which the trunk computes.
+        """
+        stride = self.forks[i].baseline
+        return () if stride is None else visits(i, len(self.forks), stride)[1:]
+
     @property
     def nfe(self) -> int:
         """The number of velocities that one task computes (transformer forwards without guidance)."""
@@ -96,11 +104,7 @@ class Plan:
             if fork.keep_trunk and fork.width
             for stride in fork.strides
         )
-        baselines = (
-            trunks * (len(self.forks) - 1 - i)
-            for i, (trunks, fork) in enumerate(zip(self.trunks(), self.forks, strict=True))
-            if fork.baseline
-        )
+        baselines = (trunks * len(self.baseline_visits(i)[:-1]) for i, trunks in enumerate(self.trunks()))
         return sum(self.trunks()) + sum(completions) + sum(baselines)
 
     @property
@@ -119,7 +123,7 @@ class Plan:
         """The number of final images of one task."""
         trunks, forks = self.trunks(), self.forks
         branches = sum(t * f.width * len(f.strides) for t, f in zip(trunks, forks, strict=True) if f.keep_trunk)
-        branches += sum(t for t, f in zip(trunks, forks, strict=True) if f.baseline)
+        branches += sum(t for t, f in zip(trunks, forks, strict=True) if f.baseline is not None)
         if not forks[-1].keep_trunk:
             return branches + trunks[-1] * forks[-1].width
         return branches + (0 if self.last_fork == len(forks) - 1 else trunks[-1])

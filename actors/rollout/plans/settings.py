@@ -126,6 +126,9 @@ class WindowSettings(_PlanSettings):
     """The solver after the window; `dpm2` is DPM-Solver++ of second order."""
     baselines: bool = False
     """Also complete each state of the window by ODE. This gives the image without the action and all later actions."""
+    baseline_stride: float = Field(1.0, ge=1)
+    """With `baselines`, the number of grid steps in one step of a baseline. If it is at least the number of sampling
+    steps, a baseline is one jump from its state to the image, and costs no forward."""
 
     @property
     def has_baselines(self) -> bool:

@@ -23,9 +23,10 @@ def window_plan(settings: WindowSettings, num_steps: int, training_step: int, rn
         raise UserError(f"plan.size: a window of {settings.size} steps does not fit into {limit}; lower it")
     first = window_start(settings, num_steps, training_step, rng)
     last = first + settings.size - 1
+    baseline = settings.baseline_stride if settings.baselines else None
     forks = [Fork() for _ in range(num_steps)]
     for i in range(first, last + 1):
-        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,), baseline=settings.baselines)
+        forks[i] = Fork(1, keep_trunk=i == last, strides=(settings.stride,), baseline=baseline)
     seeds = settings.seeds
     if settings.shared_noise:
         seeds = 1

@@ -10,6 +10,7 @@ from actors.learner.learner import Learner
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
 from actors.methods.dpo import DpoSettings
+from actors.methods.flow_dppo import DppoSettings
 from actors.methods.grpo_guard import GuardSettings
 from actors.methods.nft import NftSettings
 from actors.methods.sft import SftSettings
@@ -32,6 +33,7 @@ CHECKPOINTED = {"gradient_checkpointing": True, "dtype": "bf16"}
 CASES = [
     (GrpoSettings(kl=0.01, optimizer_steps=2), TRUNK, {"lora": None, "dtype": "bf16"}),
     (GuardSettings(optimizer_steps=2), TRUNK, CHECKPOINTED),
+    (DppoSettings(epochs=2), TRUNK, CHECKPOINTED),
     (AwmSettings(kl=0.01, ema_weight=0.1, noise_levels=2), IMAGES, CHECKPOINTED),
     (NftSettings(kl=0.01, noise_levels=2), IMAGES, {}),
     (DpoSettings(copy_every=1, noise_levels=2), IMAGES, CHECKPOINTED),

@@ -7,6 +7,7 @@ import torch
 from actors.learner.objectives.objective import clipped_surrogate
 from actors.learner.settings import DecaySettings, EmaSettings, GrpoSettings, LearnerSettings
 from actors.learner.weight_sets import WeightSet
+from actors.methods.flow_dppo import DppoSettings
 from actors.policy.kernels import FlowSDE
 from actors.policy.policy import Policy
 from actors.rollout.settings import RolloutSettings
@@ -49,16 +50,40 @@ def test_later_minibatches_compare_with_the_policy_before_the_first_step(sd3_fol
     objective = learner.objective
     untouched = [objective.old(micro) for micro in objective.micro_batches(*batch[1])]
     seen = []
-    terms = objective.terms
+    surrogate = objective.surrogate
 
     def spy(micro, mean_NZ, old):
         seen.append(old.clone())
-        return terms(micro, mean_NZ, old)
+        return surrogate(micro, mean_NZ, old)
 
-    objective.terms = spy
+    objective.surrogate = spy
     learner.update(batch)
     half = len(seen) // 2
     assert all(torch.equal(a, b) for a, b in zip(seen[half:], untouched, strict=True))
+
+
+@pytest.mark.parametrize("settings", [GrpoSettings(epochs=2, optimizer_steps=2), DppoSettings(epochs=2)], ids=str)
+def test_every_epoch_compares_with_the_policy_before_the_first_step(sd3_folder, settings):
+    """Each minibatch is used once in an epoch, with the old values of the untouched policy."""
+    batch = tasks_of(sd3_folder)
+    learner = learner_of(sd3_folder, settings, LearnerSettings(lr=1e-2, max_drift=1))
+    objective, seen = learner.objective, []
+    untouched = [objective.old(micro) for item in batch for micro in objective.micro_batches(*item)]
+    surrogate = objective.surrogate
+
+    def spy(micro, mean_NZ, old):
+        seen.append((old.clone(), mean_NZ.detach().clone()))
+        return surrogate(micro, mean_NZ, old)
+
+    objective.surrogate = spy
+    stats = learner.update(batch)
+    assert all(torch.equal(old, same) for (old, _), same in zip(seen, untouched * 2, strict=True))
+    assert not any(torch.equal(a, b) for (_, a), (_, b) in zip(seen, seen[len(untouched) :], strict=False))
+    rows = sum(len(item.step_N) for item, _ in batch)
+    assert stats.nfe == settings.task_passes(rows, stale=False)
+    assert stats.first_ratio_deviation == 0.0 < stats.ratio_max_deviation
+    assert learner.version == 1
+    assert {int(state["step"]) for state in learner.optimizer.state.values()} == {2 * settings.optimizer_steps}
 
 
 @pytest.mark.parametrize("more", [1, -1])

@@ -85,6 +85,7 @@ def test_an_unknown_method_is_named_with_the_nearest(recipe, name, says):
         ("tempflow_budget", 10, 63, 54, 9),
         ("flow_grpo", 10, 240, 24, 216),
         ("grpo_guard", 10, 240, 24, 216),
+        ("flow_dppo", 10, 160, 16, 144),
         ("flow_grpo_fast", 10, 1 + 24 * 9, 24, 72),
         ("mixgrpo", 25, 1 + 12 * 24, 12, 48),
         ("mixgrpo_flash", 25, 1 + 12 * (3 + 9), 12, 48),
@@ -119,6 +120,8 @@ def test_the_passes_of_a_row_are_those_of_its_weight_sets(name):
     read_back = 0 if name in ("nft", "dpo", "sft") else 1
     assert split.task_passes(8, stale=False) == 8 * (objective.passes + read_back * 3 / 4)
     assert split.task_passes(8, stale=True) == 8 * (objective.passes + read_back)
+    again = split.model_copy(update={"epochs": 3})
+    assert again.task_passes(8, stale=False) == 8 * (3 * objective.passes + read_back * 3 / 4)
 
 
 @pytest.mark.parametrize("name", METHODS)

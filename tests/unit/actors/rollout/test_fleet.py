@@ -4,7 +4,6 @@ import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,40 +14,12 @@ from actors.policy.weights import Exported, Label
 from actors.rollout.fleet import Fleet
 from actors.rollout.plans import ode_plan
 from actors.trajectory import Cost, Outcome, Task
+from tests.helpers.promised_workers import Worker
 
 PLAN = ode_plan(1)
 WEIGHTS = Exported((), Label(0, "abc", 0))
 OUTCOME = Outcome(None, np.ones(1, bool), Cost())
 WAIT_S = 10
-
-
-class Reference:
-    def __init__(self) -> None:
-        self.promise: Future = Future()
-
-    def future(self) -> Future:
-        return self.promise
-
-
-class Worker:
-    """A handle whose answers the test gives: `asked` has a promise for each task that it was asked for."""
-
-    def __init__(self) -> None:
-        self.node = Reference()
-        self.asked: SimpleQueue[Future] = SimpleQueue()
-        self.ready = SimpleNamespace(remote=lambda: self.node)
-        self.load = SimpleNamespace(remote=self._load)
-        self.generate = SimpleNamespace(remote=self._generate)
-
-    def _load(self, label, *buckets):
-        confirmation = Reference()
-        confirmation.promise.set_result((label.version, label.checksum))
-        return confirmation
-
-    def _generate(self, task, plan):
-        answer = Reference()
-        self.asked.put(answer.promise)
-        return [None, None, answer]
 
 
 def ready_worker(workers: list[Worker], node: str) -> Worker:

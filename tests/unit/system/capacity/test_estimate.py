@@ -13,9 +13,12 @@ from actors.policy.policy import Policy
 from services.base.errors import UserError
 from system.capacity.cards import CARDS, Card
 from system.capacity.counts import checkpoint_bytes, store_bytes
-from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, single_changes
-from system.capacity.memory import first_plan, local_process, processes
+from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, peak_bytes, single_changes
+from system.capacity.estimate_text import fit_sentence
+from system.capacity.layouts import layouts
+from system.capacity.memory import first_plan, local_process, processes, reward_gpus
 from system.capacity.optimizer import step_bytes_moved
+from system.capacity.packing import nodes_of
 from system.capacity.passes import decode_pass, learner_pass, rollout_pass, trained_parameters
 from system.capacity.scorers import reward_of
 from system.capacity.timing import step_seconds, task_seconds
@@ -181,6 +184,9 @@ def test_seconds_are_passes_times_their_roofline():
         p.seconds(SLOW) for p in (rollout_pass(config.policy, 16), learner_pass(config.policy, 16, False))
     )
     assert task.learning == pytest.approx(update + forward / 2)  # 16 decisions; half are read back before
+    twice = load_config("shapes", ["objective.optimizer_steps=2", "objective.epochs=2"])
+    assert task_seconds(twice, SLOW).learning == pytest.approx(2 * update + forward / 2)
+    assert step_seconds(twice, SLOW, task).optimizer == 2 * step_seconds(config, SLOW, task).optimizer > 0
     assert task.sampling_padding == pytest.approx(1 - 352 / (24 * rounds))
     assert task.learning_padding == 0
     step = step_seconds(config, SLOW, task)
@@ -375,3 +381,61 @@ def test_the_command_says_it_in_a_table_and_in_json(in_process):
     assert found["gpus"] == 1
     assert found["price"] == pytest.approx(0.5 * found["gpu_hours"])
     assert set(found["memory_gb"]) == {"colocated", "scorer pickscore"}
+
+
+def test_processes_that_share_a_card_have_their_peaks_added():
+    fit = fit_of(load_config("sd35_pickscore"), None, H100)
+    assert (fit.gpus, fit.packing.cards) == (8, [["colocated", "scorer pickscore"]] * 8)
+    assert peak_bytes(fit.fullest) == sum(one.peak_bytes for one in fit.processes)
+    together = f"{peak_bytes(fit.fullest) / 1e9:.1f} GB of 84.9 together"
+    assert f"colocated and scorer pickscore share one and take {together}" in fit_sentence(fit)
+    split = fit_of(load_config("sd35_pickscore", ["hardware=8gpu_split"]), None, H100)
+    assert "; 8 x scorer pickscore share one and take" in fit_sentence(split)
+
+
+def test_fractions_that_add_up_do_not_fit_if_no_card_has_room():
+    three_quarters = ["rollout.num_gpus=0.75", "learner.num_gpus=0.75"]
+    fit = fit_of(load_config("flux_pickscore", three_quarters), [8, 8], H100)
+    assert (fit.fits, fit.asked < fit.gpus) == (False, True)
+    assert "Ray finds no place for colocated with 0.75 of a GPU on 16 GPUs" in fit_sentence(fit)
+    few = load_config("sd35_pickscore", [*three_quarters, "scorers.pickscore.replicas=1"])
+    assert fit_of(few, None, H100).gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "layer"),
+    [
+        ("sd35_pickscore", "hardware=8gpu_split", "8gpu_shared"),
+        ("sd35_pickscore", "hardware=8gpu", "8gpu_shared"),
+        ("flux_pickscore", "hardware=16gpu", "16gpu_shared"),
+    ],
+)
+def test_shared_gpus_are_proposed_with_the_settings_that_give_the_printed_seconds(recipe, start, layer):
+    own = ["scorers.pickscore.replicas=4", "scorers.pickscore.num_gpus=0.25"]
+    gpus = 16 if layer.startswith("16") else 8
+    best = estimate_of(load_config(recipe, [start, *own]), gpus, H100).best
+    assert (best.shared, best.hardware) == (True, layer)
+    other = load_config(recipe, [start, *own, *best.overrides])
+    assert estimate_of(other, gpus, H100).step.total == best.seconds
+    as_layer = [f"hardware={layer}", *(text for text in best.overrides if text.startswith("scorers."))]
+    assert estimate_of(load_config(recipe, as_layer), gpus, H100).step.total == best.seconds
+    assert fit_of(other, nodes_of(gpus), H100).fits
+
+
+def test_no_layout_is_proposed_that_does_not_fit():
+    """HPSv3 needs a quarter of an H100. Ray would send ten workers of 0.75 to a node of eight."""
+    split = ["placement=split", "learner.ranks=2"]
+    for recipe, workers, gpus in (("flux_hpsv3_8gpu", 5, 8), ("flux_hpsv3", 13, 16)):
+        config = load_config(recipe, [*split, f"rollout.workers={workers}"])
+        shared = [other for other in layouts(config, H100, gpus) if other.rollout.num_gpus < 1]
+        assert [other.rollout.num_gpus for other in shared] == [0.75]
+        assert fit_of(shared[0], nodes_of(gpus), H100).fits == (gpus == 8)
+        assert estimate_of(config, gpus, H100).best.shared == (gpus == 8)
+
+
+def test_replicas_that_no_card_has_room_for_two_of_have_a_gpu_each():
+    asks = ["scorers.pickscore.num_gpus=0.6", "scorers.pickscore.replicas=3"]
+    assert reward_gpus(load_config("shapes", asks)) == 3
+    task = task_seconds(load_config("shapes", asks), SLOW)
+    alone = ["scorers.pickscore.num_gpus=1", "scorers.pickscore.replicas=3"]
+    assert task.scoring == task_seconds(load_config("shapes", alone), SLOW).scoring

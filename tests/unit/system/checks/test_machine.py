@@ -57,6 +57,10 @@ def test_gpus_that_the_roles_ask_for(monkeypatch):
     (missing,) = machine.gpus(recipe)
     assert missing.level == "problem"
     assert "3 GPUs, and this machine has 2" in missing.says
+    fractions = shapes("rollout.num_gpus=0.6", "rollout.workers=2", "learner.num_gpus=0.6")
+    (no_place,) = machine.gpus(fractions)
+    assert no_place.level == "problem"
+    assert "Ray finds no place for a learner rank with 0.6 of a GPU on 2 GPUs" in no_place.says
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert levels(machine.gpus(recipe)) == ["warning"]
 

@@ -152,7 +152,9 @@ def test_an_adapter_needs_no_base_model_and_merging_says_what_is_missing(run, tm
 
 def test_a_killed_or_failed_export_leaves_nothing_and_the_next_one_works(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            module, "write_model_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         with pytest.raises(OSError, match="No space left"):
             export(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

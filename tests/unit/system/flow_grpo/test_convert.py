@@ -93,13 +93,30 @@ def test_the_command_prints_a_recipe_that_loads(config, in_process: Cli, tmp_pat
 
 def test_what_has_no_counterpart_is_listed_with_its_line(config):
     text = convert_file(
-        with_function(config, "config.train.num_inner_epochs = 2", "config.invented = 7", "config.train.cfg = True"),
+        with_function(config, "config.train.use_8bit_adam = True", "config.invented = 7", "config.train.cfg = True"),
         "mine",
     )
     first = CONFIG.count("\n") + 5
-    assert f"#   line {first}: train.num_inner_epochs = 2: a step makes one pass over its images\n" in text
+    assert f"#   line {first}: train.use_8bit_adam = True: AdamW is in fp32; learner.optimizer=" in text
     assert f"#   line {first + 1}: invented = 7: no script of flow_grpo that tempflow knows reads it\n" in text
     assert "train.cfg" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "guidance"),
+    [
+        ("config.sample.guidance_scale = 1", None),
+        ("config.sample.eval_guidance_scale = 4.5", None),
+        ("config.sample.eval_guidance_scale = 1", 1.0),
+        ("config.sample.eval_guidance_scale = 0", 0.0),
+    ],
+)
+def test_held_out_images_keep_a_guidance_of_their_own(line, guidance, config, tmp_path):
+    """general_ocr_sd3 samples with 4.5. flow_grpo's base.py sets one for evaluation, too; only the file counts."""
+    text = convert_file(with_function(config, line), "mine")
+    assert "eval_guidance_scale" not in text, "it has a counterpart"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_config(str(tmp_path / "mine.yaml"), ["name=same"]).eval.guidance == guidance
 
 
 def test_half_precision_is_a_difference(config):

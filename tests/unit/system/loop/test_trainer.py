@@ -348,6 +348,27 @@ def test_a_driver_whose_run_another_one_has_taken_over_ends(tmp_path):
     assert [path.name for path in (run.path / "checkpoints").glob("step_*")] == ["step_000000"]
 
 
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_run_ends_when_its_patience_does_and_continues_with_more(tmp_path, monkeypatch, staleness, caplog):
+    """Held-out scores .1 .3 .2 .3: with a patience of 1 the third evaluation ends the run, and .3 is no new best."""
+    scores = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.3}
+    made = iter(scores.values())
+    monkeypatch.setattr("system.loop.trainer.best_by", lambda config, evaluations: next(made) if evaluations else None)
+    changes = ("eval.every=1", "checkpoint.every=1", f"learner.max_staleness={staleness}")
+    config, roles = recipe(tmp_path, "eval.patience=1", *changes), FakeRoles()
+    run = fit(config, roles)
+    assert (roles.learners.current, run.last_step()) == (3, 3)
+    assert "the run ends at step 3 of 4: eval.patience" in caplog.text
+    assert roles.learners.models == {"lora": roles.learners.versions[3], "best": best_weights(run, config)}
+    again = FakeRoles()
+    fit(config, again, resume=True)
+    assert again.script.calls.count("update") == 0
+    longer = recipe(tmp_path, "eval.patience=3", *changes)
+    whole = fit(longer, FakeRoles(), resume=True)
+    state = whole.checkpoints(longer.checkpoint).latest().state
+    assert (state.step, state.best_heldout, state.evaluations_since_best) == (4, 0.3, 2)
+
+
 def test_named_sets_are_recorded_beside_the_default_one_and_forgotten_with_their_step(tmp_path):
     config = recipe(tmp_path, f"eval.sets={{more: {{prompts: {tmp_path / 'prompts.txt'}, scorers: [judge]}}}}")
     run = fit(config, FakeRoles())

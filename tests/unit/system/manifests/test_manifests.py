@@ -11,10 +11,11 @@ import yaml
 from services.base.errors import UserError
 from services.http.images import encode_image
 from services.serving.settings import PoolSettings
+from system.capacity.packing import Ask
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.manifests import manifests, render
 from system.manifests.recipe import resource_name
-from system.manifests.sizing import Ask, pods
+from system.manifests.sizing import pods
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 from tests.helpers.manifests import OWN, PROMPTS, SMALL, by_kind, check, infra, read, recipe, templates

@@ -20,7 +20,7 @@ from system.loop.pictures import small_image
 from system.report.build import build_report, shown_sets
 from system.report.canvas import power_of_ten, short, training_axis
 from system.report.data import by_sampling_step, compared, paired_scores, read_run, set_scores
-from system.report.figures import curves, running_mean
+from system.report.figures.scores import curves, running_mean
 from system.report.prompts import by_gain
 from system.report.step_images import shown_steps
 

@@ -190,7 +190,7 @@ def documented(file: str, columns: int) -> list[list[str]]:
 
 def test_the_docs_list_every_metric():
     kinds = {"gauge": "gauge", "count": "counter", "total": "counter"}
-    assert documented("monitoring.md", 5) == [
+    assert documented("reference/prometheus.md", 5) == [
         [
             f"`ray_{export.name}`",
             kinds[export.kind],
@@ -206,7 +206,9 @@ def test_the_docs_list_what_the_services_export():
     made = re.compile(r"(Counter|Gauge|Histogram)\(\s*\"(\w+)\"")
     found = {made_here for file in (ROOT / "services").rglob("*.py") for made_here in made.findall(file.read_text())}
     assert {(kind.lower(), f"`ray_{name}`") for kind, name in found} == {
-        (kind, name) for name, kind, _, _ in documented("monitoring.md", 4) if name.startswith("`ray_tempflow")
+        (kind, name)
+        for name, kind, _, _ in documented("reference/prometheus.md", 4)
+        if name.startswith("`ray_tempflow")
     }
 
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.base.errors import UserError
-from system.watch.reader import SCANNED, SILENT_S, Reader, newest_run
+from system.watch.prompt_history import SCANNED
+from system.watch.reader import SILENT_S, Reader, newest_run
 from tests.helpers.paths import ROOT
 from tests.helpers.watched_runs import HOSTILE, experience, line, write_config, write_line, write_run, write_step
 
