@@ -106,8 +106,13 @@ class ObjectiveSettings(Settings):
     @property
     def passes(self) -> int:
         """The transformer passes of the update for one row: a forward, a backward (which counts 2), and a forward of
-        the reference if there is a KL term."""
-        return 3 + bool(self.kl)
+        the base if the loss compares with it."""
+        return 3 + self.compares_with_base
+
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether the loss needs the velocity of the base."""
+        return bool(self.kl)
 
     def rows(self, items: int, num_steps: int) -> int:
         """The number of rows of the update for `items` decisions or images of a task."""
@@ -212,9 +217,13 @@ class LeafObjectiveSettings(ObjectiveSettings):
         runs = min(self.noise_levels, len(steps))
         return [steps[len(steps) * j // runs : len(steps) * (j + 1) // runs] for j in range(runs)]
 
+    def trained_images(self, images: int) -> int:
+        """How many of the images of a task are trained on, if all have rewards that differ."""
+        return images
+
     def rows(self, items: int, num_steps: int) -> int:
-        """Each image is trained on once for each noise level."""
-        return items * len(self.levels(num_steps))
+        """Each trained image has one row for each noise level."""
+        return self.trained_images(items) * len(self.levels(num_steps))
 
 
 class EmaSettings(Settings):

@@ -28,6 +28,11 @@ class WeightSet:
     """The set changes after every so many of these steps."""
 
 
+def copied(every: int, *uses: Use) -> WeightSet:
+    """A copy of the trained weights, which is made anew after every so many optimizer steps."""
+    return WeightSet("copy", "optimizer_step", lambda n: 0.0, frozenset(uses), every)
+
+
 def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:
     """The set with this use; None if the trained weights themselves have it."""
     return next((weight_set for weight_set in weight_sets if use in weight_set.uses), None)

@@ -176,8 +176,8 @@ def _sampled(policy: PolicySettings) -> dict[str, float]:
 
 
 def _base_copy(config: RunConfig, dtype: str) -> dict[str, float]:
-    """The base that a learner without an adapter keeps for the KL term."""
-    if config.policy.lora is not None or not config.objective.kl:
+    """The base that a learner without an adapter keeps for the loss to compare with."""
+    if config.policy.lora is not None or not config.objective.compares_with_base:
         return {}
     return {"base for comparison": own_parameters(config) * DTYPES[dtype].itemsize}
 

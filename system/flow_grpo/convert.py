@@ -83,7 +83,10 @@ class _Conversion:
         self.notes = Notes(unread=list(reading.unread))
         self.gpus = _count(reading.variables.get("gpu_number"))
         if (algorithm := self.take("train.algorithm")) is not None:
-            raise UserError(f"`{path}` trains with {algorithm}, which has no counterpart; tempflow converts GRPO")
+            raise UserError(
+                f"`{path}` trains with {algorithm}, and only GRPO is converted; choose a method of docs/methods.md in "
+                "a recipe"
+            )
         self.model = self.take("pretrained.model")
         if not isinstance(self.model, str):
             raise UserError(f"`{path}`: `pretrained.model` is missing or was not understood; assign a text to it")

@@ -12,6 +12,8 @@ import torch
 from actors.learner.monitor import Monitor
 from actors.learner.settings import GrpoSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dpo import DpoSettings
+from actors.methods.sft import SftSettings
 from actors.policy.policy import Policy
 from actors.policy.settings import FlowSDESettings
 from actors.reward.scores import Scores, why_holes
@@ -191,7 +193,9 @@ def test_an_image_of_nan_is_left_out_likewise(sd3_folder):
         torch.testing.assert_close(found[name], value * 2 / 3, rtol=1e-8, atol=1e-14)
 
 
-@pytest.mark.parametrize("objective", [GrpoSettings(), AwmSettings(ema_weight=0)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective", [GrpoSettings(), AwmSettings(ema_weight=0), DpoSettings(), SftSettings()], ids=lambda o: o.name
+)
 def test_a_micro_batch_of_padding_is_finite_though_all_of_its_task_is_not(sd3_folder, objective):
     learner = exact_learner(sd3_folder, objective, KERNEL, TrunkSettings() if objective.name == "grpo" else SAMPLES)
     if objective.name == "grpo":
@@ -202,6 +206,8 @@ def test_a_micro_batch_of_padding_is_finite_though_all_of_its_task_is_not(sd3_fo
         nan = {"latent_MZ": np.full_like(item.latent_MZ, np.nan)}
     loss = learner.objective.loss(learner.objective.idle(replace(item, **nan)), None)
     assert float(loss.total.detach()) == 0
+    loss.total.backward()
+    assert not any(parameter.grad.any() for parameter in learner.policy.parameters.values())
 
 
 @pytest.mark.parametrize("delta", [float("nan"), float("inf"), 0.2])

@@ -1,17 +1,18 @@
 """The common part of objectives on finished images: noised copies of x₀ at a few noise levels.
 
-Shape legend: M images, J noise levels for each image, N rows, Z latent dimensions.
+Shape legend: M images, S sets of W images, N rows, Z latent dimensions.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from actors.learner.objectives.objective import Objective, padded_rows
+from actors.learner.objectives.objective import Loss, Objective, padded_rows
 from actors.learner.settings import LeafObjectiveSettings
 from actors.policy.kernels import mean_square, per_row
 from actors.policy.noise import noise
@@ -42,9 +43,9 @@ class LeafRows:
 class LeafObjective(Objective[Leaves, LeafRows]):
     """An objective that trains the velocity at noised images, with one forward and one backward for each row.
 
-    Noise levels are points of the sampling schedule, one from each of J runs of neighbouring steps. They and the noise
-    follow from the task's address, so an update can be repeated. An image with NaN or infinity is left out, but counts
-    in the denominator.
+    Noise levels are points of the sampling schedule, one from each run of neighbouring steps. They and the noise follow
+    from the task's address, so an update can be repeated. An image with NaN or infinity is left out, but counts in the
+    denominator.
     """
 
     settings: LeafObjectiveSettings
@@ -55,37 +56,54 @@ class LeafObjective(Objective[Leaves, LeafRows]):
         return self.settings.levels(len(self.policy.sigmas) - 1)
 
     def planned(self, item: Leaves) -> float:
-        return float(len(item.latent_MZ) * len(self.levels))
+        return float(self.settings.rows(len(item.latent_MZ), len(self.policy.sigmas) - 1))
+
+    def chosen(self, advantage_M: np.ndarray, finite_M: np.ndarray) -> np.ndarray:
+        """The images that are trained on, (S, W). The images of a set have the same noise and the same noise levels,
+        and their rows are neighbours. By default, each finite image is a set.
+
+        Args:
+            advantage_M: 0 for a hole, and for all images of a flat group.
+            finite_M: whether the latent of an image is finite.
+        """
+        return np.flatnonzero(finite_M)[:, None]
 
     def micro_batches(self, item: Leaves, advantage_NK: np.ndarray) -> Iterator[LeafRows]:
-        images = len(item.latent_MZ)
-        finite_M = np.isfinite(item.latent_MZ).reshape(images, -1).all(axis=1)
-        step_MJ = np.stack([self._steps(item.address, m) for m in range(images)])
-        image_R = np.repeat(np.arange(images), step_MJ.shape[1])
-        addresses = [(*item.address, m, LEARNER_STREAM, j) for m in range(images) for j in range(step_MJ.shape[1])]
+        advantage_M = advantage_NK[:, 0]
+        finite_M = np.isfinite(item.latent_MZ).reshape(len(item.latent_MZ), -1).all(axis=1)
+        rows = [
+            (image, step, (*item.address, images[0], LEARNER_STREAM, j))
+            for images in self.chosen(advantage_M, finite_M).tolist()
+            for j, step in enumerate(self._steps(item.address, images[0]))
+            for image in images
+        ]
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        for rows, real in padded_rows(np.flatnonzero(finite_M[image_R]), self.micro_batch):
-            x0_NZ = self.on_device(item.latent_MZ[image_R[rows]])
-            noise_NZ = noise([addresses[r] for r in rows], item.latent_MZ.shape[1:]).to(self.policy.device)
-            time_N = self.policy.sigmas[self.on_device(step_MJ.reshape(-1)[rows])]
+        for numbers, real in padded_rows(np.arange(len(rows)), self.micro_batch):
+            images, steps, addresses = (list(column) for column in zip(*(rows[r] for r in numbers), strict=True))
+            x0_NZ = self.on_device(item.latent_MZ[images])
+            noise_NZ = noise(addresses, item.latent_MZ.shape[1:]).to(self.policy.device)
+            time_N = self.policy.sigmas[self.on_device(np.array(steps))]
             t_N1 = per_row(time_N, x0_NZ)
             yield LeafRows(
                 (1 - t_N1) * x0_NZ + t_N1 * noise_NZ,
                 x0_NZ,
                 noise_NZ - x0_NZ,
                 time_N,
-                self.on_device(advantage_NK[image_R[rows], 0].astype(np.float32)),
+                self.on_device(advantage_M[images].astype(np.float32)),
                 conditioning,
                 real,
             )
 
     def idle(self, item: Leaves) -> LeafRows:
-        blank = replace(item, latent_MZ=np.zeros_like(item.latent_MZ))  # the task's own images may be of NaN
-        return replace(next(self.micro_batches(blank, np.zeros((len(item.latent_MZ), 1)))), real=0)
+        rows = self.micro_batch
+        blank_NZ = self.on_device(np.zeros((rows, *item.latent_MZ.shape[1:]), np.float32))
+        zero_N = self.on_device(np.zeros(rows, np.float32))
+        time_N = self.policy.sigmas[:1].expand(rows)
+        return LeafRows(blank_NZ, blank_NZ, blank_NZ, time_N, zero_N, self.rows_of(item.conditioning, rows), 0)
 
-    def _steps(self, address: tuple[int, int, int], image: int) -> np.ndarray:
+    def _steps(self, address: tuple[int, int, int], image: int) -> list[int]:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])
-        return np.array([rng.choice(steps) for steps in self.levels])
+        return [int(rng.choice(steps)) for steps in self.levels]
 
     def predicted(self, micro: LeafRows) -> Tensor:
         """v at the noised images, (N, Z)."""
@@ -96,3 +114,15 @@ class LeafObjective(Objective[Leaves, LeafRows]):
         with other:
             other_NZ = self.predicted(micro)
         return mean_square(v_NZ - other_NZ)[: micro.real].sum()
+
+    def without_ratio(self, micro: LeafRows, v_NZ: Tensor, policy_A: Tensor) -> Loss:
+        """The loss of an objective that has no ratio, with its KL term.
+
+        Args:
+            policy_A: the summands of the part with the advantages, without padding.
+        """
+        policy = policy_A.sum()
+        kl = self.distance(micro, v_NZ, self.reference()) if self.settings.kl else torch.zeros_like(policy)
+        one_A1 = torch.ones_like(policy_A.detach())[:, None]
+        clipped_A1 = torch.zeros_like(one_A1, dtype=torch.bool)
+        return Loss(policy + self.settings.kl * kl, policy.detach(), kl.detach(), one_A1, clipped_A1)

@@ -1,6 +1,5 @@
 """DiffusionNFT. Shape legend: N rows, Z latent dimensions."""
 
-import torch
 from torch import Tensor
 
 from actors.learner.objectives.leaves import LeafObjective, LeafRows
@@ -29,16 +28,7 @@ class Nft(LeafObjective):
         better_N = self._miss(micro, b * v_NZ + (1 - b) * slow_NZ)
         worse_N = self._miss(micro, (1 + b) * slow_NZ - b * v_NZ)
         loss_N = settings.scale * (share_N * better_N + (1 - share_N) * worse_N) / b
-        policy = loss_N[: micro.real].sum()
-        kl = self.distance(micro, v_NZ, self.reference()) if settings.kl else torch.zeros_like(policy)
-        ones_NK = torch.ones_like(loss_N.detach())[: micro.real, None]
-        return Loss(
-            policy + settings.kl * kl,
-            policy.detach(),
-            kl.detach(),
-            ones_NK,
-            torch.zeros_like(ones_NK, dtype=torch.bool),
-        )
+        return self.without_ratio(micro, v_NZ, loss_N[: micro.real])
 
     def _miss(self, micro: LeafRows, v_NZ: Tensor) -> Tensor:
         """L(v), (N,)."""

@@ -9,9 +9,11 @@ import pytest
 from actors.learner.learner import Learner
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dpo import DpoSettings
 from actors.methods.flow_dppo import DppoSettings
 from actors.methods.grpo_guard import GuardSettings
 from actors.methods.nft import NftSettings
+from actors.methods.sft import SftSettings
 from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan
 from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
@@ -34,6 +36,9 @@ CASES = [
     (DppoSettings(epochs=2), TRUNK, CHECKPOINTED),
     (AwmSettings(kl=0.01, ema_weight=0.1, noise_levels=2), IMAGES, CHECKPOINTED),
     (NftSettings(kl=0.01, noise_levels=2), IMAGES, {}),
+    (DpoSettings(copy_every=1, noise_levels=2), IMAGES, CHECKPOINTED),
+    (DpoSettings(copy_every=None, noise_levels=2), IMAGES, {"lora": None}),
+    (SftSettings(kl=0.01, copy_every=2, noise_levels=2), IMAGES, {}),
 ]
 """Objective, plan and settings of the policy."""
 

@@ -1,6 +1,7 @@
 """Every objective's gradient against a float64 hand formula, and what holds of them all."""
 
 import itertools
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import torch
 
 from actors.learner.learner import Learner
 from actors.learner.objectives.leaves import LEARNER_STREAM
+from actors.learner.ranks import Ranks
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dpo import DpoSettings
 from actors.methods.flow_dppo import DppoSettings
 from actors.methods.grpo_guard import GuardSettings
 from actors.methods.nft import NftSettings
+from actors.methods.sft import SftSettings
 from actors.policy.noise import noise
 from actors.policy.policy import Policy
 from actors.policy.settings import CPSSettings, DanceSettings, FlowSDESettings
-from actors.rollout.plans.settings import TrunkSettings
+from actors.rollout.plans.settings import SamplesSettings, TrunkSettings
 from services.base.storage import Folder
 from tests.helpers.actions import actions_of
 from tests.helpers.exact_learners import SAMPLES, STEPS, TRUNK, exact_learner, forward, generated, gradient, move
@@ -239,9 +243,177 @@ def test_the_old_policy_of_nft_is_sampled_from_and_follows_slowly(sd3_folder):
         np.testing.assert_allclose(second[name], 0.4 * first[name] + 0.6 * array, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [AwmSettings(), NftSettings()], ids=lambda settings: settings.name)
+def chosen_rows(learner, samples, advantage_M1, sets, levels):
+    """The noised rows of each set of images, set after set, built from the noise of the set's first image."""
+    micros = list(learner.objective.micro_batches(samples, advantage_M1))
+    assert {len(micro.x_NZ) for micro in micros} <= {learner.settings.micro_batch}
+    rows = [(micro, row) for micro in micros for row in range(micro.real)]
+    grid = learner.policy.sigmas.tolist()
+    for images in sets:
+        for j, steps in enumerate(levels):
+            epsilon = tensor(
+                noise([(*samples.address, images[0], LEARNER_STREAM, j)], samples.latent_MZ.shape[1:]).numpy()
+            )
+            drawn = []
+            for image in images:
+                micro, row = rows.pop(0)
+                t, x0 = float(micro.time_N[row]), tensor(samples.latent_MZ[image : image + 1])
+                assert t in [grid[i] for i in steps]
+                torch.testing.assert_close(
+                    micro.x_NZ[row : row + 1].double(), (1 - t) * x0 + t * epsilon, rtol=1e-6, atol=1e-6
+                )
+                target = micro.target_NZ[row : row + 1].double()
+                torch.testing.assert_close(target, epsilon - x0, rtol=1e-6, atol=1e-6)
+                drawn.append((t, micro.x_NZ[row : row + 1].double(), target))
+            assert len({t for t, _, _ in drawn}) == 1
+            yield drawn
+    assert not rows
+
+
+FOUR = SamplesSettings(seeds=4)
+ADVANTAGES = np.array([0.5, -1.25, 1.75, -1.0])[:, None]
+"""The third image is the best and the second the worst."""
+
+
+@pytest.mark.parametrize(("copy_every", "other"), [(40, "copy"), (None, "reference")])
+def test_gradient_of_dpo_is_that_of_the_hand_formula(sd3_folder, copy_every, other):
+    """β is so large that σ is far from ½."""
+    objective = DpoSettings(beta=800.0, copy_every=copy_every, noise_levels=3, share=0.8)
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    found = gradient(learner, [(samples, ADVANTAGES)])
+    conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
+    total, inside, count = 0.0, [], 0
+    for pair in chosen_rows(learner, samples, ADVANTAGES, [[2, 1]], [[0], [1], [2, 3]]):
+        deltas = []
+        for t, x, target in pair:
+            v, others = velocities(learner, x, t, conditioning)
+            deltas.append((v - target).square().mean() - (others[other] - target).square().mean())
+        inside.append(-400.0 * (deltas[0] - deltas[1]))
+        total, count = total + (1 + (-inside[-1]).exp()).log(), count + 1
+    (total / count).backward()
+    assert count == 3
+    assert max(abs(value.item()) for value in inside) > 0.5
+    same(found, learner.policy.parameters)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.02])
+def test_gradient_of_sft_is_that_of_the_hand_formula(sd3_folder, kl):
+    objective = SftSettings(kl=kl, noise_levels=4, share=1.0)
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    found = gradient(learner, [(samples, ADVANTAGES)])
+    conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
+    total, count = 0.0, 0
+    for ((t, x, target),) in chosen_rows(learner, samples, ADVANTAGES, [[2]], [[0], [1], [2], [3, 4]]):
+        v, others = velocities(learner, x, t, conditioning)
+        total = total + (v - target).square().mean() + kl * (v - others["reference"]).square().mean()
+        count += 1
+    (total / count).backward()
+    assert count == 4
+    same(found, learner.policy.parameters)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "pair"),
+    [
+        ([0.5, -1.25, 1.75, -1.0], [2, 1]),
+        ([0.0, -1.25, 0.0, 1.25], [3, 1]),
+        ([1.0, 1.0, -1.0, -1.0], [0, 2]),
+        ([0.0, 0.0, 0.0, 0.0], None),
+        ([0.0, 0.0, 1e-16, 0.0], None),
+        ([np.inf, -1.25, 1.75, -np.inf], [2, 1]),
+    ],
+    ids=["in order", "holes", "ties", "equal or one scored", "equal but for rounding", "two of NaN"],
+)
+def test_dpo_pairs_the_best_image_with_the_worst(sd3_folder, advantages, pair):
+    """±∞ stands for an image that is not finite, though it has an advantage."""
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    latent_MZ, advantage_M1 = samples.latent_MZ.copy(), np.array(advantages)[:, None]
+    latent_MZ[np.isinf(advantage_M1[:, 0])] = np.nan
+    learner = exact_learner(sd3_folder, DpoSettings(noise_levels=2), FlowSDESettings(), FOUR)
+    micros = list(learner.objective.micro_batches(replace(samples, latent_MZ=latent_MZ), advantage_M1.clip(-9, 9)))
+    images = [micro.image_NZ[row].numpy() for micro in micros for row in range(micro.real)]
+    assert len(images) == (4 if pair else 0)
+    for n, image in enumerate(images):
+        np.testing.assert_array_equal(image, samples.latent_MZ[pair[n % 2]])
+    assert learner.objective.planned(samples) == 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows"),
+    [(DpoSettings(noise_levels=3), 6), (SftSettings(noise_levels=3), 3)],
+    ids=["dpo", "sft"],
+)
+def test_a_prompt_without_a_best_image_keeps_its_place_in_the_denominator(sd3_folder, objective, rows):
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    settings = LearnerSettings(lr=1e-2, micro_batch=4)
+    alone = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR, settings)
+    beside = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR, settings)
+    expected = gradient(alone, [(samples, ADVANTAGES)])
+    found = gradient(beside, [(samples, np.zeros((4, 1))), (samples, ADVANTAGES)])
+    assert max(float(value.abs().max()) for value in expected.values()) > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value / 2, rtol=1e-9, atol=1e-16)
+    learner = Learner(Policy(tiny_settings(sd3_folder), 0, "transformer"), FlowSDESettings(), objective, settings, [])
+    stats = learner.update([(samples, np.zeros((4, 1))), (samples, ADVANTAGES)])
+    assert stats.nfe == rows * objective.passes == objective.task_passes(objective.rows(4, STEPS), stale=False)
+
+
+@dataclass(frozen=True)
+class Beside(Ranks):
+    """A rank beside another one, which has `busy` micro-batches. Its sums are those of this rank alone."""
+
+    busy: list[int] = field(default_factory=lambda: [0])
+
+    def any(self, here, device):
+        self.busy[0] -= 1
+        return here or self.busy[0] >= 0
+
+
+@pytest.mark.parametrize("advantages", [ADVANTAGES, 0 * ADVANTAGES], ids=["a pair", "no pair"])
+@pytest.mark.parametrize("objective", [DpoSettings(noise_levels=3), SftSettings(noise_levels=3)], ids=lambda o: o.name)
+def test_a_sharded_rank_keeps_pace_with_padding_that_trains_nothing(sd3_folder, objective, advantages):
+    """The other rank has four micro-batches. This one has two of DPO, one of SFT, or none, and runs padding."""
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    alone = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    expected = gradient(alone, [(samples, ADVANTAGES)])
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
+    learner.policy.sharded, learner.ranks = True, Beside(busy=[4])
+    backwards, accumulate = [], learner._accumulate
+    learner._accumulate = lambda micro, *rest: (backwards.append(micro.real), accumulate(micro, *rest))
+    found = gradient(learner, [(samples, advantages)])
+    rows = objective.rows(4, STEPS) if advantages.any() else 0
+    assert (len(backwards), sum(backwards)) == (4, rows)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value * bool(rows), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("objective", [DpoSettings(copy_every=2), SftSettings(copy_every=2)], ids=lambda o: o.name)
+def test_dpo_and_sft_sample_from_a_copy_that_is_made_anew(sd3_folder, objective):
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
+    learner = Learner(policy, FlowSDESettings(), objective, LearnerSettings(lr=1e-2), [])
+    sampled, trained = [learner.export().arrays], []
+    for _ in range(4):
+        learner.update([(samples, ADVANTAGES)])
+        sampled.append(learner.export().arrays)
+        trained.append(policy.arrays())
+    for name in trained[0]:
+        np.testing.assert_array_equal(sampled[1][name], sampled[0][name])
+        np.testing.assert_array_equal(sampled[2][name], trained[1][name])
+        np.testing.assert_array_equal(sampled[3][name], trained[1][name])
+        np.testing.assert_array_equal(sampled[4][name], trained[3][name])
+    assert any((trained[3][name] != trained[1][name]).any() for name in trained[0])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [AwmSettings(), NftSettings(), DpoSettings(copy_every=2), DpoSettings(copy_every=None), SftSettings(copy_every=2)],
+    ids=["awm", "nft", "dpo", "dpo from the base", "sft"],
+)
 def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path, objective):
-    samples, advantage = generated(sd3_folder, SAMPLES, FlowSDESettings())
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
 
     def new():
         policy = Policy(tiny_settings(sd3_folder), seed=0, parts="transformer")
@@ -250,14 +422,15 @@ def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path
 
     straight, broken = new(), new()
     for learner in (straight, broken):
-        learner.update([(samples, advantage)])
+        learner.update([(samples, ADVANTAGES)])
     keep(broken, tmp_path)
     again = new()
     again.restore(Folder.at(str(tmp_path)), 1)
     for learner in (straight, again):
-        learner.update([(samples, advantage)])
+        learner.update([(samples, ADVANTAGES)])
     for weights in ("export", "evaluated"):
         assert getattr(again, weights)().checksum == getattr(straight, weights)().checksum
+        assert getattr(straight, weights)().checksum != getattr(new(), weights)().checksum
     assert straight.export().version == 2
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from actors.learner.settings import EmaSettings
 from actors.methods import METHODS, find_method, method_names
+from actors.methods.dpo import DpoSettings
+from actors.methods.sft import SftSettings
 from actors.rollout.plans import make_plan
 from services.base.errors import UserError
 from system.recipe.load import load_config
@@ -92,6 +94,8 @@ def test_an_unknown_method_is_named_with_the_nearest(recipe, name, says):
         ("dancegrpo", 16, 1 + 12 * 15, 12, 9 * 12),
         ("awm", 14, 336, 24, 24 * 6),
         ("nft", 10, 240, 24, 24 * 9),
+        ("dpo", 40, 960, 24, 2 * 39),
+        ("sft", 40, 960, 24, 39),
     ],
 )
 def test_a_prompt_costs_what_the_method_says(name, num_steps, nfe, leaves, rows):
@@ -113,7 +117,7 @@ def test_the_passes_of_a_row_are_those_of_its_weight_sets(name):
     compared = [one for one in objective.weight_sets(EmaSettings()) if "loss" in one.uses]
     assert objective.passes == 3 + len(compared) + bool(objective.kl)
     split = objective.model_copy(update={"optimizer_steps": 4})
-    read_back = 0 if name == "nft" else 1
+    read_back = 0 if name in ("nft", "dpo", "sft") else 1
     assert split.task_passes(8, stale=False) == 8 * (objective.passes + read_back * 3 / 4)
     assert split.task_passes(8, stale=True) == 8 * (objective.passes + read_back)
     again = split.model_copy(update={"epochs": 3})
@@ -137,6 +141,33 @@ def test_the_weight_sets_of_the_methods():
     assert declared("awm", EmaSettings()) == {"ema": ("optimizer_step", "evaluation", "loss")}
     assert declared("nft", None) == {"old": old}
     assert declared("nft", EmaSettings()) == {"ema": ema, "old": old}
+    assert declared("dpo", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "loss", "sampling")}
+    assert declared("sft", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "sampling")}
+
+
+def test_dpo_and_sft_without_a_copy_sample_from_the_current_weights():
+    """DPO then compares with the base, which costs as much as the copy did."""
+    dpo, sft = DpoSettings(copy_every=None), SftSettings(copy_every=None)
+    assert dpo.weight_sets(None) == sft.weight_sets(None) == ()
+    assert (dpo.passes, dpo.compares_with_base) == (4, True)
+    assert (sft.passes, sft.compares_with_base) == (3, False)
+    assert (DpoSettings().passes, DpoSettings().compares_with_base) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learner": {"micro_batch": 5}}, "learner.micro_batch: 5 rows would split a pair of DPO; set an even number"),
+        ({"objective": {"kl": 0.1}}, "objective.kl: DPO already holds the policy close"),
+        ({"advantage": {"group": "seed"}}, "set advantage.group to prompt"),
+        ({"plan": {"name": "trunk"}}, "set plan.name to samples"),
+        ({"plan": {"seeds": 1}}, "plan.seeds"),
+    ],
+)
+def test_what_dpo_cannot_train_on_is_refused(recipe, changes, says):
+    with pytest.raises(UserError) as refused:
+        load_config(recipe(method="dpo", **changes))
+    assert says in str(refused.value)
 
 
 def test_methods_need_no_torch():

@@ -189,7 +189,7 @@ def test_the_older_fast_script_has_a_window_that_begins_in_the_first_half(config
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("config.train.algorithm = 'dpo'", "trains with dpo, which has no counterpart"),
+        ("config.train.algorithm = 'dpo'", "trains with dpo, and only GRPO is converted; choose a method"),
         ("config.pretrained.model = 'Qwen/Qwen-Image-Edit'", "make an image from a text"),
         ("config.pretrained.model = secret()", "`pretrained.model` is missing or was not understood"),
         ("config.reward_fn = {'unifiedreward': 1.0}", "no scorer for unifiedreward"),
