@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from services.base.errors import UserError
 from services.base.storage import is_local
-from system.capacity.packing import Ask, no_place, pack
+from system.capacity.packing import no_place
 from system.checks.finding import Finding
 from system.launch.environment import LOOPBACK, check_start, needs_token, running_ray, token_file
 from system.recipe.model import RunConfig
+
+if TYPE_CHECKING:
+    from system.capacity.packing import Ask
 
 LEAST_FREE_BYTES = 2**30
 """The least disk space that a run folder needs for metrics, experience, pictures and logs."""
@@ -91,21 +94,12 @@ def gpus(config: RunConfig | None) -> Iterator[Finding]:
     )
     if not have:
         fix = "install a driver and a build of PyTorch that fit each other, or set RAY_ADDRESS to a cluster with GPUs"
-    unplaced = _unplaced(config, have) if config else None
-    if unplaced and wanted <= have:
-        says = no_place(unplaced, have)
-    yield _room("gpu", says, unplaced is None, fix)
+    from system.manifests.sizing import unplaced
 
-
-def _unplaced(config: RunConfig, gpus: int) -> Ask | None:
-    """The first process that Ray cannot place on so many GPUs of one machine; None if it can place all."""
-    from system.manifests.sizing import ranks, replicas, workers
-
-    group = [workers(config, most=False), ranks(config)]
-    if config.placement == "colocated":
-        group.reverse()
-    own = () if config.reward.app else config.scorers
-    return pack([ask for asks in group for ask in asks], replicas(own, most=False), [gpus]).unplaced
+    without = unplaced(config, [have]) if config else None
+    if without and wanted <= have:
+        says = no_place(without, have)
+    yield _room("gpu", says, without is None, fix)
 
 
 def gpus_wanted(config: RunConfig) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from services.base.errors import UserError
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import TINY
-from system.capacity.packing import Ask, Node
+from system.capacity.packing import Ask, Node, no_place, pack
 from system.manifests.infra import Infra, Nodes
 from system.recipe.model import RunConfig
 
@@ -29,17 +29,33 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, WorkerGroup]:
         config: the recipe of the job (`job_recipe`), with the scorers that run there.
 
     Raises:
-        UserError: an actor is too large for a pod.
+        UserError: an actor is too large for a pod, or Ray does not place the roles on the pods.
     """
     bounds = []
     for most in (False, True):
         asked = workers(config, most) + replicas(config.scorers, most)
         bounds.append(pods(asked if infra.learner else asked + ranks(config), infra.workers))
+    nodes = [infra.workers.gpus] * bounds[0]
+    if not infra.learner and (ask := unplaced(config, nodes)):
+        raise UserError(f"{no_place(ask, sum(nodes))}; set num_gpus of workers and ranks to 1, 0.9 or 0.5")
     groups = {"rollout": WorkerGroup(infra.workers, *bounds)}
     if infra.learner:
         count = pods(ranks(config), infra.learner)
         groups["learner"] = WorkerGroup(infra.learner, count, count)
     return groups
+
+
+def unplaced(config: RunConfig, nodes: list[int]) -> Ask | None:
+    """The first process that Ray cannot place as the run begins; None if it can place all.
+
+    Args:
+        nodes: the GPUs of each node.
+    """
+    group = [workers(config, most=False), ranks(config)]
+    if config.placement == "colocated":
+        group.reverse()
+    own = () if config.reward.app else config.scorers
+    return pack([ask for asks in group for ask in asks], replicas(own, most=False), nodes).unplaced
 
 
 def workers(config: RunConfig, most: bool) -> list[Ask]:

@@ -107,6 +107,19 @@ def test_pods_hold_all_actors(asks, count):
     assert pods([Ask("an actor", *ask) for ask in asks], Nodes(cpus=8, gpus=2)) == count
 
 
+def test_fractions_that_ray_would_send_to_one_node_are_refused():
+    """16 ranks of 0.75 have room on two nodes of 8, but by the sum of its GPUs Ray would send ten to the first one."""
+    nodes = infra(OWN, workers={"cpus": 64, "gpus": 8}, learner=None)
+
+    def of(share: float):
+        both = [f"{role}={value}" for role, value in (("rollout.num_gpus", share), ("learner.num_gpus", share))]
+        return recipe("placement=colocated", "rollout.workers=16", "learner.ranks=16", *both)
+
+    with pytest.raises(UserError, match=r"^Ray finds no place for a colocated rank with 0\.75 of a GPU on 16 GPUs"):
+        manifests(of(0.75), nodes)
+    assert groups(by_kind(manifests(of(0.9), nodes))["RayJob"]["spec"]["rayClusterSpec"])["rollout"] == (2, 2)
+
+
 def test_an_actor_that_fits_nowhere_is_named():
     with pytest.raises(UserError, match=r"a learner rank asks for 4 CPUs and 0.9 GPUs, but a node has 8 and 0"):
         manifests(recipe("rollout.num_gpus=0"), infra(OWN, learner={"cpus": 8}))
