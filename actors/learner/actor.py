@@ -64,7 +64,7 @@ class LearnerWorker:
 
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.settings, self.ranks, self.device = settings, Ranks(rank, settings.ranks), device_of(policy.device)
-        self._make_policy = partial(Policy, policy, seed, self.parts, keeps_base=objective.compares_with_base)
+        self._make_policy = partial(Policy, policy, seed, self.parts, keeps_base=objective.compares_with_reference)
         self._make_learner = partial(
             Learner, kernel=kernel, objective=objective, settings=settings, trainable=trainable, ranks=self.ranks
         )

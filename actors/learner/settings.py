@@ -102,16 +102,19 @@ class ObjectiveSettings(Settings):
     them, as long as the policy stays close to the one that made them."""
     kl: float = Field(0.0, ge=0)
     """β, the weight of the KL term, which holds the policy close to the base."""
+    reference: str | None = None
+    """The folder of an adapter, such as the `lora/` of a run, that takes the place of the base in the KL term. It must
+    have the rank and the targets of policy.lora. If not given, the policy is held close to the base."""
 
     @property
     def passes(self) -> int:
         """The transformer passes of the update for one row: a forward, a backward (which counts 2), and a forward of
-        the base if the loss compares with it."""
-        return 3 + self.compares_with_base
+        the reference if the loss compares with it."""
+        return 3 + self.compares_with_reference
 
     @property
-    def compares_with_base(self) -> bool:
-        """Whether the loss needs the velocity of the base."""
+    def compares_with_reference(self) -> bool:
+        """Whether the loss needs the velocity of the reference: of the base, or of `reference`."""
         return bool(self.kl)
 
     def rows(self, items: int, num_steps: int) -> int:
@@ -160,6 +163,10 @@ class ObjectiveSettings(Settings):
             raise ValueError(
                 f"objective.optimizer_steps: {prompts_per_step} prompts a step cannot be split into "
                 f"{self.optimizer_steps}; raise data.prompts_per_step or lower it"
+            )
+        if self.reference and not self.compares_with_reference:
+            raise ValueError(
+                "objective.reference: the loss compares with no reference; set objective.kl above 0, or remove it"
             )
 
 

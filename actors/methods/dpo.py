@@ -55,7 +55,7 @@ class DpoSettings(LeafObjectiveSettings):
     base."""
 
     @property
-    def compares_with_base(self) -> bool:
+    def compares_with_reference(self) -> bool:
         """The loss compares with the base if there is no copy."""
         return self.copy_every is None
 

@@ -66,7 +66,7 @@ class Policy:
             ranks: the number of processes over which the transformer is sharded, which form a process group. An
                 adapter stays whole on each. If every weight is trained, sharded weights are fp32 and are cast to the
                 compute dtype in a forward.
-            keeps_base: whether `reference` will be used. If every weight is trained, it needs a copy of the base.
+            keeps_base: whether `base` will be used. If every weight is trained, it needs a copy of the base.
         """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
@@ -123,7 +123,7 @@ class Policy:
         self.load(arrays)
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
+    def base(self) -> Iterator[None]:
         """Within this context, the policy is the base before any training: for the KL term and to evaluate the base.
 
         Raises:
@@ -206,6 +206,24 @@ class Policy:
         Raises:
             UserError: other names or shapes than this policy's, or values that are not finite.
         """
+        for name, values in self._fitting(arrays):
+            self.parameters[name].copy_(values)
+        return checksum(self.arrays())
+
+    def adapter_of(self, folder: Path, what: str) -> dict[str, Tensor]:
+        """A trained adapter in a folder, in the compute dtype on the device, for `holding`.
+
+        Args:
+            what: the setting that names the folder.
+
+        Raises:
+            UserError: it cannot be read (`read_trained`), or is of another model.
+        """
+        arrays = read_trained(folder, self.settings.lora, what)
+        return {name: values.to(self.parameters[name].dtype) for name, values in self._fitting(arrays)}
+
+    def _fitting(self, arrays: Arrays) -> Iterator[tuple[str, Tensor]]:
+        """Values for the parameters, on their device. Raises as `load`."""
         if arrays.keys() != self.parameters.keys():
             raise UserError(
                 f"the weights are of another policy: {sorted(arrays.keys() ^ self.parameters.keys())[:4]} differ; "
@@ -221,8 +239,7 @@ class Policy:
             values = to_tensor(array).to(parameter.device)
             if not bool(values.isfinite().all()):
                 raise UserError(f"the weights have NaN or infinity in {name}; use those of an earlier step")
-            parameter.copy_(values)
-        return checksum(self.arrays())
+            yield name, values
 
     def save(self, folder: Path, arrays: Arrays | None = None, about: Mapping[str, str] | None = None) -> None:
         """Write what is trained so that diffusers reads it.

@@ -101,7 +101,7 @@ class Generator:
         switch = sampling.policy_steps
         for steps, model in (
             (range(switch), partial(self._policy, sampling.adapter_scale)),
-            (range(switch, sampling.num_steps), self.policy.reference),
+            (range(switch, sampling.num_steps), self.policy.base),
         ):
             if steps:
                 with model():

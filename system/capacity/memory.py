@@ -177,7 +177,7 @@ def _sampled(policy: PolicySettings) -> dict[str, float]:
 
 def _base_copy(config: RunConfig, dtype: str) -> dict[str, float]:
     """The base that a learner without an adapter keeps for the loss to compare with."""
-    if config.policy.lora is not None or not config.objective.compares_with_base:
+    if config.policy.lora is not None or not config.objective.compares_with_reference:
         return {}
     return {"base for comparison": own_parameters(config) * DTYPES[dtype].itemsize}
 

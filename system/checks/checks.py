@@ -45,7 +45,7 @@ RECIPE_CHECKS: tuple[tuple[RecipeCheck, By], ...] = (
     (recipe.evaluation_devices, By.EVAL),
     (recipe.plan, ALL),
     (recipe.policy, ALL),
-    (recipe.adapter, ALL),
+    (recipe.adapters, ALL),
     (recipe.scorers, ALL),
     (recipe.prompts, By.TRAIN | By.LOCAL | By.DRY_RUN | By.DOCTOR),
     (recipe.weights, By.DRY_RUN | By.DOCTOR),  # imports PyTorch and builds the model without its weights: 9 s

@@ -104,17 +104,18 @@ def weights(config: RunConfig) -> Iterator[Finding]:
     yield Finding("ok", "weights", "complete, as far as the files are on this machine")
 
 
-def adapter(config: RunConfig) -> Iterator[Finding]:
-    """The adapter that the recipe starts from fits the model and is complete."""
+def adapters(config: RunConfig) -> Iterator[Finding]:
+    """The adapters that the recipe starts from and compares with fit the model and are complete."""
     from actors.policy.trained import check_trained, read_trained
 
-    if config.policy.adapter is None:
-        return
-    folder = Path(config.policy.adapter)
-    check_trained(config.policy, folder, "policy.adapter")
-    if config.policy.lora:  # a whole transformer is too large to be read twice
-        read_trained(folder, config.policy.lora, "policy.adapter")
-    yield Finding("ok", "adapter", str(folder))
+    named = {"policy.adapter": config.policy.adapter, "objective.reference": config.objective.reference}
+    for key, name in named.items():
+        if name is None:
+            continue
+        check_trained(config.policy, Path(name), key)
+        if config.policy.lora:  # a whole transformer is too large to be read twice
+            read_trained(Path(name), config.policy.lora, key)
+        yield Finding("ok", key, name)
 
 
 def scorers(config: RunConfig) -> Iterator[Finding]:

@@ -218,7 +218,7 @@ class LocalLearners:
         """The models as they are before any training: one that both roles use, or one for each."""
         config, shared = self.config, self.config.placement == "colocated"
         parts: Parts = "all" if shared else "transformer"
-        policy = Policy(config.policy, config.seed, parts, keeps_base=config.objective.compares_with_base)
+        policy = Policy(config.policy, config.seed, parts, keeps_base=config.objective.compares_with_reference)
         self.learner = Learner(policy, config.kernel, config.objective, config.learner, self.trainable)
         self.rollouts.take(policy if shared else Policy(config.policy, config.seed, keeps_base=False), shared)
 

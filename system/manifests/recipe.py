@@ -104,6 +104,7 @@ def _paths(config: RunConfig) -> list[tuple[str, str]]:
         "data.train": config.data.train,
         "data.heldout": config.data.heldout,
         "policy.adapter": config.policy.adapter,
+        "objective.reference": config.objective.reference,
         "policy.model": config.policy.model if Path(config.policy.model).is_dir() else None,
         "rollout.embedding_folder": config.rollout.embedding_folder,
         "checkpoint.folder": config.checkpoint.folder,

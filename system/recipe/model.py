@@ -143,6 +143,10 @@ class RunConfig(Settings):
         self.plan.check_group(self.advantage.group)
         self.objective.check_plan(self.plan.name, self.plan.gives)
         self.objective.check(self.kernel, self.learner, prompts)
+        if self.objective.reference and self.policy.lora is None:
+            raise ValueError(
+                "objective.reference: only an adapter can take the place of the base; set policy.lora, or remove it"
+            )
         self.advantage.check(self.plan.leaves_per_action, self.plan.has_baselines)
         self.learner.check(prompts, self.policy, self.placement == "colocated", self.rollout.workers)
         self.rollout.check(has_adapter=self.policy.lora is not None)

@@ -13,6 +13,7 @@ def named_inputs(config: RunConfig) -> dict[str, str]:
         "data.heldout": data.heldout,
         "policy.model": policy.model,
         "policy.adapter": policy.adapter,
+        "objective.reference": config.objective.reference,
     }
     named |= {f"eval.sets.{name}.prompts": one.prompts for name, one in config.eval.sets.items()}
     for scorer in config.scorers:

@@ -33,7 +33,7 @@ class Dpo(LeafObjective):
 
     def loss(self, micro: LeafRows, old: Tensor | None) -> Loss:
         v_NZ = self.predicted(micro)
-        with self.reference() if self.settings.compares_with_base else self.compared():
+        with self.reference() if self.settings.compares_with_reference else self.compared():
             reference_NZ = self.predicted(micro)
         delta_N = mean_square(v_NZ - micro.target_NZ) - mean_square(reference_NZ - micro.target_NZ)
         policy_P = -logsigmoid(-self.settings.beta / 2 * (delta_N[0::2] - delta_N[1::2]))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -66,6 +67,10 @@ class Objective(ABC, Generic[Item, Micro]):
     ) -> None:
         self.settings, self.policy, self.averages = settings, policy, averages
         self.kernel, self.micro_batch, self.trainable = kernel, micro_batch, trainable
+        self._reference: dict[str, Tensor] = {}
+        """The trained weights of the reference; empty if it is the base."""
+        if settings.reference:
+            self._reference = policy.adapter_of(Path(settings.reference), "objective.reference")
 
     @cached_property
     def weight_T(self) -> Tensor | None:
@@ -110,8 +115,9 @@ class Objective(ABC, Generic[Item, Micro]):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within this context, the policy is the base, and computes no gradient."""
-        with torch.no_grad(), self.policy.reference():
+        """Within this context, the policy is the reference, and computes no gradient."""
+        holding = self.policy.holding(self._reference) if self._reference else self.policy.base()
+        with torch.no_grad(), holding:
             yield
 
     def rows_of(self, conditioning: Mapping[str, np.ndarray], count: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from actors.trajectory import Task
 from services.base.errors import UserError
 from services.base.storage import Folder
 from tests.helpers.actions import actions_of
-from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, tasks_of
+from tests.helpers.learners import KERNEL, PLAN, keep, learner_of, random_adapter, tasks_of
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -84,6 +84,21 @@ def test_every_epoch_compares_with_the_policy_before_the_first_step(sd3_folder, 
     assert stats.first_ratio_deviation == 0.0 < stats.ratio_max_deviation
     assert learner.version == 1
     assert {int(state["step"]) for state in learner.optimizer.state.values()} == {2 * settings.optimizer_steps}
+
+
+def test_the_kl_term_compares_with_the_reference_that_the_recipe_names(sd3_folder, tmp_path):
+    """The KL divergence of two Normals of one variance is symmetric, and that of a policy from itself is exactly 0."""
+    other = random_adapter(sd3_folder, tmp_path)
+    batch, lr = tasks_of(sd3_folder), LearnerSettings(lr=1e-12, max_drift=100)
+    held_to_it = GrpoSettings(kl=0.1, reference=str(other))
+    away = learner_of(sd3_folder, held_to_it, lr)
+    before = away.export().checksum
+    found = away.update(batch)
+    mirrored = learner_of(sd3_folder, GrpoSettings(kl=0.1), lr, adapter=str(other)).update(batch)
+    assert found.kl == pytest.approx(mirrored.kl, rel=1e-4)
+    assert found.kl > 1e-3
+    assert learner_of(sd3_folder, held_to_it, lr, adapter=str(other)).update(batch).kl == 0.0
+    assert learner_of(sd3_folder, held_to_it, lr).export().checksum == before, "the reference is not what is trained"
 
 
 @pytest.mark.parametrize("more", [1, -1])
@@ -154,7 +169,7 @@ def test_gradient_of_one_forward_equals_k_separate_forwards_in_float64(sd3_folde
             x = torch.from_numpy(decisions.state_NZ[row : row + 1]).double()
             step = torch.tensor([decisions.step_N[row]])
             mean = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
-            with torch.no_grad(), policy.reference():
+            with torch.no_grad(), policy.base():
                 reference = learner.kernel.mean(x, policy.family.velocity(x, policy.sigmas[step], cond), step)
             std = learner.kernel.std_T[step]
             action = torch.from_numpy(action_NKZ[row : row + 1, j]).double()

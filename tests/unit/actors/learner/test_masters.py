@@ -60,17 +60,17 @@ def test_the_reference_is_the_base_before_training(sd3_folder):
     base = policy.export(0).checksum
     stir(policy)
     trained = policy.export(1).checksum
-    with policy.reference():
+    with policy.base():
         assert policy.export(0).checksum == base
     assert policy.export(1).checksum == trained != base
 
 
 def test_a_policy_that_keeps_no_base_has_no_copy_of_it(sd3_folder):
     policy = Policy(tiny_settings(sd3_folder, lora=None), seed=0, keeps_base=False)
-    with pytest.raises(RuntimeError, match="keeps_base"), policy.reference():
+    with pytest.raises(RuntimeError, match="keeps_base"), policy.base():
         pass
     adapter = Policy(tiny_settings(sd3_folder), seed=0, keeps_base=False)
-    with adapter.reference():
+    with adapter.base():
         assert not any(name for name, module in adapter.transformer.named_modules() if is_on(module))
 
 

@@ -65,7 +65,7 @@ def test_gradient_on_decisions_is_that_of_the_hand_formula(sd3_folder, objective
         x = tensor(decisions.state_NZ[n : n + 1])
         step, sigma, std = torch.tensor([i]), torch.tensor([grid[i]]), float(learner.kernel.std_T[i])
         mean = learner.kernel.mean(x, forward(policy, x, sigma, conditioning), step)
-        with torch.no_grad(), policy.reference():
+        with torch.no_grad(), policy.base():
             base = learner.kernel.mean(x, forward(policy, x, sigma, conditioning), step)
         apart = (mean - base).square().mean() / (1 if kernel == "cps" else 2 * std**2)
         apart = apart if objective.kl_dt else apart * (grid[i] - grid[i + 1])
@@ -175,7 +175,7 @@ def velocities(learner, x, t, conditioning):
     policy, sigma = learner.policy, torch.tensor([t])
     v = forward(policy, x, sigma, conditioning)
     with torch.no_grad():
-        with policy.reference():
+        with policy.base():
             others = {"reference": forward(policy, x, sigma, conditioning)}
         for name, average in learner.averages.items():
             with policy.holding(dict(average.shadow)):

@@ -149,9 +149,9 @@ def test_dpo_and_sft_without_a_copy_sample_from_the_current_weights():
     """DPO then compares with the base, which costs as much as the copy did."""
     dpo, sft = DpoSettings(copy_every=None), SftSettings(copy_every=None)
     assert dpo.weight_sets(None) == sft.weight_sets(None) == ()
-    assert (dpo.passes, dpo.compares_with_base) == (4, True)
-    assert (sft.passes, sft.compares_with_base) == (3, False)
-    assert (DpoSettings().passes, DpoSettings().compares_with_base) == (4, False)
+    assert (dpo.passes, dpo.compares_with_reference) == (4, True)
+    assert (sft.passes, sft.compares_with_reference) == (3, False)
+    assert (DpoSettings().passes, DpoSettings().compares_with_reference) == (4, False)
 
 
 @pytest.mark.parametrize(

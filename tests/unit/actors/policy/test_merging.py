@@ -32,7 +32,7 @@ def test_a_merged_policy_has_the_same_velocity_and_its_base_keeps_its_bits(case,
     stir(policy)
     before = {name: tensor.clone() for name, tensor in policy.transformer.state_dict().items()}
     apart = velocity(policy)
-    with policy.reference():
+    with policy.base():
         base = velocity(policy)
     with policy.merged():
         merged = velocity(policy)

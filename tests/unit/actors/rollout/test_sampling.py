@@ -55,7 +55,7 @@ def test_the_base_takes_over_after_its_share_of_the_steps(sd3_folder, merge):
     x_NZ, sigmas = sampler.noise(ADDRESSES), family.sigmas(4)
     with torch.no_grad():
         for i in range(4):
-            with contextlib.nullcontext() if i < 2 else policy.reference():
+            with contextlib.nullcontext() if i < 2 else policy.base():
                 v_NZ = family.velocity(x_NZ, sigmas[i].expand(3), conditioning)
             x_NZ = x_NZ + (sigmas[i + 1] - sigmas[i]) * v_NZ
     expected, _ = generator.decode(x_NZ, family)

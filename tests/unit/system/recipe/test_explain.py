@@ -25,6 +25,11 @@ from system.recipe.load import load_config
             {"objective": {"optimizer_steps": 3}, "data": {"train": "a.txt", "prompts_per_step": 2}},
             r"objective\.optimizer_steps: 2 prompts a step cannot be split into 3",
         ),
+        ({"objective": {"reference": "lora"}}, r"objective\.reference: .*set objective\.kl above 0"),
+        (
+            {"objective": {"reference": "lora", "kl": 0.1}, "policy": {"model": "m", "lora": None}},
+            r"objective\.reference: only an adapter .*set policy\.lora",
+        ),
         ({"plan": {"name": "trunk", "strata": 0}}, r"`plan\.strata` = 0"),
         ({"kernel": {"name": "cps"}}, r"objective\.noise_weights: .*to false"),
         ({"kernel": {"name": "cps"}, "objective": {"name": "grpo_guard"}}, r"objective\.name: grpo_guard .*flow_sde"),
