@@ -65,7 +65,7 @@ class DpoSettings(LeafObjectiveSettings):
         return super().passes + (self.copy_every is not None)
 
     def trained_images(self, images: int) -> int:
-        """The best image and the worst one."""
+        """Only the best image and the worst one are trained on."""
         return 2
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:

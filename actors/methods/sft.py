@@ -47,7 +47,7 @@ class SftSettings(LeafObjectiveSettings):
     null, they are sampled from the current weights."""
 
     def trained_images(self, images: int) -> int:
-        """The best image."""
+        """Only the best image is trained on."""
         return 1
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
