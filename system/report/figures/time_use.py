@@ -8,7 +8,7 @@ from system.report.data import Run
 from system.report.figures.common import shares_panel
 
 SMALLEST_SHARE = 0.005
-"""Stages with a smaller share of the total time are added to `other`."""
+"""Stages with a smaller share of the total time are added to `other`. It is left out if its own share is smaller."""
 STAGES = {"generate": BLUE, "update": ORANGE, "export": PURPLE, "eval": GREEN, "checkpoint": RED, "other": GREY}
 """The consecutive stages of a step, from the bottom of the figure up. Scoring runs during `generate`."""
 ROLES = {"rollout": BLUE, "reward": GREEN, "learner": ORANGE}
@@ -38,7 +38,7 @@ def _stages(run: Run) -> Panel:
     for stage in STAGES:
         if stage != "other" and values[stage].sum() < SMALLEST_SHARE * total:
             values["other"] = values["other"] + values.pop(stage)
-    shown = {stage: part for stage, part in values.items() if part.any()}
+    shown = {stage: part for stage, part in values.items() if part.sum() >= SMALLEST_SHARE * total}
 
     def plot(axis: Axes) -> None:
         bottom = np.zeros(len(along))
