@@ -12,7 +12,7 @@ from actors.policy.families.qwen_image21 import QwenImage21
 from actors.policy.families.sd3 import SD3
 from actors.policy.families.z_image import ZImage
 from actors.rollout.plans import make_plan
-from system.capacity.counts import live_rows
+from system.capacity.counts import live_rows, trained_rows
 from system.capacity.estimate import MOST_PADDING
 from system.manifests.infra import Nodes, load_infra
 from system.manifests.sizing import pods, ranks, replicas, workers
@@ -79,5 +79,4 @@ def test_micro_batches_are_full(name):
     if config.plan.name == "trunk" and config.plan.seeds == 4:
         assert padding == 0
     assert plan.leaves % config.rollout.decode_batch == 0
-    rows = plan.decisions if plan.trained_steps else plan.leaves
-    assert rows % config.learner.micro_batch == 0
+    assert trained_rows(config, plan) % config.learner.micro_batch == 0
