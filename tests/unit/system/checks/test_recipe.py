@@ -62,7 +62,8 @@ def test_each_scorer_is_tried():
     assert (lost.level, nobody in lost.says) == ("problem", True)
 
 
-def test_an_adapter_that_is_torn_or_not_finite_is_refused(sd3_folder, tmp_path):
+@pytest.mark.parametrize("key", ["policy.adapter", "objective.reference"])
+def test_an_adapter_that_is_torn_or_not_finite_is_refused(key, sd3_folder, tmp_path):
     Policy(tiny_settings(sd3_folder), seed=0).save(tmp_path)
     lora = tiny_settings(sd3_folder).lora
     config = load_config(
@@ -70,19 +71,20 @@ def test_an_adapter_that_is_torn_or_not_finite_is_refused(sd3_folder, tmp_path):
         [
             f"policy.model={sd3_folder}",
             f"policy.lora={{rank: {lora.rank}, alpha: {lora.alpha}}}",
-            f"policy.adapter={tmp_path}",
+            "objective.kl=0.1",
+            f"{key}={tmp_path}",
         ],
     )
-    assert [finding.level for finding in recipe.adapter(config)] == ["ok"]
+    assert [(finding.level, finding.what) for finding in recipe.adapters(config)] == [("ok", key)]
     file = tmp_path / LORA_FILE
     arrays = load_file(file)
     next(iter(arrays.values()))[0, 0] = np.nan
     save_file(arrays, file)
-    with pytest.raises(UserError, match="holds NaN or infinity"):
-        list(recipe.adapter(config))
+    with pytest.raises(UserError, match=rf"^{key}: .* holds NaN or infinity"):
+        list(recipe.adapters(config))
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match="is torn or not a safetensors file"):
-        list(recipe.adapter(config))
+        list(recipe.adapters(config))
 
 
 class Count:
