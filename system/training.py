@@ -61,11 +61,6 @@ def train_run(
             console.print(f"stopped by {stopped}; continue with --resume", highlight=False)
             return STOPPED_EXIT_CODE
         _report(run, console)
-        if (last := run.last_step()) is not None and last < config.steps:
-            said = (
-                f"ended early  at step {last} of {config.steps}: {config.eval.patience} evaluations in a row found no "
-            )
-            console.print(f"{said}better held-out score (eval.patience); {run.best} has the best", highlight=False)
         return 0
 
 

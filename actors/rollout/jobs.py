@@ -60,8 +60,8 @@ class Jobs:
     - running → waiting: the worker was lost. The job waits before all others.
     - running → finished. A running or a waiting job may also fail or be cancelled.
 
-    The bytes of a job are reserved before its first attempt, and it
-    keeps them while it waits for another one. If it finishes, its images own the bytes. Otherwise they are released.
+    The bytes of a job are reserved before its first attempt, and it keeps them while it waits for another one. If it
+    finishes, its images own the bytes. Otherwise they are released.
     """
 
     def __init__(self, budget: ByteBudget) -> None:

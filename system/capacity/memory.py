@@ -262,8 +262,8 @@ def _scorers(config: RunConfig) -> Iterator[Process]:
 def asks(found: list[Process]) -> tuple[list[Ask], list[Ask]]:
     """What each process asks for: those of the placement group, and the replicas of scorers."""
     each = [Ask(one.role, 0, one.gpus) for one in found for _ in range(one.count)]
-    replicas = [ask for ask in each if ask.role.startswith(SCORER)]
-    return [ask for ask in each if ask not in replicas], replicas
+    group = [ask for ask in each if not ask.role.startswith(SCORER)]
+    return group, [ask for ask in each if ask.role.startswith(SCORER)]
 
 
 def _cards(config: RunConfig) -> list[list[str]]:

@@ -134,10 +134,10 @@ def _room(what: str, says: str, enough: bool, fix: str) -> Finding:
 
 def _asked(config: RunConfig) -> list[Ask]:
     """The resources of each actor of a run, without the replicas of a shared pool."""
-    from system.manifests.sizing import ranks, replicas, workers
+    from system.manifests.sizing import asked
 
-    own = () if config.reward.app else config.scorers
-    return workers(config, most=False) + ranks(config) + replicas(own, most=False)
+    group, replicas = asked(config)
+    return group + replicas
 
 
 def cluster(config: RunConfig | None) -> Iterator[Finding]:

@@ -125,7 +125,14 @@ class Trainer:
                 with at(step=self.state.step):
                     self._step(collector)
         if self.state.step < self.config.steps:
-            log.warning("the run ends at step %d of %d: eval.patience", self.state.step, self.config.steps)
+            log.warning(
+                "the run ends at step %d of %d: eval.patience = %d, the evaluations in a row without a new best score; "
+                "%s has the best",
+                self.state.step,
+                self.config.steps,
+                self.config.eval.patience,
+                self.run.best,
+            )
 
     @property
     def _ended(self) -> bool:

@@ -45,17 +45,24 @@ def job_groups(config: RunConfig, infra: Infra) -> dict[str, WorkerGroup]:
     return groups
 
 
+def asked(config: RunConfig) -> tuple[list[Ask], list[Ask]]:
+    """What each process asks for as the run begins: those of the placement group in its order, and the replicas of
+    scorers, without those of a shared pool.
+    """
+    first, then = workers(config, most=False), ranks(config)
+    if config.placement == "colocated":
+        first, then = then, first
+    own = () if config.reward.app else config.scorers
+    return first + then, replicas(own, most=False)
+
+
 def unplaced(config: RunConfig, nodes: list[int]) -> Ask | None:
     """The first process that Ray cannot place as the run begins; None if it can place all.
 
     Args:
         nodes: the GPUs of each node.
     """
-    group = [workers(config, most=False), ranks(config)]
-    if config.placement == "colocated":
-        group.reverse()
-    own = () if config.reward.app else config.scorers
-    return pack([ask for asks in group for ask in asks], replicas(own, most=False), nodes).unplaced
+    return pack(*asked(config), nodes).unplaced
 
 
 def workers(config: RunConfig, most: bool) -> list[Ask]:

@@ -36,9 +36,9 @@ class RunState:
     heldout: float | None = None
     """Held-out reward of this step's policy; None if it was not evaluated."""
     best_heldout: float | None = None
-    """The best of these so far."""
+    """The best held-out reward of an evaluated policy so far; None if none is known."""
     evaluations_since_best: int = 0
-    """The number of later evaluations, none of which was better."""
+    """The number of evaluations since the one with the best held-out reward."""
 
 
 @dataclass(frozen=True)
