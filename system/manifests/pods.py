@@ -56,6 +56,9 @@ class Instance:
 def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_account: bool = False) -> Manifest:
     """The pod template of a Ray node.
 
+    Its process 1 is the pod's own, not `ray start`, which leaves ended processes as zombies: Ray would take a stopped
+    job's driver for alive until RAY_JOB_STOP_WAIT_TIME_S has passed.
+
     Args:
         service_account: mount the service account's token, which the head's autoscaler needs.
     """
@@ -71,6 +74,7 @@ def ray_pod(infra: Infra, instance: Instance, role: str, nodes: Nodes, service_a
     }
     spec: Manifest = {
         "restartPolicy": "Never",
+        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": nodes.grace_s,
         "automountServiceAccountToken": service_account,
         "nodeSelector": nodes.node_selector,

@@ -303,6 +303,14 @@ def test_a_head_does_not_outlive_its_job():
     assert drains == [False, True, True]
 
 
+def test_ended_processes_of_a_ray_node_have_a_parent_that_takes_note():
+    """`ray start` as process 1 does not; a stop would wait for the zombie of the driver."""
+    for document in ("RayJob", "RayService"):
+        spec = by_kind(manifests(recipe(), infra(OWN)))[document]["spec"]
+        pods = templates(spec.get("rayClusterSpec") or spec["rayClusterConfig"])
+        assert all(pod["spec"]["shareProcessNamespace"] for pod in pods)
+
+
 def test_a_queue_labels_the_job():
     labels = [
         by_kind(manifests(recipe(), infra(OWN, queue=queue)))["RayJob"]["metadata"]["labels"]
