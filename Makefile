@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # Where pip finds the CPU build of PyTorch; empty takes the registry's default build.
 TORCH_INDEX ?=
 
-.PHONY: help quickstart test test-all test-gpu promtool lint format reference docs assets clean
+.PHONY: help quickstart test test-all test-gpu test-kubernetes promtool lint format reference docs assets clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ promtool:
 
 test-gpu: $(VENV)/installed-dev ## Tests that need a CUDA device
 	$(BIN)/pytest -m gpu tests/gpu tests/unit
+
+# IMAGE is an image of deploy/Dockerfile that the cluster's nodes can pull. The cluster is the one that kubectl talks to.
+test-kubernetes: $(VENV)/installed-dev ## Tests on a Kubernetes cluster with KubeRay: make test-kubernetes IMAGE=…
+	TEMPFLOW_TEST_IMAGE=$(IMAGE) $(BIN)/pytest -m kubernetes --durations=0 tests/kubernetes
 
 lint: $(VENV)/installed-dev ## Style, format and types, without changing anything
 	$(BIN)/ruff check .
