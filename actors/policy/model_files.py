@@ -24,7 +24,7 @@ def pipeline_name(model: str) -> str:
     Raises:
         UserError: no such model, or not a diffusers pipeline.
     """
-    name = config_of(model, "model_index.json").get("_class_name")
+    name = read_json(model, "model_index.json").get("_class_name")
     if not isinstance(name, str):
         raise UserError(
             f"policy.model: model_index.json of `{model}` names no pipeline; give a model in diffusers' layout"
@@ -38,7 +38,7 @@ def transformer_class(model: str) -> str:
     Raises:
         UserError: it names none.
     """
-    entry = config_of(model, "model_index.json").get("transformer")
+    entry = read_json(model, "model_index.json").get("transformer")
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
         raise UserError(
             f"policy.model: model_index.json of `{model}` names no transformer of diffusers; "
@@ -54,7 +54,7 @@ def vae_scale(vae: Mapping[str, Any]) -> int:
     return 2 ** len(vae["temperal_downsample"])
 
 
-def config_of(model: str, file: str) -> dict[str, Any]:
+def read_json(model: str, file: str) -> dict[str, Any]:
     """A JSON file of a model.
 
     Raises:

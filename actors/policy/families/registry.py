@@ -4,7 +4,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from actors.policy.model_files import config_of, pipeline_name, vae_scale
+from actors.policy.model_files import pipeline_name, read_json, vae_scale
 from actors.policy.settings import PolicySettings
 from services.base.errors import UserError
 
@@ -44,7 +44,7 @@ def check_size(settings: PolicySettings, section: str = "policy") -> None:
         UserError: a size does not fit (it names the nearest ones), the model is missing, or its family is unknown.
     """
     entry = _entry(settings.model)
-    vae, transformer = (config_of(settings.model, f"{part}/config.json") for part in ("vae", "transformer"))
+    vae, transformer = (read_json(settings.model, f"{part}/config.json") for part in ("vae", "transformer"))
     grid_px = vae_scale(vae) * (2 if entry.packs else transformer["patch_size"])
     most_px = grid_px * transformer.get("pos_embed_max_size", math.inf)
     for side in ("height", "width"):
