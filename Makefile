@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 .PHONY: help quickstart test test-all test-gpu test-kubernetes promtool lint format reference docs assets clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

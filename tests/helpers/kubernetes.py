@@ -3,8 +3,6 @@
 import json
 import re
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import yaml
 
 from tests.helpers.command_line import run_cli
+from tests.helpers.http_pool import wait_until
 from tests.helpers.paths import ROOT
 
 KUBECTL_TIMEOUT_S = 120
@@ -25,21 +24,21 @@ RUNS, MODELS = "tempflow-runs", "tempflow-models"
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Namespace:
     """A namespace that enforces the Pod Security Standard `restricted` and has what the tutorial creates."""
 
-    namespace: str
+    name: str
     folder: Path
     infra: dict[str, Any]
 
     def kubectl(self, *arguments: str, given: str | None = None, timeout_s: float = KUBECTL_TIMEOUT_S) -> str:
         """What a command in the namespace prints. `given` is its standard input."""
-        command = ["kubectl", "--namespace", self.namespace, *arguments]
+        command = ["kubectl", "--namespace", self.name, *arguments]
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout_s)
         assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
-    def print(self, *arguments: str, **infra: Any) -> str:
+    def printed(self, *arguments: str, **infra: Any) -> str:
         """What `tempflow deploy` prints. `infra` is added to the infrastructure file."""
         file = self.folder / f"{token_hex(4)}.yaml"
         file.write_text(yaml.safe_dump(self.infra | infra))
@@ -55,7 +54,7 @@ class Cluster:
     def job(self, name: str, *settings: str, **infra: Any) -> None:
         """Start a run of the miniature: six steps, and 21 images of each evaluation."""
         small = ["steps=6", "eval.every=6", "eval.prompts=21", "checkpoint.every=1"]
-        self.apply(self.print("shapes_tempflow_budget", f"name={name}", *small, *settings, **infra))
+        self.apply(self.printed("shapes_tempflow_budget", f"name={name}", *small, *settings, **infra))
 
     def status(self, name: str) -> dict[str, Any]:
         """The status of a RayJob; empty before the operator has seen it."""
@@ -81,34 +80,33 @@ class Cluster:
         head, job = self.pods(run, "head")[0], self.status(run)["jobId"]
         self.kubectl("exec", head, "--container=ray-head", "--", "ray", "job", "stop", job, timeout_s=timeout_s)
 
-    def read(self, path: str) -> str:
-        """A file on the volumes."""
-        return self.kubectl("exec", FILES, "--", "cat", path)
+    def in_files(self, *command: str) -> str:
+        """What a command prints that runs where the volumes are."""
+        return self.kubectl("exec", FILES, "--", *command)
 
     def adapter(self, run: str) -> str:
         """The checksum of the adapter of a run that has ended."""
-        path = f"/runs/{run}/lora/pytorch_lora_weights.safetensors"
-        return self.kubectl("exec", FILES, "--", "sha256sum", path).split()[0]
+        return self.in_files("sha256sum", f"/runs/{run}/lora/pytorch_lora_weights.safetensors").split()[0]
 
     def last(self, run: str) -> dict[str, Any]:
         """What a run recorded last: its metrics by name, and its `step`, which is −1 before the first record."""
-        line = self.kubectl("exec", FILES, "--", "sh", "-c", f"tail -n 1 /runs/{run}/metrics.jsonl 2>/dev/null || true")
+        line = self.in_files("sh", "-c", f"tail -n 1 /runs/{run}/metrics.jsonl 2>/dev/null || true")
         return json.loads(line) if line.endswith("}\n") else {"step": -1}
 
     def wait_until(self, true: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until something is true. If it takes too long, the failure shows the namespace's pods and events."""
-        deadline = time.monotonic() + timeout_s
-        while not true():
-            if time.monotonic() > deadline:
-                pods = self.kubectl("get", "rayjobs,rayservices,pods", "--output", "wide")
-                raise AssertionError(f"not within {timeout_s:g} s\n{pods}\n{self.kubectl('events')}")
-            time.sleep(2)
+        """Wait until something is true. A failure shows the namespace's pods and events."""
+        try:
+            wait_until(true, timeout_s, every_s=2)
+        except AssertionError as failure:
+            pods = self.kubectl("get", "rayjobs,rayservices,pods", "--output", "wide")
+            raise AssertionError(f"{failure}\n{pods}\n{self.kubectl('events')}") from failure
 
 
 @contextmanager
-def cluster(image: str, operator_namespace: str, folder: Path) -> Iterator[Cluster]:
-    """A new namespace with the Secrets, the volumes and the pod for files of the documentation. It is deleted at the
-    end, with everything in it.
+def new_namespace(image: str, operator_namespace: str, folder: Path) -> Iterator[Namespace]:
+    """A namespace with the Secrets, the volumes and the pod for files of the documentation.
+
+    It is deleted at the end, with everything in it.
 
     Args:
         image: an image of tempflow that the cluster's nodes can pull or have.
@@ -123,27 +121,26 @@ def cluster(image: str, operator_namespace: str, folder: Path) -> Iterator[Clust
         "workers": {"cpus": 2, "memory": "4Gi"},
         "keep_s": 0,
     }
-    one = Cluster(infra["namespace"], folder, infra)
-    print(f"namespace {one.namespace}", file=sys.stderr)
-    one.kubectl("create", "namespace", one.namespace)
+    one = Namespace(infra["namespace"], folder, infra)
+    one.kubectl("create", "namespace", one.name)
     try:
-        one.kubectl("label", "namespace", one.namespace, "pod-security.kubernetes.io/enforce=restricted")
+        one.kubectl("label", "namespace", one.name, "pod-security.kubernetes.io/enforce=restricted")
         for name, key in (("tempflow-ray", "auth_token"), ("tempflow-pool", "token")):
             one.kubectl("create", "secret", "generic", name, f"--from-literal={key}={token_hex(32)}")
-        claim = one.print("shapes", "--part", "volume")
+        claim = one.printed("shapes", "--part", "volume")
         one.kubectl("apply", "--filename", "-", given=f"{claim}\n{claim.replace(RUNS, MODELS)}")
         one.kubectl("apply", "--filename", "-", given=_pod_for_files(one))
         one.kubectl("wait", "--for=condition=Ready", f"pod/{FILES}", "--timeout=120s", timeout_s=180)
         yield one
     finally:
-        one.kubectl("delete", "namespace", one.namespace, timeout_s=DELETE_TIMEOUT_S)
+        one.kubectl("delete", "namespace", one.name, timeout_s=DELETE_TIMEOUT_S)
 
 
-def _pod_for_files(one: Cluster) -> str:
+def _pod_for_files(one: Namespace) -> str:
     """The pod of docs/deploy.md, with this namespace and image."""
     found = re.search(r"^```yaml\n# files\.yaml\n(.*?)^```$", (ROOT / "docs/deploy.md").read_text(), re.DOTALL | re.M)
     assert found
     pod = yaml.safe_load(found[1])
-    pod["metadata"]["namespace"] = one.namespace
+    pod["metadata"]["namespace"] = one.name
     pod["spec"]["containers"][0]["image"] = one.infra["image"]
     return yaml.safe_dump(pod)

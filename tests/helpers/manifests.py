@@ -59,7 +59,7 @@ def check(document: dict[str, Any]) -> None:
     if group != "ray.io":
         return
     spec = document["spec"]
-    cluster = spec["rayClusterSpec" if document["kind"] == "RayJob" else "rayClusterConfig"]
+    cluster = ray_cluster(document)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
     assert len(document["metadata"]["name"]) <= MAX_NAME
     _check_cluster(cluster)
@@ -73,6 +73,11 @@ def check(document: dict[str, Any]) -> None:
     for template in [*templates(cluster), *([spec["submitterPodTemplate"]] if "submitterPodTemplate" in spec else [])]:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template["metadata"]}}
         kubernetes_validate.validate(pod | {"spec": template["spec"]}, KUBERNETES, strict=True)
+
+
+def ray_cluster(document: dict[str, Any]) -> dict[str, Any]:
+    """The cluster of a RayJob or a RayService."""
+    return document["spec"]["rayClusterSpec" if document["kind"] == "RayJob" else "rayClusterConfig"]
 
 
 def templates(cluster: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from system.manifests.recipe import resource_name
 from system.manifests.sizing import pods
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
-from tests.helpers.manifests import OWN, PROMPTS, SMALL, by_kind, check, infra, read, recipe, templates
+from tests.helpers.manifests import OWN, PROMPTS, SMALL, by_kind, check, infra, ray_cluster, read, recipe, templates
 from tests.helpers.paths import ROOT
 
 EXAMPLES = ROOT / "deploy" / "kuberay"
@@ -191,7 +191,7 @@ def test_every_container_is_restricted_and_secrets_are_only_named(raw):
         if document["apiVersion"] != "ray.io/v1":
             continue
         spec = document["spec"]
-        cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+        cluster = ray_cluster(document)
         assert cluster["authOptions"] == {"mode": "token", "secretName": "tempflow-ray"}
         for template in [*templates(cluster), *filter(None, [spec.get("submitterPodTemplate")])]:
             pod = template["spec"]
@@ -305,10 +305,9 @@ def test_a_head_does_not_outlive_its_job():
 
 def test_ended_processes_of_a_ray_node_have_a_parent_that_takes_note():
     """`ray start` as process 1 does not; a stop would wait for the zombie of the driver."""
-    for document in ("RayJob", "RayService"):
-        spec = by_kind(manifests(recipe(), infra(OWN)))[document]["spec"]
-        pods = templates(spec.get("rayClusterSpec") or spec["rayClusterConfig"])
-        assert all(pod["spec"]["shareProcessNamespace"] for pod in pods)
+    found = by_kind(manifests(recipe(), infra(OWN)))
+    for kind in ("RayJob", "RayService"):
+        assert all(pod["spec"]["shareProcessNamespace"] for pod in templates(ray_cluster(found[kind])))
 
 
 def test_a_queue_labels_the_job():
