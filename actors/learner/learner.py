@@ -199,7 +199,7 @@ class Learner:
         for micro in self._micro_batches(minibatch, spare):
             old.append(self.objective.old(micro))
             if old[-1] is not None:
-                monitor.add_nfe(micro.real * self.policy.family.forwards_per_row)
+                monitor.add_nfe(micro.real * self.objective.family.forwards_per_row)
         return old
 
     def _with_old(self, minibatch: list[Scored], spare: Any, old: Old | None) -> Iterator[tuple[Any, Tensor | None]]:
@@ -235,7 +235,7 @@ class Learner:
         (loss.total / planned).backward()
         if not micro.real:
             return loss.old
-        monitor.add_nfe(self.objective.settings.passes * micro.real * self.policy.family.forwards_per_row)
+        monitor.add_nfe(self.objective.settings.passes * micro.real * self.objective.family.forwards_per_row)
         monitor.add_loss(loss.policy / planned, loss.kl / planned)
         monitor.add_ratio(loss.ratio_NK, loss.clipped_NK)
         if loss.drift:

@@ -107,6 +107,11 @@ class ObjectiveSettings(Settings):
     have the rank and the targets of policy.lora. If not given, the policy is held close to the base."""
 
     @property
+    def trains_guided(self) -> bool:
+        """Whether the trained velocity is the guided one, from which images are sampled."""
+        return True
+
+    @property
     def passes(self) -> int:
         """The transformer passes of the update for one row: a forward, a backward (which counts 2), and a forward of
         the reference if the loss compares with it."""
@@ -217,6 +222,14 @@ class LeafObjectiveSettings(ObjectiveSettings):
     most one for each step), and one level is drawn from each run."""
     share: float = Field(0.9, gt=0, le=1)
     """The share of the schedule, counted from its start, from which noise levels are drawn."""
+    guided: bool = True
+    """Whether the trained velocity has classifier-free guidance, as it has where images are sampled. If false, the
+    velocity for the prompt alone is trained, in one forward instead of two."""
+
+    @property
+    def trains_guided(self) -> bool:
+        """What the setting says."""
+        return self.guided
 
     def levels(self, num_steps: int) -> list[list[int]]:
         """The runs of neighbouring sampling steps. One noise level is drawn from each."""
@@ -228,9 +241,25 @@ class LeafObjectiveSettings(ObjectiveSettings):
         """How many of the images of a task are trained on, if all have rewards that differ."""
         return images
 
+    def compared_images(self, images: int) -> int:
+        """How many of the images of a task the loss compares with each other. They share noise and noise levels."""
+        return 1
+
     def rows(self, items: int, num_steps: int) -> int:
         """Each trained image has one row for each noise level."""
         return self.trained_images(items) * len(self.levels(num_steps))
+
+    def check_micro_batch(self, micro_batch: int, images: int) -> None:
+        """Refuse micro-batches that would part images that are compared with each other.
+
+        Raises:
+            ValueError: names the number that fits.
+        """
+        if micro_batch % (together := self.compared_images(images)):
+            raise ValueError(
+                f"learner.micro_batch: {micro_batch} rows would part images that {self.name} compares with each other; "
+                f"set a multiple of {together}"
+            )
 
 
 class EmaSettings(Settings):

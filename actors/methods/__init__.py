@@ -35,12 +35,17 @@ class Method:
     objective: ObjectiveSettings
     ema: EmaSettings | None = None
     """The moving average of the weights that the method needs; None if it needs none."""
+    micro_batch: int | None = None
+    """Rows of a micro-batch of the learner, where the objective does not take every number."""
 
     @property
     def defaults(self) -> dict[str, dict[str, Any]]:
         """The keys of a recipe that the method sets. The recipe's own values take precedence."""
         given = {key: _given(getattr(self, key)) for key in ("plan", "kernel", "advantage", "objective")}
-        return given if self.ema is None else given | {"learner": {"ema": self.ema.model_dump(mode="json")}}
+        learner: dict[str, Any] = {} if self.ema is None else {"ema": self.ema.model_dump(mode="json")}
+        if self.micro_batch is not None:
+            learner["micro_batch"] = self.micro_batch
+        return given | ({"learner": learner} if learner else {})
 
 
 def _given(settings: Settings) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 A copy of the trained weights, which is made anew now and then, samples 24 deterministic images of a prompt. The best
 one and the worst one are a pair. Both get the same noise at the same noise levels. The loss asks that the trained
-velocity gain more on the copy's for the best image than for the worst. The rewards only choose the pair.
-`actors/learner/objectives/dpo.py` computes the formula.
+velocity gain more on the copy's for the best image than for the worst. The rewards only choose the pair. Images are
+sampled with guidance, and the velocity for the prompt alone is trained. `actors/learner/objectives/dpo.py` computes the
+formula.
 
 Weight sets: the current weights, which are evaluated and saved unless the recipe has learner.ema; and `copy`, from
 which images are sampled and with which the loss compares. With objective.copy_every: null there is no copy: images are
@@ -23,10 +24,8 @@ Flow-Factory samples from the current policy and compares with the base.
 
 Deviations: flow_grpo draws 39 noise levels for each pair, independently and from a logit-normal distribution over the
 1000 steps of the training schedule; Flow-Factory's recipe draws one. Here they are points of the sampling schedule, one
-from each run of neighbouring steps. flow_grpo samples with guidance and trains without; here both have the same
-guidance, which the recipe switches off, as Flow-Factory's does. Where all rewards of a prompt are equal, flow_grpo
-takes its first two images as a pair, and Flow-Factory an image and itself; here there is no pair. Of equally good
-images the first one is taken.
+from each run of neighbouring steps. Where all rewards of a prompt are equal, flow_grpo takes its first two images as a
+pair, and Flow-Factory an image and itself; here there is no pair. Of equally good images the first one is taken.
 """
 
 from typing import ClassVar, Literal
@@ -47,6 +46,8 @@ class DpoSettings(LeafObjectiveSettings):
     compares_with_old: ClassVar[bool] = False
 
     name: Literal["dpo"] = "dpo"
+    guided: bool = False
+    """Whether the trained velocity has classifier-free guidance. If false, only sampling has it."""
     beta: float = Field(100.0, gt=0)
     """β. The larger it is, the closer the policy stays to the one that the loss compares with."""
     copy_every: int | None = Field(40, ge=1)
@@ -68,18 +69,18 @@ class DpoSettings(LeafObjectiveSettings):
         """Only the best image and the worst one are trained on."""
         return 2
 
+    def compared_images(self, images: int) -> int:
+        """A pair."""
+        return 2
+
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
         """The weight sets, with the copy if there is one."""
         copy = (copied(self.copy_every, "sampling", "loss"),) if self.copy_every else ()
         return (*super().weight_sets(ema), *copy)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:
-        """Refuse micro-batches that would split a pair, and a KL term."""
+        """Refuse a KL term."""
         super().check(kernel, learner, prompts_per_step)
-        if learner.micro_batch % 2:
-            raise ValueError(
-                f"learner.micro_batch: {learner.micro_batch} rows would split a pair of DPO; set an even number"
-            )
         if self.kl:
             raise ValueError(
                 "objective.kl: DPO already holds the policy close to the one that it compares with; raise "

@@ -1,7 +1,8 @@
 """Online SFT: supervised fine-tuning on the best image of each prompt, a baseline of Flow-GRPO (arXiv 2505.05470).
 
 A copy of the trained weights, which is made anew now and then, samples 24 deterministic images of a prompt. The
-flow-matching loss is trained on the best one at 39 noise levels. The rewards only choose the image.
+flow-matching loss is trained on the best one at 39 noise levels. The rewards only choose the image. Images are sampled
+with guidance, and the velocity for the prompt alone is trained.
 `actors/learner/objectives/sft.py` computes the formula.
 
 Weight sets: the current weights, which are evaluated and saved unless the recipe has learner.ema; and `copy`, from
@@ -20,8 +21,7 @@ Deviations: flow_grpo computes all 24 images and divides by their number, so tha
 before clipping. It trains on each of several best images, also where all rewards of a prompt are equal; here on the
 first of them, and on none where all are equal. It draws noise levels independently and from a logit-normal distribution
 over the 1000 steps of the training schedule; here they are points of the sampling schedule, one from each run of
-neighbouring steps. It samples with guidance and trains without; here both have the same guidance, which the recipe
-switches off.
+neighbouring steps.
 """
 
 from typing import ClassVar, Literal
@@ -42,6 +42,8 @@ class SftSettings(LeafObjectiveSettings):
     compares_with_old: ClassVar[bool] = False
 
     name: Literal["sft"] = "sft"
+    guided: bool = False
+    """Whether the trained velocity has classifier-free guidance. If false, only sampling has it."""
     copy_every: int | None = Field(40, ge=1)
     """Number of optimizer steps after which the trained weights are copied again. Images are sampled from the copy. If
     null, they are sampled from the current weights."""

@@ -2,6 +2,7 @@
 
 from actors.policy.families.family import DTYPES
 from actors.policy.families.registry import family_class
+from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
@@ -13,12 +14,13 @@ def steps_within(config: RunConfig, budget: int) -> int:
 
     What is not known beforehand, groups with no spread, which are not trained on, is counted as if they were.
     """
-    guided = family_class(config.policy).forwards(config.policy)
+    family = family_class(config.policy)
+    sampled, learned = family.forwards(config.policy), family.forwards(learned_policy(config, config.policy))
     spent, steps = 0.0, 0
     while spent < budget:
         plan = make_plan(config.plan, config.policy.num_steps, (config.seed, steps, 0))
         stale = config.learner.max_staleness > 0 and steps > 0
-        spent += config.data.prompts_per_step * guided * (plan.nfe + _passes(config, plan, stale))
+        spent += config.data.prompts_per_step * (sampled * plan.nfe + learned * _passes(config, plan, stale))
         steps += 1
     return max(1, steps - (spent > budget))
 
@@ -28,6 +30,11 @@ def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
     counts 2.
     """
     return config.objective.task_passes(trained_rows(config, plan), stale)
+
+
+def learned_policy(config: RunConfig, policy: PolicySettings) -> PolicySettings:
+    """The policy as the loss computes it: without classifier-free guidance if the objective trains without."""
+    return policy if config.objective.trains_guided else family_class(policy).without_guidance(policy)
 
 
 def trained_rows(config: RunConfig, plan: Plan) -> int:

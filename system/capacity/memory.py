@@ -14,6 +14,7 @@ from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from system.capacity.architecture import architecture, conditioning_shapes
 from system.capacity.cards import GB, Card
+from system.capacity.counts import learned_policy
 from system.capacity.packing import Ask, fewest, nodes_of, pack
 from system.capacity.passes import (
     decode_pass,
@@ -240,7 +241,8 @@ def _rollout_phases(config: RunConfig, policy: PolicySettings) -> dict[str, floa
 
 
 def _learner_phases(config: RunConfig, policy: PolicySettings) -> dict[str, float]:
-    peak = learner_pass(policy, config.learner.micro_batch, bool(compared(config))).peak_bytes
+    learned = learned_policy(config, policy)
+    peak = learner_pass(learned, config.learner.micro_batch, bool(compared(config))).peak_bytes
     if config.learner.shard:
         peak += 2 * largest_block_bytes(policy.model, DTYPES[policy.dtype])  # the one that runs, and the next
     sums = config.learner.ranks > 1 and not shards_trained(config)

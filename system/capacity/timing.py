@@ -14,7 +14,7 @@ import numpy as np
 from actors.policy.settings import PolicySettings
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import TINY, Card
-from system.capacity.counts import live_rows, trained_rows
+from system.capacity.counts import learned_policy, live_rows, trained_rows
 from system.capacity.memory import (
     compared,
     first_plan,
@@ -91,8 +91,9 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     forwards = sum(ceil(live / rows) for live in live_rows(plan))
     batch, micro_batch = config.rollout.decode_batch, config.learner.micro_batch
     trained, more = trained_rows(config, plan), compared(config)
-    forward = rollout_pass(policy, micro_batch).seconds(card)
-    update = learner_pass(policy, micro_batch, bool(more)).seconds(card) + max(0, more - 1) * forward
+    learned = learned_policy(config, policy)
+    forward = rollout_pass(learned, micro_batch).seconds(card)
+    update = learner_pass(learned, micro_batch, bool(more)).seconds(card) + max(0, more - 1) * forward
     objective, stale = config.objective, config.learner.max_staleness > 0
     micro_batches = ceil(trained / micro_batch)
     return TaskTime(
@@ -103,7 +104,7 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
         micro_batches * (objective.epochs * update + objective.read_back(stale) * forward),
         plan.nfe * each,
         plan.leaves,
-        each * objective.task_passes(trained, stale),
+        forwards_per_row(learned) * objective.task_passes(trained, stale),
         1 - plan.nfe / (forwards * rows),
         1 - trained / (micro_batches * micro_batch),
     )

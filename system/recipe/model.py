@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from actors.learner.settings import AdvantageSettings, LearnerSettings
+from actors.learner.settings import AdvantageSettings, LeafObjectiveSettings, LearnerSettings
 from actors.learner.weight_sets import used_for
 from actors.methods import DEFAULT_METHOD, AnyObjective, find_method
 from actors.policy.settings import KernelSettings, PolicySettings
 from actors.reward.settings import RewardSettings
-from actors.rollout.plans.settings import PlanSettings
+from actors.rollout.plans.settings import PlanSettings, SamplesSettings
 from actors.rollout.sampling import Sampling
 from actors.rollout.settings import RolloutSettings
 from services.base.settings import Listed, Settings
@@ -143,6 +143,8 @@ class RunConfig(Settings):
         self.plan.check_group(self.advantage.group)
         self.objective.check_plan(self.plan.name, self.plan.gives)
         self.objective.check(self.kernel, self.learner, prompts)
+        if isinstance(self.objective, LeafObjectiveSettings) and isinstance(self.plan, SamplesSettings):
+            self.objective.check_micro_batch(self.learner.micro_batch, self.plan.seeds)
         if self.objective.reference and self.policy.lora is None:
             raise ValueError(
                 "objective.reference: only an adapter can take the place of the base; set policy.lora, or remove it"

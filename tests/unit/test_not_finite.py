@@ -12,6 +12,7 @@ import torch
 from actors.learner.monitor import Monitor
 from actors.learner.settings import GrpoSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dgpo import DgpoSettings
 from actors.methods.dpo import DpoSettings
 from actors.methods.sft import SftSettings
 from actors.policy.policy import Policy
@@ -194,7 +195,9 @@ def test_an_image_of_nan_is_left_out_likewise(sd3_folder):
 
 
 @pytest.mark.parametrize(
-    "objective", [GrpoSettings(), AwmSettings(ema_weight=0), DpoSettings(), SftSettings()], ids=lambda o: o.name
+    "objective",
+    [GrpoSettings(), AwmSettings(ema_weight=0), DpoSettings(), SftSettings(), DgpoSettings()],
+    ids=lambda objective: objective.name,
 )
 def test_a_micro_batch_of_padding_is_finite_though_all_of_its_task_is_not(sd3_folder, objective):
     learner = exact_learner(sd3_folder, objective, KERNEL, TrunkSettings() if objective.name == "grpo" else SAMPLES)

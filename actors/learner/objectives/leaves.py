@@ -38,6 +38,8 @@ class LeafRows:
     conditioning: dict[str, Tensor]
     real: int
     """Rows that are not padding."""
+    together: int
+    """So many neighbouring rows have one noise and one noise level, and images that are compared with each other."""
 
 
 class LeafObjective(Objective[Leaves, LeafRows]):
@@ -59,8 +61,8 @@ class LeafObjective(Objective[Leaves, LeafRows]):
         return float(self.settings.rows(len(item.latent_MZ), len(self.policy.sigmas) - 1))
 
     def chosen(self, advantage_M: np.ndarray, finite_M: np.ndarray) -> np.ndarray:
-        """The images that are trained on, (S, W). The images of a set have the same noise and the same noise levels,
-        and their rows are neighbours. By default, each finite image is a set.
+        """The images that are trained on, (S, W). The images of a set have the same noise and the same noise levels.
+        Their rows are neighbours in one micro-batch. By default, each finite image is a set.
 
         Args:
             advantage_M: 0 for a hole, and for all images of a flat group.
@@ -71,14 +73,16 @@ class LeafObjective(Objective[Leaves, LeafRows]):
     def micro_batches(self, item: Leaves, advantage_NK: np.ndarray) -> Iterator[LeafRows]:
         advantage_M = advantage_NK[:, 0]
         finite_M = np.isfinite(item.latent_MZ).reshape(len(item.latent_MZ), -1).all(axis=1)
+        chosen_SW = self.chosen(advantage_M, finite_M)
         rows = [
             (image, step, (*item.address, images[0], LEARNER_STREAM, j))
-            for images in self.chosen(advantage_M, finite_M).tolist()
+            for images in chosen_SW.tolist()
             for j, step in enumerate(self._steps(item.address, images[0]))
             for image in images
         ]
         conditioning = self.rows_of(item.conditioning, self.micro_batch)
-        for numbers, real in padded_rows(np.arange(len(rows)), self.micro_batch):
+        together = chosen_SW.shape[1]
+        for numbers, real in padded_rows(np.arange(len(rows)), self.micro_batch, together):
             images, steps, addresses = (list(column) for column in zip(*(rows[r] for r in numbers), strict=True))
             x0_NZ = self.on_device(item.latent_MZ[images])
             noise_NZ = noise(addresses, item.latent_MZ.shape[1:]).to(self.policy.device)
@@ -92,6 +96,7 @@ class LeafObjective(Objective[Leaves, LeafRows]):
                 self.on_device(advantage_M[images].astype(np.float32)),
                 conditioning,
                 real,
+                together,
             )
 
     def idle(self, item: Leaves) -> LeafRows:
@@ -99,7 +104,7 @@ class LeafObjective(Objective[Leaves, LeafRows]):
         blank_NZ = self.on_device(np.zeros((rows, *item.latent_MZ.shape[1:]), np.float32))
         zero_N = self.on_device(np.zeros(rows, np.float32))
         time_N = self.policy.sigmas[:1].expand(rows)
-        return LeafRows(blank_NZ, blank_NZ, blank_NZ, time_N, zero_N, self.rows_of(item.conditioning, rows), 0)
+        return LeafRows(blank_NZ, blank_NZ, blank_NZ, time_N, zero_N, self.rows_of(item.conditioning, rows), 0, 1)
 
     def _steps(self, address: tuple[int, int, int], image: int) -> list[int]:
         rng = np.random.default_rng([LEARNER_STREAM, *address, image])

@@ -18,6 +18,7 @@ from torch import Tensor
 from actors.learner.averages import Average
 from actors.learner.settings import ObjectiveSettings
 from actors.policy.arrays import to_tensor
+from actors.policy.families.family import of_prompts
 from actors.policy.kernels import Kernel
 from actors.policy.policy import Policy
 from actors.trajectory import Decisions, Leaves
@@ -66,6 +67,7 @@ class Objective(ABC, Generic[Item, Micro]):
         trainable: list[int],
     ) -> None:
         self.settings, self.policy, self.averages = settings, policy, averages
+        self.family = policy.family if settings.trains_guided else policy.family.unguided()
         self.kernel, self.micro_batch, self.trainable = kernel, micro_batch, trainable
         self._reference: dict[str, Tensor] = {}
         """The trained weights of the reference; empty if it is the base."""
@@ -103,7 +105,7 @@ class Objective(ABC, Generic[Item, Micro]):
         """
 
     def velocity(self, x_NZ: Tensor, sigma_N: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-        return self.policy.family.velocity(x_NZ, sigma_N, conditioning)
+        return self.family.velocity(x_NZ, sigma_N, conditioning)
 
     @contextmanager
     def compared(self) -> Iterator[None]:
@@ -124,20 +126,21 @@ class Objective(ABC, Generic[Item, Micro]):
         """A task's conditioning for `count` rows, on the device in the compute dtype."""
         return {
             name: to_tensor(rows)
-            .to(self.policy.device, self.policy.family.dtype, non_blocking=True)
+            .to(self.policy.device, self.family.dtype, non_blocking=True)
             .expand(count, *rows.shape[1:])
-            for name, rows in conditioning.items()
+            for name, rows in (conditioning if self.family.guided else of_prompts(conditioning)).items()
         }
 
     def on_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.policy.device, non_blocking=True)
 
 
-def padded_rows(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Split rows into batches of `size`. The last batch is filled with its last row. Also gives how many rows are
-    real."""
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
+def padded_rows(rows: np.ndarray, size: int, together: int = 1) -> Iterator[tuple[np.ndarray, int]]:
+    """Split rows into batches of `size`, each filled with its last row where there are too few. Also gives how many
+    rows are real. So many rows that are `together` are in one batch."""
+    most = size - size % together
+    for start in range(0, len(rows), most):
+        part = rows[start : start + most]
         yield np.pad(part, (0, size - len(part)), mode="edge"), len(part)
 
 

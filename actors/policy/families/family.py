@@ -6,7 +6,7 @@ Shape legend: N rows, P distinct prompts, Z latent dimensions.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -24,6 +24,8 @@ ConfigOf = Callable[[str], Mapping[str, Any]]
 """The configuration of a part of a model, by the part's name."""
 
 Parts = Literal["transformer", "all"]
+
+Embedding = TypeVar("Embedding")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -70,6 +72,10 @@ class Family(ABC):
         other = type(self).__new__(type(self))
         other._drive(settings, self.pipe, self.vae_config, negative_prompt)
         return other
+
+    def unguided(self) -> Self:
+        """The same model without classifier-free guidance. It shares the weights and their device."""
+        return self.sampled_as(self.without_guidance(self.settings), self.negative_prompt) if self.guided else self
 
     @classmethod
     def load(
@@ -175,6 +181,11 @@ class Family(ABC):
         return cls.classifier_free and settings.guidance > 1
 
     @classmethod
+    def without_guidance(cls, settings: PolicySettings) -> PolicySettings:
+        """The settings with classifier-free guidance switched off."""
+        return settings.model_copy(update={"guidance": 0.0}) if cls.guides(settings) else settings
+
+    @classmethod
     def forwards(cls, settings: PolicySettings) -> int:
         """Transformer forwards (NFE) that one velocity costs with these settings."""
         return 2 if cls.guides(settings) else 1
@@ -190,9 +201,14 @@ class Family(ABC):
         return self.forwards(self.settings)
 
 
+def of_prompts(conditioning: Mapping[str, Embedding]) -> dict[str, Embedding]:
+    """The embeddings of the prompts alone, without those of the negative prompt."""
+    return {name: rows for name, rows in conditioning.items() if not name.startswith("negative_")}
+
+
 def both_halves(x_NZ: Tensor, sigma_N: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:
     """2N rows for one forward of classifier-free guidance: the negative prompt's first, then the prompt's."""
-    rows = {name: tensor for name, tensor in conditioning.items() if not name.startswith("negative_")}
+    rows = of_prompts(conditioning)
     pairs = {name: torch.cat([conditioning[f"negative_{name}"], tensor]) for name, tensor in rows.items()}
     return torch.cat([x_NZ, x_NZ]), torch.cat([sigma_N, sigma_N]), pairs
 

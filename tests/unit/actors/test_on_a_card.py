@@ -9,6 +9,7 @@ import pytest
 from actors.learner.learner import Learner
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dgpo import DgpoSettings
 from actors.methods.dpo import DpoSettings
 from actors.methods.flow_dppo import DppoSettings
 from actors.methods.grpo_guard import GuardSettings
@@ -39,6 +40,7 @@ CASES = [
     (DpoSettings(copy_every=1, noise_levels=2), IMAGES, CHECKPOINTED),
     (DpoSettings(copy_every=None, noise_levels=2), IMAGES, {"lora": None}),
     (SftSettings(kl=0.01, copy_every=2, noise_levels=2), IMAGES, {}),
+    (DgpoSettings(noise_levels=2), IMAGES, CHECKPOINTED),
 ]
 """Objective, plan and settings of the policy."""
 

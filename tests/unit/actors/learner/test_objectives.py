@@ -12,6 +12,7 @@ from actors.learner.objectives.leaves import LEARNER_STREAM
 from actors.learner.ranks import Ranks
 from actors.learner.settings import EmaSettings, GrpoSettings, LearnerSettings
 from actors.methods.awm import AwmSettings
+from actors.methods.dgpo import DgpoSettings
 from actors.methods.dpo import DpoSettings
 from actors.methods.flow_dppo import DppoSettings
 from actors.methods.grpo_guard import GuardSettings
@@ -314,6 +315,90 @@ def test_gradient_of_sft_is_that_of_the_hand_formula(sd3_folder, kl):
     same(found, learner.policy.parameters)
 
 
+@pytest.mark.parametrize(("seeds", "micro_batch"), [(4, 4), (3, 3), (3, 6), (2, 8)])
+def test_gradient_of_dgpo_is_that_of_the_hand_formula(sd3_folder, seeds, micro_batch):
+    """β is so large that σ is far from ½, and the clip so narrow that it cuts some gradients."""
+    objective = DgpoSettings(beta=3000.0, clip_range=5e-5, kl=0.02, noise_levels=3, share=0.8)
+    plan, advantages = SamplesSettings(seeds=seeds), ADVANTAGES[:seeds]
+    samples, _ = generated(sd3_folder, plan, FlowSDESettings())
+    settings = LearnerSettings(lr=1e-2, micro_batch=micro_batch)
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), plan, settings)
+    found = gradient(learner, [(samples, advantages)])
+    conditioning = {name: tensor(rows) for name, rows in samples.conditioning.items()}
+    total, inside, cut = 0.0, [], []
+    for group in chosen_rows(learner, samples, advantages, [list(range(seeds))], [[0], [1], [2, 3]]):
+        losses, group_sum = [], 0.0
+        for a, (t, x, target) in zip(advantages[:, 0], group, strict=True):
+            v, others = velocities(learner, x, t, conditioning)
+            m, m_ref, m_old = ((one - target).square().mean() for one in (v, others["reference"], others["old"]))
+            group_sum = group_sum + 3000.0 * a * (m - m_ref).item() / seeds
+            ratio = (m_old - m).exp().item()
+            cut.append(ratio > 1 + 5e-5 if a > 0 else ratio < 1 - 5e-5)
+            losses.append((a, m.detach() if cut[-1] else m, (v - others["reference"]).square().mean()))
+        inside.append(group_sum)
+        total = total + sum(a * m / (1 + np.exp(-group_sum)) + 0.02 * kl for a, m, kl in losses)
+    (total / (3 * seeds)).backward()
+    assert len(inside) == 3
+    assert max(abs(value) for value in inside) > 0.5
+    assert 0 < sum(cut) < len(cut)
+    same(found, learner.policy.parameters)
+
+
+def test_dgpo_compares_the_finite_images_in_one_micro_batch(sd3_folder):
+    """The third of five images is not finite: the others are still compared at each noise level without it."""
+    objective, plan = DgpoSettings(beta=3000.0, noise_levels=3), SamplesSettings(seeds=5)
+    advantages = np.array([0.5, -1.25, 0.25, 1.75, -1.0])[:, None]
+    samples, _ = generated(sd3_folder, plan, FlowSDESettings())
+    broken = samples.latent_MZ.copy()
+    broken[2] = np.nan
+    settings = LearnerSettings(lr=1e-2, micro_batch=5)
+    learner = exact_learner(sd3_folder, objective, FlowSDESettings(), plan, settings)
+    micros = list(learner.objective.micro_batches(replace(samples, latent_MZ=broken), advantages))
+    assert [(micro.real, micro.together, len(micro.x_NZ)) for micro in micros] == [(4, 4, 5)] * 3
+    for micro in micros:
+        assert len(set(micro.time_N.tolist())) == 1
+        np.testing.assert_array_equal(micro.image_NZ[:4].numpy(), samples.latent_MZ[[0, 1, 3, 4]])
+    found = gradient(learner, [(replace(samples, latent_MZ=broken), advantages)])
+    assert all(value.isfinite().all() for value in found.values())
+    assert not list(learner.objective.micro_batches(replace(samples, latent_MZ=broken * np.nan), advantages))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        AwmSettings(guided=False, kl=0.02, ema_weight=0.5, noise_levels=3),
+        NftSettings(guided=False, kl=0.02, noise_levels=3),
+        DpoSettings(noise_levels=3),
+        SftSettings(noise_levels=3),
+        DgpoSettings(noise_levels=3),
+    ],
+    ids=lambda objective: objective.name,
+)
+def test_images_that_were_sampled_with_guidance_can_train_the_velocity_without(sd3_folder, objective):
+    """The update is that of a policy without guidance, and costs what it costs there. That of the guided velocity
+    differs, and costs twice as much."""
+
+    def updated(guidance, settings):
+        policy = Policy(tiny_settings(sd3_folder, guidance=guidance), 0, "transformer")
+        learner = Learner(policy, FlowSDESettings(), settings, own, [])
+        stats = learner.update([(samples, ADVANTAGES)] * 2)
+        return policy.arrays(), stats.nfe
+
+    samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
+    negative = {f"negative_{name}": rows[::-1] + 1 for name, rows in samples.conditioning.items()}
+    own = LearnerSettings(lr=1e-2, micro_batch=4, ema=EmaSettings())
+    settings = objective.model_copy(update={"optimizer_steps": 2})
+    plain, nfe = updated(1.0, settings)
+    assert nfe == 2 * settings.task_passes(settings.rows(4, STEPS), stale=False)
+    samples = replace(samples, conditioning=samples.conditioning | negative)
+    found, found_nfe = updated(4.5, settings)
+    guided, guided_nfe = updated(4.5, settings.model_copy(update={"guided": True}))
+    assert (found_nfe, guided_nfe) == (nfe, 2 * nfe)
+    for name, array in plain.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert any((guided[name] != array).any() for name, array in plain.items())
+
+
 @pytest.mark.parametrize(
     ("advantages", "pair"),
     [
@@ -342,8 +427,8 @@ def test_dpo_pairs_the_best_image_with_the_worst(sd3_folder, advantages, pair):
 
 @pytest.mark.parametrize(
     ("objective", "rows"),
-    [(DpoSettings(noise_levels=3), 6), (SftSettings(noise_levels=3), 3)],
-    ids=["dpo", "sft"],
+    [(DpoSettings(noise_levels=3), 6), (SftSettings(noise_levels=3), 3), (DgpoSettings(noise_levels=3), 12)],
+    ids=["dpo", "sft", "dgpo"],
 )
 def test_a_prompt_without_a_best_image_keeps_its_place_in_the_denominator(sd3_folder, objective, rows):
     samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
@@ -372,9 +457,13 @@ class Beside(Ranks):
 
 
 @pytest.mark.parametrize("advantages", [ADVANTAGES, 0 * ADVANTAGES], ids=["a pair", "no pair"])
-@pytest.mark.parametrize("objective", [DpoSettings(noise_levels=3), SftSettings(noise_levels=3)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective",
+    [DpoSettings(noise_levels=3), SftSettings(noise_levels=3), DgpoSettings(noise_levels=3)],
+    ids=lambda objective: objective.name,
+)
 def test_a_sharded_rank_keeps_pace_with_padding_that_trains_nothing(sd3_folder, objective, advantages):
-    """The other rank has four micro-batches. This one has two of DPO, one of SFT, or none, and runs padding."""
+    """The other rank has four micro-batches. This one has one to three, or none, and runs padding."""
     samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())
     alone = exact_learner(sd3_folder, objective, FlowSDESettings(), FOUR)
     expected = gradient(alone, [(samples, ADVANTAGES)])
@@ -409,8 +498,15 @@ def test_dpo_and_sft_sample_from_a_copy_that_is_made_anew(sd3_folder, objective)
 
 @pytest.mark.parametrize(
     "objective",
-    [AwmSettings(), NftSettings(), DpoSettings(copy_every=2), DpoSettings(copy_every=None), SftSettings(copy_every=2)],
-    ids=["awm", "nft", "dpo", "dpo from the base", "sft"],
+    [
+        AwmSettings(),
+        NftSettings(),
+        DpoSettings(copy_every=2),
+        DpoSettings(copy_every=None),
+        SftSettings(copy_every=2),
+        DgpoSettings(old_rate=0.2),
+    ],
+    ids=["awm", "nft", "dpo", "dpo from the base", "sft", "dgpo"],
 )
 def test_a_restored_learner_on_images_continues_bit_for_bit(sd3_folder, tmp_path, objective):
     samples, _ = generated(sd3_folder, FOUR, FlowSDESettings())

@@ -96,6 +96,7 @@ def test_an_unknown_method_is_named_with_the_nearest(recipe, name, says):
         ("nft", 10, 240, 24, 24 * 9),
         ("dpo", 40, 960, 24, 2 * 39),
         ("sft", 40, 960, 24, 39),
+        ("dgpo", 10, 240, 24, 24 * 4),
     ],
 )
 def test_a_prompt_costs_what_the_method_says(name, num_steps, nfe, leaves, rows):
@@ -117,7 +118,7 @@ def test_the_passes_of_a_row_are_those_of_its_weight_sets(name):
     compared = [one for one in objective.weight_sets(EmaSettings()) if "loss" in one.uses]
     assert objective.passes == 3 + len(compared) + bool(objective.kl)
     split = objective.model_copy(update={"optimizer_steps": 4})
-    read_back = 0 if name in ("nft", "dpo", "sft") else 1
+    read_back = 0 if name in ("nft", "dpo", "sft", "dgpo") else 1
     assert split.task_passes(8, stale=False) == 8 * (objective.passes + read_back * 3 / 4)
     assert split.task_passes(8, stale=True) == 8 * (objective.passes + read_back)
     again = split.model_copy(update={"epochs": 3})
@@ -143,6 +144,7 @@ def test_the_weight_sets_of_the_methods():
     assert declared("nft", EmaSettings()) == {"ema": ema, "old": old}
     assert declared("dpo", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "loss", "sampling")}
     assert declared("sft", EmaSettings()) == {"ema": ema, "copy": ("optimizer_step", "sampling")}
+    assert declared("dgpo", EmaSettings()) == {"ema": ema, "old": ("optimizer_step", "loss")}
 
 
 def test_dpo_and_sft_without_a_copy_sample_from_the_current_weights():
@@ -157,7 +159,10 @@ def test_dpo_and_sft_without_a_copy_sample_from_the_current_weights():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"learner": {"micro_batch": 5}}, "learner.micro_batch: 5 rows would split a pair of DPO; set an even number"),
+        (
+            {"learner": {"micro_batch": 5}},
+            "learner.micro_batch: 5 rows would part images that dpo compares with each other; set a multiple of 2",
+        ),
         ({"objective": {"kl": 0.1}}, "objective.kl: DPO already holds the policy close"),
         ({"advantage": {"group": "seed"}}, "set advantage.group to prompt"),
         ({"plan": {"name": "trunk"}}, "set plan.name to samples"),
@@ -168,6 +173,13 @@ def test_what_dpo_cannot_train_on_is_refused(recipe, changes, says):
     with pytest.raises(UserError) as refused:
         load_config(recipe(method="dpo", **changes))
     assert says in str(refused.value)
+
+
+def test_dgpo_needs_all_images_of_a_prompt_in_a_micro_batch(recipe):
+    whole = {"plan": {"seeds": 6}, "learner": {"micro_batch": 12}}
+    assert load_config(recipe(method="dgpo", **whole)).objective.compared_images(6) == 6
+    with pytest.raises(UserError, match=r"9 rows would part images that dgpo compares.*set a multiple of 6"):
+        load_config(recipe(method="dgpo", plan={"seeds": 6}, learner={"micro_batch": 9}))
 
 
 def test_methods_need_no_torch():

@@ -8,7 +8,7 @@ from actors.rollout.worker import Generator
 from actors.trajectory import Task
 from system.capacity.counts import live_rows, steps_within, trained_rows
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
-from system.capacity.memory import experience_bytes
+from system.capacity.memory import experience_bytes, local_policy
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 
@@ -24,6 +24,15 @@ def test_a_budget_pays_for_the_learners_passes_too(staleness, optimizer_steps, f
     overrides = [f"learner.max_staleness={staleness}", f"objective.optimizer_steps={optimizer_steps}"]
     config = load_config("shapes", overrides)
     assert [steps_within(config, first + 9 * others - less) for less in (0, 1)] == [10, 9]
+
+
+def test_guidance_counts_where_it_is_used():
+    """A prompt of DGPO: 24 images in 10 guided steps, and 5 passes of 96 rows, which have no guidance by default."""
+    for overrides, forwards in (([], 1), (["objective.guided=true"], 2)):
+        config = load_config("sd35_dgpo", overrides)
+        config = config.model_copy(update={"policy": local_policy(config)})
+        budget = 3 * 24 * (24 * 10 * 2 + 96 * 5 * forwards)
+        assert [steps_within(config, budget - less) for less in (0, 1)] == [3, 2]
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

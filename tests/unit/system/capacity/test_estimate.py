@@ -106,6 +106,16 @@ def test_each_optimizer_step_waits_for_the_rank_with_most_tasks():
     assert step.learning == pytest.approx(8 * task.learning + step.optimizer)
 
 
+def test_learning_without_guidance_costs_half_of_its_forwards():
+    guided, without = (load_config("sd35_dpo", [f"objective.guided={value}"]) for value in ("true", "false"))
+    tasks = [task_seconds(config, H100) for config in (guided, without)]
+    assert tasks[0].passes == 2 * tasks[1].passes
+    assert tasks[0].sampling == tasks[1].sampling
+    assert tasks[1].learning < 0.6 * tasks[0].learning
+    peaks = [processes(config)[0].phases["learning"] for config in (guided, without)]
+    assert peaks[1] < 0.6 * peaks[0]
+
+
 def test_fractions_of_a_gpu_are_shared():
     one = estimate_of(load_config("sd35_pickscore_24gb"), None, CARDS["RTX-4090"])
     assert (one.asked, one.gpus, one.fits) == (1.0, 1, True)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from actors.methods import method_names
+from actors.methods import find_method, method_names
 from services.base.errors import UserError
 from system.recipe.load import load_config, load_pool
 
@@ -92,8 +92,10 @@ def test_an_override_replaces_a_layer(written):
 @pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_method_goes_with_every_published_recipe(name, method):
-    """The miniature of the method, where there is one, has the same plan and objective."""
-    config = load_config(name, [f"method={method}"])
+    """The miniature of the method, where there is one, has the same plan and objective. A recipe's own micro-batch lies
+    over that of a method that needs a certain one, which then has to be named, too."""
+    needed = find_method(method).micro_batch
+    config = load_config(name, [f"method={method}", *([f"learner.micro_batch={needed}"] if needed else [])])
     small = load_config({"tempflow": "shapes"}.get(method, f"shapes_{method}"))
     assert (config.plan.name, config.objective.name) == (small.plan.name, small.objective.name)
     assert config.advantage.group == small.advantage.group
