@@ -14,7 +14,7 @@ from services.base import patience
 from services.base.errors import UserError
 from services.base.patience import Away
 from services.scoring.judge.asker import TOKEN_VARIABLE
-from services.scoring.judge.endpoint import JudgeError, Reply
+from services.scoring.judge.endpoint import JudgeError, NoScore, Reply
 from services.scoring.judge.pairs import READY, VlmPairs, pairs_of, read_question
 from services.scoring.loaded import LoadedScorer
 from services.scoring.probe import probe
@@ -218,6 +218,8 @@ def test_the_published_form_of_unified_reward_think_is_read():
 
     assert read(f"{thought}<answer>Image 1 is better</answer>") == {"better": 1}
     assert read(f"{thought}<answer>\nImage 2 is better\n</answer>") == {"better": 0}
+    with pytest.raises(NoScore, match="finds nothing"):
+        read(thought)
     assert {file.stem for file in READY.glob("*.yaml")} == {"preference", "unified_reward_think"}
 
 
