@@ -17,6 +17,8 @@ A class may ask for more:
   depend on the options, `columns` is a static method `columns(**options)` that returns the tuple.
 - `groupwise = True`: each call gets one group: all images of one task, or all held-out images of one prompt. Its
   scores may depend on each other.
+- `relative = True`, for a groupwise scorer: its scores only compare the images of a group, as win rates do, so the mean
+  of a group is always the same. Evaluations leave the scorer out.
 - A static method `check(**options)` raises UserError if the options are wrong.
 """
 
@@ -48,6 +50,7 @@ BUILT_IN = {
     "geneval": "services.scoring.geneval.scorer:GenEval",
     "geneval2": "services.scoring.geneval2:GenEval2",
     "vlm_judge": "services.scoring.judge.scorer:VlmJudge",
+    "vlm_pairs": "services.scoring.judge.pairs:VlmPairs",
     "remote": "services.scoring.remote:Remote",
     "remote_groupwise": "services.scoring.remote:RemoteGroupwise",
     "diversity": "services.scoring.diversity:Diversity",
@@ -85,6 +88,8 @@ class Needs:
     """The columns that each row must have."""
     groupwise: bool
     """It gets all images of a group in one call, and no others."""
+    relative: bool = False
+    """The mean of its scores says nothing, because they only compare the images of a group."""
 
 
 def scorer_class(settings: ScorerSettings) -> type:
@@ -134,7 +139,9 @@ def needs_of(settings: ScorerSettings) -> Needs:
             f"scorer `{settings.name}`: `columns` must be a tuple of names, in a class whose call has the parameter "
             "`rows`"
         )
-    return Needs(rows, tuple(columns), bool(getattr(found, "groupwise", False)))
+    return Needs(
+        rows, tuple(columns), bool(getattr(found, "groupwise", False)), bool(getattr(found, "relative", False))
+    )
 
 
 def row_check(settings: ScorerSettings) -> Callable[[Row], str | None]:

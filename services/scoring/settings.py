@@ -78,8 +78,8 @@ class ScorerSettings(Settings):
     """The scorer's name in metrics, the experience log and the report."""
     scorer: str
     """A built-in scorer (pickscore, clipscore, clip, hpsv2, aesthetic, imagereward, hpsv3, ocr, geneval,
-    geneval2, vlm_judge, remote, remote_groupwise, diversity, jpeg_size), or the import path `package.module:Class` of
-    your own."""
+    geneval2, vlm_judge, vlm_pairs, remote, remote_groupwise, diversity, jpeg_size), or the import path
+    `package.module:Class` of your own."""
     weight: float = 1.0
     """The scorer's weight in the training reward. With 0, it scores held-out images only."""
     category_weights: dict[str, float] = Field(default_factory=dict)

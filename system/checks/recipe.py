@@ -130,11 +130,15 @@ def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
 
     check_scorer(scorer)
     check_device(scorer)
-    if needs_of(scorer).groupwise:
+    if (needs := needs_of(scorer)).groupwise:
         trained_on = scorer in config.training_scorers
+        sets = _sets_of(config, scorer)
+        if needs.relative:
+            _check_relative(config, scorer, trained_on)
+            sets = []
         groups = {
             "task": make_plan(config.plan, config.policy.num_steps).leaves if trained_on else 0,
-            "held-out prompt": max((one.images_per_prompt for one in _sets_of(config, scorer)), default=0),
+            "held-out prompt": max((one.images_per_prompt for one in sets), default=0),
         }
         whose, images = max(groups.items(), key=lambda group: group[1])
         if images > scorer.request_images:
@@ -148,6 +152,22 @@ def _scorer(config: RunConfig, place: int, scorer: ScorerSettings) -> str:
                 "eval.images_per_prompt, or that of a set in eval.sets, to at least 2"
             )
     return scorer.scorer
+
+
+def _check_relative(config: RunConfig, scorer: ScorerSettings, trained_on: bool) -> None:
+    """Refuse to use the mean of a relative scorer, which says nothing.
+
+    Raises:
+        UserError: the scorer is only for evaluation, or would choose the best checkpoint or the end of the run.
+    """
+    why = f"scorer `{scorer.name}` only compares images of one prompt, so its mean says nothing"
+    if not trained_on:
+        raise UserError(f"{why}; give it a weight to train on it, or remove it")
+    chosen = config.eval.chosen_by()
+    if chosen is not None and chosen[1].partition(".")[0] == scorer.name:
+        raise UserError(f"{why}; set eval.best to another scorer")
+    if chosen is None and config.eval.patience:
+        raise UserError(f"{why}, and eval.patience would never end the run; set eval.best to another scorer")
 
 
 def _sets_of(config: RunConfig, scorer: ScorerSettings) -> list[EvalSet]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.scoring.scorer import needs_of
+from services.scoring.scorer import Needs, needs_of
 from services.scoring.settings import ScorerSettings
 from system.loop.prompts import Prompts, check_rows, read_prompts
 from system.recipe.evaluation import DEFAULT_SET, EvalSet
@@ -53,6 +53,12 @@ def scorers_of(config: RunConfig, one: EvalSet) -> list[ScorerSettings]:
     """The scorers of a set.
 
     Groupwise scorers are left out if a prompt has only one image, because it has no others to be compared with.
+    Relative ones are always left out: the mean of their scores says nothing, and would choose the best checkpoint by
+    chance.
     """
     named = [scorer for scorer in config.scorers if one.scorers is None or scorer.name in one.scorers]
-    return [scorer for scorer in named if one.images_per_prompt > 1 or not needs_of(scorer).groupwise]
+    return [scorer for scorer in named if _has_a_mean(needs_of(scorer), one)]
+
+
+def _has_a_mean(needs: Needs, one: EvalSet) -> bool:
+    return not needs.relative and (one.images_per_prompt > 1 or not needs.groupwise)

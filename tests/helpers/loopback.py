@@ -12,7 +12,8 @@ HANG = "no answer until the server ends"
 class Loopback:
     """Gives its answers, one after the other, the last one again and again.
 
-    An answer is (status, headers, body), or `HANG`. A port that is given is taken over.
+    An answer is (status, headers, body), or a function that makes it from the request's body, or `HANG`. A port that is
+    given is taken over.
     """
 
     def __init__(self, *answers: object, port: int = 0) -> None:
@@ -27,7 +28,7 @@ class Loopback:
                 if answer == HANG:
                     served.over.wait(60)
                     return
-                status, headers, content = answer
+                status, headers, content = answer(body) if callable(answer) else answer
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(name, value)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,11 +130,11 @@ class Endpoint:
             ),
         )
 
-    def ask(self, image: str, text: str, system: str = "", **fields: Any) -> Reply:
-        """Ask the model about an image once.
+    def ask(self, images: Sequence[str], text: str, system: str = "", **fields: Any) -> Reply:
+        """Ask the model about images once.
 
         Args:
-            image: a data URL, as `services.http.images.data_url` makes it.
+            images: data URLs, as `services.http.images.data_url` makes them. They come before the text.
             fields: other fields of the request.
 
         Raises:
@@ -144,7 +144,8 @@ class Endpoint:
         """
         import openai
 
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
+        content: list[Any] = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+        content.append({"type": "text", "text": text})
         messages: list[Any] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": content})
         try:

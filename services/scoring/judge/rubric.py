@@ -1,4 +1,4 @@
-"""The rubric of a judge: the questions that it asks about an image, and the scores that it reads from the answers."""
+"""The questions that a model is asked about images, and the scores that are read from its answers."""
 
 import json
 import math
@@ -162,7 +162,7 @@ Reading = Annotated[Probability | JsonNumber | Pattern, Field(discriminator="rea
 
 
 class Question(Settings):
-    """One request about an image, and the scores that its answer has."""
+    """One request about an image, or about two, and the scores that its answer has."""
 
     text: str
     """What is asked. `{prompt}` is replaced by the prompt and `{COLUMN}` by a value of the prompt's row."""
@@ -243,20 +243,8 @@ def read_rubric(rubric: str | Sequence[Mapping[str, Any]]) -> list[Question]:
     Raises:
         UserError: there is no such rubric, or a question is wrong.
     """
-    if isinstance(rubric, str):
-        ready = sorted(file.stem for file in READY.glob("*.yaml"))
-        if rubric not in ready:
-            raise UserError(
-                f"scorer vlm_judge: rubric is `{rubric}`; name one of {', '.join(ready)}, or list questions"
-            )
-        file = READY / f"{rubric}.yaml"
-        rubric = load_yaml(file.read_text(), str(file))
-    try:
-        questions = TypeAdapter(Annotated[list[Question], Field(min_length=1)]).validate_python(rubric)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("rubric", *first["loc"])))
-        raise UserError(f"scorer vlm_judge: options.{where}: {first['msg']}") from error
+    form = Annotated[list[Question], Field(min_length=1)]
+    questions: list[Question] = read_ready("vlm_judge", "rubric", rubric, READY, form, "list questions")
     names = [name for question in questions for name in question.scores]
     for name in names:
         if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in OWN_SUB_SCORES or names.count(name) > 1:
@@ -265,3 +253,31 @@ def read_rubric(rubric: str | Sequence[Mapping[str, Any]]) -> list[Question]:
                 f"none of {', '.join(OWN_SUB_SCORES)}"
             )
     return questions
+
+
+def read_ready(scorer: str, option: str, given: Any, folder: Path, form: Any, otherwise: str) -> Any:
+    """The value of an option that names a ready file, or that has what such a file has.
+
+    Args:
+        scorer: the name of the scorer.
+        option: the name of the option.
+        given: the name of a file in the folder, without its ending, or the value itself.
+        folder: the folder of the ready files.
+        form: the type of the value.
+        otherwise: what a user can do who wants no ready one.
+
+    Raises:
+        UserError: there is no such file, or the value does not have the form.
+    """
+    if isinstance(given, str):
+        ready = sorted(file.stem for file in folder.glob("*.yaml"))
+        if given not in ready:
+            raise UserError(f"scorer {scorer}: {option} is `{given}`; name one of {', '.join(ready)}, or {otherwise}")
+        file = folder / f"{given}.yaml"
+        given = load_yaml(file.read_text(), str(file))
+    try:
+        return TypeAdapter(form).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (option, *first["loc"])))
+        raise UserError(f"scorer {scorer}: options.{where}: {first['msg']}") from error

@@ -3,7 +3,7 @@
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from services.scoring.judge.scorer import TOKEN_VARIABLE
+from services.scoring.judge.asker import TOKEN_VARIABLE
 from system.recipe.load import load_config
 from tests.helpers.manifests import check, read
 from tests.helpers.paths import ROOT

@@ -74,6 +74,13 @@ def test_wavefront_equals_one_trajectory_at_a_time(policy):
             np.testing.assert_allclose(front.leaf_MZ[m], leaf[0], atol=1e-5)
 
 
+def test_siblings_are_next_to_each_other_in_the_order_of_the_leaves(policy):
+    """Scorers that compare the siblings of a state rely on it."""
+    plan = make_plan(TrunkSettings(seeds=2, explorations=3), policy.settings.num_steps)
+    tree = sampler_of(policy)(plan, [(*ROOT, b) for b in range(2)], [0, 0], policy.family.encode(["a cat"])).tree
+    np.testing.assert_array_equal(tree.leaf_NKL.reshape(-1, 3), np.arange(plan.leaves).reshape(-1, 3))
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_nfe_is_the_published_cost(sd3_folder, guidance):
     policy = Policy(tiny_settings(sd3_folder, num_steps=10, guidance=guidance), seed=0)

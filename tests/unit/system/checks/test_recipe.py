@@ -150,6 +150,30 @@ def test_a_groupwise_scorer_needs_requests_as_large_as_a_task():
     assert [finding.level for finding in recipe.scorers(enough)] == ["ok"]
 
 
+class WinRate(Rank):
+    """A scorer whose mean says nothing."""
+
+    relative = True
+
+
+@pytest.mark.parametrize(
+    ("weight", "settings", "level", "why"),
+    [
+        (1, ["eval.images_per_prompt=99"], "ok", "WinRate"),  # more than request_images, but they are not compared
+        (1, ["eval.patience=2", "eval.best=size"], "ok", "WinRate"),
+        (0, [], "problem", "so its mean says nothing; give it a weight to train on it, or remove it"),
+        (1, ["eval.best=win"], "problem", "so its mean says nothing; set eval.best to another scorer"),
+        (1, ["eval.best=win.margin"], "problem", "set eval.best to another scorer"),
+        (1, ["eval.patience=2"], "problem", "eval.patience would never end the run; set eval.best to another scorer"),
+    ],
+)
+def test_the_mean_of_a_relative_scorer_chooses_nothing(weight, settings, level, why):
+    win = {"name": "win", "scorer": f"{__name__}:WinRate", "weight": weight, "request_images": 96}
+    scorers = [win, {"name": "size", "scorer": "jpeg_size", "weight": 0 if weight else 1}]
+    finding, _ = recipe.scorers(load_config("shapes", [f"scorers={json.dumps(scorers)}", *settings]))
+    assert (finding.level, finding.says.endswith(why)) == (level, True), finding.says
+
+
 def test_so_does_one_of_weight_0_that_opens_a_gate():
     gate = {"name": "rank", "scorer": f"{__name__}:Rank", "weight": 0, "request_images": 4}
     gated = {"name": "size", "scorer": "jpeg_size", "gate": {"score": "rank", "min": 0}}

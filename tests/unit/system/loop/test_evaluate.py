@@ -123,6 +123,22 @@ def test_scorers_get_the_rows_and_groupwise_ones_are_not_asked(config):
     assert result.reward(alone) == result.summary()["eval/reads"]
 
 
+class WinRate(Rank):
+    """A groupwise scorer whose mean says nothing."""
+
+    relative = True
+
+
+def test_a_relative_scorer_is_not_asked_even_about_several_images_of_a_prompt(config):
+    settings = config.eval.model_copy(update={"images_per_prompt": 2})
+    config = with_scorers(config, Rank, WinRate).model_copy(update={"eval": settings})
+    roles = FakeRoles()
+    result = evaluate(roles, config, read_sets(config), lambda: None)["heldout"]
+    assert {name for names, _ in roles.rewards.asked for name in names} == {"rank"}
+    assert result.scores == ["rank"]
+    assert result.reward(config) is None
+
+
 def test_sub_scores_have_columns_and_means_of_their_own(config):
     roles = FakeRoles()
     score = roles.rewards.score

@@ -39,7 +39,8 @@ def test_the_examples_are_valid(example):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_on_every_example_of_a_cluster(name):
-    judge = ["scorers.vlm_judge.options.url=http://judge:8000/v1"] if name == "sd35_vlm_judge" else []
+    scorer = {"sd35_vlm_judge": "vlm_judge", "sd35_pref_grpo": "vlm_pairs"}.get(name)
+    judge = [f"scorers.{scorer}.options.url=http://judge:8000/v1"] if scorer else []
     config = load_config(name, [*PROMPTS, *judge])
     for file in EXAMPLES.glob("*.infra.yaml"):
         for part in ("all", "volume"):

@@ -17,8 +17,9 @@ from services.base import patience
 from services.base.errors import UserError
 from services.base.patience import Away
 from services.scoring.judge import endpoint
+from services.scoring.judge.asker import TOKEN_VARIABLE
 from services.scoring.judge.endpoint import JudgeError
-from services.scoring.judge.scorer import TOKEN_VARIABLE, VlmJudge
+from services.scoring.judge.scorer import VlmJudge
 from services.scoring.loaded import LoadedScorer
 from services.scoring.probe import probe
 from services.scoring.settings import ScorerSettings
