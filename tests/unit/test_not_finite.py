@@ -85,7 +85,8 @@ def test_the_pool_makes_holes_of_them_whatever_a_scorer_says():
     assert scores.not_finite == 1
     failed = Scores({}, errors={"b": "OSError: gone", "c": "scorer `c` returned text"})
     assert why_holes([scores, scores, failed]) == (
-        "2 images: the model's latents or pixels are NaN or infinite; scorer `b`: OSError: gone; scorer `c`: returned text"
+        "2 images: the model's latents or pixels are NaN or infinite; scorer `b`: OSError: gone; "
+        "scorer `c`: returned text"
     )
 
 

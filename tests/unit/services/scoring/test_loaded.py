@@ -122,7 +122,10 @@ def test_a_sub_score_that_the_reward_needs_but_is_missing_is_a_hole_of_the_rewar
     ("scorer", "message"),
     [
         (loaded(Short), r"scorer `mine` returned scores of shape \(2,\) for 3 images; .* as an array of shape \(3,\)"),
-        (loaded(Words), r"scorer `mine` returned list that NumPy cannot read as numbers \(could not.*\); return a list"),
+        (
+            loaded(Words),
+            r"scorer `mine` returned list that NumPy cannot read as numbers \(could not.*\); return a list",
+        ),
         (loaded(FlowGrpo), r"scorer `mine` returned tuple that NumPy cannot read as numbers"),
         (loaded(Brightness, "hue"), "returns no sub-scores; leave out its setting reward"),
         (loaded(Colours, score=[1, 2]), r"shape \(2,\)"),
@@ -194,6 +197,8 @@ class Unfixed:
 
 @pytest.mark.parametrize("kind", [Metadata, ImagesOnly])
 def test_a_call_that_takes_other_arguments_is_refused_before_it_is_called(kind):
-    with pytest.raises(UserError, match=r"its call is `__call__\(self, images.*\)`; make it `__call__\(self, images_NHWC"):
+    with pytest.raises(
+        UserError, match=r"its call is `__call__\(self, images.*\)`; make it `__call__\(self, images_NHWC"
+    ):
         loaded(kind)
     assert loaded(Unfixed).score(IMAGES, PROMPTS).score_N.tolist() == [0, 0, 0]

@@ -44,5 +44,5 @@ def test_seconds_on_more_gpus_than_there_are_say_so():
     config = load_config("sd35_pickscore", ["hardware=8gpu"])
     short, enough = (list(estimate_sentences(config, estimate_of(config, n, CARDS["H100"]), None)) for n in (1, 8))
     assert "or a recipe for fewer GPUs (`tempflow recipes` lists them)" in short[0]
-    assert [said for said in short if " step takes " in said][0].startswith("On 7.8 GPUs, a step takes ")
-    assert [said for said in enough if " step takes " in said][0].startswith("A step takes ")
+    assert next(said for said in short if " step takes " in said).startswith("On 7.8 GPUs, a step takes ")
+    assert next(said for said in enough if " step takes " in said).startswith("A step takes ")
