@@ -79,7 +79,10 @@ def gathered(scores: Sequence[Scores]) -> dict[str, np.ndarray]:
 
 def why_holes(scores: Sequence[Scores]) -> str:
     """The reasons for the holes in the scores of several tasks."""
-    reasons = {f"scorer `{name}`": reason for score in scores for name, reason in score.errors.items()}
+    errors = [(f"scorer `{name}`", reason) for score in scores for name, reason in score.errors.items()]
+    reasons = {scorer: reason.removeprefix(f"{scorer} ") for scorer, reason in errors}
     if not_finite := sum(score.not_finite for score in scores):
         reasons = {f"{not_finite} images": "the model's latents or pixels are NaN or infinite"} | reasons
-    return "; ".join(f"{what}: {reason}" for what, reason in reasons.items()) or "the scorers returned NaN"
+    silent = {f"`{name}`": None for s in scores for name, score_M in s.by_scorer.items() if np.isnan(score_M).any()}
+    known = "; ".join(f"{what}: {reason}" for what, reason in reasons.items())
+    return known or f"NaN or infinity from {', '.join(silent) or 'the scorers'}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from services.base.devices import naming_full_memory
+from services.base.errors import UserError, first_line
 from services.scoring.row import Row
 from services.scoring.scorer import needs_of, row_check, scorer_class
 from services.scoring.settings import ScorerSettings
@@ -76,7 +77,7 @@ class LoadedScorer:
             rows: one for each prompt. None is the same as empty rows.
 
         Raises:
-            ValueError: the number of scores differs from the number of images, or a sub-score has a bad name.
+            UserError: the scores are not one number for each image, or a sub-score has a bad name.
         """
         if not self.needs.rows:
             return self._scored(self._called(images_NHWC, list(prompts)), len(prompts))
@@ -100,10 +101,10 @@ class LoadedScorer:
         reward, name = self.settings.reward, self.settings.name
         if not isinstance(said, Mapping):
             if reward is not None:
-                raise ValueError(f"scorer {name} returns no sub-scores; leave out its setting reward")
+                raise UserError(f"scorer `{name}` returns no sub-scores; leave out its setting reward")
             return Scored(self._finite(said, count))
         if bad := [sub for sub in said if not isinstance(sub, str) or not SUB_SCORE.fullmatch(sub)]:
-            raise ValueError(f"scorer {name} returned a sub-score {bad[0]!r}; name it in lower case, such as `colour`")
+            raise UserError(f"scorer `{name}` returned a sub-score {bad[0]!r}; name it in lower case, such as `colour`")
         sub_scores = {sub: self._finite(values, count) for sub, values in said.items()}
         weights = reward if isinstance(reward, dict) else {reward or DEFAULT_SUB_SCORE: 1.0}
         if missing := [sub for sub in weights if sub not in sub_scores]:
@@ -115,7 +116,17 @@ class LoadedScorer:
         return Scored(np.sum([weight * sub_scores[sub] for sub, weight in weights.items()], axis=0), sub_scores)
 
     def _finite(self, values: Any, count: int) -> np.ndarray:
-        score_N = np.asarray(values, np.float64)
+        name = self.settings.name
+        try:
+            score_N = np.asarray(values, np.float64)
+        except (TypeError, ValueError) as error:  # such as text, or a tensor on a GPU
+            raise UserError(
+                f"scorer `{name}` returned {type(values).__name__} that NumPy cannot read as numbers "
+                f"({first_line(error)}); return a list or an array of {count} numbers"
+            ) from error
         if score_N.shape != (count,):
-            raise ValueError(f"scorer {self.settings.name} returned scores of shape {score_N.shape} for {count} images")
+            raise UserError(
+                f"scorer `{name}` returned scores of shape {score_N.shape} for {count} images; return one number for "
+                f"each, as an array of shape ({count},)"
+            )
         return np.where(np.isfinite(score_N), score_N, np.nan)

@@ -129,10 +129,18 @@ def needs_of(settings: ScorerSettings) -> Needs:
     """What the class of a scorer asks for.
 
     Raises:
-        UserError: as `scorer_class` raises; or the class names columns but does not take rows.
+        UserError: as `scorer_class` raises; its call takes other arguments; or it names columns but takes no rows.
     """
     found = scorer_class(settings)
-    rows, columns = "rows" in inspect.signature(found.__call__).parameters, getattr(found, "columns", ())
+    call = inspect.signature(found.__call__)
+    rows, columns = "rows" in call.parameters, getattr(found, "columns", ())
+    try:
+        call.bind("self", "images", "prompts", **({"rows": "rows"} if rows else {}))
+    except TypeError as error:
+        raise UserError(
+            f"scorer `{settings.name}`: its call is `__call__{call}`; make it `__call__(self, images_NHWC, prompts)`, "
+            "or `__call__(self, images_NHWC, prompts, rows)` to read the rows of the prompts"
+        ) from error
     columns = columns(**settings.options) if callable(columns) else columns
     if isinstance(columns, str) or (columns and not rows):
         raise UserError(

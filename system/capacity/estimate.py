@@ -224,8 +224,8 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 def _fix(config: RunConfig, card: Card, unplaced: Ask | None, of: Processes) -> str:
     if unplaced:
         return (
-            "choose another `hardware`, lower rollout.workers, learner.ranks and the replicas of the scorers, or give "
-            "workers and ranks whole GPUs"
+            "choose another `hardware` or a recipe for fewer GPUs (`tempflow recipes` lists them), lower "
+            "rollout.workers, learner.ranks and the replicas of the scorers, or give workers and ranks whole GPUs"
         )
     for text, other in single_changes(config):
         if fits_card(of(other), card):

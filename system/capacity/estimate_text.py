@@ -97,10 +97,11 @@ def estimate_sentences(config: RunConfig, estimate: Estimate, price: float | Non
 
 def _time_sentences(config: RunConfig, estimate: Estimate, price: float | None) -> Iterator[str]:
     step = estimate.step
+    begin = f"On {estimate.asked:g} GPUs, a" if estimate.asked > estimate.gpus else "A"
     again = f" and {_s(step.evaluation)} s of evaluation" if step.evaluation else ""
     yield (
-        f"A step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring {_s(step.scoring)} beside it "
-        f"and {_s(step.last_scores)} after it, learning {_s(step.learning)}."
+        f"{begin} step takes {_s(step.total)} s{again}; generating {_s(step.rollout)}, scoring "
+        f"{_s(step.scoring)} beside it and {_s(step.last_scores)} after it, learning {_s(step.learning)}."
     )
     hours = config.steps * (step.total + step.evaluation) / HOUR_S
     cost = f", {price * estimate.gpu_hours:,.0f} at {price:g} a GPU-hour" if price is not None else ""

@@ -1,5 +1,7 @@
 """What the commands share: arguments that name a recipe, the console, and the sentence that says what to do next."""
 
+import shlex
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,6 +18,11 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as learner.lr=1e-4.", show_default=False)
 ]
+
+
+def same(recipe: str, overrides: Sequence[str] | None) -> str:
+    """A recipe and its overrides as they are given to another command."""
+    return shlex.join([recipe, *(overrides or [])])
 
 
 def say_next(sentence: str) -> None:

@@ -4,7 +4,7 @@ from math import ceil
 
 import typer
 
-from system.commands.arguments import Overrides, Recipe, say_next
+from system.commands.arguments import Overrides, Recipe, same, say_next
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ def config(recipe: Recipe, overrides: Overrides = None) -> None:
     from system.recipe.load import load_with_sources
 
     typer.echo(dump_with_sources(*load_with_sources(recipe, overrides or [])), nl=False)
-    say_next(f"tempflow train {recipe} --dry-run shows what a training step costs")
+    say_next(f"tempflow train {same(recipe, overrides)} --dry-run shows what a training step costs")
 
 
 @app.command()

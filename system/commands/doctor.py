@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.base.plain import plain
-from system.commands.arguments import Overrides, console, say_next
+from system.commands.arguments import Overrides, console, same, say_next
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -32,5 +32,6 @@ def doctor(
     if "problem" in levels:
         say_next("correct what is marked as a problem, and run this command again")
     else:
-        say_next(f"tempflow train {recipe}" if recipe else "check a recipe as well: tempflow doctor RECIPE")
+        train = f"tempflow train {same(recipe, overrides)}" if recipe else None
+        say_next(train or "check a recipe as well: tempflow doctor RECIPE")
     raise typer.Exit(2 if "problem" in levels else 0)

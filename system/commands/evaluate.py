@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from services.base.plain import plain
+from services.base.plain import plain, printable
 from system.commands.arguments import Overrides, Recipe, console, say_next
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def evaluate(
             show_default="1, which is never",
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The name of the model that the others are compared with.", show_default="base"),
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="Evaluate in this process, without Ray.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write one row per image to this Parquet file.")] = None,
     page: Annotated[
@@ -57,7 +61,8 @@ def evaluate(
     from system.recipe.load import load_config
 
     config = load_config(recipe, overrides or [])
-    results = run_eval(config, prompts, adapter or [], checkpoint or [], base_after or [], local, output, page)
+    models = adapter or [], checkpoint or [], base_after or [], against
+    results = run_eval(config, prompts, *models, local, output, page)
     for table in comparisons(results):
         console.print(table)
     for file in (output, page):
@@ -76,6 +81,7 @@ def run_eval(
     adapters: list[str],
     checkpoints: list[str],
     base_after: list[float],
+    against: str | None,
     local: bool,
     output: Path | None,
     page: Path | None,
@@ -85,6 +91,7 @@ def run_eval(
     Args:
         prompts: a file that takes the place of the recipe's held-out sets.
         base_after: as `contenders_of` takes it.
+        against: as `contenders_of` takes it.
         output: a Parquet file; None for none.
         page: an HTML file; None for none.
 
@@ -112,7 +119,7 @@ def run_eval(
     for file, option in ((output, "--output"), (page, "--page")):
         if file:
             check_output(file, option)
-    contenders, sets = contenders_of(config, adapters, checkpoints, base_after), read_sets(config)
+    contenders, sets = contenders_of(config, adapters, checkpoints, base_after, against), read_sets(config)
     pictures = Pictures()
     results = evaluate_all(config, contenders, sets, local, pictures.watcher if page else lambda _: None)
     if output:
@@ -123,7 +130,10 @@ def run_eval(
 
 
 def comparisons(results: Results) -> list[Table]:
-    """A table for each set: the mean of each score, and its paired difference from the base ± half its 95% interval."""
+    """A table for each set: each score's mean, and its paired difference from the first model, ± half the 95% interval.
+
+    The title names the first model.
+    """
     from rich.table import Table
 
     from system.evaluation.scores import lines
@@ -135,7 +145,8 @@ def comparisons(results: Results) -> list[Table]:
             of = next(iter(results.values()))[line.set].of
             each = "one image" if of.images_per_prompt == 1 else f"{of.images_per_prompt} images"
             tables[line.set] = Table(
-                title=f"{line.set}: {of.count} prompts, {each} each; images without a score left out"
+                title=f"{line.set}: {of.count} prompts, {each} each; images without a score left out; differences from "
+                f"{printable(next(iter(results)))}"
             )
             for column in ("score", "model", "prompts", "mean", "difference, 95%"):
                 tables[line.set].add_column(column, justify="left" if column in ("score", "model") else "right")

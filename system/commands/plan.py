@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from services.base.plain import plain
-from system.commands.arguments import Overrides, Recipe, console, say_next
+from system.commands.arguments import Overrides, Recipe, console, same, say_next
 
 app = typer.Typer()
 
@@ -44,4 +44,5 @@ def plan(
         for sentence in estimate_sentences(config, found, price):
             console.print(plain(sentence), soft_wrap=True)
     if found.fits:
-        say_next(f"on the machine itself: tempflow doctor {recipe}, then tempflow train {recipe}")
+        what = same(recipe, overrides)
+        say_next(f"on the machine itself: tempflow doctor {what}, then tempflow train {what}")

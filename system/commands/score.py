@@ -11,7 +11,7 @@ import typer
 
 from services.base.errors import UserError, first_line
 from services.base.plain import plain
-from system.commands.arguments import console, say_next
+from system.commands.arguments import console, same, say_next
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +45,11 @@ def score(
     """Score image files in this process, without Ray."""
     from system.recipe.load import load_pool
 
-    console.print(run_score(images, prompt, chosen_scorers(load_pool(recipe, overrides or []), scorer), row or ["{}"]))
-    say_next(f"train on these scores: tempflow train {recipe}")
+    pool = load_pool(recipe, overrides or [])
+    chosen = chosen_scorers(pool, scorer)
+    console.print(run_score(images, prompt, chosen, row or ["{}"]))
+    added = [f"scorers.{one.name}={{scorer: {one.scorer}}}" for one in chosen if one not in pool.scorers]
+    say_next(f"train on these scores: tempflow train {same(recipe, [*(overrides or []), *added])}")
 
 
 def chosen_scorers(pool: PoolSettings, names: Sequence[str] | None) -> list[ScorerSettings]:

@@ -10,7 +10,7 @@ import typer
 
 from services.base.errors import UserError
 from services.base.plain import plain
-from system.commands.arguments import Overrides, Recipe, console, say_next
+from system.commands.arguments import Overrides, Recipe, console, same, say_next
 
 if TYPE_CHECKING:
     from system.recipe.model import RunConfig
@@ -48,13 +48,15 @@ def train(
     config, sources = load_with_sources(recipe, overrides or [])
     if dry_run:
         show_cost(config, sources)
-        say_next(f"tempflow doctor {recipe} checks this machine; tempflow train {recipe} starts the run")
+        what = same(recipe, overrides)
+        say_next(f"tempflow doctor {what} checks this machine; tempflow train {what} starts the run")
         return
     page = sys.stdout.isatty() if page is None else page
     code = train_run(config, resume, console, accept_changes, local, page)
     run = Path(config.output) / config.name
     if code:
-        say_next(f"tempflow train {run} --resume continues the run; tempflow watch {run} opens its page again")
+        again = " --local" if local else ""
+        say_next(f"tempflow train {run} --resume{again} continues the run; tempflow watch {run} opens its page again")
     else:
         trained = run / ("lora" if config.policy.lora else "transformer")
         images = f'tempflow sample {run} --adapter {trained} --prompt "…"'

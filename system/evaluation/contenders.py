@@ -29,17 +29,23 @@ class Contender:
 
 
 def contenders_of(
-    config: RunConfig, adapters: Sequence[str], checkpoints: Sequence[str], base_after: Sequence[float]
+    config: RunConfig,
+    adapters: Sequence[str],
+    checkpoints: Sequence[str],
+    base_after: Sequence[float],
+    against: str | None = None,
 ) -> list[Contender]:
-    """The base model first, then each adapter and checkpoint for each share of `base_after`.
+    """The base model, then each adapter and checkpoint for each share of `base_after`. The first is compared with.
 
     Args:
         adapters: each `[NAME=]FOLDER`.
         checkpoints: each `[NAME=]RUN[@STEP]`, where STEP is `best`, `last` or a number; `last` if it is left out.
         base_after: the shares of the sampling steps after which the base model takes over.
+        against: the name of the contender that comes first; None for the base model.
 
     Raises:
-        UserError: weights are missing or do not fit the model, or two contenders have one name.
+        UserError: weights are missing or do not fit the model, no contender is named `against`, or two contenders
+            have one name.
     """
     sampling = config.eval_sampling
     found = [Contender(BASE, None, replace(sampling, base_after=0.0))]
@@ -52,7 +58,9 @@ def contenders_of(
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
         raise UserError(f"two models are named `{twice}`; name one of them, as in --adapter other=FOLDER")
-    return found
+    if against is not None and against not in names:
+        raise UserError(f"--against: no model is named `{against}`; name one of {', '.join(names)}")
+    return sorted(found, key=lambda one: one.name != (against or BASE))
 
 
 def _adapter(config: RunConfig, text: str) -> tuple[str, Callable[[], Arrays]]:

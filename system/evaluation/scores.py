@@ -1,4 +1,4 @@
-"""The scores of all contenders: one table of images, and the means with their paired differences from the base."""
+"""The scores of all contenders: one table of images, and the means with their paired differences from the first one."""
 
 from __future__ import annotations
 

@@ -197,6 +197,7 @@ class LocalRewards:
                     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                     scores.errors[name] = f"{kind}{first_line(error)}"
                     log.warning("scorer %s, images from number %d: %s", name, start, scores.errors[name])
+                    log.info("where the scorer %s failed", name, exc_info=error)  # for the file, not for the screen
                     continue
                 seconds = time.monotonic() - began
                 scores.add(name, start, scored, seconds, seconds)

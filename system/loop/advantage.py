@@ -146,7 +146,7 @@ def _rewards(rule: AdvantageSettings, trees: Sequence[Tree], reward_by_task: Seq
     """The reward of each action, (A,), for each comparison. The advantages of all comparisons are added.
 
     Raises:
-        UserError: the recipe's own function gives something else than one reward for each action.
+        UserError: the recipe's own function gives something else than one reward for each action, or an infinite one.
     """
     tasks = list(zip(trees, reward_by_task, strict=True))
     return [
@@ -161,7 +161,12 @@ def _checked(rule: AdvantageSettings, tree: Tree, reward_NK: np.ndarray) -> np.n
             f"advantage.leaves: {rule.leaves} gave an array of shape {np.shape(reward_NK)} for a task; return one "
             f"reward for each action, {shape}"
         )
-    return np.asarray(reward_NK, np.float64)
+    finite_or_hole_NK = np.asarray(reward_NK, np.float64)
+    if np.isinf(finite_or_hole_NK).any():
+        raise UserError(
+            f"advantage.leaves: {rule.leaves} gave an infinite reward; return numbers, or NaN where there is none"
+        )
+    return finite_or_hole_NK
 
 
 def _reward_functions(rule: AdvantageSettings, trees: Sequence[Tree]) -> list[RewardFunction]:

@@ -57,6 +57,7 @@ class Recorder:
         self.warnings = Warnings(self.config)
         for line in self.run.read_metrics():
             self.warnings.after(line)
+        self.progress.restored(state.step)
         if self.exporter:
             self.exporter.restored(_totals(state))
 

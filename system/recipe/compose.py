@@ -126,7 +126,8 @@ def _slot(node: Any, part: str, override: str, above: Sequence[str]) -> str | in
     if isinstance(node, list) and list(above) == [SCORERS] and not part.isdigit():
         if (place := _place(node, part)) is not None:
             return place
-        raise UserError(f"`{override}`: {_no_scorer(node, part)}")
+        add = f'to add one, write scorers.{part}="{{scorer: …}}"'
+        raise UserError(f"`{override}`: {_no_scorer(node, part)}; {add}")
     raise UserError(
         f"`{override}`: `{'.'.join(above)}` has no `{part}` to set; `tempflow config RECIPE` shows the keys"
     )

@@ -54,6 +54,13 @@ class Progress:
         if self.live:
             self.live.update(self._view())
 
+    def restored(self, step: int) -> None:
+        """Show that the run continues after a step. Without a step, nothing is shown."""
+        self.at = step
+        if step:
+            over = "; nothing is left to train, a larger `steps` trains longer" if step >= self.steps else ""
+            self.console.print(f"continues    after step {step} of {self.steps}{over}", highlight=False, soft_wrap=True)
+
     def finished(self, line: dict[str, Any]) -> None:
         """Show the metrics of a finished step."""
         self.at = line["step"]

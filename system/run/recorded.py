@@ -87,7 +87,8 @@ def check_same(before: RunConfig, now: RunConfig, what: str) -> None:
     if changed:
         raise UserError(
             f"{what} began with other settings: {'; '.join(changed)}. Resume with the same recipe and overrides ("
-            "`tempflow train FOLDER --resume` reads both from the run folder), or start a new run with another name=…"
+            "`tempflow train FOLDER --resume` reads both from the run folder), or start a new run with another name=… "
+            "(from this one's weights with policy.adapter=FOLDER/lora)"
         )
 
 

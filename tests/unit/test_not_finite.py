@@ -84,11 +84,16 @@ def test_the_pool_makes_holes_of_them_whatever_a_scorer_says():
     scores = pool_of(a=Handle(good(1.0, 2.0))).score(None, ["x", "y"], ["a"], np.array([True, False])).result(10)
     np.testing.assert_array_equal(scores.by_scorer["a"], [1, np.nan])
     assert scores.not_finite == 1
-    failed = Scores({}, errors={"b": "OSError: gone"})
+    failed = Scores({}, errors={"b": "OSError: gone", "c": "scorer `c` returned text"})
     assert why_holes([scores, scores, failed]) == (
-        "2 images: the model's latents or pixels are NaN or infinite; scorer `b`: OSError: gone"
+        "2 images: the model's latents or pixels are NaN or infinite; scorer `b`: OSError: gone; "
+        "scorer `c`: returned text"
     )
-    assert why_holes([Scores()]) == "the scorers returned NaN"
+
+
+def test_scorers_that_return_nan_without_a_reason_are_named():
+    holes, good = np.array([1.0, np.nan]), np.ones(2)
+    assert why_holes([Scores({"a": good, "b": holes}), Scores({"b": holes})]) == "NaN or infinity from `b`"
 
 
 class Rollouts:

@@ -56,6 +56,18 @@ class Short:
         return np.zeros(2)
 
 
+class Words:
+    def __call__(self, images_NHWC, prompts):
+        return ["good"] * len(prompts)
+
+
+class FlowGrpo:
+    """Answers as flow_grpo's reward functions do."""
+
+    def __call__(self, images_NHWC, prompts):
+        return np.zeros(len(prompts)), {}
+
+
 def loaded(kind: type, reward=None, **options) -> LoadedScorer:
     settings = {"name": "mine", "scorer": f"{__name__}:{kind.__name__}", "reward": reward, "options": options}
     return LoadedScorer(ScorerSettings(**settings))
@@ -109,7 +121,12 @@ def test_a_sub_score_that_the_reward_needs_but_is_missing_is_a_hole_of_the_rewar
 @pytest.mark.parametrize(
     ("scorer", "message"),
     [
-        (loaded(Short), r"returned scores of shape \(2,\) for 3 images"),
+        (loaded(Short), r"scorer `mine` returned scores of shape \(2,\) for 3 images; .* as an array of shape \(3,\)"),
+        (
+            loaded(Words),
+            r"scorer `mine` returned list that NumPy cannot read as numbers \(could not.*\); return a list",
+        ),
+        (loaded(FlowGrpo), r"scorer `mine` returned tuple that NumPy cannot read as numbers"),
         (loaded(Brightness, "hue"), "returns no sub-scores; leave out its setting reward"),
         (loaded(Colours, score=[1, 2]), r"shape \(2,\)"),
         (loaded(Colours, **{"Hue": [1, 2, 3]}), "sub-score 'Hue'; name it in lower case"),
@@ -117,7 +134,7 @@ def test_a_sub_score_that_the_reward_needs_but_is_missing_is_a_hole_of_the_rewar
     ],
 )
 def test_an_answer_of_another_form_is_an_error(scorer, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         scorer.score(IMAGES, PROMPTS)
 
 
@@ -163,3 +180,25 @@ class Unused:
 def test_a_wrong_declaration_of_columns_is_refused(kind):
     with pytest.raises(UserError, match="`columns` must be a tuple of names, in a class whose call has the parameter"):
         loaded(kind)
+
+
+class Metadata:
+    def __call__(self, images, prompts, metadata): ...
+
+
+class ImagesOnly:
+    def __call__(self, images_NHWC): ...
+
+
+class Unfixed:
+    def __call__(self, images_NHWC, prompts, *, temperature=1.0, **others):
+        return np.zeros(len(prompts))
+
+
+@pytest.mark.parametrize("kind", [Metadata, ImagesOnly])
+def test_a_call_that_takes_other_arguments_is_refused_before_it_is_called(kind):
+    with pytest.raises(
+        UserError, match=r"its call is `__call__\(self, images.*\)`; make it `__call__\(self, images_NHWC"
+    ):
+        loaded(kind)
+    assert loaded(Unfixed).score(IMAGES, PROMPTS).score_N.tolist() == [0, 0, 0]

@@ -81,7 +81,7 @@ def test_a_local_scorer_scores_an_image_and_its_time_is_said():
     ("scorer", "message"),
     [
         ("Broken", "scorer `mine` fails: ZeroDivisionError: division by zero"),
-        ("Flat", r"scorer `mine` fails: ValueError: scorer mine returned scores of shape \(\) for 1 images"),
+        ("Flat", r"scorer `mine` returned scores of shape \(\) for 1 images; return one number for each"),
         ("Answers", "scorer `mine` has no score for `a grey wall.*`: its row has no `answer`"),
         ("Missing", "check the import path"),
     ],

@@ -38,3 +38,11 @@ def test_a_recipe_without_gpus_has_no_seconds_and_no_gpu_in_its_estimate():
     said = " ".join(estimate_sentences(config, estimate_of(config, None, CARDS["H100"]), 2.5))
     assert said.startswith("The roles ask for no GPU. They run on CPUs")
     assert not [word for word in ("H100", "GPU-hour", "takes 0", "waits") if word in said]
+
+
+def test_seconds_on_more_gpus_than_there_are_say_so():
+    config = load_config("sd35_pickscore", ["hardware=8gpu"])
+    short, enough = (list(estimate_sentences(config, estimate_of(config, n, CARDS["H100"]), None)) for n in (1, 8))
+    assert "or a recipe for fewer GPUs (`tempflow recipes` lists them)" in short[0]
+    assert next(said for said in short if " step takes " in said).startswith("On 7.8 GPUs, a step takes ")
+    assert next(said for said in enough if " step takes " in said).startswith("A step takes ")

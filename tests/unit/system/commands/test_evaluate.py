@@ -55,6 +55,18 @@ def test_eval_compares_base_and_adapter_in_pairs(recipe, adapter, in_process, tm
     assert numbers(done.stdout) == pytest.approx(expected, abs=1e-4)
 
 
+def test_models_may_be_compared_with_another_one_than_the_base(recipe, adapter, in_process, tmp_path):
+    done = in_process("eval", recipe, "--local", "--adapter", f"mine={adapter}", "--against=mine", "--output=a.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "differences from mine" in " ".join(done.stdout.split())
+    sizes = sizes_in(tmp_path / "a.parquet")
+    assert list(sizes) == ["mine", "base"]
+    difference = sizes["base"] - sizes["mine"]
+    assert numbers(done.stdout)[2:] == pytest.approx(
+        [difference.mean(), T_5 * difference.std(ddof=1) / 6**0.5], abs=1e-4
+    )
+
+
 def test_several_images_of_a_prompt_count_as_one_prompt_in_the_interval(recipe, adapter, in_process, tmp_path):
     done = in_process(
         "eval", recipe, "eval.images_per_prompt=2", "--local", "--adapter", adapter, "--output", "scores.parquet"
@@ -128,6 +140,7 @@ def test_what_cannot_be_compared_is_refused(recipe, adapter, in_process, tmp_pat
         ("no prompts to evaluate", "data.heldout=null"),
         ("there is no folder `nowhere`", "--checkpoint", "nowhere@best"),
         ("--adapter: there is no folder", "--adapter", "nowhere"),
+        ("--against: no model is named `his`; name one of base, mine", "--adapter", f"mine={adapter}", "--against=his"),
         ("`soon` is not a step", "--checkpoint", "runs/x@soon"),
     ):
         done = in_process("eval", recipe, "--local", *arguments)

@@ -42,18 +42,19 @@ class Case:
 
 
 CASES = [
-    Case("train {recipe} --dry-run", "tempflow train {recipe} starts the run"),
+    Case("train {recipe} steps=9 --dry-run", "tempflow train {recipe} steps=9 starts the run"),
     Case("train {recipe} --local steps=1 data.heldout=null name=one", "tempflow watch {folder}/runs/one"),
     Case("eval {recipe} --local", "tempflow eval {recipe} --adapter RUN/lora"),
     Case("eval {recipe} --local --adapter {run}/lora", "tempflow export RUN --to FOLDER"),
     Case("sample {recipe} --prompt cat --output images", "images"),
     Case("serve shapes --print", "serve deploy pool.yaml", documents),
     Case("deploy sd35_pickscore_1gpu --infra {infra} {prompts}", "kubectl apply", documents),
-    Case("score {image} --prompt cat --scorer jpeg_size", "tempflow train shapes"),
-    Case("plan shapes", "tempflow doctor shapes"),
+    Case("score {image} --prompt cat --scorer pickscore", "tempflow train shapes"),
+    Case("score {image} --prompt cat --scorer jpeg_size", "train shapes 'scorers.jpeg_size={{scorer: jpeg_size}}'"),
+    Case("plan shapes steps=9", "doctor shapes steps=9, then tempflow train shapes steps=9"),
     Case("plan shapes --json", "tempflow doctor shapes", json.loads),
     Case("doctor", "tempflow doctor RECIPE"),
-    Case("doctor {recipe}", "tempflow train {recipe}"),
+    Case("doctor {recipe} steps=9", "tempflow train {recipe} steps=9"),
     Case("watch {run} --port 0", "tempflow watch {run} opens the page again"),
     Case("top {run}", "tempflow watch {run} shows"),
     Case("report {run}", "open {run}/report.html"),
@@ -63,7 +64,7 @@ CASES = [
     Case("bench gpu --json", "open bench-gpu/gpu.html", json.loads),
     Case("compare --output {comparison}", "open {comparison}/compare.html"),
     Case("init new", "cd new; tempflow doctor recipe.yaml"),
-    Case("config shapes", "tempflow train shapes --dry-run", documents),
+    Case("config shapes steps=9", "tempflow train shapes steps=9 --dry-run", documents),
     Case("recipes", "tempflow plan RECIPE"),
     Case("from-flow-grpo {flow_grpo}:general_ocr_sd3", "tempflow plan mine.yaml", documents),
 ]

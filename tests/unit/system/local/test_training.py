@@ -123,6 +123,8 @@ def test_a_scorer_that_always_raises_stops_the_run(train, tmp_path):
     done = train("name=raises", "scorers.0.scorer=broken:Raises", code=2)
     assert "scorer `size`: OSError: the model file is gone" in done.stderr
     assert "Traceback" not in done.stderr
+    log = (tmp_path / "runs" / "raises" / "logs" / "driver.log").read_text()
+    assert 'broken.py\\", line' in log, "the log names the line of the scorer"
 
 
 def test_failed_scores_are_holes_and_too_many_stop_the_run(train, tmp_path):

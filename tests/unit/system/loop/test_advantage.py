@@ -152,3 +152,18 @@ def test_a_function_that_gives_another_shape_is_named():
     )
     with pytest.raises(UserError, match=says):
         advantages(rule, [trunk_tree(1, 2, 3)], [np.arange(6.0)])
+
+
+def inverse(tree, reward_M):
+    with np.errstate(divide="ignore"):
+        return 1 / tree.reduce(reward_M)
+
+
+def test_a_function_that_gives_an_infinite_reward_is_named():
+    rule = AdvantageSettings(leaves=f"{__name__}:inverse")
+    trees = [trunk_tree(1, 2, 3)]
+    assert advantages(rule, trees, [np.array([1.0, 2, 3, 4, 5, np.nan])]).holes == 1
+    with pytest.raises(
+        UserError, match=r"advantage.leaves: .*:inverse gave an infinite reward; return numbers, or NaN"
+    ):
+        advantages(rule, trees, [np.arange(6.0)])

@@ -219,7 +219,8 @@ def test_overrides_name_scorers(overrides, found):
     [
         (
             "scorers.picscore.weight=2",
-            "`scorers.picscore.weight=2`: there is no scorer `picscore`; the scorers are pickscore, judge",
+            "`scorers.picscore.weight=2`: there is no scorer `picscore`; the scorers are pickscore, judge; to add one, "
+            'write scorers.picscore="{scorer: …}"',
         ),
         ("scorers.size=null", "there is no scorer `size`; the scorers are pickscore, judge"),
         (
