@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -166,11 +166,23 @@ class Trainer:
             with clock("eval"):
                 evaluations = self._evaluate(step, weights)
             self.saver.first(self.state)
+            self._count(evaluations)
             self.recorder.beginning(self.state, evaluations, clock.seconds["eval"])
         elif self._eval_due(step) and not self.run.has_eval(step, [one.name for one in self.heldout]):
-            self.recorder.amend(self._evaluate(step, weights))
+            evaluations = self._evaluate(step, weights)
+            self._count(evaluations)
+            self.recorder.amend(evaluations)
         self.clock = Clock()
         self._publish(collector, weights)
+
+    def _count(self, evaluations: Mapping[str, Evaluation]) -> None:
+        """Count an evaluation that is made late as if it had been made in its step, if one was due there."""
+        step = self.state.step
+        if not step or not self._eval_due(step) or self.state.heldout is not None:
+            return
+        if (heldout := best_by(self.config, evaluations)) is not None:
+            self.state = self.state.evaluated(heldout)
+            self.saver.evaluated(self.state)
 
     def _publish(self, collector: Collector, weights: Exported) -> None:
         """Start the steps that the weights generate. With roles in this process, this generates them."""

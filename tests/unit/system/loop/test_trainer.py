@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -83,6 +84,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
 def recorded(config: RunConfig) -> dict:
     """What a run has left, but for times and for how often things were started again."""
     run = RunFiles(Path(config.output) / config.name)
+    checkpoints = run.checkpoints(config.checkpoint)
     timed = ("time", "elapsed_s", "learner_restarts", "idle/", "seconds/", "bytes/images_peak")
     lines = [{k: repr(v) for k, v in line.items() if not k.startswith(timed)} for line in run.read_metrics()]
     tables = {
@@ -94,6 +96,8 @@ def recorded(config: RunConfig) -> dict:
         "metrics": lines,
         "tables": repr(tables),
         "images": sorted(p.name for p in (run.path / "samples").iterdir()),
+        "state": replace(checkpoints.latest().state, elapsed_s=0),
+        "best": checkpoints.best().state.step,
     }
 
 
@@ -164,11 +168,25 @@ def test_a_stop_at_any_place_leaves_a_run_that_resumes_with_the_same_result(whol
             if run.read_metrics():  # The checkpoint is that of the last recorded step.
                 last = run.read_metrics()[-1]["step"]
                 assert (run.path / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists(), calls[at]
-            roles = FakeRoles()
+            stopped, roles = roles, FakeRoles()
+            roles.learners.models = stopped.learners.models
             fit(config, roles, resume=True)
         assert roles.learners.versions[STEPS] == weights, calls[at]
         assert recorded(config) == left, calls[at]
+        assert roles.learners.models == {"lora": weights, "best": best_weights(run, config)}, calls[at]
     assert ended > len(calls) // 2
+
+
+def test_a_stop_in_an_evaluation_counts_it_on_resume_even_if_the_run_folder_is_lost(tmp_path, whole):
+    staleness, calls, _, left = whole
+    second_update = [i for i, name in enumerate(calls) if name == "update"][1]
+    config, stops = recipe(tmp_path, staleness, f"checkpoint.folder={tmp_path / 'kept'}"), Stops()
+    with pytest.raises(Stopped):
+        fit(config, FakeRoles(Script(second_update, stops)), stops)
+    shutil.rmtree(tmp_path / "runs")
+    fit(config, FakeRoles(), resume=True)
+    after = recorded(config)
+    assert (after["state"], after["best"]) == (left["state"], left["best"])
 
 
 class Killed(BaseException):
