@@ -123,7 +123,9 @@ class Trainer:
             self._begin(collector)
             while not self._ended:
                 with at(step=self.state.step):
-                    self._step(collector)
+                    weights = self._step(collector)
+                    if not self._ended:
+                        self._publish(collector, weights)
         if self.state.step < self.config.steps:
             log.warning(
                 "the run ends at step %d of %d: eval.patience = %d, the evaluations in a row without a new best score; "
@@ -189,11 +191,14 @@ class Trainer:
         with self.clock("generate"):
             collector.publish(weights)
 
-    def _step(self, collector: Collector) -> None:
+    def _step(self, collector: Collector) -> Exported:
         """One training step. A stop before the update loses only this step's images.
 
         The checkpoint begins before the next step's tasks start. Otherwise a process that has both roles would answer
         only between two tasks, which may take longer than the learner may take to answer.
+
+        Returns:
+            The weights that the step made. They are published by the caller, when the step's experience is dropped.
         """
         learners, step, clock = self.roles.learners, self.state.step + 1, self.clock
         evaluations: dict[str, Evaluation] = {}
@@ -218,8 +223,7 @@ class Trainer:
             self.saver.seal()
             if step % self.config.checkpoint.every == 0 or heldout is not None:
                 self.saver.begin(self.state)
-        if not self._ended:
-            self._publish(collector, weights)
+        return weights
 
     def _eval_due(self, step: int) -> bool:
         return step % self.config.eval.every == 0 or step == self.config.steps

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from actors.lost import Lost
 from services.base.errors import UserError
+from services.base.futures import resolved
 from services.base.logs import ScreenHandler
 from system.loop.heldout import read_sets
 from system.loop.prompts import read_prompts
@@ -263,6 +265,30 @@ def test_the_images_of_one_job_are_released_before_the_next_where_the_budget_is_
     roles = FakeRoles(bound=1)
     fit(config, roles)
     assert roles.learners.current == STEPS
+
+
+def test_the_experience_of_a_step_is_dropped_before_the_next_step_is_generated(tmp_path):
+    """In one process the next step is generated at once, so that two steps would be in memory."""
+
+    class Weighty(str):
+        """Experience that can be counted as long as it lives."""
+
+    config, roles = recipe(tmp_path), FakeRoles()
+    generate = roles.rollouts.generate
+    alive = weakref.WeakSet()
+    steps_alive = []
+
+    def counted(task, plan, weights):
+        steps_alive.append({experience.step for experience in alive} | {task.training_step})
+        job = generate(task, plan, weights).result()
+        experience = Weighty(job.experience)
+        experience.step = task.training_step
+        alive.add(experience)
+        return resolved(lambda: replace(job, experience=experience))
+
+    roles.rollouts.generate = counted
+    fit(config, roles)
+    assert steps_alive == [{step} for step in range(STEPS) for _ in range(2)]
 
 
 def test_an_evaluation_that_was_cut_off_is_made_on_resume(tmp_path, whole):
