@@ -5,6 +5,8 @@ from actors.policy.families.registry import family_class
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
+from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, experience_bytes, local_policy
+from system.capacity.passes import trained_parameters
 from system.recipe.model import RunConfig
 
 
@@ -58,8 +60,6 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import experience_bytes
-
     prompts = config.data.prompts_per_step
     return prompts * task_image_bytes(config, plan), prompts * experience_bytes(config)
 
@@ -82,9 +82,6 @@ def exported_bytes(config: RunConfig) -> float:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import local_policy
-    from system.capacity.passes import trained_parameters
-
     policy = local_policy(config)
     return float(DTYPES[policy.dtype].itemsize * trained_parameters(policy))
 
@@ -95,8 +92,5 @@ def checkpoint_bytes(config: RunConfig) -> float:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
-    from system.capacity.passes import trained_parameters
-
     arrays = 2 + ADAM_MOMENTS + len(config.objective.weight_sets(config.learner.ema))
     return float(arrays * FP32_BYTES * trained_parameters(local_policy(config)))
