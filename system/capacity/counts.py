@@ -1,5 +1,7 @@
 """Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
 
+from math import lcm
+
 from actors.policy.families.family import DTYPES
 from actors.policy.families.registry import family_class
 from actors.rollout.plans import Plan, make_plan
@@ -84,6 +86,14 @@ def exported_bytes(config: RunConfig) -> float:
     """
     policy = local_policy(config)
     return float(DTYPES[policy.dtype].itemsize * trained_parameters(policy))
+
+
+def checkpoint_share(config: RunConfig) -> float:
+    """The share of the steps that have a checkpoint: every `checkpoint.every`-th one, and those that are evaluated."""
+    every, evaluated = config.checkpoint.every, config.eval.every
+    if not config.eval_sets:
+        return 1 / every
+    return 1 / every + 1 / evaluated - 1 / lcm(every, evaluated)
 
 
 def checkpoint_bytes(config: RunConfig) -> float:

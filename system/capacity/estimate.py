@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from system.capacity.cards import Card
-from system.capacity.counts import checkpoint_bytes, store_bytes
+from system.capacity.counts import checkpoint_bytes, checkpoint_share, store_bytes
 from system.capacity.fit import Fit, fit_of, fits_card
 from system.capacity.host import host_bytes, host_processes
 from system.capacity.layouts import changed, layer_of, layouts, overrides
@@ -83,7 +83,7 @@ def estimate_of(config: RunConfig, gpus: int | None, card: Card) -> Estimate:
         step=step,
         store_bytes=store_bytes(config),
         checkpoint_bytes=size,
-        disk_bytes_per_day=size * DAY_S / (seconds * config.checkpoint.every),
+        disk_bytes_per_day=size * checkpoint_share(config) * DAY_S / seconds,
         gpu_hours=seconds * config.steps / HOUR_S * max(fit.gpus, fewest(*asks(fit.processes))),
         best=min([own, *_splits(config, card, fit.gpus)], key=lambda split: split.seconds),
         own=own,

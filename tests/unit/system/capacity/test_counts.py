@@ -6,7 +6,7 @@ from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
-from system.capacity.counts import live_rows, steps_within, trained_rows
+from system.capacity.counts import checkpoint_share, live_rows, steps_within, trained_rows
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.capacity.memory import experience_bytes
 from system.recipe.find import recipe_names
@@ -24,6 +24,15 @@ def test_a_budget_pays_for_the_learners_passes_too(staleness, optimizer_steps, f
     overrides = [f"learner.max_staleness={staleness}", f"objective.optimizer_steps={optimizer_steps}"]
     config = load_config("shapes", overrides)
     assert [steps_within(config, first + 9 * others - less) for less in (0, 1)] == [10, 9]
+
+
+@pytest.mark.parametrize(("every", "evaluated", "of_12"), [(4, 6, 4), (6, 3, 4), (3, 6, 4), (12, 2, 6), (5, 12, 3.2)])
+def test_evaluated_steps_have_a_checkpoint_too(every, evaluated, of_12):
+    config = load_config("shapes", [f"checkpoint.every={every}", f"eval.every={evaluated}"])
+    steps = range(1, 61)
+    assert sum(step % every == 0 or step % evaluated == 0 for step in steps) == 5 * of_12
+    assert checkpoint_share(config) == pytest.approx(of_12 / 12)
+    assert checkpoint_share(load_config("shapes", [f"checkpoint.every={every}", "data.heldout=null"])) == 1 / every
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
