@@ -6,7 +6,8 @@ python -m docs.hardware
 from pathlib import Path
 
 from system.capacity.cards import CARDS, GB
-from system.capacity.estimate import Estimate, estimate_of, fits_card
+from system.capacity.estimate import Estimate, estimate_of
+from system.capacity.fit import fits_card
 from system.recipe.find import recipe_names
 from system.recipe.load import load_config
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,8 @@ def parts(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """The configuration of a part."""
-    return read_config(folder / part)
-
-
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration in a folder."""
+    """The configuration in the folder of a model, or of a part of it."""
     return json.loads((folder / "config.json").read_text())
 
 
@@ -101,7 +95,7 @@ def build_part(
         raise UserError(f"`{folder}` has no {part}; it has {', '.join(parts(folder))}")
     library, name = found
     kind: Any = getattr(importlib.import_module(library), name)
-    config = config_of(folder, part) | (changes or {})
+    config = read_config(folder / part) | (changes or {})
     with device, default_dtype(dtype):
         made = kind.from_config(config) if library == "diffusers" else kind(kind.config_class.from_dict(config))
     for module in made.modules():
@@ -138,14 +132,14 @@ def assemble(settings: PolicySettings, made: dict[str, Any]) -> Family:
     names, optional = driver.pipeline_class._get_signature_keys(driver.pipeline_class)
     options = {key: index[key] for key in optional if key in index and not isinstance(index[key], list)}
     pipe = driver.pipeline_class(**dict.fromkeys(names) | made | options | {"scheduler": scheduler})
-    return driver(settings, pipe, config_of(folder, "vae"))
+    return driver(settings, pipe, read_config(folder / "vae"))
 
 
 def conditioning_shapes(settings: PolicySettings) -> dict[str, tuple[int, ...]]:
     """The shape of each text embedding of one prompt, by name, as the family's `encode` gives them."""
     folder = architecture(settings.model)
     driver = family_class(settings.model_copy(update={"model": str(folder)}))
-    return driver.conditioning_shapes(settings, partial(config_of, folder))
+    return driver.conditioning_shapes(settings, lambda part: read_config(folder / part))
 
 
 def random_conditioning(family: Family) -> dict[str, Tensor]:

@@ -131,3 +131,25 @@ def is_called(full_name: str, name: str) -> bool:
     words = re.findall(r"\w+", full_name.lower())
     parts = re.findall(r"\w+", name.lower())
     return bool(parts) and all(any(re.match(rf"{part}(?!\d)", word) for word in words) for part in parts)
+
+
+def parse_gpus(text: str, measured: Card | None = None) -> tuple[int, Card]:
+    """`8xH100`: a number and a card, whose rates are those of `measured` if it is given.
+
+    Raises:
+        UserError: it is no such text, the card is not known, or it is another one than the measured card.
+    """
+    count, _, name = text.partition("x")
+    if not count.isdigit() or not int(count) or not name:
+        raise UserError(f"--gpus: `{text}` is not a number of cards; give it as 8xH100")
+    if measured is not None:
+        if not is_called(measured.name, name):
+            raise UserError(
+                f"--gpus names the card `{name}`, but --card has the rates of `{measured.name}`; leave out --card, or "
+                "name in --gpus the card that was measured"
+            )
+        return int(count), measured
+    found = next((card for card in CARDS.values() if card.name.lower() == name.lower()), None)
+    if found is None:
+        raise UserError(f"--gpus: no card `{name}`; there are {', '.join(CARDS)}, or give --card with a measured one")
+    return int(count), found

@@ -1,11 +1,14 @@
 """Counts that follow from a recipe's plan: passes of the learner, bytes of a step, steps of a budget."""
 
+from math import lcm
+
 from actors.policy.families.family import DTYPES
 from actors.policy.families.registry import family_class
-from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from actors.rollout.plans.plan import visits
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
+from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, experience_bytes, learned_policy, local_policy
+from system.capacity.passes import trained_parameters
 from system.recipe.model import RunConfig
 
 
@@ -30,11 +33,6 @@ def _passes(config: RunConfig, plan: Plan, stale: bool) -> float:
     counts 2.
     """
     return config.objective.task_passes(trained_rows(config, plan), stale)
-
-
-def learned_policy(config: RunConfig, policy: PolicySettings) -> PolicySettings:
-    """The policy as the loss computes it: without classifier-free guidance if the objective trains without."""
-    return policy if config.objective.trains_guided else family_class(policy).without_guidance(policy)
 
 
 def trained_rows(config: RunConfig, plan: Plan) -> int:
@@ -65,8 +63,6 @@ def step_bytes(config: RunConfig, plan: Plan) -> tuple[float, float]:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import experience_bytes
-
     prompts = config.data.prompts_per_step
     return prompts * task_image_bytes(config, plan), prompts * experience_bytes(config)
 
@@ -89,11 +85,16 @@ def exported_bytes(config: RunConfig) -> float:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import local_policy
-    from system.capacity.passes import trained_parameters
-
     policy = local_policy(config)
     return float(DTYPES[policy.dtype].itemsize * trained_parameters(policy))
+
+
+def checkpoint_share(config: RunConfig) -> float:
+    """The share of the steps that have a checkpoint: every `checkpoint.every`-th one, and those that are evaluated."""
+    every, evaluated = config.checkpoint.every, config.eval.every
+    if not config.eval_sets:
+        return 1 / every
+    return 1 / every + 1 / evaluated - 1 / lcm(every, evaluated)
 
 
 def checkpoint_bytes(config: RunConfig) -> float:
@@ -102,8 +103,5 @@ def checkpoint_bytes(config: RunConfig) -> float:
     Raises:
         UserError: the shapes of the policy's model are not known.
     """
-    from system.capacity.memory import ADAM_MOMENTS, FP32_BYTES, local_policy
-    from system.capacity.passes import trained_parameters
-
     arrays = 2 + ADAM_MOMENTS + len(config.objective.weight_sets(config.learner.ema))
     return float(arrays * FP32_BYTES * trained_parameters(local_policy(config)))

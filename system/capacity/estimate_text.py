@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from system.capacity.cards import GB
-from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Fit, Split, peak_bytes
+from system.capacity.estimate import HOUR_S, MOST_PADDING, Estimate, Split
+from system.capacity.fit import Fit, peak_bytes
 from system.capacity.host import node_share
 from system.capacity.memory import Process
 from system.capacity.packing import NODE_GPUS, no_place

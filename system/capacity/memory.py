@@ -14,7 +14,6 @@ from actors.policy.settings import PolicySettings
 from actors.rollout.plans import Plan, make_plan
 from system.capacity.architecture import architecture, conditioning_shapes
 from system.capacity.cards import GB, Card
-from system.capacity.counts import learned_policy
 from system.capacity.packing import Ask, fewest, nodes_of, pack
 from system.capacity.passes import (
     decode_pass,
@@ -215,6 +214,11 @@ def rollout_rows(config: RunConfig, policy: PolicySettings) -> int:
 def sampling(config: RunConfig, policy: PolicySettings) -> PolicySettings:
     """The policy as it samples: without the layers of an adapter that is merged into the base."""
     return policy.model_copy(update={"lora": None}) if config.rollout.merge_adapter else policy
+
+
+def learned_policy(config: RunConfig, policy: PolicySettings) -> PolicySettings:
+    """The policy as the loss computes it: without classifier-free guidance if the objective trains without."""
+    return policy if config.objective.trains_guided else family_class(policy).without_guidance(policy)
 
 
 def compared(config: RunConfig) -> int:

@@ -25,9 +25,9 @@ from system.capacity.architecture import (
     architecture,
     assemble,
     build_part,
-    config_of,
     parts,
     random_conditioning,
+    read_config,
 )
 from system.capacity.trace import META, Kind, Operator, Trace, traced, without_data
 
@@ -82,7 +82,7 @@ def _shapes_of(settings: PolicySettings) -> str:
 @cache
 def _extrapolated(kind: str, shapes: str, rows: int, compares: bool) -> Trace:
     settings = PolicySettings.model_validate_json(shapes)
-    counts = block_counts(config_of(architecture(settings.model), "transformer"))
+    counts = block_counts(read_config(architecture(settings.model) / "transformer"))
     least = tuple((name, min(LEAST, count)) for name, count in counts)
     total = base = pass_of_blocks(kind, settings, rows, compares, least)
     for index, (name, count) in enumerate(counts):
@@ -125,7 +125,7 @@ def _decoded(shapes: str, rows: int) -> Trace:
     settings = PolicySettings.model_validate_json(shapes)
     folder = architecture(settings.model)
     transformer = build_part(
-        folder, "transformer", META, torch.float32, with_blocks(_none(config_of(folder, "transformer")))
+        folder, "transformer", META, torch.float32, with_blocks(_one_of_each(read_config(folder / "transformer")))
     )
     vae = build_part(folder, "vae", META)
     family = assemble(settings, {"transformer": transformer, "vae": vae})
@@ -140,7 +140,8 @@ def decode_pass(settings: PolicySettings, rows: int) -> Trace:
     return _decoded(_shapes_of(settings), rows)
 
 
-def _none(config: dict[str, Any]) -> Counts:
+def _one_of_each(config: dict[str, Any]) -> Counts:
+    """One block of each kind that the model has, which is enough where blocks do not count."""
     return tuple((name, min(1, count)) for name, count in block_counts(config))
 
 
@@ -149,7 +150,7 @@ def encode_pass(settings: PolicySettings, guided: bool) -> Trace:
     folder = architecture(settings.model)
     operators: Counter[Operator] = Counter()
     for part, (count, num_bytes) in text_encoders(settings).items():
-        config = config_of(folder, part)
+        config = read_config(folder / part)
         tokens = config.get("max_position_embeddings", math.inf) if config["model_type"].startswith("clip") else 0
         length = int(tokens or settings.max_sequence_length)
         kind: Kind = "matmul_bf16" if settings.dtype == "bf16" else "matmul_fp32"
@@ -207,5 +208,5 @@ def latent_shape(settings: PolicySettings) -> tuple[int, ...]:
 def _family_without_weights(shapes: str) -> Family:
     settings = PolicySettings.model_validate_json(shapes)
     folder = architecture(settings.model)
-    blocks = with_blocks(_none(config_of(folder, "transformer")))
+    blocks = with_blocks(_one_of_each(read_config(folder / "transformer")))
     return assemble(settings, {"transformer": build_part(folder, "transformer", META, torch.float32, blocks)})

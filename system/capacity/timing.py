@@ -14,11 +14,12 @@ import numpy as np
 from actors.policy.settings import PolicySettings
 from services.scoring.settings import ScorerSettings
 from system.capacity.cards import TINY, Card
-from system.capacity.counts import learned_policy, live_rows, trained_rows
+from system.capacity.counts import live_rows, trained_rows
 from system.capacity.memory import (
     compared,
     first_plan,
     forwards_per_row,
+    learned_policy,
     local_policy,
     rollout_rows,
     sampling,
@@ -97,16 +98,16 @@ def task_seconds(config: RunConfig, card: Card) -> TaskTime:
     objective, stale = config.objective, config.learner.max_staleness > 0
     micro_batches = ceil(trained / micro_batch)
     return TaskTime(
-        _encoding_seconds(config, card, policy),
-        forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
-        ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
-        plan.leaves * _image_seconds(config, card, (scorer.name for scorer in config.training_scorers)),
-        micro_batches * (objective.epochs * update + objective.read_back(stale) * forward),
-        plan.nfe * each,
-        plan.leaves,
-        forwards_per_row(learned) * objective.task_passes(trained, stale),
-        1 - plan.nfe / (forwards * rows),
-        1 - trained / (micro_batches * micro_batch),
+        encoding=_encoding_seconds(config, card, policy),
+        sampling=forwards * rollout_pass(sampling(config, policy), rows).seconds(card),
+        decoding=ceil(plan.leaves / batch) * decode_pass(policy, batch).seconds(card),
+        scoring=plan.leaves * _image_seconds(config, card, (scorer.name for scorer in config.training_scorers)),
+        learning=micro_batches * (objective.epochs * update + objective.read_back(stale) * forward),
+        nfe=plan.nfe * each,
+        images=plan.leaves,
+        passes=forwards_per_row(learned) * objective.task_passes(trained, stale),
+        sampling_padding=1 - plan.nfe / (forwards * rows),
+        learning_padding=1 - trained / (micro_batches * micro_batch),
     )
 
 
@@ -189,8 +190,16 @@ def step_seconds(config: RunConfig, card: Card, task: TaskTime) -> StepTime:
     idle = _idle(config, task, shared, optimizer, total)
     if scoring and not shared:
         idle["reward"] = 1 - scoring / total
-    evaluation = _evaluation(config, card)
-    return StepTime(generating, scoring, last, learning, optimizer, total, evaluation, idle)
+    return StepTime(
+        rollout=generating,
+        scoring=scoring,
+        last_scores=last,
+        learning=learning,
+        optimizer=optimizer,
+        total=total,
+        evaluation=_evaluation(config, card),
+        idle=idle,
+    )
 
 
 def _idle(config: RunConfig, task: TaskTime, shared: float, optimizer: float, total: float) -> dict[str, float]:

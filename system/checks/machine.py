@@ -201,8 +201,8 @@ def _gpu_memory(config: RunConfig | None, local: bool) -> Iterator[Finding]:
     if not torch.cuda.is_available():
         return
     from system.capacity.cards import CARDS, GB
-    from system.capacity.estimate import fit_of
     from system.capacity.estimate_text import fit_sentence
+    from system.capacity.fit import fit_of
     from system.capacity.memory import local_process, processes
 
     device = torch.cuda.get_device_properties(0)

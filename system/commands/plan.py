@@ -28,8 +28,9 @@ def plan(
     """Say whether a recipe fits its GPUs, how long it takes and what it costs. Needs no weights, GPU or network."""
     import json as encoder
 
-    from system.capacity.cards import CARDS, Card
-    from system.capacity.estimate import as_json, estimate_of, parse_gpus
+    from system.capacity.cards import CARDS, Card, parse_gpus
+    from system.capacity.estimate import estimate_of
+    from system.capacity.estimate_json import estimate_json
     from system.capacity.estimate_text import estimate_sentences, estimate_table
     from system.recipe.load import load_config
 
@@ -38,7 +39,7 @@ def plan(
     count, kind = parse_gpus(gpus, measured) if gpus else (None, measured or CARDS["H100"])
     found = estimate_of(config, count, kind)
     if json:
-        console.print_json(encoder.dumps(as_json(found, price)))
+        console.print_json(encoder.dumps(estimate_json(found, price)))
     else:
         console.print(estimate_table(config, found))
         for sentence in estimate_sentences(config, found, price):

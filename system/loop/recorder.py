@@ -145,21 +145,15 @@ def after_step(
         heldout: the new policy's score that chooses the best checkpoint; None if it was not evaluated.
     """
     cost = experience.cost + Cost(nfe=stats.nfe)
-    best, since = state.best_heldout, state.evaluations_since_best
-    if heldout is not None:
-        better = best is None or heldout > best
-        best, since = (heldout, 0) if better else (best, since + 1)
-    return replace(
+    after = replace(
         state,
         step=state.step + 1,
         nfe=state.nfe + cost.nfe,
         decodes=state.decodes + cost.decodes,
         scores=state.scores + experience.num_scores,
         elapsed_s=state.elapsed_s + step_s,
-        heldout=heldout,
-        best_heldout=best,
-        evaluations_since_best=since,
     )
+    return after.evaluated(heldout)
 
 
 def _totals(state: RunState) -> dict[str, int]:

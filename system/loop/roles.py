@@ -19,7 +19,7 @@ A run without staleness, checkpoints and evaluation is this loop (version n is t
    the worker has confirmed their version and checksum. Nobody has to wait for a broadcast to finish.
 2. A task is scored as soon as it is generated, while others are still generated. Its images count against the budget
    of bytes from the start of the job until they are released. Whoever gets the images releases them: `scoring.py`, once
-   they are scored or scoring has failed. Experience is not in the budget. It is dropped after the update of its step.
+   they are scored or scoring has failed. Experience is not in the budget. It is dropped at the end of its step.
 3. Results are taken and reduced in task order, whatever order they arrive in.
 4. Every rank applies the update or none does. A request to the learner is never sent twice.
 5. A version can be exported from the update that made it until `max_staleness` further updates. Exported weights

@@ -7,7 +7,7 @@ from actors.lost import Lost
 from services.base.errors import UserError, first_line
 from services.base.storage import sync_files
 from system.loop.roles import Learners
-from system.run.checkpoint import Checkpoint, RunState
+from system.run.checkpoint import Checkpoint, Damaged, RunState
 from system.run.folder import RunFolder
 from system.run.opening import newest_checkpoint
 
@@ -24,8 +24,6 @@ class Saver:
         """The step of the newest checkpoint; None if there is none yet."""
         self._writing: RunState | None = None
         """The state whose files are being written; None if no checkpoint is."""
-        self._best: float | None = None
-        """The best held-out reward of a checkpoint so far; None if there is none."""
 
     def claim(self) -> None:
         """Make this driver the only one that writes checkpoints of the run.
@@ -49,7 +47,6 @@ class Saver:
         if found is not None:
             self.checkpoints.check_claim()
             self.sealed_step = found.state.step
-        self._best = self.checkpoints.best_heldout()
         return found
 
     def first(self, state: RunState) -> None:
@@ -80,9 +77,17 @@ class Saver:
         except OSError as error:
             log.warning("no checkpoint of step %d: %s", state.step, first_line(error))
         self._save_model(self.run.trained)
-        if state.heldout is not None and (self._best is None or state.heldout > self._best):
-            self._best = state.heldout
+        if state.is_best:
             self._save_model(self.run.best)
+
+    def evaluated(self, state: RunState) -> None:
+        """Record in the newest checkpoint the held-out score of its policy, which was not known when it was sealed."""
+        if state.is_best:
+            self._save_model(self.run.best)
+        try:
+            self.checkpoints.amend(state, self.run.recipe)
+        except (OSError, Damaged) as error:
+            log.warning("the checkpoint of step %d lacks its held-out score: %s", state.step, first_line(error))
 
     def seal(self, wait: bool = False) -> None:
         """Seal the checkpoint that is being written, if all its files are written.

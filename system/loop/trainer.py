@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -123,7 +123,9 @@ class Trainer:
             self._begin(collector)
             while not self._ended:
                 with at(step=self.state.step):
-                    self._step(collector)
+                    weights = self._step(collector)
+                    if not self._ended:
+                        self._publish(collector, weights)
         if self.state.step < self.config.steps:
             log.warning(
                 "the run ends at step %d of %d: eval.patience = %d, the evaluations in a row without a new best score; "
@@ -166,22 +168,37 @@ class Trainer:
             with clock("eval"):
                 evaluations = self._evaluate(step, weights)
             self.saver.first(self.state)
+            self._count(evaluations)
             self.recorder.beginning(self.state, evaluations, clock.seconds["eval"])
         elif self._eval_due(step) and not self.run.has_eval(step, [one.name for one in self.heldout]):
-            self.recorder.amend(self._evaluate(step, weights))
+            evaluations = self._evaluate(step, weights)
+            self._count(evaluations)
+            self.recorder.amend(evaluations)
         self.clock = Clock()
         self._publish(collector, weights)
+
+    def _count(self, evaluations: Mapping[str, Evaluation]) -> None:
+        """Count an evaluation that is made late as if it had been made in its step, if one was due there."""
+        step = self.state.step
+        if not step or not self._eval_due(step) or self.state.heldout is not None:
+            return
+        if (heldout := best_by(self.config, evaluations)) is not None:
+            self.state = self.state.evaluated(heldout)
+            self.saver.evaluated(self.state)
 
     def _publish(self, collector: Collector, weights: Exported) -> None:
         """Start the steps that the weights generate. With roles in this process, this generates them."""
         with self.clock("generate"):
             collector.publish(weights)
 
-    def _step(self, collector: Collector) -> None:
+    def _step(self, collector: Collector) -> Exported:
         """One training step. A stop before the update loses only this step's images.
 
         The checkpoint begins before the next step's tasks start. Otherwise a process that has both roles would answer
         only between two tasks, which may take longer than the learner may take to answer.
+
+        Returns:
+            The weights that the step made. They are published by the caller, when the step's experience is dropped.
         """
         learners, step, clock = self.roles.learners, self.state.step + 1, self.clock
         evaluations: dict[str, Evaluation] = {}
@@ -206,8 +223,7 @@ class Trainer:
             self.saver.seal()
             if step % self.config.checkpoint.every == 0 or heldout is not None:
                 self.saver.begin(self.state)
-        if not self._ended:
-            self._publish(collector, weights)
+        return weights
 
     def _eval_due(self, step: int) -> bool:
         return step % self.config.eval.every == 0 or step == self.config.steps

@@ -7,7 +7,7 @@ import platform
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from services.base.errors import UserError, first_line
 from services.base.storage import Folder
@@ -39,6 +39,19 @@ class RunState:
     """The best held-out reward of an evaluated policy so far; None if none is known."""
     evaluations_since_best: int = 0
     """The number of evaluations since the one with the best held-out reward."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the policy of this step has the best held-out reward so far."""
+        return self.heldout is not None and self.evaluations_since_best == 0
+
+    def evaluated(self, heldout: float | None) -> "RunState":
+        """The state with the held-out reward of this step's policy; None if it is not known."""
+        if heldout is None:
+            return replace(self, heldout=None)
+        if self.best_heldout is None or heldout > self.best_heldout:
+            return replace(self, heldout=heldout, best_heldout=heldout, evaluations_since_best=0)
+        return replace(self, heldout=heldout, evaluations_since_best=self.evaluations_since_best + 1)
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,18 @@ class Checkpoints:
         except OSError as error:
             log.warning("old checkpoints in %s could not be removed: %s", self.folder, first_line(error))
 
+    def amend(self, state: RunState, recipe: str) -> None:
+        """Give a checkpoint another state of its step. Its other files stay.
+
+        If the process is killed between the two writes, the checkpoint is damaged, and the one before it is used.
+
+        Raises:
+            Damaged: the checkpoint has no manifest.
+            UserError: another driver has taken over.
+            OSError: the storage failed.
+        """
+        self.commit(state, _manifest(self._of(state.step)), recipe)
+
     def latest(self) -> Checkpoint | None:
         """The newest valid checkpoint. Torn or altered ones are skipped with a warning in the log.
 
@@ -159,10 +184,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps whose checkpoints are kept, in order. They are not verified."""
         return [_step(name) for name in self._names()]
-
-    def best_heldout(self) -> float | None:
-        """The best held-out reward that a kept checkpoint records, without verifying it; None if none records one."""
-        return max((value for name in self._names() if (value := self._heldout(name)) is not None), default=None)
 
     def _valid(self, name: str) -> Checkpoint | None:
         if not self._is_whole(name):

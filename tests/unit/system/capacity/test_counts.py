@@ -6,7 +6,7 @@ from actors.policy.policy import Policy
 from actors.rollout.plans import make_plan
 from actors.rollout.worker import Generator
 from actors.trajectory import Task
-from system.capacity.counts import live_rows, steps_within, trained_rows
+from system.capacity.counts import checkpoint_share, live_rows, steps_within, trained_rows
 from system.capacity.in_flight import bytes_in_flight, task_image_bytes
 from system.capacity.memory import experience_bytes, local_policy
 from system.recipe.find import recipe_names
@@ -33,6 +33,15 @@ def test_guidance_counts_where_it_is_used():
         config = config.model_copy(update={"policy": local_policy(config)})
         budget = 3 * 24 * (24 * 10 * 2 + 96 * 5 * forwards)
         assert [steps_within(config, budget - less) for less in (0, 1)] == [3, 2]
+
+
+@pytest.mark.parametrize(("every", "evaluated", "of_12"), [(4, 6, 4), (6, 3, 4), (3, 6, 4), (12, 2, 6), (5, 12, 3.2)])
+def test_evaluated_steps_have_a_checkpoint_too(every, evaluated, of_12):
+    config = load_config("shapes", [f"checkpoint.every={every}", f"eval.every={evaluated}"])
+    steps = range(1, 61)
+    assert sum(step % every == 0 or step % evaluated == 0 for step in steps) == 5 * of_12
+    assert checkpoint_share(config) == pytest.approx(of_12 / 12)
+    assert checkpoint_share(load_config("shapes", [f"checkpoint.every={every}", "data.heldout=null"])) == 1 / every
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

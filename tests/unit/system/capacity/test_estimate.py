@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_iter
 
 from actors.policy.policy import Policy
 from services.base.errors import UserError
-from system.capacity.cards import CARDS, Card
+from system.capacity.cards import CARDS, Card, parse_gpus
 from system.capacity.counts import checkpoint_bytes, store_bytes
-from system.capacity.estimate import estimate_of, fit_of, fits_card, parse_gpus, peak_bytes, single_changes
+from system.capacity.estimate import estimate_of
 from system.capacity.estimate_text import fit_sentence
+from system.capacity.fit import fit_of, fits_card, peak_bytes, single_changes
 from system.capacity.layouts import layouts
 from system.capacity.memory import first_plan, local_process, processes, reward_gpus
 from system.capacity.optimizer import step_bytes_moved

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from actors.policy.policy import Policy
-from system.capacity.architecture import architecture, config_of, random_conditioning
+from system.capacity.architecture import architecture, random_conditioning, read_config
 from system.capacity.cards import Card
 from system.capacity.passes import block_counts, decode_pass, learner_pass, pass_of_blocks, rollout_pass, with_blocks
 from system.capacity.trace import traced, without_data
@@ -26,7 +26,7 @@ def test_extrapolating_over_blocks_equals_a_trace_of_all(case, checkpointing, tm
         gradient_checkpointing=checkpointing,
         **case.settings,
     )
-    config = config_of(architecture(settings.model), "transformer")
+    config = read_config(architecture(settings.model) / "transformer")
     deeper = tuple((name, 3 + 2 * index) for index, (name, _) in enumerate(block_counts(config)))
     monkeypatch.setattr("system.capacity.passes.block_counts", lambda _: deeper)
     for kind, given in (("learn", learner_pass(settings, 3, True)), ("sample", rollout_pass(settings, 3))):
@@ -38,10 +38,10 @@ def test_extrapolating_over_blocks_equals_a_trace_of_all(case, checkpointing, tm
 
 
 def test_the_blocks_of_each_kind():
-    sd3 = config_of(architecture("stabilityai/stable-diffusion-3.5-medium"), "transformer")
+    sd3 = read_config(architecture("stabilityai/stable-diffusion-3.5-medium") / "transformer")
     assert block_counts(sd3) == (("dual", 13), ("plain", 11))
     assert with_blocks((("dual", 2), ("plain", 1))) == {"num_layers": 3, "dual_attention_layers": [0, 1]}
-    flux = config_of(architecture("black-forest-labs/FLUX.1-dev"), "transformer")
+    flux = read_config(architecture("black-forest-labs/FLUX.1-dev") / "transformer")
     assert block_counts(flux) == (("num_layers", 19), ("num_single_layers", 38))
 
 

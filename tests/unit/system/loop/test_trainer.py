@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import time
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from actors.lost import Lost
 from services.base.errors import UserError
+from services.base.futures import resolved
 from services.base.logs import ScreenHandler
 from system.loop.heldout import read_sets
 from system.loop.prompts import read_prompts
@@ -83,6 +86,7 @@ def fit(config: RunConfig, roles: FakeRoles, stops: Stops | None = None, resume:
 def recorded(config: RunConfig) -> dict:
     """What a run has left, but for times and for how often things were started again."""
     run = RunFiles(Path(config.output) / config.name)
+    checkpoints = run.checkpoints(config.checkpoint)
     timed = ("time", "elapsed_s", "learner_restarts", "idle/", "seconds/", "bytes/images_peak")
     lines = [{k: repr(v) for k, v in line.items() if not k.startswith(timed)} for line in run.read_metrics()]
     tables = {
@@ -94,6 +98,8 @@ def recorded(config: RunConfig) -> dict:
         "metrics": lines,
         "tables": repr(tables),
         "images": sorted(p.name for p in (run.path / "samples").iterdir()),
+        "state": replace(checkpoints.latest().state, elapsed_s=0),
+        "best": checkpoints.best().state.step,
     }
 
 
@@ -164,11 +170,25 @@ def test_a_stop_at_any_place_leaves_a_run_that_resumes_with_the_same_result(whol
             if run.read_metrics():  # The checkpoint is that of the last recorded step.
                 last = run.read_metrics()[-1]["step"]
                 assert (run.path / "checkpoints" / f"step_{last:06d}" / "manifest.json").exists(), calls[at]
-            roles = FakeRoles()
+            stopped, roles = roles, FakeRoles()
+            roles.learners.models = stopped.learners.models
             fit(config, roles, resume=True)
         assert roles.learners.versions[STEPS] == weights, calls[at]
         assert recorded(config) == left, calls[at]
+        assert roles.learners.models == {"lora": weights, "best": best_weights(run, config)}, calls[at]
     assert ended > len(calls) // 2
+
+
+def test_a_stop_in_an_evaluation_counts_it_on_resume_even_if_the_run_folder_is_lost(tmp_path, whole):
+    staleness, calls, _, left = whole
+    second_update = [i for i, name in enumerate(calls) if name == "update"][1]
+    config, stops = recipe(tmp_path, staleness, f"checkpoint.folder={tmp_path / 'kept'}"), Stops()
+    with pytest.raises(Stopped):
+        fit(config, FakeRoles(Script(second_update, stops)), stops)
+    shutil.rmtree(tmp_path / "runs")
+    fit(config, FakeRoles(), resume=True)
+    after = recorded(config)
+    assert (after["state"], after["best"]) == (left["state"], left["best"])
 
 
 class Killed(BaseException):
@@ -245,6 +265,30 @@ def test_the_images_of_one_job_are_released_before_the_next_where_the_budget_is_
     roles = FakeRoles(bound=1)
     fit(config, roles)
     assert roles.learners.current == STEPS
+
+
+def test_the_experience_of_a_step_is_dropped_before_the_next_step_is_generated(tmp_path):
+    """In one process the next step is generated at once, so that two steps would be in memory."""
+
+    class Weighty(str):
+        """Experience that can be counted as long as it lives."""
+
+    config, roles = recipe(tmp_path), FakeRoles()
+    generate = roles.rollouts.generate
+    alive = weakref.WeakSet()
+    steps_alive = []
+
+    def counted(task, plan, weights):
+        steps_alive.append({experience.step for experience in alive} | {task.training_step})
+        job = generate(task, plan, weights).result()
+        experience = Weighty(job.experience)
+        experience.step = task.training_step
+        alive.add(experience)
+        return resolved(lambda: replace(job, experience=experience))
+
+    roles.rollouts.generate = counted
+    fit(config, roles)
+    assert steps_alive == [{step} for step in range(STEPS) for _ in range(2)]
 
 
 def test_an_evaluation_that_was_cut_off_is_made_on_resume(tmp_path, whole):

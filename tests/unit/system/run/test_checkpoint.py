@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,16 +72,28 @@ def test_the_best_is_kept_as_well(folder):
 
 def test_the_best_and_any_kept_one_are_found(folder):
     checkpoints = opened(folder, keep=4)
-    assert (checkpoints.best(), checkpoints.best_heldout(), checkpoints.at(2)) == (None, None, None)
+    assert (checkpoints.best(), checkpoints.at(2)) == (None, None)
     for step, heldout in ((2, None), (4, 0.7), (6, 0.9), (8, 0.9), (10, 0.8)):
         save(checkpoints, step, heldout)
     assert checkpoints.steps() == [4, 6, 8, 10]
-    assert (checkpoints.best().state.step, checkpoints.best_heldout()) == (6, 0.9)
+    assert checkpoints.best().state.step == 6
     assert checkpoints.at(4).folder.read("trained.safetensors") == b"weights of 4"
     assert checkpoints.at(2) is None
     alter(folder, 6, 10)
     other = Checkpoints(folder, keep=4)
     assert (other.best().state.step, other.at(6), other.latest().state.step) == (8, None, 8)
+
+
+def test_a_score_that_is_known_later_is_recorded_in_the_checkpoint(folder):
+    checkpoints = opened(folder, keep=1)
+    for step, heldout in ((2, 0.1), (4, None)):
+        save(checkpoints, step, heldout)
+    weights = checkpoints.at(4).folder.read("trained.safetensors")
+    checkpoints.amend(replace(checkpoints.at(4).state, heldout=0.5), "seed: 0")
+    best = Checkpoints(folder, keep=1).best()
+    assert (best.state.step, best.state.heldout, best.state.nfe) == (4, 0.5, 400)
+    assert best.folder.read("trained.safetensors") == weights
+    assert steps(folder) == [4]
 
 
 def test_damaged_checkpoints_do_not_crowd_out_whole_ones(folder):
