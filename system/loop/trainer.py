@@ -123,9 +123,7 @@ class Trainer:
             self._begin(collector)
             while not self._ended:
                 with at(step=self.state.step):
-                    weights = self._step(collector)
-                    if not self._ended:
-                        self._publish(collector, weights)
+                    self._publish(collector, self._step(collector))
         if self.state.step < self.config.steps:
             log.warning(
                 "the run ends at step %d of %d: eval.patience = %d, the evaluations in a row without a new best score; "
@@ -187,9 +185,12 @@ class Trainer:
             self.saver.evaluated(self.state)
 
     def _publish(self, collector: Collector, weights: Exported) -> None:
-        """Start the steps that the weights generate. With roles in this process, this generates them."""
-        with self.clock("generate"):
-            collector.publish(weights)
+        """Start the steps that the weights generate, unless the run has ended. With roles in this process, this
+        generates them.
+        """
+        if not self._ended:
+            with self.clock("generate"):
+                collector.publish(weights)
 
     def _step(self, collector: Collector) -> Exported:
         """One training step. A stop before the update loses only this step's images.

@@ -407,6 +407,7 @@ def test_a_run_ends_when_its_patience_does_and_continues_with_more(tmp_path, mon
     again = FakeRoles()
     fit(config, again, resume=True)
     assert again.script.calls.count("update") == 0
+    assert staleness or "generate" not in again.script.calls, "what no update will use is not generated"
     longer = recipe(tmp_path, "eval.patience=3", *changes)
     whole = fit(longer, FakeRoles(), resume=True)
     state = whole.checkpoints(longer.checkpoint).latest().state
