@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.base.errors import UserError
-from services.base.plain import plain, printable
+from services.base.plain import plain
 from system.commands.arguments import Overrides, Recipe, console, say_next
 
 if TYPE_CHECKING:
@@ -145,8 +145,10 @@ def comparisons(results: Results) -> list[Table]:
             of = next(iter(results.values()))[line.set].of
             each = "one image" if of.images_per_prompt == 1 else f"{of.images_per_prompt} images"
             tables[line.set] = Table(
-                title=f"{line.set}: {of.count} prompts, {each} each; images without a score left out; differences from "
-                f"{printable(next(iter(results)))}"
+                title=plain(
+                    f"{line.set}: {of.count} prompts, {each} each; images without a score left out; differences from "
+                    f"{next(iter(results))}"
+                )
             )
             for column in ("score", "model", "prompts", "mean", "difference, 95%"):
                 tables[line.set].add_column(column, justify="left" if column in ("score", "model") else "right")

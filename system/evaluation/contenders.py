@@ -35,7 +35,9 @@ def contenders_of(
     base_after: Sequence[float],
     against: str | None = None,
 ) -> list[Contender]:
-    """The base model, then each adapter and checkpoint for each share of `base_after`. The first is compared with.
+    """The base model, then each adapter and checkpoint for each share of `base_after`.
+
+    The others are compared with the first.
 
     Args:
         adapters: each `[NAME=]FOLDER`.
