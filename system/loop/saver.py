@@ -85,7 +85,7 @@ class Saver:
         if state.is_best:
             self._save_model(self.run.best)
         try:
-            self.checkpoints.amend(state, self.run.recipe)
+            self.checkpoints.amend(state)
         except (OSError, Damaged) as error:
             log.warning("the checkpoint of step %d lacks its held-out score: %s", state.step, first_line(error))
 

@@ -16,6 +16,8 @@ from system import __version__
 log = logging.getLogger(__name__)
 
 STATE_FILE, RECIPE_FILE, MANIFEST_FILE = "state.json", "recipe.yaml", "manifest.json"
+AMENDED_FILE = "state_amended.json"
+"""The state that takes the place of STATE_FILE if a checkpoint was amended."""
 DRIVER_FILE = "driver"
 """The file beside the checkpoints that names the only driver that may write them."""
 NAME = re.compile(r"step_(\d{6,})")
@@ -132,26 +134,33 @@ class Checkpoints:
         sealed = dict(sha256)
         sealed[STATE_FILE] = folder.write(STATE_FILE, json.dumps(asdict(state), indent=1).encode())
         sealed[RECIPE_FILE] = folder.write(RECIPE_FILE, recipe.encode())
+        self._seal(state, sealed)
+
+    def _seal(self, state: RunState, sealed: Mapping[str, str]) -> None:
+        """Write the manifest, which makes a checkpoint of the files, in one step."""
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
         self.check_claim()
-        folder.write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
+        self._of(state.step).write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
         self._whole[_name(state.step)] = state
         try:
             self._forget()
         except OSError as error:
             log.warning("old checkpoints in %s could not be removed: %s", self.folder, first_line(error))
 
-    def amend(self, state: RunState, recipe: str) -> None:
+    def amend(self, state: RunState) -> None:
         """Give a checkpoint another state of its step. Its other files stay.
 
-        If the process is killed between the two writes, the checkpoint is damaged, and the one before it is used.
+        The state is in a file of its own, which counts only from the new manifest on. So a process that is killed
+        before that leaves the checkpoint as it was.
 
         Raises:
             Damaged: the checkpoint has no manifest.
             UserError: another driver has taken over.
             OSError: the storage failed.
         """
-        self.commit(state, _manifest(self._of(state.step)), recipe)
+        folder = self._of(state.step)
+        amended = folder.write(AMENDED_FILE, json.dumps(asdict(state), indent=1).encode())
+        self._seal(state, _manifest(folder) | {AMENDED_FILE: amended})
 
     def latest(self) -> Checkpoint | None:
         """The newest valid checkpoint. Torn or altered ones are skipped with a warning in the log.
@@ -256,8 +265,8 @@ class Checkpoints:
         if name in self._whole:
             return self._whole[name].heldout
         try:
-            return RunState(**json.loads((self.folder / name).read(STATE_FILE))).heldout
-        except DAMAGE:
+            return _state(self.folder / name, _manifest(self.folder / name)).heldout
+        except (Damaged, *DAMAGE):
             return None
 
     def _is_whole(self, name: str) -> bool:
@@ -294,6 +303,11 @@ def _manifest(folder: Folder) -> dict[str, str]:
     return expected_of
 
 
+def _state(folder: Folder, manifest: Mapping[str, str]) -> RunState:
+    """The state of a checkpoint with this manifest."""
+    return RunState(**json.loads(folder.read(AMENDED_FILE if AMENDED_FILE in manifest else STATE_FILE)))
+
+
 def _check(folder: Folder, expected_of: Mapping[str, str]) -> None:
     """Compare files with their checksums.
 
@@ -317,9 +331,10 @@ def _verified(folder: Folder) -> RunState:
         Damaged: a file does not match, or the state cannot be read or is of another step.
         OSError: the storage cannot be read.
     """
-    _check(folder, _manifest(folder))
+    manifest = _manifest(folder)
+    _check(folder, manifest)
     try:
-        state = RunState(**json.loads(folder.read(STATE_FILE)))
+        state = _state(folder, manifest)
     except DAMAGE as error:
         raise Damaged(f"{type(error).__name__}: {first_line(error)}") from error
     if not folder.path.endswith(f"/{_name(state.step)}"):

@@ -89,11 +89,25 @@ def test_a_score_that_is_known_later_is_recorded_in_the_checkpoint(folder):
     for step, heldout in ((2, 0.1), (4, None)):
         save(checkpoints, step, heldout)
     weights = checkpoints.at(4).folder.read("trained.safetensors")
-    checkpoints.amend(replace(checkpoints.at(4).state, heldout=0.5), "seed: 0")
+    checkpoints.amend(replace(checkpoints.at(4).state, heldout=0.5))
     best = Checkpoints(folder, keep=1).best()
     assert (best.state.step, best.state.heldout, best.state.nfe) == (4, 0.5, 400)
     assert best.folder.read("trained.safetensors") == weights
     assert steps(folder) == [4]
+
+
+def test_a_kill_while_a_score_is_recorded_leaves_the_checkpoint_as_it_was(folder, monkeypatch):
+    checkpoints = opened(folder, keep=1)
+    save(checkpoints, 2, None)
+    before = checkpoints.latest().state
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "_seal", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.amend(replace(before, heldout=0.5))
+    assert Checkpoints(folder, keep=1).latest().state == before
 
 
 def test_damaged_checkpoints_do_not_crowd_out_whole_ones(folder):
