@@ -137,7 +137,7 @@ class Checkpoints:
         self._seal(state, sealed)
 
     def _seal(self, state: RunState, sealed: Mapping[str, str]) -> None:
-        """Write the manifest, which makes a checkpoint of the files, in one step."""
+        """Write the manifest, which makes a checkpoint of the files. Then remove the checkpoints that are not kept."""
         manifest = {"tempflow": __version__, "sha256": dict(sorted(sealed.items()))}
         self.check_claim()
         self._of(state.step).write(MANIFEST_FILE, json.dumps(manifest, indent=1).encode())

@@ -39,7 +39,7 @@ class LeafRows:
     real: int
     """Rows that are not padding."""
     together: int
-    """So many neighbouring rows have one noise and one noise level, and images that are compared with each other."""
+    """The length of a run of rows with the same noise and noise level, whose images are compared with each other."""
 
 
 class LeafObjective(Objective[Leaves, LeafRows]):

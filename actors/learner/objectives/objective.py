@@ -137,7 +137,7 @@ class Objective(ABC, Generic[Item, Micro]):
 
 def padded_rows(rows: np.ndarray, size: int, together: int = 1) -> Iterator[tuple[np.ndarray, int]]:
     """Split rows into batches of `size`, each filled with its last row where there are too few. Also gives how many
-    rows are real. So many rows that are `together` are in one batch."""
+    rows are real. Each run of `together` rows stays in one batch."""
     most = size - size % together
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
