@@ -33,6 +33,11 @@ def copied(every: int, *uses: Use) -> WeightSet:
     return WeightSet("copy", "optimizer_step", lambda n: 0.0, frozenset(uses), every)
 
 
+def quick_average(follows: StepKind, rate: float, most: float, *uses: Use) -> WeightSet:
+    """The old policy of an objective on images: an average that keeps min(rate · n, most) of itself after step n."""
+    return WeightSet("old", follows, lambda n: min(rate * n, most), frozenset(uses))
+
+
 def used_for(use: Use, weight_sets: Iterable[WeightSet]) -> WeightSet | None:
     """The set with this use; None if the trained weights themselves have it."""
     return next((weight_set for weight_set in weight_sets if use in weight_set.uses), None)

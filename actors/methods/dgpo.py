@@ -29,7 +29,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from actors.learner.settings import AdvantageSettings, EmaSettings, LeafObjectiveSettings
-from actors.learner.weight_sets import WeightSet
+from actors.learner.weight_sets import WeightSet, quick_average
 from actors.methods import Method
 from actors.policy.settings import FlowSDESettings
 from actors.rollout.plans.settings import SamplesSettings
@@ -74,7 +74,7 @@ class DgpoSettings(LeafObjectiveSettings):
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
         """The weight sets, with the old policy."""
-        old = WeightSet("old", "optimizer_step", lambda n: min(self.old_rate * n, self.old_most), frozenset({"loss"}))
+        old = quick_average("optimizer_step", self.old_rate, self.old_most, "loss")
         return (*super().weight_sets(ema), old)
 
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from actors.learner.settings import AdvantageSettings, EmaSettings, LeafObjectiveSettings, LearnerSettings
-from actors.learner.weight_sets import WeightSet
+from actors.learner.weight_sets import WeightSet, quick_average
 from actors.methods import Method
 from actors.policy.settings import FlowSDESettings, KernelSettings
 from actors.rollout.plans.settings import SamplesSettings
@@ -51,12 +51,7 @@ class NftSettings(LeafObjectiveSettings):
 
     def weight_sets(self, ema: EmaSettings | None) -> tuple[WeightSet, ...]:
         """The weight sets, with the old policy, which does not change during an update."""
-        old = WeightSet(
-            "old",
-            "training_step",
-            lambda n: min(self.old_rate * n, self.old_most),
-            frozenset({"sampling", "loss"}),
-        )
+        old = quick_average("training_step", self.old_rate, self.old_most, "sampling", "loss")
         return (*super().weight_sets(ema), old)
 
     def check(self, kernel: KernelSettings, learner: LearnerSettings, prompts_per_step: int) -> None:

@@ -82,3 +82,12 @@ def gradient(learner, batch):
     learner.optimizer_step = capture
     learner.update(batch)
     return found
+
+
+def tensor(array):
+    return torch.from_numpy(array).double()
+
+
+def same(found, parameters):
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-14)
